@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable
+OUT ?= out/demo
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/depthsys demo --out $(OUT) --force
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: .venv/.installed-dev
+	$(BIN)/python -m pytest tests/benchmarks -s -m "not gpu"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "depthsys needs Python 3.11 or newer; got $$($(PYTHON) --version). Use make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml tests/constraints.txt
+	@echo "Installing depthsys into .venv (torch and friends: some minutes the first time) ..."
+	$(INSTALL) .
+	@touch $@
+
+.venv/.installed-dev: .venv/bin/python pyproject.toml tests/constraints.txt
+	@echo "Installing depthsys and its test tools into .venv (some minutes the first time) ..."
+	$(INSTALL) ".[dev]"
+	@touch $@ .venv/.installed
+
+clean:
+	rm -rf .venv out build *.egg-info

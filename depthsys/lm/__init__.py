@@ -1,0 +1,33 @@
+"""A language model as a dynamical system over depth. Loads torch and transformers."""
+
+from depthsys.lm.concepts import mean_difference
+from depthsys.lm.identify import Krylov, identify
+from depthsys.lm.linearize import linear_gains
+from depthsys.lm.model import DepthModel, Run
+from depthsys.lm.prompts import Splits, Texts, read_texts
+from depthsys.lm.verify import (
+    agreement,
+    compare_energies,
+    error_budget,
+    measure_gains,
+    play,
+    required_energy,
+)
+
+__all__ = [
+    "DepthModel",
+    "Krylov",
+    "Run",
+    "Splits",
+    "Texts",
+    "agreement",
+    "compare_energies",
+    "error_budget",
+    "identify",
+    "linear_gains",
+    "mean_difference",
+    "measure_gains",
+    "play",
+    "read_texts",
+    "required_energy",
+]

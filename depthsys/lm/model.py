@@ -1,0 +1,743 @@
+"""A Hugging Face causal language model as a sequence of maps of the last token's state.
+
+The only file that knows Hugging Face names. The model is wrapped, never rewritten: its own
+block modules are called with the last token's state replaced and the keys and values of the
+earlier tokens frozen. That is exact for a causal model, because the last token influences no
+earlier one.
+
+How a block is called (masks, positions, rotary tables) is learnt by a *dry run*: the model's
+own forward pass with every block replaced by "note the arguments, pass the state on". It costs
+an embedding look-up, and spares this package any knowledge of the family.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+)
+from transformers.cache_utils import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from depthsys.lm import contract
+from depthsys.lm.linearize import jacobian, jvp, vjp
+from depthsys.lm.prompts import Texts, length_batches
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+LAST_TOKEN_ATTENTION = "depthsys_last_token"
+
+
+def last_token_attention(
+    module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_
+):
+    """Attention of many copies of the last token: each sees the context and itself.
+
+    ``query`` is (prompt, head, copy, channel); ``key`` and ``value`` hold the context followed
+    by one row per copy. The copies do not see each other, so one call evaluates a block at many
+    states of the last token, with one set of frozen keys and values and no repetition of them.
+    """
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks are not supported yet")
+    n_prompts, n_heads, n_copies, n_channels = query.shape
+    n_groups = key.shape[1]
+    scaling = n_channels**-0.5 if scaling is None else scaling
+    context, own = key[:, :, :-n_copies], key[:, :, -n_copies:, None]
+    # the heads that share a key go side by side: (prompt, group, copy, head in group, channel)
+    query = query.unflatten(1, (n_groups, -1)).transpose(2, 3)
+    rows = query.flatten(2, 3)
+    scores = rows @ context.transpose(-1, -2)
+    scores = scores.unflatten(2, (n_copies, -1))
+    scores = torch.cat([scores, (query * own).sum(-1, keepdim=True)], dim=-1) * scaling
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask[:, :, :, None, :]
+    weights = torch.softmax(scores, dim=-1)
+    mixed = weights[..., :-1].flatten(2, 3) @ value[:, :, :-n_copies]
+    mixed = mixed.unflatten(2, (n_copies, -1))
+    mixed = mixed + weights[..., -1:] * value[:, :, -n_copies:, None]
+    output = mixed.permute(0, 2, 1, 3, 4).reshape(n_prompts, n_copies, n_heads, -1)
+    return output, None
+
+
+class _StandInCache:
+    """What a block sees instead of a cache; anything but ``update`` is a family we do not know."""
+
+    is_compileable = False
+
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            f"the block asks its cache for {name!r}, which a replay with frozen context does not "
+            "have (recurrent layers, keys and values shared between layers, ...)"
+        )
+
+
+class _RecordingCache(_StandInCache):
+    """Keeps the keys and values of a whole-sequence pass through one block."""
+
+    def __init__(self) -> None:
+        self.key = self.value = None
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.key, self.value = key_states, value_states
+        return key_states, value_states
+
+
+class _FrozenCache(_StandInCache):
+    """Serves frozen keys and values, and stores nothing: safe to call any number of times."""
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor):
+        self.key, self.value = key, value
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        key = torch.cat([self.key, key_states], dim=-2)
+        return key, torch.cat([self.value, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """How the model calls its blocks for one batch, without the state and the cache."""
+
+    embedded: torch.Tensor
+    sequence: list[tuple[tuple, dict]]
+    step: list[tuple[tuple, dict]]
+    n_context: list[int]
+
+
+@dataclass(frozen=True)
+class FrozenBlock:
+    """Block ``layer`` as a map of the last token's state, for prompts of one length.
+
+    Attributes
+    ----------
+    layer
+        0..L-1.
+    prompts
+        Row numbers of these prompts among those that were asked for.
+    x, x_next
+        (prompt, feature): nominal state before and after the block.
+    """
+
+    layer: int
+    prompts: np.ndarray
+    x: torch.Tensor
+    x_next: torch.Tensor
+    _model: "DepthModel"
+    _call: tuple[tuple, dict]
+    _cache: _FrozenCache
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """States (prompt, copy, feature) after the block; the copies are independent."""
+        with self._model.attention(LAST_TOKEN_ATTENTION):
+            return self._model.call_block(self.layer, self._call, states, self._cache)
+
+    def jvp(self, directions: torch.Tensor) -> torch.Tensor:
+        """See `linearize.jvp`."""
+        return jvp(self, self.x, directions)
+
+    def vjp(self, directions: torch.Tensor) -> torch.Tensor:
+        """See `linearize.vjp`."""
+        return vjp(self, self.x, directions)
+
+    def jacobian(self) -> torch.Tensor:
+        """See `linearize.jacobian`."""
+        return jacobian(self, self.x)
+
+
+@dataclass(frozen=True)
+class FrozenRun:
+    """The nominal run of prompts of one length: one `FrozenBlock` per layer.
+
+    ``x`` is (depth, prompt, feature); ``prompts`` holds row numbers.
+    """
+
+    blocks: list[FrozenBlock]
+    prompts: np.ndarray
+    x: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """The nominal run of prompts of any lengths, kept in memory with its frozen context.
+
+    Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
+    feature), and give float tensors on the model's device.
+    """
+
+    batches: list[FrozenRun]
+    n_prompts: int
+
+    @property
+    def states(self) -> xr.DataArray:
+        """Nominal states (depth, prompt, feature), depth 0..L, before the final norm."""
+        first = self.batches[0].x
+        states = np.empty((first.shape[0], self.n_prompts, first.shape[2]))
+        for batch in self.batches:
+            states[:, batch.prompts] = batch.x.double().cpu().numpy()
+        dims = ("depth", "prompt", "feature")
+        return xr.DataArray(states, dims=dims, coords={"depth": np.arange(len(first))})
+
+    def jvp(self, layer: int, directions: Any) -> torch.Tensor:
+        """Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
+        return self._each(layer, lambda block, d: block.jvp(d), directions)
+
+    def vjp(self, layer: int, directions: Any) -> torch.Tensor:
+        """Transposed Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
+        return self._each(layer, lambda block, d: block.vjp(d), directions)
+
+    def jacobian(self, layer: int) -> torch.Tensor:
+        """Full Jacobian of block ``layer``: (prompt, state_next, state)."""
+        return self._each(layer, lambda block, _: block.jacobian(), None)
+
+    def _each(self, layer, function, directions) -> torch.Tensor:
+        n_layers = len(self.batches[0].blocks)
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"`layer` must be in 0..{n_layers - 1}; got {layer}. Layers are maps.")
+        x = self.batches[0].x
+        if directions is not None:
+            directions = torch.as_tensor(directions, dtype=x.dtype, device=x.device)
+        outputs: torch.Tensor | None = None
+        for batch in self.batches:
+            rows = torch.as_tensor(batch.prompts, device=x.device)
+            part = directions
+            if directions is not None and directions.dim() == 3:
+                part = directions[rows]
+            result = function(batch.blocks[layer], part)
+            if outputs is None:
+                outputs = result.new_empty((self.n_prompts, *result.shape[1:]))
+            outputs[rows] = result
+        if outputs is None:
+            raise ValueError("`run` must hold at least one prompt; got none. Run some texts first.")
+        return outputs
+
+
+class DepthModel:
+    """A causal language model, wrapped so that its blocks act on the last token's state.
+
+    Parameters
+    ----------
+    hf
+        A Hugging Face causal language model. It is put in eval mode and its parameters are
+        frozen; nothing else is changed.
+    tokenizer
+        Its tokenizer; needed only for texts, not for token ids.
+    name
+        What to call it in results.
+    max_tokens
+        Longer texts are cut on the right; never above the model's context.
+
+    Attributes
+    ----------
+    n_layers, n_features
+        L blocks, states in R^H.
+    contract
+        Report of the check made at load: largest relative errors of the replay against the
+        model's own forward pass, of Jacobians against central differences, and so on.
+    fingerprint, revision
+        SHA-256 over sampled weights; commit on the Hugging Face hub, or "local".
+
+    Raises
+    ------
+    ValueError
+        If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer=None, *, name: str = "model", max_tokens=128):
+        if max_tokens < 1:
+            raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
+        _refuse_config(hf.config)
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self._text_config: Any = hf.config.get_text_config(decoder=True)
+        self._blocks = _find_blocks(hf)
+        self._configs = list(
+            {
+                id(m.config): m.config
+                for m in hf.modules()
+                if hasattr(getattr(m, "config", None), "_attn_implementation")
+            }.values()
+        )
+        if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
+            eager_mask = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+            ALL_MASK_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, eager_mask)
+        self.n_layers = len(self._blocks)
+        self.n_features = self._text_config.hidden_size
+        context = getattr(self._text_config, "max_position_embeddings", None)
+        self.max_tokens = max_tokens if context is None else min(max_tokens, context)
+        parameter = next(hf.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.fingerprint = _checked_fingerprint(hf)
+        self.revision = getattr(hf.config, "_commit_hash", None) or "local"
+        self._tuple_length = self._probe_output()
+        self.contract = contract.check(self)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        max_tokens: int = 128,
+    ) -> "DepthModel":
+        """Load a model and its tokenizer with the Auto classes and check the contract.
+
+        Parameters
+        ----------
+        name_or_path
+            A local folder, or a Hugging Face name.
+        device
+            "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        dtype
+            "float32" or "float64".
+        max_tokens
+            Longer texts are cut on the right.
+
+        Raises
+        ------
+        ValueError
+            If the path, the architecture, the weights, the device or the dtype is not usable.
+            Remote code is never run and pickled weights are never read.
+        """
+        torch_device = _device(device)
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
+                "float32 at least."
+            )
+        source = _source(name_or_path)
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
+                f"{_first_line(error)} Check the spelling, or download the model first."
+            ) from error
+        _refuse_config(config)
+        try:
+            hf, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=DTYPES[dtype],
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
+                f"{_first_line(error)} Save it again with `save_pretrained`."
+            ) from error
+        if info["missing_keys"] or info["mismatched_keys"]:
+            bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+            raise ValueError(
+                f"`model` must hold every weight of {type(hf).__name__}; {source!r} lacks or "
+                f"misfits {bad[:3]} ({len(bad)} in all). They would be random: save it again."
+            )
+        return cls(hf.to(torch_device), tokenizer, name=source, max_tokens=max_tokens)
+
+    # ---------------------------------------------------------------- texts and directions
+
+    def tokenize(self, texts: Texts | Sequence[str]) -> tuple[list[list[int]], int]:
+        """Token ids of every text, cut on the right, and how many texts were cut."""
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
+        strings = list(texts.texts if isinstance(texts, Texts) else texts)
+        # verbose=False: a text above the tokenizer's own limit is cut and counted here
+        ids = self.tokenizer(strings, verbose=False)["input_ids"]
+        for text, row in zip(strings, ids, strict=True):
+            if not row:
+                raise ValueError(
+                    f"`texts` must have at least one token each; got none for {text!r}. "
+                    "Delete the row."
+                )
+        n_cut = sum(len(row) > self.max_tokens for row in ids)
+        return [row[: self.max_tokens] for row in ids], n_cut
+
+    def directions(self, concept: xr.Dataset) -> torch.Tensor:
+        """Concept directions (depth, feature) as a tensor of this model, checked."""
+        v = concept["direction"].transpose("depth", "feature").values
+        expected = (self.n_layers + 1, self.n_features)
+        if v.shape != expected or not np.isfinite(v).all():
+            raise ValueError(
+                f"`concept` must hold a finite direction (depth, feature) of shape {expected}; "
+                f"got {v.shape}. Compute it with this model."
+            )
+        return torch.as_tensor(v, dtype=self.dtype, device=self.device)
+
+    def _token_rows(self, prompts) -> list[list[int]]:
+        if len(prompts) == 0:
+            raise ValueError("`prompts` must hold at least one text; got none. Give some.")
+        if isinstance(prompts, (str, bytes)):
+            raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
+        if isinstance(prompts, Texts) or isinstance(prompts[0], str):
+            return self.tokenize(prompts)[0]
+        return [list(row) for row in prompts]
+
+    # ---------------------------------------------------------------- runs
+
+    def run(self, prompts: Texts | Sequence[str] | Sequence[Sequence[int]]) -> Run:
+        """Nominal run of texts or token ids, all kept in memory (see `stream` for many)."""
+        return Run(list(self.stream(prompts)), len(prompts))
+
+    def stream(self, prompts, progress: str | None = None) -> Iterator[FrozenRun]:
+        """Nominal runs, one length batch at a time: memory does not grow with the prompts."""
+        rows = self._token_rows(prompts)
+        with _progress(progress, len(rows), "prompt") as bar:
+            for batch in length_batches([len(row) for row in rows]):
+                yield self._frozen_run(self._ids(rows, batch), batch)
+                bar.update(len(batch))
+
+    def sweep(
+        self, prompts, progress: str | None = None
+    ) -> Iterator[tuple[int, Iterator[FrozenBlock]]]:
+        """Layer by layer, all prompts of a layer before the next layer.
+
+        Yields (layer, blocks), where ``blocks`` iterates over length batches. A direction at
+        depth l + 1 may thus depend on an average over all prompts at layer l, at the price of
+        one prefill in all. The hidden states of the prompts wait in a temporary file (4 bytes x
+        tokens x H), so memory does not grow with the number of prompts.
+        """
+        rows = self._token_rows(prompts)
+        batches = [(b, self._ids(rows, b)) for b in length_batches([len(row) for row in rows])]
+        with (
+            tempfile.TemporaryFile() as spool,
+            _progress(progress, len(rows) * self.n_layers, "block") as bar,
+        ):
+            for layer in range(self.n_layers):
+                blocks = self._blocks_of(layer, batches, spool, bar)
+                yield layer, blocks
+                for _ in blocks:  # a caller may stop early; the states must still advance
+                    pass
+
+    def _blocks_of(self, layer, batches, spool, bar) -> Iterator[FrozenBlock]:
+        spool.seek(0)
+        for prompts, ids in batches:
+            calls = self._dry_run(ids)
+            hidden, start = calls.embedded, spool.tell()
+            if layer > 0:
+                count = hidden.numel()
+                values = np.fromfile(spool, dtype=_numpy_dtype(self.dtype), count=count)
+                hidden = torch.from_numpy(values).view(hidden.shape).to(self.device)
+            block, hidden = self._frozen_block(layer, prompts, hidden, calls)
+            spool.seek(start)
+            hidden.cpu().numpy().tofile(spool)
+            yield block
+            bar.update(len(prompts))
+
+    def _ids(self, rows: list[list[int]], batch: np.ndarray) -> torch.Tensor:
+        return torch.tensor([rows[i] for i in batch], device=self.device)
+
+    @torch.no_grad()
+    def _frozen_run(self, ids: torch.Tensor, prompts: np.ndarray) -> FrozenRun:
+        calls = self._dry_run(ids)
+        hidden, blocks = calls.embedded, []
+        for layer in range(self.n_layers):
+            block, hidden = self._frozen_block(layer, prompts, hidden, calls)
+            blocks.append(block)
+        x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
+        return FrozenRun(blocks, prompts, x)
+
+    @torch.no_grad()
+    def _frozen_block(
+        self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: _Calls
+    ) -> tuple[FrozenBlock, torch.Tensor]:
+        """Pass whole sequences through one block and keep what the last token saw."""
+        recorder = _RecordingCache()
+        after = self.call_block(layer, calls.sequence[layer], hidden, recorder)
+        x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
+        if not bool(torch.isfinite(x_next).all()):
+            raise FloatingPointError(
+                f"`model` must have finite states; got a non-finite one after layer {layer}. "
+                "Use float32 or float64 weights that do not overflow."
+            )
+        if recorder.key is None:
+            raise ValueError(
+                f"`model` must store keys and values in its cache; layer {layer} of "
+                f"{type(self.hf).__name__} did not. Recurrent layers have no frozen context."
+            )
+        # a sliding window keeps only the last tokens of the context
+        keep = slice(hidden.shape[1] - 1 - calls.n_context[layer], hidden.shape[1] - 1)
+        frozen = _FrozenCache(
+            recorder.key[:, :, keep].contiguous(), recorder.value[:, :, keep].contiguous()
+        )
+        block = FrozenBlock(layer, prompts, x, x_next, self, calls.step[layer], frozen)
+        return block, after
+
+    @torch.no_grad()
+    def _dry_run(self, ids: torch.Tensor) -> _Calls:
+        n_tokens = ids.shape[1]
+        ones = torch.ones_like(ids)
+        sequence, embedded = self._record_calls(ids, ones, DynamicCache(config=self.hf.config))
+        cache = DynamicCache(config=self.hf.config)
+        if n_tokens > 1:
+            # only its length matters: the masks of the one-token step are made from it
+            blank = torch.zeros(1, 1, n_tokens - 1, 1, dtype=self.dtype, device=self.device)
+            for layer in range(self.n_layers):
+                cache.update(blank, blank, layer)
+            n_context = [cache.layers[layer].keys.shape[-2] for layer in range(self.n_layers)]
+        else:
+            n_context = [0] * self.n_layers
+        with self.attention(LAST_TOKEN_ATTENTION):
+            step, _ = self._record_calls(ids[:, -1:], ones, cache)
+        return _Calls(embedded, sequence, step, n_context)
+
+    def _record_calls(self, ids, mask, cache) -> tuple[list[tuple[tuple, dict]], torch.Tensor]:
+        """Run the model with blocks that only note how they are called."""
+        calls: list[tuple[tuple, dict]] = []
+        states: list[torch.Tensor] = []
+
+        def note(layer, args, kwargs):
+            states.append(args[0] if args else kwargs["hidden_states"])
+            calls.append(
+                (
+                    tuple(_without_cache(a) for a in (None, *args[1:])) if args else (),
+                    {k: _without_cache(a) for k, a in kwargs.items() if k != "hidden_states"},
+                )
+            )
+            return states[-1]
+
+        with self._blocks_replaced(note):
+            self.hf.base_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        if len(calls) != self.n_layers or states[0].dim() != 3:
+            raise ValueError(
+                f"`model` must call each of its {self.n_layers} blocks once with one residual "
+                f"stream; got {len(calls)} calls with states of shape {tuple(states[0].shape)}. "
+                "Multi-stream residuals have no single depth map."
+            )
+        return calls, states[0]
+
+    @torch.no_grad()
+    def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
+        """Logits (prompt, token) that the model's own head gives for last states x_L."""
+        with self._blocks_replaced(lambda *_: x_last[:, None, :]):
+            return self.hf(ids[:, -1:]).logits[:, -1]
+
+    @contextlib.contextmanager
+    def _blocks_replaced(self, function):
+        """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
+        try:
+            for layer, block in enumerate(self._blocks):
+                block.forward = self._replacement(layer, function)
+            yield
+        finally:
+            for block in self._blocks:
+                block.__dict__.pop("forward", None)
+
+    def _replacement(self, layer, function):
+        def forward(*args, **kwargs):
+            state = function(layer, args, kwargs)
+            if self._tuple_length:
+                return (state, *[None] * (self._tuple_length - 1))
+            return state
+
+        return forward
+
+    def _probe_output(self) -> int:
+        """0 if blocks return a tensor, else the length of the tuple they return."""
+        seen: list[Any] = []
+        handle = self._blocks[0].register_forward_hook(lambda *a: seen.append(a[2]))
+        try:
+            with torch.no_grad():
+                self.hf.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        finally:
+            handle.remove()
+        return len(seen[0]) if isinstance(seen[0], tuple) else 0
+
+    def call_block(self, layer: int, call, hidden: torch.Tensor, cache) -> torch.Tensor:
+        """Call the original block module with another state and another cache."""
+        args, kwargs = call
+        args = tuple(cache if a is _CACHE else a for a in args)
+        kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
+        if args:
+            out = self._blocks[layer](hidden, *args[1:], **kwargs)
+        else:
+            out = self._blocks[layer](hidden_states=hidden, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @contextlib.contextmanager
+    def attention(self, name: str):
+        """Switch the attention implementation for a while."""
+        old = [config._attn_implementation for config in self._configs]
+        try:
+            for config in self._configs:
+                config._attn_implementation = name
+            yield
+        finally:
+            for config, implementation in zip(self._configs, old, strict=True):
+                config._attn_implementation = implementation
+
+    def block_hooks(self, pre_hooks: dict[int, Any]) -> contextlib.ExitStack:
+        """Hook the input of blocks on the whole sequence: the slow way, for checks.
+
+        ``pre_hooks[layer](hidden)`` returns the hidden states (prompt, token, feature) to use;
+        the key L sees the output of the last block.
+        """
+        stack = contextlib.ExitStack()
+        for layer, function in pre_hooks.items():
+            if layer == self.n_layers:
+                handle = self._blocks[-1].register_forward_hook(_output_hook(function))
+            else:
+                handle = self._blocks[layer].register_forward_pre_hook(
+                    _input_hook(function), with_kwargs=True
+                )
+            stack.callback(handle.remove)
+        return stack
+
+
+def _input_hook(function):
+    def hook(module, args, kwargs):
+        if args:
+            return (function(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _output_hook(function):
+    def hook(module, args, output):
+        if isinstance(output, tuple):
+            return (function(output[0]), *output[1:])
+        return function(output)
+
+    return hook
+
+
+_CACHE = object()  # marks the place of the cache among recorded arguments
+
+
+def _without_cache(argument):
+    return _CACHE if isinstance(argument, Cache) else argument
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def _progress(title: str | None, total: int, unit: str):
+    """A bar for work over two seconds, on a terminal only."""
+    disable = True if title is None else None
+    return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
+
+
+# -------------------------------------------------------------------- checks before loading
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`device` must be 'auto', 'cpu' or 'cuda[:N]'; got {device!r}. Use 'auto'."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` must be available; got {device!r} and no GPU. Use 'cpu'.")
+    return chosen
+
+
+def _source(name_or_path: str | Path) -> str:
+    source = str(name_or_path)
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise ValueError(
+                f"`model` must be a folder with a config.json; got {source!r}. "
+                "Point at the folder that `save_pretrained` wrote."
+            )
+        return source
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise ValueError(
+            f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
+            "neither. Check the path."
+        )
+    return source
+
+
+def _refuse_config(config) -> None:
+    kind = getattr(config, "model_type", type(config).__name__)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"`model` must be a decoder-only language model; got the encoder-decoder {kind!r}. "
+            "Its states depend on a second stream: use a causal model."
+        )
+    masked_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or masked_only:
+        raise ValueError(
+            f"`model` must be a causal language model; got the encoder-only or unknown type "
+            f"{kind!r}. With bidirectional attention the context is not frozen: use a causal model."
+        )
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise ValueError(
+            f"`model` must not share keys and values between layers; got {kind!r} with "
+            f"{text.num_kv_shared_layers} such layers. x_{{l+1}} is then no function of x_l alone."
+        )
+    types = set(getattr(text, "layer_types", None) or [])
+    recurrent = {t for t in types if "attention" not in t or "linear" in t}
+    if recurrent:
+        raise ValueError(
+            f"`model` must have attention layers only; got {sorted(recurrent)} in {kind!r}. "
+            "Recurrent layers keep a state that is not a key-value cache."
+        )
+
+
+def _find_blocks(hf: nn.Module) -> nn.ModuleList:
+    """The outermost ModuleList of num_hidden_layers modules that take ``hidden_states``."""
+    n_layers = hf.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore
+    found = [
+        (name.count("."), module)
+        for name, module in hf.base_model.named_modules()  # type: ignore
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and "hidden_states" in inspect.signature(type(module[0]).forward).parameters
+    ]
+    if not found:
+        raise ValueError(
+            f"`model` must hold a list of {n_layers} blocks; {type(hf).__name__} has none. "
+            "This family is not supported."
+        )
+    return min(found, key=lambda item: item[0])[1]
+
+
+def _checked_fingerprint(hf: nn.Module) -> str:
+    """SHA-256 over names, shapes and sampled values; refuses weights that are not finite."""
+    digest = hashlib.sha256()
+    for name, tensor in hf.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"`model` must have finite weights; {name!r} holds NaN or infinity. "
+                "The file is damaged or the training diverged."
+            )
+        flat = tensor.flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].double().cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().split("\n")[0]
+    return line if line.endswith((".", "!", "?")) else line + "."

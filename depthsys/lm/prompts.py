@@ -1,0 +1,216 @@
+"""Labelled text -> three disjoint splits -> batches of one length."""
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("concept", "operating", "held_out")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts with a binary label, distinct, in a fixed order.
+
+    Attributes
+    ----------
+    texts
+        The texts.
+    labels
+        (text) of 0 and 1.
+    classes
+        The names behind 0 and 1, in sorted order: a higher readout means ``classes[1]``.
+    source
+        Where they came from: a path, or "list".
+    n_duplicates, n_conflicts
+        Copies that were dropped, and texts dropped because they came with both labels.
+    """
+
+    texts: tuple[str, ...]
+    labels: np.ndarray = field(repr=False)
+    classes: tuple[str, str]
+    source: str = "list"
+    n_duplicates: int = 0
+    n_conflicts: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of texts, labels and their order."""
+        rows = [[text, int(label)] for text, label in zip(self.texts, self.labels, strict=True)]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+    def split(
+        self, *, concept: int = 400, operating: int = 200, held_out: int = 200, seed: int = 0
+    ) -> "Splits":
+        """Three disjoint, stratified splits with the given number of texts PER CLASS.
+
+        Raises
+        ------
+        ValueError
+            If a size is below 1 or a class has fewer texts than the three sizes together.
+        """
+        sizes = {"concept": concept, "operating": operating, "held_out": held_out}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"`{name}` must be >= 1; got {size}. Give texts per class.")
+        needed = sum(sizes.values())
+        found = [int((self.labels == label).sum()) for label in (0, 1)]
+        if min(found) < needed:
+            raise ValueError(
+                f"`texts` must hold {needed} distinct texts per class for the splits "
+                f"{concept}/{operating}/{held_out}; got {found[0]} of class {self.classes[0]!r} "
+                f"and {found[1]} of class {self.classes[1]!r} from {self.source} "
+                f"({self.n_duplicates} duplicates and {self.n_conflicts} texts with both labels "
+                "dropped). Add texts or ask for smaller splits."
+            )
+        rng = np.random.default_rng(seed)
+        shuffled = [rng.permutation(np.flatnonzero(self.labels == label)) for label in (0, 1)]
+        parts, start = {}, 0
+        for name, size in sizes.items():
+            chosen = np.concatenate([order[start : start + size] for order in shuffled])
+            parts[name] = self._take(rng.permutation(chosen))
+            start += size
+        return Splits(**parts, seed=seed)
+
+    def _take(self, rows: np.ndarray) -> "Texts":
+        return Texts(
+            tuple(self.texts[i] for i in rows), self.labels[rows], self.classes, self.source
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint texts for the concept direction, the identification and the verification."""
+
+    concept: Texts
+    operating: Texts
+    held_out: Texts
+    seed: int
+
+    @property
+    def sizes(self) -> str:
+        """Texts per class as "concept/operating/held-out", for example "400/200/200"."""
+        return "/".join(str(int((getattr(self, s).labels == 0).sum())) for s in SPLITS)
+
+
+def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
+    """Labelled texts from a file or from Python pairs, duplicates removed and counted.
+
+    Parameters
+    ----------
+    source
+        A .csv or .tsv file with a header, or a .jsonl file, with the columns ``text`` and
+        ``label``; or pairs (text, label). Labels are any two values; sorted as text, the
+        first becomes 0. A text that comes with both labels is dropped.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If the format, columns, labels or a text is not usable; the message names the row.
+
+    Examples
+    --------
+    >>> from depthsys import lm
+    >>> lm.read_texts([("good", 1), ("bad", 0), ("good", 1)])
+    Texts(texts=('good', 'bad'), classes=('0', '1'), source='list', n_duplicates=1, n_conflicts=0)
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        return _texts(_rows(path), str(path))
+    return _texts([(text, str(label)) for text, label in source], "list")
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`texts` must be an existing file; got {str(path)!r}. "
+            "Give a CSV, TSV or JSONL file with the columns text and label."
+        )
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(
+            f"`texts` must be a .csv, .tsv or .jsonl file; got {path.name!r}. Convert it first."
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == ".jsonl":
+                records = [json.loads(line) for line in file if line.strip()]
+            else:
+                delimiter = "," if kind == ".csv" else "\t"
+                records = list(csv.DictReader(file, delimiter=delimiter, strict=True))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"`texts` must be a readable UTF-8 {kind} file; got {path.name!r}: {error}. Re-save it."
+        ) from error
+    if not records:
+        raise ValueError(f"`texts` must not be empty; {path.name!r} has no rows. Add texts.")
+    rows = []
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not {"text", "label"} <= record.keys():
+            found = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
+            raise ValueError(
+                f"`texts` must have the columns 'text' and 'label'; got {found} in row {number} "
+                f"of {path.name!r}. Rename the columns."
+            )
+        if record["text"] is None or record["label"] is None:
+            raise ValueError(
+                f"`texts` must have a text and a label in every row; row {number} of "
+                f"{path.name!r} lacks one. Fill it in or delete the row."
+            )
+        rows.append((record["text"], str(record["label"]).strip()))
+    return rows
+
+
+def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
+    for number, (text, _) in enumerate(rows, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"`texts` must hold non-empty strings; got {text!r} in row {number} of {source}. "
+                "Delete the row."
+            )
+    classes = sorted({label for _, label in rows})
+    if len(classes) != 2:
+        shown = classes if len(classes) <= 5 else [*classes[:5], "..."]
+        raise ValueError(
+            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source}. "
+            "Keep the rows of two classes."
+        )
+    labels_of: dict[str, set[str]] = {}
+    for text, label in rows:
+        labels_of.setdefault(text, set()).add(label)
+    kept = [text for text, labels in labels_of.items() if len(labels) == 1]
+    counts = Counter(text for text, _ in rows)
+    return Texts(
+        texts=tuple(kept),
+        labels=np.array([classes.index(next(iter(labels_of[text]))) for text in kept], dtype=int),
+        classes=(classes[0], classes[1]),
+        source=source,
+        n_duplicates=sum(counts[text] - 1 for text in kept),
+        n_conflicts=len(labels_of) - len(kept),
+    )
+
+
+def length_batches(
+    lengths: Sequence[int], *, max_tokens: int = 1024, max_prompts: int = 32
+) -> list[np.ndarray]:
+    """Row numbers grouped so that each batch has one length: no padding, no masks.
+
+    A batch holds at most ``max_prompts`` rows and ``max_tokens`` tokens (one row at least).
+    """
+    batches = []
+    lengths = np.asarray(lengths)
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        size = max(1, min(max_prompts, max_tokens // int(length)))
+        batches += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return batches

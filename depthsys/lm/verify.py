@@ -1,0 +1,522 @@
+"""What the full nonlinear model does, beside what a system predicts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import rankdata
+
+from depthsys import ltv
+from depthsys.lm.model import DepthModel, FrozenRun
+from depthsys.lm.prompts import Texts
+
+# Copies x prompts that are replayed at once, without derivatives.
+ROWS = 4096
+
+LAYER_SETS = ("all", "without_layer_0")
+BOUNDS = ("estimate", "low", "high")
+BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
+
+
+def measure_gains(
+    model: DepthModel,
+    texts: Texts,
+    concept: xr.Dataset,
+    *,
+    eps: float = 0.1,
+    relative: bool = False,
+    difference: str = "central",
+) -> xr.Dataset:
+    r"""Measured gain of every layer and prompt on the full nonlinear model.
+
+    ``g_l = [y_L(+s v_l) - y_L(-s v_l)] / (2 eps)`` with the injection at the input of block l.
+    All layers and signs of a batch of prompts go through the frozen-context replay together; an
+    injection joins at its layer.
+
+    Parameters
+    ----------
+    model, texts
+        The model and the prompts.
+    concept
+        ``direction`` (depth, feature).
+    eps
+        Step, in the unit of the state; with ``relative`` a fraction of its norm.
+    relative
+        Inject ``s = eps ||x_l||`` of each prompt instead of ``s = eps``.
+    difference
+        "central", or "forward" for the one-sided ``[y_L(+s v_l) - y_L] / eps``.
+
+    Returns
+    -------
+    xr.Dataset
+        ``gain`` (prompt, layer): unit of the readout per unit of the state, or per fraction of
+        the state's norm with ``relative``.
+
+    Raises
+    ------
+    ValueError
+        If ``eps`` is not positive and finite.
+    """
+    check_eps(eps)
+    if difference not in ("central", "forward"):
+        raise ValueError(
+            f"`difference` must be 'central' or 'forward'; got {difference!r}. Pick one."
+        )
+    v = model.directions(concept)
+    identity = torch.eye(model.n_layers, dtype=model.dtype, device=model.device)
+    # the last copy of a forward difference is never pushed: it is the nominal run
+    ends = torch.zeros_like(identity[:1]) if difference == "forward" else -identity
+    pushes = eps * torch.cat([identity, ends])
+    gain = np.empty((len(texts), model.n_layers))
+    for run in model.stream(texts, "measured gains"):
+        size = run.x[:-1].norm(dim=-1).T[:, None, :] if relative else 1.0
+        y = _readouts(run, v, pushes * size)
+        width = 2 * eps if difference == "central" else eps
+        gain[run.prompts] = (y[:, : model.n_layers] - y[:, model.n_layers :]) / width
+    return xr.Dataset(
+        {"gain": (("prompt", "layer"), gain)},
+        coords={"layer": np.arange(model.n_layers)},
+        attrs={
+            "kind": "measured",
+            "step": eps,
+            "relative": int(relative),
+            "difference": difference,
+            "prompts_sha256": texts.sha256,
+        },
+    )
+
+
+def check_eps(eps: float) -> None:
+    """ValueError unless the step is positive and finite."""
+    if not (np.isfinite(eps) and eps > 0):
+        raise ValueError(f"`eps` must be positive and finite; got {eps}. The default is 0.1.")
+
+
+@torch.no_grad()
+def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarray:
+    """Readout y_L (prompt, copy) when copy c is pushed by ``pushes[..., c, l] v_l`` at layer l.
+
+    ``pushes`` is (copy, layer) or (prompt, copy, layer). A copy is nominal until its first push,
+    so it joins the batch there.
+    """
+    n_prompts, n_layers = run.x.shape[1], len(run.blocks)
+    pushes = pushes.expand(n_prompts, *pushes.shape[-2:])
+    size = max(1, ROWS // n_prompts)
+    if pushes.shape[1] > size:
+        return np.hstack([_readouts(run, v, part) for part in pushes.split(size, dim=1)])
+    pushed = (pushes != 0).any(0)
+    first = torch.where(pushed.any(-1), pushed.int().argmax(-1), n_layers)
+    order = torch.argsort(first, stable=True)
+    starts = torch.bincount(first, minlength=n_layers + 1).cumsum(0).tolist()
+    x = run.x[0][:, None][:, :0]
+    for layer, block in enumerate(run.blocks):
+        joining = starts[layer] - x.shape[1]
+        x = torch.cat([x, block.x[:, None].expand(-1, joining, -1)], dim=1)
+        if x.shape[1] > 0:
+            x = block(x + pushes[:, order[: x.shape[1]], layer, None] * v[layer])
+    idle = run.x[-1][:, None].expand(-1, len(order) - x.shape[1], -1)
+    y = torch.cat([x, idle], dim=1).double() @ v[-1].double()
+    return y[:, torch.argsort(order)].cpu().numpy()
+
+
+def agreement(
+    predicted: xr.Dataset | xr.DataArray,
+    measured: xr.Dataset,
+    *,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How well one predicted gain curve agrees with measured gains, with bootstrap intervals.
+
+    Parameters
+    ----------
+    predicted
+        A system (its terminal gains are used; a ``prompt`` batch is averaged), or a curve (layer).
+        For relative measured gains the gains of a system are multiplied by its ``state_norm``.
+    measured
+        ``gain`` (prompt, layer) from `measure_gains` or `linear_gains`; compared is its mean over
+        prompts, and the intervals resample prompts.
+    n_bootstrap, level, seed
+        Number of resamples, coverage of the percentile intervals, seed.
+
+    Returns
+    -------
+    xr.Dataset
+        ``spearman``, ``pearson``, ``relative_l2`` (norm of the difference over norm of the measured
+        curve) and ``max_relative_error`` (largest ``|h_l - g_l| / |g_l|``), each with dims (layers:
+        all or without layer 0; bound: estimate, low, high). A correlation over fewer than two
+        layers, or of a constant curve, is NaN.
+    """
+    curve = _curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
+    gain = measured["gain"].transpose("prompt", "layer").values
+    if curve.shape != gain.shape[1:]:
+        raise ValueError(
+            f"`predicted` must have {gain.shape[1]} layers like `measured`; got {curve.shape}. "
+            "Use the same model for both."
+        )
+    means = _bootstrap_means(gain, n_bootstrap, seed)
+    result = xr.Dataset(coords={"layers": list(LAYER_SETS), "bound": list(BOUNDS)})
+    for name, metric in _METRICS.items():
+        table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, 1)]
+        result[name] = (("layers", "bound"), np.array(table))
+    result.attrs = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
+    return result
+
+
+def _curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool) -> np.ndarray:
+    if isinstance(predicted, xr.DataArray):
+        return predicted.values
+    gain = ltv.gains(predicted).isel(output=0, input=0)
+    if relative:
+        gain = gain * predicted["state_norm"].values[..., :-1]
+    return gain.mean([d for d in gain.dims if d != "layer"]).values
+
+
+def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
+    """Mean over prompts (first row), then of resampled prompts: (1 + n_bootstrap, layer)."""
+    n = len(gain)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
+    return np.vstack([gain.mean(axis=0), counts @ gain / n])
+
+
+def _bounds(values: np.ndarray, level: float) -> np.ndarray:
+    tail = (1 - level) / 2
+    if len(values) == 1 or not np.isfinite(values).all():
+        return np.array([values[0], np.nan, np.nan])
+    return np.array([values[0], *np.quantile(values[1:], [tail, 1 - tail])])
+
+
+def _pearson(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
+    if curve.shape[-1] < 2:
+        return np.full(len(means), np.nan)
+    a = curve - curve.mean(axis=-1, keepdims=True)
+    b = means - means.mean(axis=-1, keepdims=True)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    flat = norms == 0
+    return np.where(flat, np.nan, (a * b).sum(axis=-1) / np.where(flat, 1.0, norms))
+
+
+def _spearman(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
+    return _pearson(rankdata(curve), rankdata(means, axis=-1))
+
+
+def _relative_l2(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(curve - means, axis=-1) / np.linalg.norm(means, axis=-1)
+
+
+def _max_relative_error(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
+    return np.max(np.abs(curve - means) / np.abs(means), axis=-1, initial=0.0)
+
+
+_METRICS = {
+    "spearman": _spearman,
+    "pearson": _pearson,
+    "relative_l2": _relative_l2,
+    "max_relative_error": _max_relative_error,
+}
+
+
+def error_budget(
+    system: xr.Dataset,
+    measured: xr.Dataset,
+    linear_held_out: xr.Dataset,
+    linear_operating: xr.Dataset,
+    *,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Where the error of a surrogate shared by many prompts comes from.
+
+    Each part is a relative L2 distance over layers, the second curve being the reference:
+    nonlinearity (mean linear, mean measured gains on held-out prompts), averaging (gain of the
+    product of mean Jacobians, mean of per-prompt linear gains on operating prompts), sampling
+    (mean linear gains on operating, on held-out prompts), truncation (reduced, full mean system),
+    total (reduced system, measured). The parts need not add up: errors may cancel.
+
+    Parameters
+    ----------
+    system
+        From `identify`.
+    measured, linear_held_out
+        `measure_gains` (absolute) and `linear_gains` on the held-out prompts.
+    linear_operating
+        `linear_gains` on the operating prompts.
+    n_bootstrap, level, seed
+        Intervals resample prompts; averaging and truncation would need a new identification per
+        resample and have none (NaN).
+
+    Returns
+    -------
+    xr.Dataset
+        ``error`` (part, layers, bound).
+
+    Raises
+    ------
+    ValueError
+        If the inputs come from different prompts than their roles say.
+    """
+    _check_same_prompts("linear_held_out", linear_held_out, "measured", measured)
+    _check_same_prompts("linear_operating", linear_operating, "system", system)
+    if measured.attrs.get("relative", 0):
+        raise ValueError("`measured` must hold absolute gains; got relative ones. Measure again.")
+    truth, linear = (d["gain"].values for d in (measured, linear_held_out))
+    # one seed: the same prompts are resampled in both held-out curves
+    truth, linear = (_bootstrap_means(g, n_bootstrap, seed) for g in (truth, linear))
+    operating = _bootstrap_means(linear_operating["gain"].values, n_bootstrap, seed + 1)
+    full = _full_curve(system)
+    reduced = _curve(system, relative=False)
+    pairs = {
+        "nonlinearity": (linear, truth),
+        "averaging": (full, operating[:1]),
+        "sampling": (operating, linear),
+        "truncation": (reduced, full[None]),
+        "total": (reduced, truth),
+    }
+    error = [
+        [_bounds(_relative_l2(a[..., skip:], b[..., skip:]), level) for skip in (0, 1)]
+        for a, b in (pairs[part] for part in BUDGET)
+    ]
+    return xr.Dataset(
+        {"error": (("part", "layers", "bound"), np.array(error))},
+        coords={"part": list(BUDGET), "layers": list(LAYER_SETS), "bound": list(BOUNDS)},
+        attrs={"n_bootstrap": n_bootstrap, "level": level},
+    )
+
+
+def _full_curve(system: xr.Dataset) -> np.ndarray:
+    full = system["gain_full"]
+    return full.mean([d for d in full.dims if d != "layer"]).values
+
+
+def _check_same_prompts(name: str, data: xr.Dataset, other_name: str, other: xr.Dataset) -> None:
+    if data.attrs.get("prompts_sha256") != other.attrs.get("prompts_sha256"):
+        raise ValueError(
+            f"`{name}` must come from the prompts of `{other_name}`; got another fingerprint. "
+            "Compute both from the same split."
+        )
+
+
+def play(
+    model: DepthModel,
+    texts: Texts,
+    concept: xr.Dataset,
+    plan: xr.Dataset,
+    *,
+    scale: Sequence[float] = (1.0,),
+) -> xr.Dataset:
+    """Play a schedule on the full nonlinear model: what the readout really does.
+
+    Parameters
+    ----------
+    model, texts, concept
+        The model, the prompts and the directions (depth, feature).
+    plan
+        ``u`` (layer, input) with one input, from `ltv.minimum_energy` or made by hand.
+    scale
+        Factors on the whole schedule.
+
+    Returns
+    -------
+    xr.Dataset
+        ``response`` (prompt, scale): y_L with the schedule minus y_L without.
+    """
+    u = plan["u"]
+    if dict(u.sizes) != {"layer": model.n_layers, "input": 1}:
+        raise ValueError(
+            f"`plan` must hold u (layer={model.n_layers}, input=1); got {dict(u.sizes)}. "
+            "Select one schedule of a batch first."
+        )
+    schedule = u.transpose("input", "layer").values
+    factors = np.asarray(scale, dtype=np.float64)[None]
+    response = _shifts(model, texts, concept, schedule, factors, "play")[:, 0]
+    return xr.Dataset(
+        {"response": (("prompt", "scale"), response)},
+        coords={"scale": factors[0]},
+        attrs={"prompts_sha256": texts.sha256},
+    )
+
+
+def _shifts(model, texts, concept, schedules, scales, title) -> np.ndarray:
+    """Shift of y_L (prompt, schedule, scale); schedules (schedule, layer), scales likewise."""
+    v = model.directions(concept)
+    pushes = torch.as_tensor(schedules[:, None, :] * scales[:, :, None]).flatten(0, 1).to(v)
+    # the appended copy is not pushed: the nominal run through the same arithmetic
+    pushes = torch.cat([pushes, torch.zeros_like(pushes[:1])])
+    shift = np.empty((len(texts), *scales.shape))
+    for run in model.stream(texts, title):
+        y = _readouts(run, v, pushes)
+        shift[run.prompts] = (y[:, :-1] - y[:, -1:]).reshape(-1, *scales.shape)
+    return shift
+
+
+# Amplitudes of a unit-norm schedule that are tried first, times the predicted optimum: energies
+# from 1/16 to 16384 times the predicted one.
+SEARCH = 2.0 ** np.arange(-2, 7.01, 0.5)
+
+
+def required_energy(
+    model: DepthModel,
+    texts: Texts,
+    concept: xr.Dataset,
+    schedules: xr.DataArray,
+    target: float,
+    *,
+    amplitude: float,
+) -> xr.Dataset:
+    r"""Least energy with which each schedule really reaches the target on the full model.
+
+    For each schedule (scaled to unit norm) finds the smallest :math:`\alpha \ge 0` whose mean
+    shift over prompts reaches the target: a scan of :data:`SEARCH` times ``amplitude`` brackets the
+    first crossing, then the bracket is cut into eight three times (all schedules in one pass over
+    the prompts) and interpolated. A crossing that comes and goes between two points of the scan
+    (a factor sqrt(2) apart) is not seen.
+
+    Parameters
+    ----------
+    model, texts, concept
+        The model, the held-out prompts and the directions.
+    schedules
+        (schedule, layer); only their shapes and signs matter.
+    target
+        Wanted mean shift of y_L; its sign matters.
+    amplitude
+        Unit of the scan: the norm of the schedule that is predicted to be best.
+
+    Returns
+    -------
+    xr.Dataset
+        Per schedule: ``energy`` (alpha^2, NaN if not reached), ``alpha``, ``reached``,
+        ``monotone`` (no drop of the mean shift on the scan up to the crossing), ``response``
+        (schedule, prompt) when played at alpha.
+    """
+    if not (np.isfinite(target) and target != 0):
+        raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
+    shapes = schedules.transpose("schedule", "layer").values.astype(np.float64)
+    norms = np.linalg.norm(shapes, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError("`schedules` must not be zero; got an all-zero row. Drop it.")
+    shapes = shapes / norms
+
+    def progress_to_target(alphas: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        shift = _shifts(model, texts, concept, shapes[rows], alphas, "search energy")
+        return shift.mean(axis=0) / target
+
+    every = np.arange(len(shapes))
+    scan = np.broadcast_to(amplitude * SEARCH, (len(shapes), len(SEARCH)))
+    reach = np.hstack([np.zeros((len(shapes), 1)), progress_to_target(scan, every)])
+    scan = np.hstack([np.zeros((len(shapes), 1)), scan])
+    reached = (reach >= 1).any(axis=1)
+    crossing = np.where(reached, (reach >= 1).argmax(axis=1), reach.shape[1] - 1)
+    monotone = np.array(
+        [(np.diff(row[: c + 1]) >= 0).all() for row, c in zip(reach, crossing, strict=True)]
+    )
+    alpha = np.full(len(shapes), np.nan)
+    rows = np.flatnonzero(reached)
+    if len(rows):
+        ends = np.stack([crossing[rows] - 1, crossing[rows]], axis=1)
+        bracket = np.take_along_axis(scan[rows], ends, axis=1)
+        values = np.take_along_axis(reach[rows], ends, axis=1)
+        for _ in range(3):
+            points = np.linspace(bracket[:, 0], bracket[:, 1], 9, axis=1)
+            inner = progress_to_target(points[:, 1:-1], rows)
+            inner = np.hstack([values[:, :1], inner, values[:, 1:]])
+            end = (inner >= 1).argmax(axis=1)[:, None] + np.array([[-1, 0]])
+            bracket = np.take_along_axis(points, end, axis=1)
+            values = np.take_along_axis(inner, end, axis=1)
+        share = (1 - values[:, 0]) / (values[:, 1] - values[:, 0])
+        alpha[rows] = bracket[:, 0] + share * (bracket[:, 1] - bracket[:, 0])
+    played = np.full((len(shapes), len(texts)), np.nan)
+    if len(rows):
+        final = _shifts(model, texts, concept, shapes[rows], alpha[rows, None], "play")
+        played[rows] = final[:, :, 0].T
+    return xr.Dataset(
+        {
+            "energy": ("schedule", alpha**2),
+            "alpha": ("schedule", alpha),
+            "reached": ("schedule", reached),
+            "monotone": ("schedule", monotone),
+            "response": (("schedule", "prompt"), played),
+        },
+        coords={"schedule": schedules["schedule"]},
+        attrs={"target": target, "prompts_sha256": texts.sha256},
+    )
+
+
+def compare_energies(
+    model: DepthModel, texts: Texts, concept: xr.Dataset, system: xr.Dataset, target: float
+) -> xr.Dataset:
+    """The minimum-energy schedule against simple ones, all played on the full model.
+
+    Baselines: ``uniform`` over layers, ``first_layer``, ``middle_layer``, ``last_layer``,
+    ``best_single_layer`` (least energy of all), ``random_single_layer`` (median over all L layers,
+    each equally likely; a layer that does not reach the target counts as infinite). Each pushes
+    in the direction in which the system predicts progress.
+
+    Parameters
+    ----------
+    model, texts, concept
+        The model, the held-out prompts and the directions.
+    system
+        From `identify`, one system.
+    target
+        Wanted mean shift of y_L, in the unit of the readout.
+
+    Returns
+    -------
+    xr.Dataset
+        ``energy``, ``multiple`` (of the minimum-energy schedule's; NaN = not reached within
+        16384 times the predicted optimum), ``reached``, ``monotone`` (schedule); ``u`` (layer),
+        the planned schedule; ``predicted_energy``; ``single_energy`` (layer); ``response``
+        (prompt), of the minimum-energy schedule.
+    """
+    plan = ltv.minimum_energy(system, target)
+    u = plan["u"].isel(input=0).values
+    h = ltv.gains(system).isel(output=0, input=0).values
+    n_layers = len(u)
+    toward = np.where(h * target < 0, -1.0, 1.0)
+    uniform = np.full(n_layers, -1.0 if h.sum() * target < 0 else 1.0)
+    single_names = [f"layer_{layer}" for layer in range(n_layers)]
+    schedules = xr.DataArray(
+        np.vstack([u, uniform, np.diag(toward)]),
+        dims=["schedule", "layer"],
+        coords={"schedule": ["minimum_energy", "uniform", *single_names]},
+    )
+    amplitude = float(np.linalg.norm(u))
+    found = required_energy(model, texts, concept, schedules, target, amplitude=amplitude)
+    single = found.sel(schedule=single_names)
+    ranked = single["energy"].fillna(np.inf).values
+    chosen = {
+        "minimum_energy": "minimum_energy",
+        "uniform": "uniform",
+        "first_layer": single_names[0],
+        "middle_layer": single_names[n_layers // 2],
+        "last_layer": single_names[-1],
+        "best_single_layer": single_names[int(ranked.argmin())],
+    }
+    table = found[["energy", "reached", "monotone"]].sel(schedule=list(chosen.values()))
+    table = table.assign_coords(schedule=list(chosen))
+    median = float(np.median(ranked))
+    random = xr.Dataset(
+        {
+            "energy": ("schedule", [median if np.isfinite(median) else np.nan]),
+            "reached": ("schedule", [bool(np.isfinite(median))]),
+            "monotone": ("schedule", [bool(single["monotone"].all())]),
+        },
+        coords={"schedule": ["random_single_layer"]},
+    )
+    table = xr.concat([table, random], dim="schedule")
+    table["multiple"] = table["energy"] / table["energy"].sel(schedule="minimum_energy")
+    table["u"] = ("layer", u)
+    table["predicted_energy"] = plan["energy"]
+    table["single_energy"] = ("layer", single["energy"].values)
+    table["response"] = found["response"].sel(schedule="minimum_energy", drop=True)
+    table.attrs = {
+        "target": target,
+        "best_layer": int(ranked.argmin()),
+        "prompts_sha256": texts.sha256,
+    }
+    return table
