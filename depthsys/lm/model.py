@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
@@ -319,21 +320,14 @@ class DepthModel:
             If the path, the architecture, the weights, the device or the dtype is not usable.
             Remote code is never run and pickled weights are never read.
         """
-        torch_device = _device(device)
+        torch_device = checked_device(device)
         if dtype not in DTYPES:
             raise ValueError(
                 f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
                 "float32 at least."
             )
-        source = _source(name_or_path)
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
-                f"{_first_line(error)} Check the spelling, or download the model first."
-            ) from error
-        _refuse_config(config)
+        source = str(name_or_path)
+        config = read_config(source)
         try:
             hf, info = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -344,7 +338,7 @@ class DepthModel:
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
                 f"{_first_line(error)} Save it again with `save_pretrained`."
@@ -359,18 +353,30 @@ class DepthModel:
 
     # ---------------------------------------------------------------- texts and directions
 
-    def tokenize(self, texts: Texts | Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token ids of every text, cut on the right, and how many texts were cut."""
-        if self.tokenizer is None:
-            raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
-        strings = list(texts.texts if isinstance(texts, Texts) else texts)
-        # verbose=False: a text above the tokenizer's own limit is cut and counted here
-        ids = self.tokenizer(strings, verbose=False)["input_ids"]
-        for text, row in zip(strings, ids, strict=True):
+    def tokenize(
+        self, prompts: Texts | Sequence[str] | Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of every text, cut on the right, and how many were cut.
+
+        Takes token ids as well as texts; they are only checked and cut.
+        """
+        if isinstance(prompts, (str, bytes)):
+            raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
+        if len(prompts) == 0:
+            raise ValueError("`prompts` must hold at least one text; got none. Give some.")
+        strings = prompts.texts if isinstance(prompts, Texts) else prompts
+        if isinstance(strings[0], str):
+            if self.tokenizer is None:
+                raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
+            # verbose=False: a text above the tokenizer's own limit is cut and counted here
+            ids = self.tokenizer(list(strings), verbose=False)["input_ids"]
+        else:
+            ids = [list(row) for row in strings]
+        for number, row in enumerate(ids):
             if not row:
                 raise ValueError(
-                    f"`texts` must have at least one token each; got none for {text!r}. "
-                    "Delete the row."
+                    f"`prompts` must have at least one token each; got none for number {number}, "
+                    f"{strings[number]!r}. Delete it."
                 )
         n_cut = sum(len(row) > self.max_tokens for row in ids)
         return [row[: self.max_tokens] for row in ids], n_cut
@@ -386,15 +392,6 @@ class DepthModel:
             )
         return torch.as_tensor(v, dtype=self.dtype, device=self.device)
 
-    def _token_rows(self, prompts) -> list[list[int]]:
-        if len(prompts) == 0:
-            raise ValueError("`prompts` must hold at least one text; got none. Give some.")
-        if isinstance(prompts, (str, bytes)):
-            raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
-        if isinstance(prompts, Texts) or isinstance(prompts[0], str):
-            return self.tokenize(prompts)[0]
-        return [list(row) for row in prompts]
-
     # ---------------------------------------------------------------- runs
 
     def run(self, prompts: Texts | Sequence[str] | Sequence[Sequence[int]]) -> Run:
@@ -403,7 +400,7 @@ class DepthModel:
 
     def stream(self, prompts, progress: str | None = None) -> Iterator[FrozenRun]:
         """Nominal runs, one length batch at a time: memory does not grow with the prompts."""
-        rows = self._token_rows(prompts)
+        rows, _ = self.tokenize(prompts)
         with _progress(progress, len(rows), "prompt") as bar:
             for batch in length_batches([len(row) for row in rows]):
                 yield self._frozen_run(self._ids(rows, batch), batch)
@@ -419,7 +416,7 @@ class DepthModel:
         one prefill in all. The hidden states of the prompts wait in a temporary file (4 bytes x
         tokens x H), so memory does not grow with the number of prompts.
         """
-        rows = self._token_rows(prompts)
+        rows, _ = self.tokenize(prompts)
         batches = [(b, self._ids(rows, b)) for b in length_batches([len(row) for row in rows])]
         with (
             tempfile.TemporaryFile() as spool,
@@ -537,13 +534,18 @@ class DepthModel:
     @contextlib.contextmanager
     def _blocks_replaced(self, function):
         """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
+        # a block may carry a forward of its own on the instance (accelerate does that)
+        old = [block.__dict__.get("forward") for block in self._blocks]
         try:
             for layer, block in enumerate(self._blocks):
                 block.forward = self._replacement(layer, function)
             yield
         finally:
-            for block in self._blocks:
-                block.__dict__.pop("forward", None)
+            for block, forward in zip(self._blocks, old, strict=True):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
 
     def _replacement(self, layer, function):
         def forward(*args, **kwargs):
@@ -644,7 +646,28 @@ def _progress(title: str | None, total: int, unit: str):
 # -------------------------------------------------------------------- checks before loading
 
 
-def _device(device: str) -> torch.device:
+def read_config(name_or_path: str | Path):
+    """Configuration of a supported model, read before its weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or its architecture has no depth map of the last token.
+    """
+    source = _source(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
+            f"{_first_line(error)} Check the spelling, or download the model first."
+        ) from error
+    _refuse_config(config)
+    return config
+
+
+def checked_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda:1", ... stands for; ValueError if it is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -16,6 +16,7 @@ ROWS = 4096
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
+ENERGIES = ("absolute", "relative")
 BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
@@ -366,10 +367,11 @@ def required_energy(
     target: float,
     *,
     amplitude: float,
+    weights: np.ndarray | None = None,
 ) -> xr.Dataset:
     r"""Least energy with which each schedule really reaches the target on the full model.
 
-    For each schedule (scaled to unit norm) finds the smallest :math:`\alpha \ge 0` whose mean
+    For each schedule (scaled to unit energy) finds the smallest :math:`\alpha \ge 0` whose mean
     shift over prompts reaches the target: a scan of :data:`SEARCH` times ``amplitude`` brackets the
     first crossing, then the bracket is cut into eight three times (all schedules in one pass over
     the prompts) and interpolated. A crossing that comes and goes between two points of the scan
@@ -384,7 +386,9 @@ def required_energy(
     target
         Wanted mean shift of y_L; its sign matters.
     amplitude
-        Unit of the scan: the norm of the schedule that is predicted to be best.
+        Unit of the scan: square root of the energy that is predicted to be enough.
+    weights
+        Cost per layer (layer): the energy is ``sum_l weights_l u_l^2``; 1 by default.
 
     Returns
     -------
@@ -396,7 +400,8 @@ def required_energy(
     if not (np.isfinite(target) and target != 0):
         raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
     shapes = schedules.transpose("schedule", "layer").values.astype(np.float64)
-    norms = np.linalg.norm(shapes, axis=1, keepdims=True)
+    cost = np.ones(shapes.shape[1]) if weights is None else np.asarray(weights)
+    norms = np.sqrt((cost * shapes**2).sum(axis=1, keepdims=True))
     if not (norms > 0).all():
         raise ValueError("`schedules` must not be zero; got an all-zero row. Drop it.")
     shapes = shapes / norms
@@ -447,7 +452,13 @@ def required_energy(
 
 
 def compare_energies(
-    model: DepthModel, texts: Texts, concept: xr.Dataset, system: xr.Dataset, target: float
+    model: DepthModel,
+    texts: Texts,
+    concept: xr.Dataset,
+    system: xr.Dataset,
+    target: float,
+    *,
+    energy: str = "absolute",
 ) -> xr.Dataset:
     """The minimum-energy schedule against simple ones, all played on the full model.
 
@@ -464,6 +475,9 @@ def compare_energies(
         From `identify`, one system.
     target
         Wanted mean shift of y_L, in the unit of the readout.
+    energy
+        "absolute": sum of ``u_l^2``; "relative": sum of ``u_l^2 / ||x_l||^2``, with the mean norm
+        of the nominal state, so that a push counts by how much it changes the state.
 
     Returns
     -------
@@ -473,7 +487,12 @@ def compare_energies(
         the planned schedule; ``predicted_energy``; ``single_energy`` (layer); ``response``
         (prompt), of the minimum-energy schedule.
     """
-    plan = ltv.minimum_energy(system, target)
+    if energy not in ENERGIES:
+        raise ValueError(f"`energy` must be one of {ENERGIES}; got {energy!r}. Pick one.")
+    weights = np.ones(model.n_layers)
+    if energy == "relative":
+        weights = 1 / system["state_norm"].values[:-1] ** 2
+    plan = ltv.minimum_energy(system, target, weights=weights)
     u = plan["u"].isel(input=0).values
     h = ltv.gains(system).isel(output=0, input=0).values
     n_layers = len(u)
@@ -485,8 +504,10 @@ def compare_energies(
         dims=["schedule", "layer"],
         coords={"schedule": ["minimum_energy", "uniform", *single_names]},
     )
-    amplitude = float(np.linalg.norm(u))
-    found = required_energy(model, texts, concept, schedules, target, amplitude=amplitude)
+    amplitude = float(np.sqrt(plan["energy"]))
+    found = required_energy(
+        model, texts, concept, schedules, target, amplitude=amplitude, weights=weights
+    )
     single = found.sel(schedule=single_names)
     ranked = single["energy"].fillna(np.inf).values
     chosen = {
@@ -516,7 +537,54 @@ def compare_energies(
     table["response"] = found["response"].sel(schedule="minimum_energy", drop=True)
     table.attrs = {
         "target": target,
+        "energy": energy,
         "best_layer": int(ranked.argmin()),
         "prompts_sha256": texts.sha256,
     }
     return table
+
+
+def gain_report(
+    system: xr.Dataset,
+    measured: xr.Dataset,
+    measured_relative: xr.Dataset,
+    linear_held_out: xr.Dataset,
+    linear_operating: xr.Dataset,
+    *,
+    seed: int = 0,
+) -> xr.Dataset:
+    """All gain curves, their agreement and the error budget in one Dataset.
+
+    Parameters
+    ----------
+    system
+        From `identify`, one system.
+    measured, measured_relative
+        `measure_gains` on held-out prompts, absolute and relative.
+    linear_held_out, linear_operating
+        `linear_gains` on held-out and operating prompts.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    xr.Dataset
+        ``measured_gain``, ``measured_gain_relative``, ``linear_gain`` (prompt, layer),
+        ``linear_gain_operating`` (prompt_operating, layer), ``surrogate_gain``, ``full_gain``
+        (layer); the metrics of `agreement` with the extra dim injection (absolute, relative);
+        ``error_budget`` (part, layers, bound).
+    """
+    by_injection = [agreement(system, m, seed=seed) for m in (measured, measured_relative)]
+    report = xr.concat(by_injection, dim="injection")
+    report = report.assign_coords(injection=["absolute", "relative"])
+    budget = error_budget(system, measured, linear_held_out, linear_operating, seed=seed)
+    report["error_budget"] = budget["error"]
+    report["measured_gain"] = measured["gain"]
+    report["measured_gain_relative"] = measured_relative["gain"]
+    report["linear_gain"] = linear_held_out["gain"]
+    report["linear_gain_operating"] = linear_operating["gain"].rename(prompt="prompt_operating")
+    report["surrogate_gain"] = ("layer", _curve(system, relative=False))
+    report["full_gain"] = ("layer", _full_curve(system))
+    report.attrs = {**system.attrs, **report.attrs, "step": measured.attrs["step"]}
+    report.attrs["held_out_sha256"] = measured.attrs["prompts_sha256"]
+    return report

@@ -1,0 +1,68 @@
+"""Models and texts shared by the tests. Tiny models are built from configs: no download."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from depthsys import lm
+
+DATA = Path(os.environ.get("DEPTHSYS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED_MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
+
+
+def tiny_gpt2(**changes) -> GPT2LMHeadModel:
+    """Random GPT-2, 3 blocks, H = 16, weights large enough to be clearly nonlinear."""
+    torch.manual_seed(0)
+    settings = {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 40}
+    config = GPT2Config(**(settings | changes), initializer_range=0.3, bos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    """Random Llama, 3 blocks, H = 16, two heads per key."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 3}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    config = LlamaConfig(
+        **(settings | changes), max_position_embeddings=40, initializer_range=0.3, pad_token_id=0
+    )
+    return LlamaForCausalLM(config)
+
+
+TINY = {"gpt2": tiny_gpt2, "llama": tiny_llama}
+
+
+@pytest.fixture(scope="session", params=list(TINY))
+def tiny(request) -> lm.DepthModel:
+    """A tiny random model in float64."""
+    return lm.DepthModel(TINY[request.param]().double(), name=request.param)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip(f"test data not found at {DATA}; set DEPTHSYS_TEST_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session", params=SHARED_MODELS)
+def shared_model_path(request, data) -> Path:
+    return data / "weights" / request.param
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> lm.DepthModel:
+    from depthsys.demo import model_path
+
+    return lm.DepthModel.load(model_path("demo_48x4"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_texts():
+    from depthsys.demo import grammar
+
+    rows = grammar.labelled(count_per_class=60, seed=1)
+    return lm.read_texts(rows).split(concept=30, operating=12, held_out=10)

@@ -1,0 +1,41 @@
+"""A tiny model has no tokenizer, so its tests use token ids with labels instead of texts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import xarray as xr
+
+
+@dataclass(frozen=True)
+class LabelledIds:
+    """Stands for `Texts` where a tokenizer is missing."""
+
+    ids: list[list[int]]
+    labels: np.ndarray
+    classes: tuple[str, str] = ("0", "1")
+    sha256: str = "ids"
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, row):
+        return self.ids[row]
+
+
+def labelled_ids(count, seed):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(0, 50, size=rng.integers(1, 7)).tolist() for _ in range(count)]
+    return LabelledIds(ids, np.arange(count) % 2, sha256=f"ids {seed}")
+
+
+@pytest.fixture(scope="session")
+def tokens() -> LabelledIds:
+    return labelled_ids(8, 0)
+
+
+@pytest.fixture(scope="session")
+def concept() -> xr.Dataset:
+    v = np.random.default_rng(0).standard_normal((4, 16))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    return xr.Dataset({"direction": (("depth", "feature"), v)})

@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import lm, ltv
+from tests.conftest import TINY
+from tests.lm import whole_sequence
+from tests.lm.conftest import labelled_ids
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, tokens):
+    """Dense Jacobians (prompt, layer, H, H) and states (prompt, depth, H)."""
+    A = np.stack([whole_sequence.jacobians(tiny.hf, ids) for ids in tokens.ids])
+    x = np.stack([whole_sequence.states(tiny.hf, ids) for ids in tokens.ids])
+    return A, x
+
+
+def projector(V):
+    return V @ V.T
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, None])
+def test_mean_system_equals_dense_algebra(tiny, tokens, concept, reference, order):
+    A, x = reference
+    mean, v = A.mean(0), concept.direction.values
+    system = lm.identify(tiny, tokens, concept, lm.Krylov(order=order))
+    size = order or 16
+    np.testing.assert_array_equal(system.order, np.minimum(np.arange(4) + 1, size))
+    for depth in range(4):
+        V = whole_sequence.krylov_basis(mean, v, depth, size)
+        ours = system.V[depth].values
+        np.testing.assert_allclose(projector(ours), projector(V), atol=1e-5)
+        np.testing.assert_allclose(ours[:, 0], v[depth], atol=1e-6)
+    for layer in range(3):
+        lifted = system.V[layer + 1].values @ system.A[layer].values @ system.W[layer].values.T
+        dense = projector(system.V[layer + 1].values) @ mean[layer]
+        dense = dense @ projector(system.V[layer].values)
+        np.testing.assert_allclose(lifted, dense, atol=1e-5 * abs(dense).max())
+    expected = whole_sequence.krylov_gains(mean, v, size)
+    h = ltv.gains(system).values.ravel()
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
+    full = whole_sequence.chain_gains(mean, v)
+    np.testing.assert_allclose(system.gain_full, full, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(system.y_ref[-1, 0], v[-1] @ x[:, -1].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(system.y_std, (x[:, -1] @ v[-1]).std(), rtol=1e-5)
+    norms = np.linalg.norm(x, axis=-1).mean(0)
+    np.testing.assert_allclose(system.state_norm, norms, rtol=1e-5)
+
+
+def test_truncation_is_visible_at_low_order_and_gone_at_full_order(tiny, tokens, concept):
+    errors = []
+    for order in (1, 4):
+        system = lm.identify(tiny, tokens, concept, lm.Krylov(order=order))
+        errors.append(abs(ltv.gains(system).values.ravel() - system.gain_full.values).max())
+    assert errors[0] > 1e-3
+    assert errors[1] < 1e-12
+
+
+def test_bases_are_orthonormal(tiny, tokens, concept):
+    system = lm.identify(tiny, tokens, concept, lm.Krylov(order=3))
+    for depth, size in enumerate(system.order.values):
+        V, W = system.V[depth].values, system.W[depth].values
+        gram = np.zeros((3, 3))
+        gram[:size, :size] = np.eye(size)
+        np.testing.assert_allclose(W.T @ V, gram, atol=1e-12)
+
+
+def test_more_directions_than_features(tokens):
+    """L > H: the basis fills the space and the gains stay exact."""
+    model = lm.DepthModel(TINY["gpt2"](n_embd=4, n_layer=7).double())
+    v = np.random.default_rng(0).standard_normal((8, 4))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    system = lm.identify(model, tokens, concept)
+    assert system.order.values.max() == 4
+    mean = np.mean([whole_sequence.jacobians(model.hf, ids) for ids in tokens.ids], axis=0)
+    h = ltv.gains(system).values.ravel()
+    np.testing.assert_allclose(h, whole_sequence.chain_gains(mean, v), rtol=1e-7, atol=1e-9)
+
+
+def test_per_prompt_systems_reproduce_each_prompts_linear_gains(tiny, tokens, concept):
+    systems = lm.identify(tiny, tokens, concept, per_prompt=True)
+    assert systems.A.dims == ("prompt", "layer", "state_next", "state")
+    linear = lm.linear_gains(tiny, tokens, concept).gain
+    gains = ltv.gains(systems).isel(output=0, input=0).transpose("prompt", "layer")
+    np.testing.assert_allclose(gains, linear, rtol=1e-4, atol=1e-6)
+    one = lm.identify(tiny, tokens, concept, per_prompt=True, keep_basis=False)
+    assert "V" not in one
+    np.testing.assert_array_equal(one.A, systems.A)
+    np.testing.assert_array_equal(systems.prompt, np.arange(len(tokens)))
+
+
+def test_profile_readout_reads_every_depth_but_the_first(tiny, tokens, concept):
+    system = lm.identify(tiny, tokens, concept, readout="profile")
+    rows = [np.einsum("os,fs->of", system.C[k], system.V[k])[0] for k in range(4)]
+    np.testing.assert_allclose(rows[0], 0)
+    np.testing.assert_allclose(rows[1:], concept.direction[1:], atol=1e-6)
+
+
+def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
+    tokens = labelled_ids(20, 5)
+    whole = lm.identify(tiny, tokens, concept)
+    monkeypatch.setattr("depthsys.lm.linearize.ROWS", 3)
+    monkeypatch.setattr(
+        "depthsys.lm.model.length_batches", lambda lengths: [np.array([i]) for i in range(20)]
+    )
+    single = lm.identify(tiny, tokens, concept)
+    np.testing.assert_allclose(ltv.gains(single), ltv.gains(whole), rtol=1e-6)
+
+
+def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
+    tokens, concept, monkeypatch
+):
+    model = lm.DepthModel(TINY["gpt2"]())
+    rows = []
+    original = model.call_block
+
+    def counting(layer, call, hidden, cache):
+        rows.append((layer, hidden.shape[0] * hidden.shape[1]))
+        return original(layer, call, hidden, cache)
+
+    monkeypatch.setattr(model, "call_block", counting)
+    lm.identify(model, tokens, concept)
+    prefill = sum(len(ids) for ids in tokens.ids)
+    for layer in range(3):
+        assert sum(n for at, n in rows if at == layer) == prefill + len(tokens) * (layer + 1)
+
+
+def test_provenance(tiny, tokens, concept):
+    attrs = lm.identify(tiny, tokens, concept, lm.Krylov(order=2)).attrs
+    assert attrs["method"] == "Krylov"
+    assert json.loads(attrs["settings"]) == {"order": 2}
+    assert json.loads(attrs["contract"]) == tiny.contract
+    assert attrs["prompts_sha256"] == tokens.sha256
+    assert attrs["model_fingerprint"] == tiny.fingerprint
+    assert attrs["dtype"] == "float64"
+    for key in ("depthsys_version", "schema_version", "model", "device", "readout", "created"):
+        assert key in attrs
+    assert all(isinstance(value, (int, float, str)) for value in attrs.values())
+
+
+def test_bad_arguments(tiny, tokens, concept):
+    with pytest.raises(ValueError, match=r"`order` must be in 1..16, .* got 17"):
+        lm.identify(tiny, tokens, concept, lm.Krylov(order=17))
+    with pytest.raises(ValueError, match="`readout` must be one of"):
+        lm.identify(tiny, tokens, concept, readout="all")
+    with pytest.raises(ValueError, match=r"directions of unit length; got norm 2 at depth 1"):
+        lm.identify(tiny, tokens, concept * np.array([1, 2, 1, 1])[:, None])
+    with pytest.raises(ValueError, match=r"must hold a finite direction .* got \(3, 16\)"):
+        lm.identify(tiny, tokens, concept.isel(depth=slice(3)))
+    with pytest.raises(ValueError, match="must hold at least one prompt"):
+        lm.identify(tiny, labelled_ids(0, 0), concept)

@@ -1,0 +1,100 @@
+import json
+
+import numpy as np
+import pytest
+
+from depthsys import lm
+from depthsys.lm.prompts import length_batches
+
+ROWS = [(f"text {i}", i % 2) for i in range(40)]
+
+
+def write(path, rows, delimiter=","):
+    lines = [delimiter.join(("label", "text"))]
+    lines += [f'{label}{delimiter}"{text}"' for text, label in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_csv_tsv_jsonl_and_lists_give_the_same_texts(tmp_path):
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"text": t, "label": y}) for t, y in ROWS))
+    sources = [
+        ROWS,
+        write(tmp_path / "a.csv", ROWS),
+        write(tmp_path / "a.tsv", ROWS, "\t"),
+        str(jsonl),
+    ]
+    read = [lm.read_texts(source) for source in sources]
+    assert {texts.texts for texts in read} == {tuple(t for t, _ in ROWS)}
+    assert len({texts.sha256 for texts in read}) == 1
+    assert read[0].labels.tolist() == [y for _, y in ROWS]
+    assert read[0].classes == ("0", "1")
+
+
+def test_splits_are_disjoint_stratified_and_seeded():
+    texts = lm.read_texts(ROWS)
+    a, b, c = (texts.split(concept=8, operating=5, held_out=4, seed=s) for s in (0, 0, 1))
+    parts = [a.concept, a.operating, a.held_out]
+    chosen = [t for part in parts for t in part.texts]
+    assert len(chosen) == len(set(chosen)) == 34
+    assert [np.bincount(p.labels).tolist() for p in parts] == [[8, 8], [5, 5], [4, 4]]
+    label_of = {t: y for t, y in ROWS}
+    assert all(label_of[t] == y for p in parts for t, y in zip(p.texts, p.labels, strict=True))
+    assert a.sizes == "8/5/4"
+    assert a.concept.sha256 == b.concept.sha256 != c.concept.sha256
+
+
+def test_duplicates_and_contradictions_are_dropped_and_counted():
+    texts = lm.read_texts([("a", 1), ("b", 0), ("a", 1), ("a", 1), ("c", 0), ("c", 1)])
+    assert texts.texts == ("a", "b")
+    assert (texts.n_duplicates, texts.n_conflicts) == (2, 1)
+
+
+def test_labels_may_be_any_two_words():
+    texts = lm.read_texts([("a", "spam"), ("b", "ham")])
+    assert texts.classes == ("ham", "spam")
+    assert texts.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("absent.csv", None, FileNotFoundError, "must be an existing file"),
+        ("a.txt", "text,label\na,1", ValueError, "must be a .csv, .tsv or .jsonl file"),
+        ("a.csv", "", ValueError, "must not be empty"),
+        ("a.csv", "text,label\n", ValueError, "must not be empty"),
+        ("a.csv", "body,label\na,1", ValueError, r"columns 'text' and 'label'; got \['body'"),
+        ("a.csv", "label,text\n1,a\n0", ValueError, "row 2 of 'a.csv' lacks one"),
+        ("a.csv", "text,label\na,1\n  ,0", ValueError, "non-empty strings; got '  ' in row 2"),
+        ("a.csv", "text,label\na,1\nb,1", ValueError, r"exactly two values; got 1: \['1'\]"),
+        ("a.csv", "text,label\na,1\nb,2\nc,3", ValueError, "exactly two values; got 3"),
+        ("a.csv", b"text,label\n\xff\xfe,1", ValueError, "must be a readable UTF-8 .csv"),
+        ("a.jsonl", '{"text": "a"', ValueError, "must be a readable UTF-8 .jsonl"),
+        ("a.jsonl", '["a", 1]', ValueError, "got list in row 1"),
+    ],
+)
+def test_unusable_files(tmp_path, name, content, error, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=message):
+        lm.read_texts(path)
+
+
+def test_too_few_texts_says_how_many_are_needed_and_found():
+    with pytest.raises(ValueError, match=r"must hold 21 distinct .* got 20 of class '0' and 20"):
+        lm.read_texts(ROWS).split(concept=10, operating=6, held_out=5)
+    with pytest.raises(ValueError, match="`operating` must be >= 1; got 0"):
+        lm.read_texts(ROWS).split(operating=0)
+
+
+def test_length_batches_hold_every_row_once_in_batches_of_one_length():
+    lengths = np.random.default_rng(0).integers(1, 9, size=100)
+    batches = length_batches(lengths, max_tokens=20, max_prompts=6)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(100))
+    for batch in batches:
+        assert len(set(lengths[batch])) == 1
+        assert len(batch) <= 6
+        assert len(batch) * lengths[batch[0]] <= 20
+    assert [b.tolist() for b in length_batches([50], max_tokens=20)] == [[0]]
