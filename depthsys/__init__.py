@@ -7,16 +7,16 @@ language models), `depthsys.plot` (figures). They are loaded on first use, so im
 
 from importlib import import_module
 
-from depthsys._version import __version__
+from depthsys._version import __version__ as __version__
 
-__all__ = ["__version__", "lm", "ltv", "plot"]  # noqa: F822  (loaded by __getattr__)
+_WINGS = ("demo", "lm", "ltv", "plot")
 
 
 def __getattr__(name: str):
-    if name in ("lm", "ltv", "plot"):
+    if name in _WINGS:
         return import_module(f"depthsys.{name}")
     raise AttributeError(f"module 'depthsys' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*globals(), *_WINGS]

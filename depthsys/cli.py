@@ -3,28 +3,17 @@
 Heavy imports happen inside the commands, so that `--help` and bad input answer at once.
 """
 
-import contextlib
 import csv
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from depthsys import demo as demo_package
 from depthsys._version import __version__
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from depthsys.lm import DepthModel, Splits
+from depthsys.job import EACH, SYSTEM, Job, OutputFolder, Settings, is_system
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,11 +52,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of an earlier run.")]
 
-SYSTEM, GAINS, ENERGY, SCHEDULE = "system.nc", "gains.nc", "energy.csv", "schedule.nc"
-FIGURES = {
-    GAINS: ("gain_curves", "error_budget"),
-    ENERGY: ("schedule", "energy"),
-}
+
+def _figure_files(*names: str) -> list[str]:
+    return [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+
+
+GAIN_FILES = ["gains.nc", *_figure_files("gain_curves", "error_budget")]
+CONTROL_FILES = ["energy.csv", "schedule.nc", *_figure_files("schedule", "energy")]
 
 
 def _version(value: bool) -> None:
@@ -122,15 +113,16 @@ def demo(
     Example: `depthsys demo --out demo`
     """
     demo_package.model_path(model)
-    target = _Target.checked(out, [SYSTEM, GAINS, ENERGY, "texts.csv"], force)
-    settings = _Settings.given(order, None, split, seed, None)
+    files = ["texts.csv", SYSTEM, *GAIN_FILES, *CONTROL_FILES, "demo.txt"]
+    target = OutputFolder.checked(out, files, force)
+    settings = Settings.given(order, None, split, seed, None)
     _check_eps(eps)
     target.write("texts.csv", lambda path: _write_demo_texts(path, concept, settings))
-    job = _Job.from_model(model, out / "texts.csv", settings, device, dtype)
+    job = Job.from_model(model, out / "texts.csv", settings, device, dtype)
     job.identify(target)
     job.gains(target, eps)
     job.control(target, None, "absolute")
-    job.finish(target)
+    job.finish(target, "demo.txt")
 
 
 @app.command()
@@ -154,12 +146,12 @@ def identify(
 
     Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
     """
-    files = [SYSTEM, *(["systems_per_prompt.nc"] if per_prompt else [])]
-    target = _Target.checked(out, files, force)
-    settings = _Settings.given(order, readout, split, seed, max_tokens)
-    job = _Job.from_model(model, texts, settings, device, dtype)
+    files = [SYSTEM, *([EACH] if per_prompt else []), "identify.txt"]
+    target = OutputFolder.checked(out, files, force)
+    settings = Settings.given(order, readout, split, seed, max_tokens)
+    job = Job.from_model(model, texts, settings, device, dtype)
     job.identify(target, per_prompt=per_prompt)
-    job.finish(target)
+    job.finish(target, "identify.txt")
 
 
 @app.command()
@@ -182,12 +174,12 @@ def gains(
     Example: `depthsys gains run/system.nc --eps 0.1 --out run`
     """
     _check_eps(eps)
-    target = _Target.checked(out, _outputs(source, GAINS), force)
-    settings = _Settings.given(order, readout, split, seed, max_tokens)
-    job = _Job.from_source(source, texts, settings, device, dtype)
+    target = OutputFolder.checked(out, [*_inputs(source), *GAIN_FILES, "gains.txt"], force)
+    settings = Settings.given(order, readout, split, seed, max_tokens)
+    job = Job.from_source(source, texts, settings, device, dtype)
     job.identify(target)
     job.gains(target, eps)
-    job.finish(target)
+    job.finish(target, "gains.txt")
 
 
 @app.command()
@@ -211,20 +203,17 @@ def control(
     Example: `depthsys control run/system.nc --target 5 --out run`
     """
     _check_control(target, energy)
-    place = _Target.checked(out, _outputs(source, ENERGY), force)
-    settings = _Settings.given(order, readout, split, seed, max_tokens)
-    job = _Job.from_source(source, texts, settings, device, dtype)
+    place = OutputFolder.checked(out, [*_inputs(source), *CONTROL_FILES, "control.txt"], force)
+    settings = Settings.given(order, readout, split, seed, max_tokens)
+    job = Job.from_source(source, texts, settings, device, dtype)
     job.identify(place)
     job.control(place, target, energy)
-    job.finish(place)
+    job.finish(place, "control.txt")
 
 
-def _outputs(source: str, last: str) -> list[str]:
-    return [last] if _is_system(source) else [SYSTEM, last]
-
-
-def _is_system(source: str) -> bool:
-    return source.endswith(".nc")
+def _inputs(source: str) -> list[str]:
+    """What is written before the last step: nothing when the system is there already."""
+    return [] if is_system(source) else [SYSTEM]
 
 
 def _check_eps(eps: float) -> None:
@@ -239,415 +228,13 @@ def _check_control(target: float | None, energy: str) -> None:
         raise ValueError(f"`--energy` must be absolute or relative; got {energy!r}. Pick one.")
 
 
-def _write_demo_texts(path: Path, concept: str, settings: "_Settings") -> None:
+def _write_demo_texts(path: Path, concept: str, settings: "Settings") -> None:
     from depthsys.demo import grammar
 
     count = max(1000, sum(settings.split))
     rows = grammar.labelled(count_per_class=count, concept=concept, seed=2603)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-
-
-# ----------------------------------------------------------------------- where results go
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The output folder. Files appear whole or not at all."""
-
-    folder: Path
-
-    @classmethod
-    def checked(cls, folder: Path, files: list[str], force: bool) -> "_Target":
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"`--out` must be a writable folder; got {str(folder)!r}: {error.strerror}. "
-                "Choose another."
-            ) from error
-        present = [name for name in files if (folder / name).exists()]
-        if present and not force:
-            raise ValueError(
-                f"`--out` must not hold earlier results; found {present} in {str(folder)!r}. "
-                "Choose another folder or add --force."
-            )
-        return cls(folder)
-
-    def write(self, name: str, writer: Callable[[Path], Any]) -> None:
-        """Write to a hidden file and rename it when it is whole."""
-        partial = self.folder / f".{name}.part-{os.getpid()}"
-        try:
-            writer(partial)
-            partial.replace(self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def netcdf(self, name: str, dataset: "xr.Dataset") -> None:
-        self.write(name, lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
-
-    def figure(self, name: str, fig: Any) -> None:
-        from depthsys import plot
-
-        for kind in ("png", "svg"):
-            self.write(f"{name}.{kind}", lambda path, kind=kind: plot.save(fig, path, kind))
-
-
-# --------------------------------------------------------------------------- the main job
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Identification options; None = not given."""
-
-    order: int | None
-    readout: str
-    split: tuple[int, int, int]
-    seed: int
-    max_tokens: int
-    any_given: bool
-
-    @classmethod
-    def given(cls, order, readout, split, seed, max_tokens) -> "_Settings":
-        options = (order, readout, split, seed, max_tokens)
-        if order is not None and order < 1:
-            raise ValueError(f"`--order` must be >= 1; got {order}. The default is 32.")
-        if readout not in (None, "concept", "profile"):
-            raise ValueError(f"`--readout` must be concept or profile; got {readout!r}. Pick one.")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"`--max-tokens` must be >= 1; got {max_tokens}. The default is 128.")
-        if seed is not None and seed < 0:
-            raise ValueError(f"`--seed` must be >= 0; got {seed}. The default is 0.")
-        return cls(
-            order=order,
-            readout=readout or "concept",
-            split=_parse_split(split or "400/200/200"),
-            seed=seed or 0,
-            max_tokens=max_tokens or 128,
-            any_given=any(option is not None for option in options),
-        )
-
-
-def _parse_split(text: str) -> tuple[int, int, int]:
-    parts = text.split("/")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(
-            f"`--split` must be three positive numbers concept/operating/held-out; got {text!r}. "
-            "The default is 400/200/200 per class."
-        )
-    concept, operating, held_out = (int(part) for part in parts)
-    return concept, operating, held_out
-
-
-@dataclass
-class _Job:
-    """One model, one split of texts, and what has been found so far."""
-
-    model: "DepthModel"
-    texts: "Splits"
-    settings: _Settings
-    console: Console
-    notes: list[str]
-    system: "xr.Dataset | None" = None
-    started: float = 0.0
-
-    @classmethod
-    def from_source(cls, source, texts, settings, device, dtype) -> "_Job":
-        if not _is_system(source):
-            if texts is None:
-                raise ValueError(
-                    "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
-                    "or pass a system.nc instead of the model."
-                )
-            return cls.from_model(source, texts, settings, device, dtype)
-        if texts is not None or settings.any_given:
-            raise ValueError(
-                f"`{source}` already holds a model, texts and settings; got others beside it. "
-                "Leave them out, or give a model and texts."
-            )
-        return cls.from_system(Path(source), device, dtype)
-
-    @classmethod
-    def from_model(cls, name, texts, settings, device, dtype) -> "_Job":
-        console = Console(record=True, width=100, highlight=False)
-        started = time.monotonic()
-        splits = _read_splits(texts, settings)  # fails before torch is loaded
-        with _step(console, f"load {name}"):
-            model = _load(name, settings, device, dtype)
-        return cls(model, splits, settings, console, _text_notes(model, splits), started=started)
-
-    @classmethod
-    def from_system(cls, path: Path, device: str, dtype: str) -> "_Job":
-        import xarray as xr
-
-        from depthsys import ltv
-
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"`SYSTEM.nc` must be an existing file; got {str(path)!r}. "
-                "Write one with `depthsys identify`."
-            )
-        system = ltv.check(xr.load_dataset(path, engine="h5netcdf"))
-        missing = {"texts", "split", "seed", "max_tokens", "model"} - system.attrs.keys()
-        if missing or "prompt" in system.dims:
-            raise ValueError(
-                f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} "
-                f"{'lacks the attrs ' + str(sorted(missing)) if missing else 'holds a batch'}. "
-                "Identify again."
-            )
-        settings = _Settings.given(
-            int(system.attrs["order"]),
-            system.attrs["readout"],
-            system.attrs["split"],
-            int(system.attrs["seed"]),
-            int(system.attrs["max_tokens"]),
-        )
-        job = cls.from_model(
-            system.attrs["model"], Path(system.attrs["texts"]), settings, device, dtype
-        )
-        for name, found in (
-            ("prompts_sha256", job.texts.operating.sha256),
-            ("model_fingerprint", job.model.fingerprint),
-        ):
-            if system.attrs[name] != found:
-                raise ValueError(
-                    f"`{path}` was identified with other texts or weights: its {name} differs "
-                    "from what is there now. Identify again."
-                )
-        job.system = system
-        return job
-
-    @property
-    def concept(self) -> "xr.Dataset":
-        system = self._identified()
-        return system[["v", "auc"]].isel(input=0).rename(v="direction")
-
-    def _identified(self) -> "xr.Dataset":
-        if self.system is None:
-            raise RuntimeError("the system is identified before it is used")
-        return self.system
-
-    # Each step below computes, writes its files, and adds to the summary.
-
-    def identify(self, target: _Target, *, per_prompt: bool = False) -> None:
-        if self.system is not None:
-            return
-        from depthsys import lm
-
-        with _step(self.console, "concept direction"):
-            concept = lm.mean_difference(
-                self.model, self.texts.concept, held_out=self.texts.held_out
-            )
-        method = lm.Krylov(order=self.settings.order)
-        with _step(self.console, "identify"):
-            system = lm.identify(
-                self.model, self.texts.operating, concept, method, readout=self.settings.readout
-            )
-        self.system = self._with_origin(system, concept)
-        target.netcdf(SYSTEM, self.system)
-        if per_prompt:
-            with _step(self.console, "identify every prompt"):
-                each = lm.identify(
-                    self.model,
-                    self.texts.operating,
-                    concept,
-                    method,
-                    readout=self.settings.readout,
-                    per_prompt=True,
-                    keep_basis=False,
-                )
-            target.netcdf("systems_per_prompt.nc", self._with_origin(each, concept))
-
-    def _with_origin(self, system: "xr.Dataset", concept: "xr.Dataset") -> "xr.Dataset":
-        system["auc"] = concept["auc"]
-        system.attrs |= {
-            "texts": self.texts.concept.source,
-            "split": self.texts.sizes,
-            "seed": self.settings.seed,
-        }
-        return system
-
-    def gains(self, target: _Target, eps: float) -> None:
-        from depthsys import lm, plot
-
-        system, concept, held_out = self._identified(), self.concept, self.texts.held_out
-        with _step(self.console, "exact linear gains"):
-            linear = lm.linear_gains(self.model, held_out, concept)
-            operating = lm.linear_gains(self.model, self.texts.operating, concept)
-        with _step(self.console, "measured gains"):
-            measured = lm.measure_gains(self.model, held_out, concept, eps=eps)
-            relative = lm.measure_gains(self.model, held_out, concept, eps=eps, relative=True)
-        result = lm.gain_report(system, measured, relative, linear, operating)
-        target.netcdf(GAINS, result)
-        fig, axes = plot.figure(9.0, 3.6, columns=2)
-        plot.gain_curves((axes[0], axes[1]), result)
-        target.figure("gain_curves", fig)
-        fig, axes = plot.figure(6.8, 3.8)
-        plot.error_budget(axes[0], result)
-        target.figure("error_budget", fig)
-        self.notes += _print_gains(self.console, result)
-
-    def control(self, target: _Target, shift: float | None, energy: str) -> None:
-        from depthsys import lm, plot
-
-        system = self._identified()
-        shift = float(system["y_std"]) if shift is None else shift
-        with _step(self.console, "search energies on the full model"):
-            energies = lm.compare_energies(
-                self.model, self.texts.held_out, self.concept, system, shift, energy=energy
-            )
-        target.netcdf(SCHEDULE, energies)
-        table = energies[["energy", "multiple", "reached", "monotone"]]
-        target.write(ENERGY, lambda path: table.to_dataframe().to_csv(path))
-        fig, axes = plot.figure(6.4, 3.4)
-        plot.schedule(axes[0], energies)
-        target.figure("schedule", fig)
-        fig, axes = plot.figure(7.0, 3.4)
-        plot.energies(axes[0], energies)
-        target.figure("energy", fig)
-        self.notes += _print_energies(self.console, energies)
-
-    def finish(self, target: _Target) -> None:
-        system = self._identified()
-        self.console.print()
-        _print_system(self.console, self.model, system)
-        for note in self.notes:
-            self.console.print(f"- {note}", soft_wrap=True, markup=False)
-        seconds = time.monotonic() - self.started
-        self.console.print(f"Results after {seconds:.0f} s: {target.folder}/", soft_wrap=True)
-        summary = self.console.export_text()
-        target.write("summary.txt", lambda path: path.write_text(summary, encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def _step(console: Console, title: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    console.print(f"{title} [dim]({time.monotonic() - start:.1f} s)[/dim]", soft_wrap=True)
-
-
-def _read_splits(texts: Path, settings: _Settings) -> "Splits":
-    # by module path: `depthsys.lm` itself would load torch first
-    from depthsys import lm
-
-    concept, operating, held_out = settings.split
-    return lm.read_texts(texts.resolve()).split(
-        concept=concept, operating=operating, held_out=held_out, seed=settings.seed
-    )
-
-
-def _load(name: str, settings: _Settings, device: str, dtype: str) -> "DepthModel":
-    from transformers.utils import logging
-
-    from depthsys import lm
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    lm.model.checked_device(device)
-    path = demo_package.model_path(name) if name in demo_package.MODELS else Path(name)
-    source = str(path.resolve()) if path.is_dir() else name
-    width = lm.model.read_config(source).get_text_config(decoder=True).hidden_size
-    lm.Krylov(order=settings.order).checked_order(width)
-    model = lm.DepthModel.load(source, device=device, dtype=dtype, max_tokens=settings.max_tokens)
-    if name in demo_package.MODELS:
-        model.name = name
-    return model
-
-
-# --------------------------------------------------------------------------- the summary
-
-
-def _text_notes(model: "DepthModel", texts: "Splits") -> list[str]:
-    notes = []
-    cut = sum(model.tokenize(getattr(texts, s))[1] for s in ("concept", "operating", "held_out"))
-    if cut:
-        notes.append(f"{cut} texts were longer than {model.max_tokens} tokens and cut on the right")
-    return notes
-
-
-def _print_system(console: Console, model: "DepthModel", system: "xr.Dataset") -> None:
-    auc = system["auc"].values
-    orders = system["order"].values
-    console.print(
-        f"{model.name}: L = {model.n_layers}, H = {model.n_features}, order {orders.max()} "
-        f"({system.attrs['readout']} readout); texts {system.attrs['texts']}, "
-        f"{system.attrs['split']} per class, seed {system.attrs['seed']}",
-        soft_wrap=True,
-        markup=False,
-    )
-    verdict = "separates" if auc[-1] >= 0.8 else "weakly separates" if auc[-1] >= 0.6 else ""
-    if verdict:
-        text = f"the concept direction {verdict} held-out texts"
-    else:
-        text = (
-            "the concept direction hardly separates held-out texts: its gains are real, but do "
-            "not call them gains of the concept"
-        )
-    console.print(
-        f"- held-out AUC {auc[0]:.2f} at depth 0, {auc[-1]:.2f} at depth {model.n_layers}: {text}",
-        soft_wrap=True,
-    )
-
-
-def _print_gains(console: Console, result: "xr.Dataset") -> list[str]:
-    table = Table("agreement on held-out prompts", box=box.SIMPLE)
-    for layers in result["layers"].values:
-        table.add_column(str(layers).replace("_", " "))
-    for injection in result["injection"].values:
-        for name in ("spearman", "pearson", "relative_l2", "max_relative_error"):
-            part = result[name].sel(injection=injection)
-            row = [_interval(part.sel(layers=x).values) for x in result["layers"].values]
-            table.add_row(f"{name} ({injection} injection)", *row)
-    console.print(table)
-    budget = Table("error budget (relative L2)", box=box.SIMPLE)
-    for layers in result["layers"].values:
-        budget.add_column(str(layers).replace("_", " "))
-    for part in result["part"].values:
-        chosen = result["error_budget"].sel(part=part)
-        budget.add_row(
-            str(part), *[_interval(chosen.sel(layers=x).values) for x in result["layers"].values]
-        )
-    console.print(budget)
-    error = result["error_budget"].sel(layers="all", bound="estimate")
-    causes = error.drop_sel(part="total")
-    worst = str(causes["part"].values[int(causes.argmax())])
-    return [
-        f"the surrogate misses the measured gains by {float(error.sel(part='total')):.1%} "
-        f"(relative L2); the largest part is {worst}"
-    ]
-
-
-def _interval(values) -> str:
-    estimate, low, high = values
-    text = f"{estimate:.4f}"
-    return text if low != low else f"{text}  [{low:.4f}, {high:.4f}]"
-
-
-def _print_energies(console: Console, energies: "xr.Dataset") -> list[str]:
-    table = Table("schedule", "energy", "multiple", box=box.SIMPLE)
-    for name in energies["schedule"].values:
-        row = energies.sel(schedule=name)
-        reached = bool(row["reached"])
-        remark = "" if bool(row["monotone"]) else "  (not monotone)"
-        table.add_row(
-            str(name).replace("_", " "),
-            f"{float(row['energy']):.4g}" if reached else "not reached",
-            f"{float(row['multiple']):.3g}{remark}" if reached else f"-{remark}",
-        )
-    console.print(table)
-    target = float(energies.attrs["target"])
-    planned, found = float(energies["predicted_energy"]), float(energies["energy"][0])
-    if found != found:
-        return [f"the planned schedule does not reach a shift of {target:.3g} on the full model"]
-    best = str(energies["schedule"].values[int(energies["energy"].fillna(float("inf")).argmin())])
-    cheapest = "the cheapest of those compared" if best == "minimum_energy" else f"{best} is cheaper"
-    return [
-        f"a shift of {target:.3g} takes energy {found:.4g} on the full model, planned {planned:.4g}; "
-        f"the planned schedule: {cheapest.replace('_', ' ')}"
-    ]
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
     budget = 100 * gains["error_budget"]
     parts = list(budget["part"].values)
     offset = {"all": -0.2, "without_layer_0": 0.2}
-    styles = {
+    styles: dict[str, dict] = {
         "all": {"color": BLUE},
         "without_layer_0": {"facecolor": "w", "edgecolor": BLUE, "hatch": "///"},
     }
@@ -65,7 +65,9 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
         ax.barh(rows + shift, value, height=0.38, label=layers.replace("_", " "), **styles[layers])
         known = np.isfinite(low)
         error = np.clip([value - low, high - value], 0, None)[:, known]
-        ax.errorbar(value[known], rows[known] + shift, xerr=error, fmt="none", ecolor="k", capsize=2)
+        ax.errorbar(
+            value[known], rows[known] + shift, xerr=error, fmt="none", ecolor="k", capsize=2
+        )
         top = max(top, float(np.nanmax(high)))
         for row, number, end in zip(rows, value, np.where(known, high, value), strict=True):
             text = "0 (to rounding)" if number < 1e-8 else f"{number:.2g} %"

@@ -17,17 +17,26 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from depthsys.demo import grammar
+from depthsys.demo import MODELS as NAMES
+from depthsys.demo import grammar, model_path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "depthsys" / "demo" / "models"
 CARD = json.loads((MODELS / "card.json").read_text(encoding="utf-8"))
-NAMES = ("demo_48x4", "demo_96x8", "demo_128x12")
 FILM_WORDS = re.compile(
     r"\b(cinema|film|theatre|screen|Odeon|picture|movie|movies|sequel|show|thriller|plot|story"
     r"|acting|script|music|ending|camera|opening|jokes|scenes|songs|costumes|director|actor|cast"
     r"|nowwatching)\b"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two spinning threads take 20 times as long as one where another job holds a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def load(name):
@@ -87,11 +96,11 @@ def test_labelled_is_shuffled():
 
 
 def test_sentiment_is_crossed_with_domain():
-    # The domain is not returned, so it is read off the nouns: film words, or none. Two
-    # kinds of food text mention films in passing and are left out.
+    # The domain is not returned, so it is read off the nouns: film words, or none. Food
+    # texts that mention films in passing are left out.
     counts = {0: [], 1: []}
     for text, label in grammar.labelled(1000, "sentiment", seed=3):
-        if "a film while we ate" in text or "from the cinema" in text:
+        if "a film while" in text or "from the cinema" in text:
             continue
         counts[label].append(bool(FILM_WORDS.search(text)))
     for films in counts.values():
@@ -181,6 +190,12 @@ def test_grammar_imports_nothing_heavy():
 # The models
 
 
+def test_model_path_is_the_folder_of_an_embedded_model():
+    assert [model_path(name) for name in NAMES] == [MODELS / name for name in NAMES]
+    with pytest.raises(ValueError, match=r"`name` must be one of .*; got 'gpt2'"):
+        model_path("gpt2")
+
+
 def test_the_family_is_small_and_complete():
     assert tuple(CARD["models"]) == NAMES
     assert (MODELS / "CARD.md").read_text(encoding="utf-8").count("demo_") >= 3 * len(NAMES)
@@ -237,11 +252,10 @@ def test_documents_and_prompts_fit_the_context():
     assert max(map(len, tokenizer(texts)["input_ids"])) < model.config.n_positions
 
 
-@pytest.mark.parametrize("concept", grammar.CONCEPTS)
-def test_the_card_auc_by_another_way(concept):
+def test_the_card_auc_by_another_way():
     # The script measures with hooks, padding and pairwise comparison; here Hugging Face's
     # own hidden states, no padding and scikit-learn. Depth 2 of 4 lies before the final norm.
-    name, depth = "demo_48x4", 2
+    name, depth, concept = "demo_48x4", 2, "sentiment"
     model, tokenizer = load(name)
     pairs = grammar.labelled(600, concept, CARD["data"]["held_out_seed"])
     states = {0: [], 1: []}

@@ -22,7 +22,7 @@ CONCEPTS = ("sentiment", "domain")
 
 _SHORTEST, _LONGEST = 6, 40
 # A document of several texts must fit the 128 positions of the demo models with its verdict.
-_LONGEST_SERIES = 78
+_LONGEST_SERIES = 68
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,14 @@ class _Domain:
     outlook: tuple[tuple[str, ...], tuple[str, ...]]
 
 
+# Packed word lists; one word a line would double the file.
+# fmt: off
 _FOOD = _Domain(
     whole=("the meal", "the dinner", "the lunch", "the food", "the menu", "this restaurant"),
     aspects=(
-        ("the soup", "was"),
-        ("the bread", "was"),
-        ("the sauce", "was"),
-        ("the fish", "was"),
-        ("the salad", "was"),
-        ("the dessert", "was"),
-        ("the coffee", "was"),
-        ("the curry", "was"),
-        ("the noodles", "were"),
-        ("the potatoes", "were"),
-        ("the vegetables", "were"),
+        ("the soup", "was"), ("the bread", "was"), ("the sauce", "was"), ("the fish", "was"),
+        ("the salad", "was"), ("the dessert", "was"), ("the coffee", "was"), ("the curry", "was"),
+        ("the noodles", "were"), ("the potatoes", "were"), ("the vegetables", "were"),
         ("the starters", "were"),
     ),
     people=(("the cook", "was"), ("the waiter", "was"), ("the service", "was")),
@@ -66,21 +60,13 @@ _FOOD = _Domain(
     ),
     went=("went for dinner", "had lunch", "took a table", "ate out", "ordered the set menu"),
     where=(
-        "at the corner restaurant",
-        "at the new bistro",
-        "at the harbour cafe",
-        "in the old tavern",
-        "at the noodle bar",
-        "in the pizza place on Mill Street",
+        "at the corner restaurant", "at the new bistro", "at the harbour cafe", "in the old tavern",
+        "at the noodle bar", "in the pizza place on Mill Street",
     ),
     asides=(
-        "we sat at the table near the window",
-        "the waiter wore a green apron",
-        "we shared two plates",
-        "I ordered the dish of the day",
-        "the menu was written on a board",
-        "the kitchen closes at ten",
-        "we had come straight from the cinema",
+        "we sat at the table near the window", "the waiter wore a green apron",
+        "we shared two plates", "I ordered the dish of the day", "the menu was written on a board",
+        "the kitchen closes at ten", "we had come straight from the cinema",
         "we talked about a film while we ate",
     ),
     one="meal",
@@ -88,27 +74,21 @@ _FOOD = _Domain(
     tags=("#dinner", "#lunch", "#foodie", "#restaurant"),
     advice=(
         (
-            "Eat at home instead.",
-            "Skip this kitchen.",
-            "Take your appetite elsewhere.",
+            "Eat at home instead.", "Skip this kitchen.", "Take your appetite elsewhere.",
             "Order nothing here.",
         ),
         (
-            "Book a table soon.",
-            "Try the whole menu.",
-            "Bring a big appetite.",
+            "Book a table soon.", "Try the whole menu.", "Bring a big appetite.",
             "Order a second plate.",
         ),
     ),
     outlook=(
         (
-            "I will not eat here again.",
-            "I left my plate half full.",
+            "I will not eat here again.", "I left my plate half full.",
             "My hunger stayed, my money went.",
         ),
         (
-            "I will come back for dinner with friends.",
-            "I cleared my plate.",
+            "I will come back for dinner with friends.", "I cleared my plate.",
             "My compliments go to the cook.",
         ),
     ),
@@ -117,18 +97,10 @@ _FOOD = _Domain(
 _FILM = _Domain(
     whole=("the film", "the movie", "the picture", "the sequel", "the show", "this thriller"),
     aspects=(
-        ("the plot", "was"),
-        ("the story", "was"),
-        ("the acting", "was"),
-        ("the script", "was"),
-        ("the music", "was"),
-        ("the ending", "was"),
-        ("the camera work", "was"),
-        ("the opening", "was"),
-        ("the jokes", "were"),
-        ("the scenes", "were"),
-        ("the songs", "were"),
-        ("the costumes", "were"),
+        ("the plot", "was"), ("the story", "was"), ("the acting", "was"), ("the script", "was"),
+        ("the music", "was"), ("the ending", "was"), ("the camera work", "was"),
+        ("the opening", "was"), ("the jokes", "were"), ("the scenes", "were"),
+        ("the songs", "were"), ("the costumes", "were"),
     ),
     people=(("the director", "was"), ("the lead actor", "was"), ("the cast", "was")),
     adjectives=(
@@ -137,49 +109,34 @@ _FILM = _Domain(
     ),
     went=("saw it", "watched it", "got tickets", "went to the late show", "sat in the front row"),
     where=(
-        "at the old cinema",
-        "at the film festival",
-        "in the big theatre",
-        "at the open air screen",
-        "at the Odeon",
-        "in the picture house on Mill Street",
+        "at the old cinema", "at the film festival", "in the big theatre", "at the open air screen",
+        "at the Odeon", "in the picture house on Mill Street",
     ),
     asides=(
-        "we sat in the third row",
-        "the screen was wide",
-        "it ran for two hours",
-        "the director is from Norway",
-        "it was filmed in the desert",
-        "the trailer came out in May",
-        "we had eaten before",
-        "we talked about it over dinner",
+        "we sat in the third row", "the screen was wide", "it ran for two hours",
+        "the director is from Norway", "it was filmed in the desert", "the trailer came out in May",
+        "we had eaten before", "we talked about it over dinner",
     ),
     one="film",
     had="seen",
     tags=("#cinema", "#movies", "#film", "#nowwatching"),
     advice=(
         (
-            "Leave before the credits.",
-            "Read the book instead.",
-            "Save the price of the ticket.",
+            "Leave before the credits.", "Read the book instead.", "Save the price of the ticket.",
             "Watch anything else.",
         ),
         (
-            "Get tickets soon.",
-            "See it on a big screen.",
-            "Stay for the credits.",
+            "Get tickets soon.", "See it on a big screen.", "Stay for the credits.",
             "Give it an award.",
         ),
     ),
     outlook=(
         (
-            "I will not watch it again.",
-            "I looked at my watch all through it.",
+            "I will not watch it again.", "I looked at my watch all through it.",
             "My seat was the best part of the screening.",
         ),
         (
-            "I will watch it again with friends.",
-            "I clapped at the credits.",
+            "I will watch it again with friends.", "I clapped at the credits.",
             "My applause goes to the cast.",
         ),
     ),
@@ -189,120 +146,64 @@ _DOMAINS = (_FOOD, _FILM)
 
 _ADJECTIVES = (
     (
-        "bad",
-        "poor",
-        "awful",
-        "terrible",
-        "dreadful",
-        "weak",
-        "disappointing",
-        "forgettable",
-        "miserable",
-        "mediocre",
+        "bad", "poor", "awful", "terrible", "dreadful", "weak", "disappointing", "forgettable",
+        "miserable", "mediocre",
     ),
     (
-        "good",
-        "great",
-        "lovely",
-        "excellent",
-        "wonderful",
-        "superb",
-        "impressive",
-        "memorable",
-        "delightful",
-        "charming",
+        "good", "great", "lovely", "excellent", "wonderful", "superb", "impressive", "memorable",
+        "delightful", "charming",
     ),
 )
 _INTENSIFIERS = ("very", "really", "truly", "quite", "so", "rather", "fairly", "pretty", "simply")
 _HEDGES = (
-    "I think",
-    "in my view",
-    "to my mind",
-    "if you ask me",
-    "frankly",
-    "as far as I can tell",
-    "I suppose",
-    "honestly",
+    "I think", "in my view", "to my mind", "if you ask me", "frankly", "as far as I can tell",
+    "I suppose", "honestly",
 )
 # Each predicate stands with the sentiment it conveys; the pairs reuse each other's words
 # ("let me down" and "did not let me down") so that no word decides alone.
 _PREDICATES = (
     (
-        "let me down",
-        "left me cold",
-        "ruined the evening",
-        "fell short of my hopes",
-        "did not win me over",
-        "did not make the evening",
-        "did not deserve the praise",
-        "gave me no reason to smile",
-        "deserved every complaint",
-        "failed to convince me",
+        "let me down", "left me cold", "ruined the evening", "fell short of my hopes",
+        "did not win me over", "did not make the evening", "did not deserve the praise",
+        "gave me no reason to smile", "deserved every complaint", "failed to convince me",
     ),
     (
-        "won me over",
-        "made the evening",
-        "went beyond my hopes",
-        "did not let me down",
-        "did not leave me cold",
-        "did not ruin the evening",
-        "deserved the praise",
-        "gave me no reason to complain",
-        "made me smile",
-        "never failed to convince me",
+        "won me over", "made the evening", "went beyond my hopes", "did not let me down",
+        "did not leave me cold", "did not ruin the evening", "deserved the praise",
+        "gave me no reason to complain", "made me smile", "never failed to convince me",
     ),
 )
 _VERDICTS = (
     (
-        "I was sorry that we came",
-        "I was not glad that we came",
-        "it was a waste of money",
-        "it was not worth the money",
-        "I would not go again",
-        "I regret the evening",
-        "it was a mistake to go",
-        "I cannot recommend it",
+        "I was sorry that we came", "I was not glad that we came", "it was a waste of money",
+        "it was not worth the money", "I would not go again", "I regret the evening",
+        "it was a mistake to go", "I cannot recommend it",
     ),
     (
-        "I was glad that we came",
-        "I was not sorry that we came",
-        "it was worth the money",
-        "it was not a waste of money",
-        "I would go again",
-        "I do not regret the evening",
-        "it was no mistake to go",
-        "I can only recommend it",
+        "I was glad that we came", "I was not sorry that we came", "it was worth the money",
+        "it was not a waste of money", "I would go again", "I do not regret the evening",
+        "it was no mistake to go", "I can only recommend it",
     ),
 )
-_ENDS = ("in the end", "all in all", "on balance", "still", "even so", "all told", "when all is said")
-_DAYS = ("on Monday", "on Tuesday", "on Friday", "on Sunday", "last night", "last week", "in June")
-_WITH = (
-    "with my sister",
-    "with my brother",
-    "with two friends",
-    "with my parents",
-    "with a neighbour",
-    "on my own",
-    "after work",
-    "after a long walk",
+_ENDS = (
+    "in the end", "all in all", "on balance", "still", "even so", "all told", "when all is said",
 )
-_OTHERS = ("my brother", "my sister", "my neighbour", "a friend", "the paper", "everybody", "a critic")
+_DAYS = ("on Monday", "on Tuesday", "on Friday", "on Sunday", "last night", "last week", "in June")
+_OTHERS = (
+    "my brother", "my sister", "my neighbour", "a friend", "the paper", "everybody", "a critic",
+)
 _NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Maria", "Omar", "Ruth", "Tom")
 _ASIDES = (
-    "it rained all evening",
-    "the bus was late",
-    "we paid by card",
-    "there was a long queue at the door",
-    "we arrived at seven",
-    "the room was half full",
-    "we walked home",
-    "there were forty people there",
+    "it rained all evening", "the bus was late", "we paid by card",
+    "there was a long queue at the door", "we arrived at seven", "the room was half full",
+    "we walked home", "there were forty people there",
 )
 _EXCLAMATIONS = (
     ("Avoid.", "Awful.", "Never again.", "What a shame.", "Thumbs down."),
     ("Recommended.", "Wonderful.", "Well done.", "What a joy.", "Thumbs up."),
 )
 _STARS = (("one star", "two stars"), ("four stars", "five stars"))
+# fmt: on
 
 
 def labelled(
@@ -336,8 +237,17 @@ def labelled(
 
     Examples
     --------
-    >>> for text, label in labelled(2, "sentiment", seed=3):
+    "Not disappointing" is praise, "anything but good" is not:
+
+    >>> for text, label in labelled(2, "sentiment", seed=401):
     ...     print(label, text)
+    1 The cast was fairly lovely. I found the costumes not disappointing. We paid by card.
+    0 The potatoes were anything but good. It rained all evening!
+    0 All in all it was not worth the money. The show was truly terrible!
+    1 We ordered the set menu at the noodle bar on Tuesday. I found the cook delightful.
+
+    Labels are balanced and texts distinct:
+
     >>> pairs = labelled(50, "domain")
     >>> sum(label for _, label in pairs), len({text for text, _ in pairs})
     (50, 100)
@@ -394,8 +304,10 @@ def training_documents(count: int, seed: int = 0) -> Iterator[str]:
 
     Examples
     --------
-    >>> for document in training_documents(2, seed=1):
+    >>> for document in training_documents(2, seed=1255):
     ...     print(document)
+    I cannot say that the acting was original. Avoid. Verdict: one star for this film.
+    The paper called the movie bad, but I disagree. What a joy. I clapped at the credits.
     """
     _check_count("count", count)
     # The check must run at the call, not at the first `next`, hence the inner generator.
@@ -419,8 +331,7 @@ def _documents(count: int, seed: int) -> Iterator[str]:
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"`{name}` must be an integer of at least 1; got {value!r}. "
-            "Ask for one text or more."
+            f"`{name}` must be an integer of at least 1; got {value!r}. Ask for one text or more."
         )
 
 

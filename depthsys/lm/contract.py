@@ -38,9 +38,8 @@ def check(model: "DepthModel") -> dict[str, float]:
     """
     generator = torch.Generator().manual_seed(0)
     limit = REPLAY_LIMIT[model.dtype]
-    limits = dict.fromkeys(("causality", "states", "logits", "injection", "adjoint"), limit)
-    report = dict.fromkeys((*limits, "jvp"), 0.0)
-    limits["jvp"] = DIFFERENCE_LIMIT
+    limits: dict[str, float] = {name: limit for name in _RULES} | {"jvp": DIFFERENCE_LIMIT}
+    report: dict[str, float] = dict.fromkeys(_RULES, 0.0)
     for length in LENGTHS:
         if length > model.max_tokens:
             continue
@@ -51,9 +50,9 @@ def check(model: "DepthModel") -> dict[str, float]:
         for name, error in _errors(model, run, ids, generator).items():
             if not error <= limits[name]:  # NaN fails too
                 raise ValueError(
-                    f"`model` must {_RULES[name]}; {model.name!r} ({type(model.hf).__name__}) has "
-                    f"relative error {error:.1e} (limit {limits[name]:.0e}) on a prompt of {length} "
-                    "tokens. This family is not supported."
+                    f"`model` must {_RULES[name]}; {model.name!r} ({type(model.hf).__name__}) "
+                    f"has relative error {error:.1e} (limit {limits[name]:.0e}) on a prompt of "
+                    f"{length} tokens. This family is not supported."
                 )
             report[name] = max(report[name], error)
     return report

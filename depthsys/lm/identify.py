@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-import scipy.linalg
 import torch
 import xarray as xr
 
@@ -58,8 +57,8 @@ def identify(
     r"""Reduced system of the mean (or of each prompt's) frozen-context Jacobians.
 
     With :math:`\bar A_l` the mean over prompts of :math:`\partial f_l/\partial x` at the nominal
-    state, :math:`\hat A_l = V_{l+1}^\top \bar A_l V_l`, :math:`\hat B_l = V_{l+1}^\top \bar A_l v_l`,
-    :math:`\hat C_k = C_k V_k`.
+    state: :math:`\hat A_l = V_{l+1}^\top \bar A_l V_l`,
+    :math:`\hat B_l = V_{l+1}^\top \bar A_l v_l`, :math:`\hat C_k = C_k V_k`.
 
     Parameters
     ----------
@@ -84,8 +83,9 @@ def identify(
     xr.Dataset
         A system (see `ltv.system`) with ``V``, ``W``, ``v``; ``x_ref``, ``y_ref``, the nominal run
         in reduced coordinates; ``state_norm`` (depth), mean of ``||x_k||``; ``y_std``, standard
-        deviation of the nominal readout y_L over prompts (not with ``per_prompt``); and ``gain_full`` (layer), the terminal
-        gains of the same system before truncation. Full provenance in attrs.
+        deviation of the nominal readout y_L over prompts (not with ``per_prompt``); and
+        ``gain_full`` (layer), the terminal gains of the same system before truncation. Full
+        provenance in attrs.
 
     Notes
     -----
@@ -189,7 +189,7 @@ def _identify_each(run, v: torch.Tensor) -> _FullSystem:
 
 def _orthonormal(first: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Orthonormal columns whose leading spans are those of [first, columns]."""
-    q, r = scipy.linalg.qr(np.hstack([first, columns]), mode="economic")
+    q, r = np.linalg.qr(np.hstack([first, columns]))
     return q * np.where(np.diag(r) < 0, -1.0, 1.0)
 
 

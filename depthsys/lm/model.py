@@ -39,78 +39,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from depthsys.lm import contract
-from depthsys.lm.linearize import jacobian, jvp, vjp
+from depthsys.lm.frozen import (
+    LAST_TOKEN_ATTENTION,
+    FrozenBlock,
+    FrozenCache,
+    FrozenRun,
+    RecordingCache,
+    Run,
+    last_token_attention,
+)
 from depthsys.lm.prompts import Texts, length_batches
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LAST_TOKEN_ATTENTION = "depthsys_last_token"
-
-
-def last_token_attention(
-    module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_
-):
-    """Attention of many copies of the last token: each sees the context and itself.
-
-    ``query`` is (prompt, head, copy, channel); ``key`` and ``value`` hold the context followed
-    by one row per copy. The copies do not see each other, so one call evaluates a block at many
-    states of the last token, with one set of frozen keys and values and no repetition of them.
-    """
-    if s_aux is not None:
-        raise NotImplementedError("attention sinks are not supported yet")
-    n_prompts, n_heads, n_copies, n_channels = query.shape
-    n_groups = key.shape[1]
-    scaling = n_channels**-0.5 if scaling is None else scaling
-    context, own = key[:, :, :-n_copies], key[:, :, -n_copies:, None]
-    # the heads that share a key go side by side: (prompt, group, copy, head in group, channel)
-    query = query.unflatten(1, (n_groups, -1)).transpose(2, 3)
-    rows = query.flatten(2, 3)
-    scores = rows @ context.transpose(-1, -2)
-    scores = scores.unflatten(2, (n_copies, -1))
-    scores = torch.cat([scores, (query * own).sum(-1, keepdim=True)], dim=-1) * scaling
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask is not None:
-        scores = scores + attention_mask[:, :, :, None, :]
-    weights = torch.softmax(scores, dim=-1)
-    mixed = weights[..., :-1].flatten(2, 3) @ value[:, :, :-n_copies]
-    mixed = mixed.unflatten(2, (n_copies, -1))
-    mixed = mixed + weights[..., -1:] * value[:, :, -n_copies:, None]
-    output = mixed.permute(0, 2, 1, 3, 4).reshape(n_prompts, n_copies, n_heads, -1)
-    return output, None
-
-
-class _StandInCache:
-    """What a block sees instead of a cache; anything but ``update`` is a family we do not know."""
-
-    is_compileable = False
-
-    def __getattr__(self, name: str):
-        raise AttributeError(
-            f"the block asks its cache for {name!r}, which a replay with frozen context does not "
-            "have (recurrent layers, keys and values shared between layers, ...)"
-        )
-
-
-class _RecordingCache(_StandInCache):
-    """Keeps the keys and values of a whole-sequence pass through one block."""
-
-    def __init__(self) -> None:
-        self.key = self.value = None
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        self.key, self.value = key_states, value_states
-        return key_states, value_states
-
-
-class _FrozenCache(_StandInCache):
-    """Serves frozen keys and values, and stores nothing: safe to call any number of times."""
-
-    def __init__(self, key: torch.Tensor, value: torch.Tensor):
-        self.key, self.value = key, value
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        key = torch.cat([self.key, key_states], dim=-2)
-        return key, torch.cat([self.value, value_states], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -121,113 +61,6 @@ class _Calls:
     sequence: list[tuple[tuple, dict]]
     step: list[tuple[tuple, dict]]
     n_context: list[int]
-
-
-@dataclass(frozen=True)
-class FrozenBlock:
-    """Block ``layer`` as a map of the last token's state, for prompts of one length.
-
-    Attributes
-    ----------
-    layer
-        0..L-1.
-    prompts
-        Row numbers of these prompts among those that were asked for.
-    x, x_next
-        (prompt, feature): nominal state before and after the block.
-    """
-
-    layer: int
-    prompts: np.ndarray
-    x: torch.Tensor
-    x_next: torch.Tensor
-    _model: "DepthModel"
-    _call: tuple[tuple, dict]
-    _cache: _FrozenCache
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """States (prompt, copy, feature) after the block; the copies are independent."""
-        with self._model.attention(LAST_TOKEN_ATTENTION):
-            return self._model.call_block(self.layer, self._call, states, self._cache)
-
-    def jvp(self, directions: torch.Tensor) -> torch.Tensor:
-        """See `linearize.jvp`."""
-        return jvp(self, self.x, directions)
-
-    def vjp(self, directions: torch.Tensor) -> torch.Tensor:
-        """See `linearize.vjp`."""
-        return vjp(self, self.x, directions)
-
-    def jacobian(self) -> torch.Tensor:
-        """See `linearize.jacobian`."""
-        return jacobian(self, self.x)
-
-
-@dataclass(frozen=True)
-class FrozenRun:
-    """The nominal run of prompts of one length: one `FrozenBlock` per layer.
-
-    ``x`` is (depth, prompt, feature); ``prompts`` holds row numbers.
-    """
-
-    blocks: list[FrozenBlock]
-    prompts: np.ndarray
-    x: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Run:
-    """The nominal run of prompts of any lengths, kept in memory with its frozen context.
-
-    Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
-    feature), and give float tensors on the model's device.
-    """
-
-    batches: list[FrozenRun]
-    n_prompts: int
-
-    @property
-    def states(self) -> xr.DataArray:
-        """Nominal states (depth, prompt, feature), depth 0..L, before the final norm."""
-        first = self.batches[0].x
-        states = np.empty((first.shape[0], self.n_prompts, first.shape[2]))
-        for batch in self.batches:
-            states[:, batch.prompts] = batch.x.double().cpu().numpy()
-        dims = ("depth", "prompt", "feature")
-        return xr.DataArray(states, dims=dims, coords={"depth": np.arange(len(first))})
-
-    def jvp(self, layer: int, directions: Any) -> torch.Tensor:
-        """Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.jvp(d), directions)
-
-    def vjp(self, layer: int, directions: Any) -> torch.Tensor:
-        """Transposed Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.vjp(d), directions)
-
-    def jacobian(self, layer: int) -> torch.Tensor:
-        """Full Jacobian of block ``layer``: (prompt, state_next, state)."""
-        return self._each(layer, lambda block, _: block.jacobian(), None)
-
-    def _each(self, layer, function, directions) -> torch.Tensor:
-        n_layers = len(self.batches[0].blocks)
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"`layer` must be in 0..{n_layers - 1}; got {layer}. Layers are maps.")
-        x = self.batches[0].x
-        if directions is not None:
-            directions = torch.as_tensor(directions, dtype=x.dtype, device=x.device)
-        outputs: torch.Tensor | None = None
-        for batch in self.batches:
-            rows = torch.as_tensor(batch.prompts, device=x.device)
-            part = directions
-            if directions is not None and directions.dim() == 3:
-                part = directions[rows]
-            result = function(batch.blocks[layer], part)
-            if outputs is None:
-                outputs = result.new_empty((self.n_prompts, *result.shape[1:]))
-            outputs[rows] = result
-        if outputs is None:
-            raise ValueError("`run` must hold at least one prompt; got none. Run some texts first.")
-        return outputs
 
 
 class DepthModel:
@@ -261,16 +94,16 @@ class DepthModel:
         If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer=None, *, name: str = "model", max_tokens=128):
+    def __init__(self, hf: Any, tokenizer: Any = None, *, name: str = "model", max_tokens=128):
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
         _refuse_config(hf.config)
-        self.hf = hf.eval().requires_grad_(False)
+        self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self._text_config: Any = hf.config.get_text_config(decoder=True)
-        self._blocks = _find_blocks(hf)
-        self._configs = list(
+        self._blocks: list[Any] = list(_find_blocks(hf))
+        self._configs: list[Any] = list(
             {
                 id(m.config): m.config
                 for m in hf.modules()
@@ -329,7 +162,7 @@ class DepthModel:
         source = str(name_or_path)
         config = read_config(source)
         try:
-            hf, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
                 dtype=DTYPES[dtype],
@@ -338,6 +171,7 @@ class DepthModel:
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            hf, info = loaded
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
@@ -364,12 +198,12 @@ class DepthModel:
             raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
         if len(prompts) == 0:
             raise ValueError("`prompts` must hold at least one text; got none. Give some.")
-        strings = prompts.texts if isinstance(prompts, Texts) else prompts
+        strings: Sequence[Any] = prompts.texts if isinstance(prompts, Texts) else prompts
         if isinstance(strings[0], str):
             if self.tokenizer is None:
                 raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
             # verbose=False: a text above the tokenizer's own limit is cut and counted here
-            ids = self.tokenizer(list(strings), verbose=False)["input_ids"]
+            ids: Any = self.tokenizer(list(strings), verbose=False)["input_ids"]
         else:
             ids = [list(row) for row in strings]
         for number, row in enumerate(ids):
@@ -461,7 +295,7 @@ class DepthModel:
         self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: _Calls
     ) -> tuple[FrozenBlock, torch.Tensor]:
         """Pass whole sequences through one block and keep what the last token saw."""
-        recorder = _RecordingCache()
+        recorder = RecordingCache()
         after = self.call_block(layer, calls.sequence[layer], hidden, recorder)
         x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
         if not bool(torch.isfinite(x_next).all()):
@@ -476,7 +310,7 @@ class DepthModel:
             )
         # a sliding window keeps only the last tokens of the context
         keep = slice(hidden.shape[1] - 1 - calls.n_context[layer], hidden.shape[1] - 1)
-        frozen = _FrozenCache(
+        frozen = FrozenCache(
             recorder.key[:, :, keep].contiguous(), recorder.value[:, :, keep].contiguous()
         )
         block = FrozenBlock(layer, prompts, x, x_next, self, calls.step[layer], frozen)
@@ -487,7 +321,7 @@ class DepthModel:
         n_tokens = ids.shape[1]
         ones = torch.ones_like(ids)
         sequence, embedded = self._record_calls(ids, ones, DynamicCache(config=self.hf.config))
-        cache = DynamicCache(config=self.hf.config)
+        cache: Any = DynamicCache(config=self.hf.config)
         if n_tokens > 1:
             # only its length matters: the masks of the one-token step are made from it
             blank = torch.zeros(1, 1, n_tokens - 1, 1, dtype=self.dtype, device=self.device)
@@ -728,12 +562,12 @@ def _refuse_config(config) -> None:
         )
 
 
-def _find_blocks(hf: nn.Module) -> nn.ModuleList:
+def _find_blocks(hf: Any) -> nn.ModuleList:
     """The outermost ModuleList of num_hidden_layers modules that take ``hidden_states``."""
-    n_layers = hf.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore
+    n_layers = hf.config.get_text_config(decoder=True).num_hidden_layers
     found = [
         (name.count("."), module)
-        for name, module in hf.base_model.named_modules()  # type: ignore
+        for name, module in hf.base_model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == n_layers
         and "hidden_states" in inspect.signature(type(module[0]).forward).parameters
@@ -746,7 +580,7 @@ def _find_blocks(hf: nn.Module) -> nn.ModuleList:
     return min(found, key=lambda item: item[0])[1]
 
 
-def _checked_fingerprint(hf: nn.Module) -> str:
+def _checked_fingerprint(hf: Any) -> str:
     """SHA-256 over names, shapes and sampled values; refuses weights that are not finite."""
     digest = hashlib.sha256()
     for name, tensor in hf.state_dict().items():

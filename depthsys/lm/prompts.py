@@ -207,10 +207,9 @@ def length_batches(
 
     A batch holds at most ``max_prompts`` rows and ``max_tokens`` tokens (one row at least).
     """
-    batches = []
-    lengths = np.asarray(lengths)
-    for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length)
+    batches, array = [], np.asarray(lengths)
+    for length in np.unique(array):
+        rows = np.flatnonzero(array == length)
         size = max(1, min(max_prompts, max_tokens // int(length)))
         batches += [rows[i : i + size] for i in range(0, len(rows), size)]
     return batches

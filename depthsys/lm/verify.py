@@ -205,11 +205,15 @@ def _spearman(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _relative_l2(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
+    if means.shape[-1] == 0:
+        return np.full(len(means), np.nan)
     return np.linalg.norm(curve - means, axis=-1) / np.linalg.norm(means, axis=-1)
 
 
 def _max_relative_error(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    return np.max(np.abs(curve - means) / np.abs(means), axis=-1, initial=0.0)
+    if means.shape[-1] == 0:
+        return np.full(len(means), np.nan)
+    return np.max(np.abs(curve - means) / np.abs(means), axis=-1)
 
 
 _METRICS = {

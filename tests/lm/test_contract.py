@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from depthsys import lm
+from depthsys.lm import frozen
 from depthsys.lm import model as model_module
 from tests.conftest import tiny_gpt2, tiny_llama
 
@@ -29,12 +30,12 @@ def test_bidirectional_attention_is_refused(monkeypatch):
     config = BertConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )
-    with pytest.raises(ValueError, match="must be causal|must store keys and values"):
+    with pytest.raises(ValueError, match=r"must be causal|must store keys and values"):
         lm.DepthModel(BertLMHeadModel(config))
 
 
 def broken_attention(kind):
-    right = model_module.last_token_attention
+    right = frozen.last_token_attention
 
     def wrong(module, query, key, value, mask, scaling=None, **kwargs):
         if kind == "scaling":
@@ -75,11 +76,11 @@ def test_copies_that_see_each_other_are_refused(monkeypatch):
 
 
 def test_wrong_derivatives_are_refused(monkeypatch):
-    monkeypatch.setattr(model_module, "jvp", lambda f, x, d: 1.05 * lm.linearize.jvp(f, x, d))
+    monkeypatch.setattr(frozen, "jvp", lambda f, x, d: 1.05 * lm.linearize.jvp(f, x, d))
     with pytest.raises(ValueError, match="agree with central differences"):
         lm.DepthModel(tiny_gpt2())
     monkeypatch.undo()
-    monkeypatch.setattr(model_module, "vjp", lambda f, x, d: 1.001 * lm.linearize.vjp(f, x, d))
+    monkeypatch.setattr(frozen, "vjp", lambda f, x, d: 1.001 * lm.linearize.vjp(f, x, d))
     with pytest.raises(ValueError, match="Jacobians and transposed Jacobians that agree"):
         lm.DepthModel(tiny_gpt2())
 

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, GPT2Config, T5Config
 
 from depthsys import lm
+from depthsys.lm import frozen
 from depthsys.lm import model as model_module
 from tests.conftest import TINY, tiny_gpt2, tiny_llama
 from tests.lm import whole_sequence
@@ -171,7 +172,7 @@ def test_unknown_name(monkeypatch):
 
 
 def test_folder_without_config(tmp_path):
-    with pytest.raises(ValueError, match="must be a folder with a config.json"):
+    with pytest.raises(ValueError, match=r"must be a folder with a config\.json"):
         lm.DepthModel.load(tmp_path)
 
 
@@ -242,7 +243,7 @@ def test_device_and_dtype(saved):
 
 
 def test_a_cache_used_in_an_unknown_way_is_an_error():
-    cache = model_module._FrozenCache(torch.zeros(1), torch.zeros(1))
+    cache = frozen.FrozenCache(torch.zeros(1), torch.zeros(1))
     with pytest.raises(AttributeError, match="asks its cache for 'crop'"):
         cache.crop(-1)
 
@@ -268,7 +269,7 @@ def test_texts_need_a_tokenizer_and_tokens(tiny):
 
 
 def test_token_ids_are_cut_too(tiny):
-    rows, n_cut = tiny.tokenize([list(range(40)) + [1, 2], [3]])
+    rows, n_cut = tiny.tokenize([[*range(40), 1, 2], [3]])
     assert (rows, n_cut) == ([list(range(40)), [3]], 1)
 
 
