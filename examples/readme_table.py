@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 TASKS = ("sst2", "rotten_tomatoes")
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
+SHIFTS = (0.1, 1.0)  # in standard deviations of the readout
 BASELINES = ("uniform", "first_layer", "last_layer", "best_single_layer", "random_single_layer")
 
 
@@ -42,17 +43,24 @@ def main() -> None:
 
 
 def demo_row(name: str, folder: Path) -> dict:
-    if not (folder / "energy.csv").exists():
+    if not (folder / "demo.txt").exists():
         depthsys("demo", "--model", name, "--out", folder, "--force")
     return collect(name, "synthetic sentiment", folder)
 
 
 def row(model: str, task: str, source: tuple[Path, Path], folder: Path) -> dict:
-    if not (folder / "gains.nc").exists():
+    if not (folder / "gains.txt").exists():
         depthsys("gains", *source, "--out", folder, "--force")
-    if not (folder / "energy.csv").exists():
-        depthsys("control", folder / "system.nc", "--out", folder, "--force")
     return collect(model, task, folder)
+
+
+def energies_at(shift: float, folder: Path) -> xr.Dataset:
+    system = xr.load_dataset(folder / "system.nc", engine="h5netcdf")
+    out = folder / f"shift_{shift:g}"
+    if not (out / "control.txt").exists():
+        target = shift * float(system["y_std"])
+        depthsys("control", folder / "system.nc", "--target", repr(target), "--out", out, "--force")
+    return xr.load_dataset(out / "schedule.nc", engine="h5netcdf")
 
 
 def depthsys(*arguments) -> None:
@@ -63,9 +71,8 @@ def depthsys(*arguments) -> None:
 
 def collect(model: str, task: str, folder: Path) -> dict:
     """The numbers of one run: estimates and intervals, nothing chosen."""
-    system, gains, energies = (
-        xr.load_dataset(folder / name, engine="h5netcdf")
-        for name in ("system.nc", "gains.nc", "schedule.nc")
+    system, gains = (
+        xr.load_dataset(folder / name, engine="h5netcdf") for name in ("system.nc", "gains.nc")
     )
 
     def triple(array: xr.DataArray) -> list[float]:
@@ -88,14 +95,23 @@ def collect(model: str, task: str, folder: Path) -> dict:
             str(part): triple(gains["error_budget"].sel(part=part, layers="all"))
             for part in gains["part"].values
         },
-        "multiples": {
-            name: None if not bool(energies["reached"].sel(schedule=name))
-            else round(float(energies["multiple"].sel(schedule=name)), 4)
-            for name in BASELINES
-        },
-        "energy": [round(float(energies[n].max()), 6) for n in ("predicted_energy",)]
-        + [round(float(energies["energy"].sel(schedule="minimum_energy")), 6)],
-    }  # fmt: skip
+        "energies": [energy_row(shift, energies_at(shift, folder)) for shift in SHIFTS],
+    }
+
+
+def energy_row(shift: float, energies: xr.Dataset) -> dict:
+    """Energies for one target; None = not reached on the full model."""
+
+    def value(variable: str, name: str) -> float | None:
+        chosen = energies.sel(schedule=name)
+        return float(f"{float(chosen[variable]):.5g}") if bool(chosen["reached"]) else None
+
+    return {
+        "shift": shift,
+        "planned": float(f"{float(energies['predicted_energy']):.5g}"),
+        "needed": value("energy", "minimum_energy"),
+        "multiples": {name: value("multiple", name) for name in BASELINES},
+    }
 
 
 def render(rows: list[dict]) -> str:
@@ -115,17 +131,17 @@ def render(rows: list[dict]) -> str:
         )
     lines += [
         "",
-        "| model | texts | energy planned | energy needed | uniform | first layer | last layer | "
-        "best single layer | random single layer |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | texts | shift (std) | energy planned | energy needed | uniform | first layer | "
+        "last layer | best single layer | random single layer |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        planned, needed = r["energy"]
-        multiples = " | ".join(multiple(r["multiples"][name]) for name in BASELINES)
-        lines.append(
-            f"| {r['model']} | {r['task']} | {planned:.3g} | "
-            f"{needed:.3g} | {multiples} |"  # NaN is printed as nan: not reached
-        )
+        for e in r["energies"]:
+            cells = [e["planned"], e["needed"], *(e["multiples"][name] for name in BASELINES)]
+            lines.append(
+                f"| {r['model']} | {r['task']} | {e['shift']:g} | "
+                f"{' | '.join('not reached' if c is None else f'{c:.3g}' for c in cells)} |"
+            )
     return "\n".join(lines)
 
 
@@ -136,10 +152,6 @@ def percent(value: float) -> str:
 def interval(triple: list[float]) -> str:
     estimate, low, high = (100 * x for x in triple)
     return f"{estimate:.2g} % [{low:.2g}, {high:.2g}]"
-
-
-def multiple(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.3g}"
 
 
 def update_readme(tables: str) -> None:

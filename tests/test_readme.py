@@ -1,0 +1,57 @@
+"""The README's example is run and its tables are those of the stored numbers."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+spec = importlib.util.spec_from_file_location("readme_table", ROOT / "examples/readme_table.py")
+table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(table)
+STORED = json.loads((ROOT / "docs/main_job.json").read_text())
+
+
+def numbers(text: str) -> np.ndarray:
+    return np.array([float(x) for x in re.findall(r"-?\d+\.\d*|-?\d+", text)])
+
+
+def test_python_example_prints_what_the_readme_shows(capsys):
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    shown = re.search(r"```text\n(.*?)```", README, re.S).group(1)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.sub(r"[-\d.\[\]\s]", "", printed) == re.sub(r"[-\d.\[\]\s]", "", shown)
+    # the last printed digit may differ between processors
+    np.testing.assert_allclose(numbers(printed), numbers(shown), atol=0.011)
+
+
+def test_tables_are_the_stored_numbers():
+    begin, end = "<!-- tables: examples/readme_table.py -->\n", "\n<!-- end of tables -->"
+    assert README.split(begin)[1].split(end)[0] == table.render(STORED)
+    models = {(row["model"], row["task"]) for row in STORED}
+    assert {(m, t) for m in ("gpt2_6x128", "stories260K") for t in table.TASKS} <= models
+
+
+@pytest.mark.parametrize("name", ["stories260K"])
+def test_stored_numbers_are_reproduced(name, data, tmp_path):
+    """One of the rows, from the command line with the full split."""
+    stored = next(r for r in STORED if (r["model"], r["task"]) == (name, "sst2"))
+    source = (data / "weights" / name, data / "tasks" / "sst2.csv")
+    again = table.row(name, "sst2", source, tmp_path / "run")
+    assert again["auc"] == pytest.approx(stored["auc"], abs=0.002)
+    for part, triple in stored["budget"].items():
+        np.testing.assert_allclose(again["budget"][part], triple, rtol=0.05, atol=2e-4)
+    for layers, metrics in stored["agreement"].items():
+        for metric, triple in metrics.items():
+            np.testing.assert_allclose(
+                again["agreement"][layers][metric], triple, rtol=0.02, atol=2e-3
+            )
+    for new, old in zip(again["energies"], stored["energies"], strict=True):
+        assert new["needed"] == pytest.approx(old["needed"], rel=0.02)
+        for baseline, value in old["multiples"].items():
+            assert new["multiples"][baseline] == pytest.approx(value, rel=0.05)
