@@ -2,7 +2,7 @@
 
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.identify import Krylov, identify
-from depthsys.lm.linearize import linear_gains
+from depthsys.lm.linearize import linear_gains, mean_jvp, mean_vjp
 from depthsys.lm.model import DepthModel, Run
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.verify import (
@@ -28,6 +28,8 @@ __all__ = [
     "identify",
     "linear_gains",
     "mean_difference",
+    "mean_jvp",
+    "mean_vjp",
     "measure_gains",
     "play",
     "read_texts",

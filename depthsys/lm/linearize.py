@@ -80,6 +80,49 @@ def jacobian(f: BlockMap, x: torch.Tensor) -> torch.Tensor:
     return vjp(f, x, identity)
 
 
+def mean_jvp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> xr.DataArray:
+    r"""The mean Jacobian of every layer times given directions: :math:`\bar A_l V_l`.
+
+    Prompts are streamed: memory does not grow with their number, and no H x H matrix is formed.
+
+    Parameters
+    ----------
+    model, texts
+        The model and the prompts that are averaged.
+    directions
+        (layer, direction, feature): V_l, one direction per row.
+
+    Returns
+    -------
+    xr.DataArray
+        (layer, direction, feature).
+    """
+    return _mean_product(model, texts, directions, "jvp")
+
+
+def mean_vjp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> xr.DataArray:
+    r"""The transposed mean Jacobian of every layer times directions: :math:`\bar A_l^\top W_l`.
+
+    As `mean_jvp`; ``directions`` (layer, direction, feature) live at the output of each layer.
+    """
+    return _mean_product(model, texts, directions, "vjp")
+
+
+def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.DataArray:
+    dims = ("layer", "direction", "feature")
+    rows = torch.as_tensor(directions.transpose(*dims).values).to(model.device, model.dtype)
+    if rows.shape[0] != model.n_layers:
+        raise ValueError(
+            f"`directions` must have {model.n_layers} layers; got {rows.shape[0]}. "
+            "Give the same ones to every layer by broadcasting."
+        )
+    total = torch.zeros(rows.shape, dtype=torch.float64, device=model.device)
+    for run in model.stream(texts, "mean Jacobian"):
+        for block in run.blocks:
+            total[block.layer] += getattr(block, product)(rows[block.layer]).double().sum(0)
+    return xr.DataArray((total / len(texts)).cpu().numpy(), dims=dims)
+
+
 def linear_gains(model: "DepthModel", texts: "Texts", concept: xr.Dataset) -> xr.Dataset:
     r"""Exact linear gain of every layer and prompt, by one backward pass per batch.
 

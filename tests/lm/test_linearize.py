@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from depthsys import lm
 from depthsys.lm import linearize
@@ -80,3 +81,16 @@ def test_all_linear_gains_take_one_pass_over_the_blocks(monkeypatch, tokens, con
     lm.linear_gains(model, tokens, concept)
     n_batches = len({len(ids) for ids in tokens.ids})
     assert len(calls) == n_batches * 2 * model.n_layers  # one prefill, one replay
+
+
+def test_mean_products_equal_the_dense_mean_jacobian(tiny, tokens):
+    A = np.mean([whole_sequence.jacobians(tiny.hf, ids) for ids in tokens.ids], axis=0)
+    V = np.random.default_rng(0).standard_normal((3, 2, 16))
+    directions = xr.DataArray(V, dims=["layer", "direction", "feature"])
+    scale = 1e-6 * abs(A).max() * 16
+    forward = lm.mean_jvp(tiny, tokens, directions)
+    np.testing.assert_allclose(forward, np.einsum("lij,ldj->ldi", A, V), atol=scale)
+    back = lm.mean_vjp(tiny, tokens, directions.transpose())
+    np.testing.assert_allclose(back, np.einsum("lij,ldi->ldj", A, V), atol=scale)
+    with pytest.raises(ValueError, match="`directions` must have 3 layers; got 2"):
+        lm.mean_jvp(tiny, tokens, directions[:2])
