@@ -52,6 +52,7 @@ def test_stored_numbers_are_reproduced(name, data, tmp_path):
                 again["agreement"][layers][metric], triple, rtol=0.02, atol=2e-3
             )
     for new, old in zip(again["energies"], stored["energies"], strict=True):
-        assert new["needed"] == pytest.approx(old["needed"], rel=0.02)
-        for baseline, value in old["multiples"].items():
-            assert new["multiples"][baseline] == pytest.approx(value, rel=0.05)
+        for name, value in {"needed": old["needed"], **old["multiples"]}.items():
+            found = new["needed"] if name == "needed" else new["multiples"][name]
+            assert (found is None) == (value is None), name
+            assert value is None or found == pytest.approx(value, rel=0.05), name
