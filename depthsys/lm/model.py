@@ -251,21 +251,20 @@ class DepthModel:
         tokens x H), so memory does not grow with the number of prompts.
         """
         rows, _ = self.tokenize(prompts)
-        batches = [(b, self._ids(rows, b)) for b in length_batches([len(row) for row in rows])]
         with (
             tempfile.TemporaryFile() as spool,
             _progress(progress, len(rows) * self.n_layers, "block") as bar,
         ):
             for layer in range(self.n_layers):
-                blocks = self._blocks_of(layer, batches, spool, bar)
+                blocks = self._blocks_of(layer, rows, spool, bar)
                 yield layer, blocks
                 for _ in blocks:  # a caller may stop early; the states must still advance
                     pass
 
-    def _blocks_of(self, layer, batches, spool, bar) -> Iterator[FrozenBlock]:
+    def _blocks_of(self, layer, rows, spool, bar) -> Iterator[FrozenBlock]:
         spool.seek(0)
-        for prompts, ids in batches:
-            calls = self._dry_run(ids)
+        for prompts in length_batches([len(row) for row in rows]):
+            calls = self._dry_run(self._ids(rows, prompts))
             hidden, start = calls.embedded, spool.tell()
             if layer > 0:
                 count = hidden.numel()

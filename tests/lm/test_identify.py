@@ -1,13 +1,16 @@
+import gc
 import json
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from depthsys import lm, ltv
+from depthsys.lm.frozen import RecordingCache
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import labelled_ids
+from tests.lm.conftest import LabelledIds, labelled_ids
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,27 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     )
     single = lm.identify(tiny, tokens, concept)
     np.testing.assert_allclose(ltv.gains(single), ltv.gains(whole), rtol=1e-6)
+
+
+def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypatch):
+    """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
+    model = lm.DepthModel(TINY["gpt2"]())
+    original = model.call_block
+    peaks = []
+
+    def weighing(layer, call, hidden, cache):
+        if layer == 2 and isinstance(cache, RecordingCache):
+            live = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
+            peaks[-1] = max(peaks[-1], sum(tensor.nbytes for tensor in live))
+        return original(layer, call, hidden, cache)
+
+    monkeypatch.setattr(model, "call_block", weighing)
+    for count in (32, 160):  # one and five batches of one length
+        tokens = LabelledIds([[i % 50, 7, 3, 4, 5, 6] for i in range(count)], np.arange(count) % 2)
+        peaks.append(0)
+        gc.collect()
+        lm.identify(model, tokens, concept)
+    assert peaks[1] - peaks[0] < 32 * 6 * 16 * 4  # less than one batch of hidden states
 
 
 def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
