@@ -5,6 +5,26 @@ Layers are time: ``x_{l+1} = A_l x_l + B_l u_l`` for layer l = 0..L-1, and
 """
 
 from depthsys.ltv.control import minimum_energy
+from depthsys.ltv.gramians import (
+    hankel_singular_values,
+    observability_factors,
+    observability_gramian,
+    reachability_factors,
+    reachability_gramian,
+)
 from depthsys.ltv.system import SCHEMA_VERSION, check, gains, io_matrix, simulate, system
 
-__all__ = ["SCHEMA_VERSION", "check", "gains", "io_matrix", "minimum_energy", "simulate", "system"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "check",
+    "gains",
+    "hankel_singular_values",
+    "io_matrix",
+    "minimum_energy",
+    "observability_factors",
+    "observability_gramian",
+    "reachability_factors",
+    "reachability_gramian",
+    "simulate",
+    "system",
+]
