@@ -9,6 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from depthsys import lm
 
+# Tiny models gain nothing from threads, and two of them on a busy machine wait for each other.
+torch.set_num_threads(1)
+
 DATA = Path(os.environ.get("DEPTHSYS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SHARED_MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 
