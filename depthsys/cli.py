@@ -13,7 +13,15 @@ from rich.console import Console
 
 from depthsys import demo as demo_package
 from depthsys._version import __version__
-from depthsys.job import EACH, SYSTEM, Job, OutputFolder, Settings, is_system
+from depthsys.job import (
+    ALL_FILES,
+    CONTROL_FILES,
+    GAIN_FILES,
+    Job,
+    OutputFolder,
+    Settings,
+    is_system,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,17 +31,24 @@ app = typer.Typer(
     help="The depth of a language model as a low-order linear time-varying system.",
 )
 
-MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {demo_package.MODELS}."
+MODEL_HELP = (
+    f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo_package.MODELS)}."
+)
 SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HELP)]
 TextsFile = Annotated[Path, typer.Argument(help="CSV, TSV or JSONL with columns text and label.")]
 OptionalTexts = Annotated[
-    Path | None, typer.Argument(help="Texts, when the first argument is a model.")
+    Path | None,
+    typer.Argument(help="Texts: needed with a model; with a system.nc only if they have moved."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if absent.")]
 Order = Annotated[int | None, typer.Option(help="Largest reduced order.  [default: 32 or H]")]
-Readout = Annotated[str | None, typer.Option(help="concept or profile.  [default: concept]")]
+ReadoutHelp = "concept, or profile: every depth (for ltv; terminal gains are the same).  "
+Readout = Annotated[str | None, typer.Option(help=ReadoutHelp + "[default: concept]")]
+Moved = Annotated[
+    str | None, typer.Option("--model", help="Where the model of a system.nc has moved to.")
+]
 Split = Annotated[
     str | None,
     typer.Option(help="Texts PER CLASS: concept/operating/held-out.  [default: 400/200/200]"),
@@ -49,16 +64,11 @@ Target = Annotated[
 ]
 Energy = Annotated[str, typer.Option(help="absolute, or relative to the norm of the state.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32 or float64.  [default: float32, or that of the system.nc]"),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of an earlier run.")]
-
-
-def _figure_files(*names: str) -> list[str]:
-    return [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
-
-
-GAIN_FILES = ["gains.nc", *_figure_files("gain_curves", "error_budget")]
-CONTROL_FILES = ["energy.csv", "schedule.nc", *_figure_files("schedule", "energy")]
 
 
 def _version(value: bool) -> None:
@@ -102,7 +112,7 @@ def demo(
     seed: Seed = None,
     eps: Eps = 0.1,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """The whole job on an embedded model: identify, predict and measure gains, steer.
@@ -112,9 +122,10 @@ def demo(
 
     Example: `depthsys demo --out demo`
     """
-    demo_package.model_path(model)
-    files = ["texts.csv", SYSTEM, *GAIN_FILES, *CONTROL_FILES, "demo.txt"]
-    target = OutputFolder.checked(out, files, force)
+    if model not in demo_package.MODELS:
+        names = ", ".join(demo_package.MODELS)
+        raise ValueError(f"`--model` must be one of {names}; got {model!r}. Pick one.")
+    target = OutputFolder.checked(out, ["texts.csv", *ALL_FILES], force)
     settings = Settings.given(order, None, split, seed, None)
     _check_eps(eps)
     target.write("texts.csv", lambda path: _write_demo_texts(path, concept, settings))
@@ -139,15 +150,14 @@ def identify(
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Identify the reduced depth system of a model on labelled texts: OUT/system.nc.
 
     Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
     """
-    files = [SYSTEM, *([EACH] if per_prompt else []), "identify.txt"]
-    target = OutputFolder.checked(out, files, force)
+    target = OutputFolder.checked(out, ALL_FILES, force)
     settings = Settings.given(order, readout, split, seed, max_tokens)
     job = Job.from_model(model, texts, settings, device, dtype)
     job.identify(target, per_prompt=per_prompt)
@@ -160,13 +170,14 @@ def gains(
     out: Out,
     texts: OptionalTexts = None,
     eps: Eps = 0.1,
+    model: Moved = None,
     order: Order = None,
     readout: Readout = None,
     split: Split = None,
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Predicted against measured steering gain of every layer: OUT/gains.nc and figures.
@@ -174,9 +185,9 @@ def gains(
     Example: `depthsys gains run/system.nc --eps 0.1 --out run`
     """
     _check_eps(eps)
-    target = OutputFolder.checked(out, [*_inputs(source), *GAIN_FILES, "gains.txt"], force)
+    target = OutputFolder.checked(out, _outputs(source, GAIN_FILES), force)
     settings = Settings.given(order, readout, split, seed, max_tokens)
-    job = Job.from_source(source, texts, settings, device, dtype)
+    job = Job.from_source(source, texts, settings, device, dtype, model)
     job.identify(target)
     job.gains(target, eps)
     job.finish(target, "gains.txt")
@@ -189,13 +200,14 @@ def control(
     texts: OptionalTexts = None,
     target: Target = None,
     energy: Energy = "absolute",
+    model: Moved = None,
     order: Order = None,
     readout: Readout = None,
     split: Split = None,
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Minimum-energy steering schedule, played on the full model: OUT/energy.csv and figures.
@@ -203,17 +215,17 @@ def control(
     Example: `depthsys control run/system.nc --target 5 --out run`
     """
     _check_control(target, energy)
-    place = OutputFolder.checked(out, [*_inputs(source), *CONTROL_FILES, "control.txt"], force)
+    place = OutputFolder.checked(out, _outputs(source, CONTROL_FILES), force)
     settings = Settings.given(order, readout, split, seed, max_tokens)
-    job = Job.from_source(source, texts, settings, device, dtype)
+    job = Job.from_source(source, texts, settings, device, dtype, model)
     job.identify(place)
     job.control(place, target, energy)
     job.finish(place, "control.txt")
 
 
-def _inputs(source: str) -> list[str]:
-    """What is written before the last step: nothing when the system is there already."""
-    return [] if is_system(source) else [SYSTEM]
+def _outputs(source: str, files: list[str]) -> list[str]:
+    """What a step makes out of date: its own files, or everything if it identifies first."""
+    return files if is_system(source) else ALL_FILES
 
 
 def _check_eps(eps: float) -> None:

@@ -4,6 +4,7 @@ Heavy imports happen inside the functions, so that the command line answers bad 
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,14 +26,29 @@ if TYPE_CHECKING:
 SYSTEM, EACH = "system.nc", "systems_per_prompt.nc"
 
 
+def _figures(*names: str) -> list[str]:
+    return [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+
+
+GAIN_FILES = ["gains.nc", *_figures("gain_curves", "error_budget"), "gains.txt"]
+CONTROL_FILES = ["energy.csv", "schedule.nc", *_figures("schedule", "energy"), "control.txt"]
+# whatever a new identification makes out of date
+ALL_FILES = [SYSTEM, EACH, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt"]
+
+
 # ----------------------------------------------------------------------- where results go
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """The output folder. Files appear whole or not at all."""
+    """The output folder. Files appear whole or not at all.
+
+    ``stale`` are results of an earlier run; they go just before the first new one comes, so that
+    an old and a new run are never mixed, and nothing is lost to a run that fails before that.
+    """
 
     folder: Path
+    stale: list[str]
 
     @classmethod
     def checked(cls, folder: Path, files: list[str], force: bool) -> "OutputFolder":
@@ -53,13 +69,15 @@ class OutputFolder:
                 f"`--out` must not hold earlier results; found {present} in {str(folder)!r}. "
                 "Choose another folder or add --force."
             )
-        return cls(folder)
+        return cls(folder, present)
 
     def write(self, name: str, writer: Callable[[Path], Any]) -> None:
         """Write to a hidden file and rename it when it is whole."""
         partial = self.folder / f".{name}.part-{os.getpid()}"
         try:
             writer(partial)
+            while self.stale:
+                (self.folder / self.stale.pop()).unlink(missing_ok=True)
             partial.replace(self.folder / name)
         finally:
             partial.unlink(missing_ok=True)
@@ -128,6 +146,13 @@ def _parse_split(text: str) -> tuple[int, int, int]:
     return concept, operating, held_out
 
 
+_NEEDED_ATTRS = {
+    "texts", "split", "seed", "max_tokens", "model", "order", "readout", "dtype",
+    "prompts_sha256", "model_fingerprint",
+}  # fmt: skip
+_NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
+
+
 @dataclass
 class Job:
     """One model, one split of texts, and what has been found so far."""
@@ -141,21 +166,29 @@ class Job:
     started: float = 0.0
 
     @classmethod
-    def from_source(cls, source, texts, settings, device, dtype) -> "Job":
-        """From a model and texts, or from a stored system that knows both."""
+    def from_source(cls, source, texts, settings, device, dtype, model=None) -> "Job":
+        """From a model and texts, or from a stored system that knows both.
+
+        With a system, ``texts`` and ``model`` say where they have moved to.
+        """
         if not is_system(source):
             if texts is None:
                 raise ValueError(
                     "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
                     "or pass a system.nc instead of the model."
                 )
+            if model is not None:
+                raise ValueError(
+                    "`--model` must be left out when the first argument is a model; got "
+                    f"{model!r}. It says where the model of a system.nc has moved to."
+                )
             return cls.from_model(source, texts, settings, device, dtype)
-        if texts is not None or settings.any_given:
+        if settings.any_given:
             raise ValueError(
-                f"`{source}` already holds a model, texts and settings; got others beside it. "
-                "Leave them out, or give a model and texts."
+                f"`{source}` already holds its settings; got others beside it. "
+                "Leave them out, or give a model and texts to identify anew."
             )
-        return cls.from_system(Path(source), device, dtype)
+        return cls.from_system(Path(source), texts, model, device, dtype)
 
     @classmethod
     def from_model(cls, name, texts, settings, device, dtype) -> "Job":
@@ -164,12 +197,15 @@ class Job:
         started = time.monotonic()
         splits = _read_splits(texts, settings)  # a bad file fails before the model is loaded
         with _step(console, f"load {name}"):
-            model = _load(name, settings, device, dtype)
+            model = _load(name, settings, device, dtype or "float32")
         return cls(model, splits, settings, console, _text_notes(model, splits), started=started)
 
     @classmethod
-    def from_system(cls, path: Path, device: str, dtype: str) -> "Job":
-        """Load what a stored system was made of, and check that it is the same."""
+    def from_system(cls, path: Path, texts, model, device: str, dtype: str | None) -> "Job":
+        """Load what a stored system was made of, and check that it is the same.
+
+        ``texts`` and ``model`` replace the stored places; ``dtype`` None means the stored one.
+        """
         import xarray as xr
 
         from depthsys import ltv
@@ -180,19 +216,20 @@ class Job:
                 "Write one with `depthsys identify`."
             )
         try:
-            system = ltv.check(xr.load_dataset(path, engine="h5netcdf"))
+            system = xr.load_dataset(path, engine="h5netcdf")
         except OSError as error:
             raise ValueError(
                 f"`SYSTEM.nc` must be a readable netCDF file; got {str(path)!r}: {error}. "
                 "Identify again."
             ) from error
-        missing = {"texts", "split", "seed", "max_tokens", "model"} - system.attrs.keys()
+        missing = _NEEDED_ATTRS - system.attrs.keys() | _NEEDED_VARIABLES - set(system.variables)
         if missing or "prompt" in system.dims:
             raise ValueError(
                 f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} "
-                f"{'lacks the attrs ' + str(sorted(missing)) if missing else 'holds a batch'}. "
+                f"{'lacks ' + str(sorted(map(str, missing))) if missing else 'holds a batch'}. "
                 "Identify again."
             )
+        ltv.check(system)
         settings = Settings.given(
             int(system.attrs["order"]),
             system.attrs["readout"],
@@ -200,9 +237,14 @@ class Job:
             int(system.attrs["seed"]),
             int(system.attrs["max_tokens"]),
         )
-        job = cls.from_model(
-            system.attrs["model"], Path(system.attrs["texts"]), settings, device, dtype
-        )
+        texts = Path(system.attrs["texts"]) if texts is None else texts
+        if not texts.exists():
+            raise FileNotFoundError(
+                f"`TEXTS` of {str(path)!r} must exist; {str(texts)!r} is not there any more. Say "
+                f"where it is: `depthsys ... {path} TEXTS`."
+            )
+        dtype = system.attrs["dtype"] if dtype is None else dtype
+        job = cls.from_model(model or system.attrs["model"], texts, settings, device, dtype)
         for name, found in (
             ("prompts_sha256", job.texts.operating.sha256),
             ("model_fingerprint", job.model.fingerprint),
@@ -260,12 +302,21 @@ class Job:
 
     def _with_origin(self, system: "xr.Dataset", concept: "xr.Dataset") -> "xr.Dataset":
         system["auc"] = concept["auc"]
-        system.attrs |= {
-            "texts": self.texts.concept.source,
-            "split": self.texts.sizes,
+        return self._with_texts(system)
+
+    def _with_texts(self, result: "xr.Dataset") -> "xr.Dataset":
+        texts = self.texts
+        result.attrs |= {
+            "texts": texts.concept.source,
+            "split": texts.sizes,
             "seed": self.settings.seed,
+            "n_duplicates": texts.n_duplicates,
+            "n_conflicts": texts.n_conflicts,
+            "n_cut_concept": self.model.tokenize(texts.concept)[1],
+            "n_cut_operating": self.model.tokenize(texts.operating)[1],
+            "n_cut_held_out": self.model.tokenize(texts.held_out)[1],
         }
-        return system
+        return result
 
     def gains(self, target: OutputFolder, eps: float) -> None:
         """Measure the gains and say where the error of the prediction comes from."""
@@ -279,7 +330,7 @@ class Job:
             measured = lm.measure_gains(self.model, held_out, concept, eps=eps)
             relative = lm.measure_gains(self.model, held_out, concept, eps=eps, relative=True)
         result = lm.gain_report(system, measured, relative, linear, operating)
-        target.netcdf("gains.nc", result)
+        target.netcdf("gains.nc", self._with_texts(result))
         fig, axes = plot.figure(9.0, 3.6, columns=2)
         plot.gain_curves((axes[0], axes[1]), result)
         target.figure("gain_curves", fig)
@@ -298,9 +349,12 @@ class Job:
             energies = lm.compare_energies(
                 self.model, self.texts.held_out, self.concept, system, shift, energy=energy
             )
-        target.netcdf("schedule.nc", energies)
-        table = energies[["energy", "multiple", "reached", "monotone"]]
-        target.write("energy.csv", lambda path: table.to_dataframe().to_csv(path))
+        target.netcdf("schedule.nc", self._with_texts(energies))
+        table = energies[["energy", "multiple", "reached", "monotone", "layer_pushed"]]
+        frame = table.to_dataframe()
+        frame["target"], frame["energy_kind"] = shift, energy
+        frame["predicted_energy"] = float(energies["predicted_energy"])
+        target.write("energy.csv", lambda path: frame.to_csv(path))
         fig, axes = plot.figure(6.4, 3.4)
         plot.schedule(axes[0], energies)
         target.figure("schedule", fig)
@@ -313,7 +367,7 @@ class Job:
         """End the summary and store it."""
         system = self._identified()
         self.console.print()
-        _print_system(self.console, self.model, system)
+        _print_system(self.console, self.model, system, len(self.texts.held_out))
         for note in self.notes:
             self.console.print(f"- {note}", soft_wrap=True, markup=False)
         seconds = time.monotonic() - self.started
@@ -362,19 +416,37 @@ def _load(name: str, settings: Settings, device: str, dtype: str) -> "DepthModel
 
 def _text_notes(model: "DepthModel", texts: "Splits") -> list[str]:
     notes = []
-    cut = sum(model.tokenize(getattr(texts, s))[1] for s in ("concept", "operating", "held_out"))
-    if cut:
-        notes.append(f"{cut} texts were longer than {model.max_tokens} tokens and cut on the right")
+    if texts.n_duplicates or texts.n_conflicts:
+        notes.append(
+            f"dropped before splitting: {texts.n_duplicates} duplicates, {texts.n_conflicts} texts "
+            "that came with both labels"
+        )
+    cut = [model.tokenize(getattr(texts, s))[1] for s in ("concept", "operating", "held_out")]
+    if any(cut):
+        notes.append(
+            f"cut on the right at {model.max_tokens} tokens: {cut[0]} concept, {cut[1]} operating "
+            f"and {cut[2]} held-out texts"
+        )
     return notes
 
 
-def _print_system(console: Console, model: "DepthModel", system: "xr.Dataset") -> None:
+def _print_system(
+    console: Console, model: "DepthModel", system: "xr.Dataset", n_held_out: int
+) -> None:
     auc = system["auc"].values
     orders = system["order"].values
+    negative, positive = json.loads(system.attrs["classes"])
+    asked = int(system.attrs["order"])
+    order = f"order {orders.max()}" + (f" ({asked} asked for)" if orders.max() < asked else "")
     console.print(
-        f"{model.name}: L = {model.n_layers}, H = {model.n_features}, order {orders.max()} "
-        f"({system.attrs['readout']} readout); texts {system.attrs['texts']}, "
-        f"{system.attrs['split']} per class, seed {system.attrs['seed']}",
+        f"{model.name}: L = {model.n_layers}, H = {model.n_features}, {system.attrs['dtype']}, "
+        f"{order}, {system.attrs['readout']} readout",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(
+        f"texts {system.attrs['texts']}, {system.attrs['split']} per class, seed "
+        f"{system.attrs['seed']}; the readout grows from label {negative!r} to {positive!r}",
         soft_wrap=True,
         markup=False,
     )
@@ -387,7 +459,8 @@ def _print_system(console: Console, model: "DepthModel", system: "xr.Dataset") -
             "not call them gains of the concept"
         )
     console.print(
-        f"- held-out AUC {auc[0]:.2f} at depth 0, {auc[-1]:.2f} at depth {model.n_layers}: {text}",
+        f"- AUC on {n_held_out} held-out texts: {auc[0]:.2f} at depth 0, {auc[-1]:.2f} at depth "
+        f"{model.n_layers}; {text}",
         soft_wrap=True,
     )
 
@@ -416,7 +489,7 @@ def _print_gains(console: Console, result: "xr.Dataset") -> list[str]:
     worst = str(causes["part"].values[causes.values.argmax()])
     return [
         f"the surrogate misses the measured gains by {float(error.sel(part='total')):.1%} "
-        f"(relative L2); the largest part is {worst}"
+        f"(relative L2); the largest part is {worst} (parts may cancel each other)"
     ]
 
 
@@ -432,8 +505,10 @@ def _print_energies(console: Console, energies: "xr.Dataset") -> list[str]:
         row = energies.sel(schedule=name)
         reached = bool(row["reached"])
         remark = "" if bool(row["monotone"]) else "  (not monotone)"
+        layer = int(row["layer_pushed"])
+        single = f" ({layer})" if layer >= 0 and "random" not in str(name) else ""
         table.add_row(
-            str(name).replace("_", " "),
+            str(name).replace("_", " ") + single,
             f"{float(row['energy']):.4g}" if reached else "not reached",
             f"{float(row['multiple']):.3g}{remark}" if reached else f"-{remark}",
         )
@@ -442,11 +517,15 @@ def _print_energies(console: Console, energies: "xr.Dataset") -> list[str]:
     planned, found = float(energies["predicted_energy"]), float(energies["energy"][0])
     if found != found:
         return [f"the planned schedule does not reach a shift of {target:.3g} on the full model"]
-    best = str(energies["schedule"].values[energies["energy"].fillna(float("inf")).values.argmin()])
-    cheapest = (
-        "the cheapest of those compared" if best == "minimum_energy" else f"{best} is cheaper"
+    cheaper = energies["schedule"].values[energies["multiple"].values < 1]
+    verdict = (
+        f"cheaper on the full model: {', '.join(map(str, cheaper)).replace('_', ' ')}"
+        if len(cheaper)
+        else "no schedule of those compared is cheaper"
     )
+    factor = max(found / planned, planned / found)
+    linear = "" if factor < 1.5 else f", {factor:.1f} times off: the response is not linear there"
     return [
-        f"a shift of {target:.3g} takes energy {found:.4g} on the full model, planned "
-        f"{planned:.4g}; the planned schedule: {cheapest.replace('_', ' ')}"
+        f"a shift of {target:.3g} takes {energies.attrs['energy']} energy {found:.4g} on the full "
+        f"model, planned {planned:.4g}{linear}; {verdict}"
     ]

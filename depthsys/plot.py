@@ -57,7 +57,7 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
         "without_layer_0": {"facecolor": "w", "edgecolor": BLUE, "hatch": "///"},
     }
     rows = np.arange(len(parts))
-    top = float(budget.sel(bound="estimate").max())
+    top = float(budget.max())
     for layers, shift in offset.items():
         table = budget.sel(layers=layers)
         value = table.sel(bound="estimate").values
@@ -68,16 +68,16 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
         ax.errorbar(
             value[known], rows[known] + shift, xerr=error, fmt="none", ecolor="k", capsize=2
         )
-        top = max(top, float(np.nanmax(high)))
         for row, number, end in zip(rows, value, np.where(known, high, value), strict=True):
             text = "0 (to rounding)" if number < 1e-8 else f"{number:.2g} %"
             at = (max(number, end), row + shift)
             ax.annotate(text, at, (4, 0), textcoords="offset points", va="center", fontsize="small")
     ax.set_yticks(rows, parts)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.3 * max(top, 1e-3))
+    ax.set_xlim(0, 1.2 * max(top, 1e-3))
     ax.set_xlabel("relative L2 error over layers (%)")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    # above the bars: inside, it would cover one of them for some data
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def schedule(ax: Axes, energies: xr.Dataset) -> None:
@@ -91,32 +91,36 @@ def schedule(ax: Axes, energies: xr.Dataset) -> None:
 
 
 def energies(ax: Axes, energies: xr.Dataset) -> None:
-    """Energy of every schedule as a multiple of the minimum-energy schedule's, log scale."""
+    """Energy of every schedule as a multiple of the minimum-energy schedule's, log scale.
+
+    Uses ``multiple``, ``monotone``, ``layer_pushed`` (schedule) and attrs ``target``, ``energy``.
+    """
     multiple = energies["multiple"].values
-    names = [str(n).replace("_", " ") for n in energies["schedule"].values]
+    names = [
+        str(name).replace("_", " ") + (f" ({layer})" if layer >= 0 else "")
+        for name, layer in zip(
+            energies["schedule"].values, energies["layer_pushed"].values, strict=True
+        )
+    ]
     rows = np.arange(len(names))
     finite = np.isfinite(multiple)
-    colors = [ORANGE if n == "minimum energy" else BLUE for n in names]
     # bars on a log axis start at 1: shorter than the reference points left, longer points right
     known = multiple[finite]
-    ax.barh(
-        rows[finite],
-        known - 1,
-        left=1,
-        color=[c for c, f in zip(colors, finite, strict=True) if f],
-        height=0.6,
-    )
+    ax.barh(rows[finite], known - 1, left=1, color=BLUE, height=0.6)
+    ax.plot(known, rows[finite], "o", color=BLACK, ms=5)
     ax.set_xscale("log")
     low, high = (known.min(), known.max()) if len(known) else (1.0, 1.0)
-    ax.set_xlim(min(0.5, low / 3), max(10.0, high * 6))
-    for row, value in zip(rows, multiple, strict=True):
+    ax.set_xlim(min(0.5, low / 3), max(10.0, high * 30))
+    for row, value, smooth in zip(rows, multiple, energies["monotone"].values, strict=True):
         text = f"{value:.3g} x" if np.isfinite(value) else "not reached"
+        text += "" if smooth else " (not monotone)"
         at = max(value, 1.0) if np.isfinite(value) else 1.0
-        ax.annotate(text, (at, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.annotate(text, (at, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
     ax.axvline(1, color=BLACK, lw=1)
     ax.set_yticks(rows, names)
     ax.invert_yaxis()
     ax.set_xlabel("energy on the full model / that of the minimum-energy schedule")
+    ax.set_title(f"shift of {energies.attrs['target']:.3g}, {energies.attrs['energy']} energy")
 
 
 def _layer_axis(ax: Axes) -> None:

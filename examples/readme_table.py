@@ -95,6 +95,10 @@ def collect(model: str, task: str, folder: Path) -> dict:
             str(part): triple(gains["error_budget"].sel(part=part, layers="all"))
             for part in gains["part"].values
         },
+        "layer_0": [
+            round(float(gains["measured_gain"].isel(layer=0).quantile(q)), 2)
+            for q in (0, 0.1, 0.9, 1)
+        ],
         "energies": [energy_row(shift, energies_at(shift, folder)) for shift in SHIFTS],
     }
 
@@ -106,28 +110,32 @@ def energy_row(shift: float, energies: xr.Dataset) -> dict:
         chosen = energies.sel(schedule=name)
         return float(f"{float(chosen[variable]):.5g}") if bool(chosen["reached"]) else None
 
+    names = [str(name) for name in energies["schedule"].values]
+
     return {
         "shift": shift,
         "planned": float(f"{float(energies['predicted_energy']):.5g}"),
         "needed": value("energy", "minimum_energy"),
         "multiples": {name: value("multiple", name) for name in BASELINES},
+        "not_monotone": [n for n in names if not bool(energies["monotone"].sel(schedule=n))],
     }
 
 
 def render(rows: list[dict]) -> str:
     """Two markdown tables."""
     lines = [
-        "| model (L x H) | texts | AUC | Spearman | Pearson | relative L2 [95 %] | "
-        "the same without layer 0 | nonlinearity | averaging | sampling | truncation |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model (L x H) | texts | AUC | Spearman [95 %] | Pearson | relative L2 | Spearman "
+        "without layer 0 | relative L2 without layer 0 | nonlinearity | averaging | sampling | truncation |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         every, rest = (r["agreement"][k] for k in ("all", "without_layer_0"))
         parts = " | ".join(percent(r["budget"][p][0]) for p in list(r["budget"])[:4])
         lines.append(
             f"| {r['model']} ({r['shape']}) | {r['task']} | {r['auc']:.2f} | "
-            f"{every['spearman'][0]:.2f} | {every['pearson'][0]:.3f} | "
-            f"{interval(every['relative_l2'])} | {interval(rest['relative_l2'])} | {parts} |"
+            f"{bracket(every['spearman'])} | {bracket(every['pearson'])} | "
+            f"{interval(every['relative_l2'])} | {bracket(rest['spearman'])} | "
+            f"{interval(rest['relative_l2'])} | {parts} |"
         )
     lines += [
         "",
@@ -137,16 +145,24 @@ def render(rows: list[dict]) -> str:
     ]
     for r in rows:
         for e in r["energies"]:
-            cells = [e["planned"], e["needed"], *(e["multiples"][name] for name in BASELINES)]
-            lines.append(
-                f"| {r['model']} | {r['task']} | {e['shift']:g} | "
-                f"{' | '.join('not reached' if c is None else f'{c:.3g}' for c in cells)} |"
-            )
+            cells = [cell(e, "planned", e["planned"]), cell(e, "minimum_energy", e["needed"])]
+            cells += [cell(e, name, e["multiples"][name]) for name in BASELINES]
+            lines.append(f"| {r['model']} | {r['task']} | {e['shift']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def percent(value: float) -> str:
     return "0" if value < 5e-7 else f"{100 * value:.2g} %"
+
+
+def cell(energies: dict, name: str, value: float | None) -> str:
+    text = "not reached" if value is None else f"{value:.3g}"
+    return text + (" *" if name in energies["not_monotone"] else "")
+
+
+def bracket(triple: list[float]) -> str:
+    estimate, low, high = triple
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def interval(triple: list[float]) -> str:

@@ -1,6 +1,7 @@
 """The command line on the smallest embedded model: what it writes, and what it refuses."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     assert float(rows["minimum_energy"]["multiple"]) == 1
     assert "random_single_layer" in rows
     assert str(out) in shown
-    assert "held-out AUC" in (out / "demo.txt").read_text()
+    assert "AUC on 12 held-out texts" in (out / "demo.txt").read_text()
+    assert rows["last_layer"]["layer_pushed"] == "3"
+    assert rows["uniform"]["energy_kind"] == "absolute"
 
     # the same gains from the stored system, bit for bit
     again = tmp_path / "again"
@@ -88,6 +91,66 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     code, _, err = run("gains", out / "system.nc", "--out", tmp_path / "third")
     assert code == 2
     assert "identified with other texts or weights: its prompts_sha256 differs" in err
+
+
+def test_a_stored_system_finds_moved_texts_and_model_and_keeps_its_dtype(run, tmp_path, texts):
+    from depthsys.demo import model_path
+
+    model, moved = tmp_path / "model", tmp_path / "elsewhere"
+    shutil.copytree(model_path("demo_48x4"), model)
+    mine = shutil.copy(texts, tmp_path / "mine.csv")
+    common = ["--split", "12/6/6", "--dtype", "float64", "--device", "cpu"]
+    assert run("identify", model, mine, *common, "--out", tmp_path / "a")[0] == 0
+    model.rename(moved)
+    Path(mine).rename(tmp_path / "yours.csv")
+    command = ["gains", tmp_path / "a" / "system.nc", "--out", tmp_path / "b"]
+    code, _, err = run(*command)
+    assert code == 2
+    assert "is not there any more. Say where it is" in err
+    code, _, err = run(*command, tmp_path / "yours.csv")
+    assert code == 2
+    assert "neither. Check the path" in err
+    assert run(*command, tmp_path / "yours.csv", "--model", moved)[0] == 0
+    attrs = load(tmp_path / "b" / "gains.nc").attrs
+    assert (attrs["dtype"], attrs["system_dtype"]) == ("float64", "float64")
+    assert run(*command, tmp_path / "yours.csv", "--model", moved, "--dtype", "float32", "--force")
+    attrs = load(tmp_path / "b" / "gains.nc").attrs
+    assert (attrs["dtype"], attrs["system_dtype"]) == ("float32", "float64")
+    # the same weights and other texts, or the same texts and other weights, are noticed
+    code, _, err = run(*command, tmp_path / "yours.csv", "--model", "demo_96x8", "--force")
+    assert code == 2
+    assert "its model_fingerprint differs" in err
+
+
+def test_force_never_mixes_an_old_and_a_new_run(run, tmp_path, texts, monkeypatch):
+    common = ["demo_48x4", texts, *SMALL, "--out", tmp_path]
+    assert run("gains", *common)[0] == 0
+    (tmp_path / "mine.txt").write_text("not a result")
+    old = {path.name for path in tmp_path.iterdir()}
+    # a run that fails before its first result loses nothing
+    assert run("identify", "./no-model", *common[1:], "--force")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == old
+    code, _, err = run("identify", *common)
+    assert code == 2
+    assert "gains.nc" in err
+    assert run("identify", *common, "--force")[0] == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"system.nc", "identify.txt", "mine.txt"}
+
+
+def test_dropped_and_cut_texts_are_reported(run, tmp_path, texts):
+    rows = texts.read_text().splitlines()
+    double = tmp_path / "double.csv"
+    conflict = rows[1][:-1] + ("0" if rows[1].endswith("1") else "1")
+    double.write_text("\n".join([*rows, *rows[2:9], conflict]))
+    small = [*SMALL, "--max-tokens", "8"]
+    code, shown, _ = run("identify", "demo_48x4", double, *small, "--out", tmp_path / "a")
+    assert code == 0
+    assert "7 duplicates, 1 texts that came with both labels" in shown
+    attrs = load(tmp_path / "a" / "system.nc").attrs
+    assert (attrs["n_duplicates"], attrs["n_conflicts"]) == (7, 1)
+    assert min(attrs["n_cut_concept"], attrs["n_cut_operating"], attrs["n_cut_held_out"]) > 0
+    assert attrs["n_cut_concept"] <= 24
 
 
 def test_identify_gains_and_control_from_a_model(run, tmp_path, texts):
@@ -157,9 +220,9 @@ def test_bad_input_is_one_clear_line_before_any_work(run, tmp_path, texts, messa
         (["control", "MODEL", "TEXTS", "--energy", "none"], "`--energy` must be"),
         (["gains", "MODEL"], "`TEXTS` must be given with a model"),
         (["gains", "absent.nc"], "`SYSTEM.nc` must be an existing file"),
-        (["gains", "absent.nc", "TEXTS"], "already holds a model, texts and settings"),
-        (["gains", "absent.nc", "--order", "3"], "already holds a model, texts and settings"),
-        (["demo", "--model", "other"], "`name` must be one of"),
+        (["gains", "absent.nc", "--order", "3"], "already holds its settings"),
+        (["gains", "MODEL", "TEXTS", "--model", "x"], "`--model` must be left out"),
+        (["demo", "--model", "other"], "`--model` must be one of"),
         (["demo", "--model", "demo_48x4", "--concept", "other"], "`concept` must be one of"),
     ],
 )
@@ -194,7 +257,7 @@ def test_a_system_of_somebody_else_is_refused(run, tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):
-    target = OutputFolder(tmp_path)
+    target = OutputFolder(tmp_path, [])
 
     def interrupted(path):
         path.write_text("half")

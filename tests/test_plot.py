@@ -28,9 +28,14 @@ def energies():
     multiple = [1.0, 2.0, np.nan, 30.0]
     names = ["minimum_energy", "uniform", "first_layer", "last_layer"]
     return xr.Dataset(
-        {"multiple": ("schedule", multiple), "u": ("layer", [0.1, -0.2, 0.3])},
+        {
+            "multiple": ("schedule", multiple),
+            "monotone": ("schedule", [True, True, False, True]),
+            "layer_pushed": ("schedule", [-1, -1, 0, 2]),
+            "u": ("layer", [0.1, -0.2, 0.3]),
+        },
         coords={"schedule": names, "layer": range(3)},
-        attrs={"target": 5.0},
+        attrs={"target": 5.0, "energy": "absolute"},
     )
 
 
@@ -60,15 +65,20 @@ def test_error_budget_bars_are_percentages_and_zero_is_said(gains):
 def test_energies_say_not_reached(energies):
     _, (ax,) = plot.figure()
     plot.energies(ax, energies)
-    assert [text.get_text() for text in ax.texts] == ["1 x", "2 x", "not reached", "30 x"]
-    assert [label.get_text() for label in ax.get_yticklabels()][2] == "first layer"
+    assert [text.get_text() for text in ax.texts] == [
+        "1 x",
+        "2 x",
+        "not reached (not monotone)",
+        "30 x",
+    ]
+    assert [label.get_text() for label in ax.get_yticklabels()][2] == "first layer (0)"
 
 
 def test_energies_when_nothing_is_reached(energies, tmp_path):
     fig, (ax,) = plot.figure()
     plot.energies(ax, energies.assign(multiple=energies.multiple * np.nan))
     plot.save(fig, tmp_path / "a.png", "png")
-    assert {text.get_text() for text in ax.texts} == {"not reached"}
+    assert {text.get_text() for text in ax.texts} == {"not reached", "not reached (not monotone)"}
 
 
 def test_schedule_shows_the_injections(energies):

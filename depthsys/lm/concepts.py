@@ -66,6 +66,7 @@ def mean_difference(
         {"direction": (("depth", "feature"), direction), "distance": ("depth", distance)},
         coords={"depth": np.arange(model.n_layers + 1)},
         attrs={
+            **model.provenance("mean_difference"),
             "method": "mean_difference",
             "classes": json.dumps(list(concept.classes)),
             "prompts_sha256": concept.sha256,

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ class Krylov:
 
     ``V_k = orth[v_k, A_{k-1} v_{k-1}, A_{k-1} A_{k-2} v_{k-2}, ...]``, first ``order`` columns,
     and W = V. At depth k at most k + 1 directions exist: the coordinate ``order(depth)`` of the
-    system says how many there are, so an order above L truncates nothing.
+    system says how many there are, so an order above L truncates nothing. Below that the error of
+    this one-sided projection need not fall with every step of the order.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ def identify(
     method
         The basis; `Krylov()` by default.
     readout
-        "concept": ``y_L = v_L' x_L`` only; "profile": ``y_k = v_k' x_k`` for k = 1..L.
+        "concept": ``y_L = v_L' x_L`` only; "profile": ``y_k = v_k' x_k`` for k = 1..L (the
+        terminal gains are the same).
     per_prompt
         One system per prompt, with its own basis, along the batch dim ``prompt``.
     keep_basis
@@ -235,14 +236,8 @@ def _full_gains(full: _FullSystem) -> np.ndarray:
 
 
 def _provenance(model, texts, concept, method, order, readout, per_prompt) -> dict:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
     return {
-        "model": model.name,
-        "revision": model.revision,
-        "model_fingerprint": model.fingerprint,
-        "contract": json.dumps(model.contract),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        **model.provenance("identify"),
         "readout": readout,
         "concept": concept.attrs.get("method", "given"),
         "classes": concept.attrs.get("classes", "[]"),
@@ -251,10 +246,7 @@ def _provenance(model, texts, concept, method, order, readout, per_prompt) -> di
         "order": order,
         "per_prompt": int(per_prompt),
         "n_prompts": len(texts),
-        "prompts_sha256": texts.sha256,
-        "max_tokens": model.max_tokens,
         "n_cut": model.tokenize(texts)[1],
+        "prompts_sha256": texts.sha256,
         "step": "exact Jacobian (no step)",
-        "created": created,
-        "history": f"{created} depthsys.lm.identify",
     }

@@ -159,7 +159,11 @@ def linear_gains(model: "DepthModel", texts: "Texts", concept: xr.Dataset) -> xr
             "readout": ("prompt", readout),
         },
         coords={"layer": np.arange(model.n_layers)},
-        attrs={"kind": "exact linear", "prompts_sha256": texts.sha256},
+        attrs={
+            **model.provenance("linear_gains"),
+            "kind": "exact linear",
+            "prompts_sha256": texts.sha256,
+        },
     )
 
 

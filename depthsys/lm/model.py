@@ -13,13 +13,16 @@ an embedding look-up, and spares this package any knowledge of the family.
 import contextlib
 import hashlib
 import inspect
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 import xarray as xr
@@ -38,6 +41,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from depthsys._version import __version__
 from depthsys.lm import contract
 from depthsys.lm.frozen import (
     LAST_TOKEN_ATTENTION,
@@ -184,6 +188,22 @@ class DepthModel:
                 f"misfits {bad[:3]} ({len(bad)} in all). They would be random: save it again."
             )
         return cls(hf.to(torch_device), tokenizer, name=source, max_tokens=max_tokens)
+
+    def provenance(self, action: str) -> dict[str, str | int]:
+        """Attrs of a result computed with this model; ``action`` goes into its history."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return {
+            "depthsys_version": __version__,
+            "model": self.name,
+            "revision": self.revision,
+            "model_fingerprint": self.fingerprint,
+            "contract": json.dumps(self.contract),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "max_tokens": self.max_tokens,
+            "created": created,
+            "history": f"{created} depthsys.lm.{action}",
+        }
 
     # ---------------------------------------------------------------- texts and directions
 
@@ -489,8 +509,11 @@ def read_config(name_or_path: str | Path):
     """
     source = _source(name_or_path)
     try:
+        if not Path(source).is_dir() and not _is_cached(source):
+            # asks once; from_pretrained would try for half a minute when there is no network
+            huggingface_hub.model_info(source, timeout=10)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub and its HTTP library raise many unrelated types
         raise ValueError(
             f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
             f"{_first_line(error)} Check the spelling, or download the model first."
@@ -529,6 +552,10 @@ def _source(name_or_path: str | Path) -> str:
             "neither. Check the path."
         )
     return source
+
+
+def _is_cached(source: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json"), str)
 
 
 def _refuse_config(config) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -78,7 +79,9 @@ class Texts:
             chosen = np.concatenate([order[start : start + size] for order in shuffled])
             parts[name] = self._take(rng.permutation(chosen))
             start += size
-        return Splits(**parts, seed=seed)
+        return Splits(
+            **parts, seed=seed, n_duplicates=self.n_duplicates, n_conflicts=self.n_conflicts
+        )
 
     def _take(self, rows: np.ndarray) -> "Texts":
         return Texts(
@@ -88,12 +91,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint texts for the concept direction, the identification and the verification."""
+    """Disjoint texts for the concept direction, the identification and the verification.
+
+    ``n_duplicates`` and ``n_conflicts`` were dropped before splitting.
+    """
 
     concept: Texts
     operating: Texts
     held_out: Texts
     seed: int
+    n_duplicates: int
+    n_conflicts: int
 
     @property
     def sizes(self) -> str:
@@ -127,7 +135,7 @@ def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
     if isinstance(source, (str, Path)):
         path = Path(source)
         return _texts(_rows(path), str(path))
-    return _texts([(text, str(label)) for text, label in source], "list")
+    return _texts([(text, str(label).strip()) for text, label in source], "list")
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
@@ -143,14 +151,10 @@ def _rows(path: Path) -> list[tuple[str, str]]:
         )
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == ".jsonl":
-                records = [json.loads(line) for line in file if line.strip()]
-            else:
-                delimiter = "," if kind == ".csv" else "\t"
-                records = list(csv.DictReader(file, delimiter=delimiter, strict=True))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            records = _json_lines(file) if kind == ".jsonl" else _table(file, kind)
+    except UnicodeDecodeError as error:
         raise ValueError(
-            f"`texts` must be a readable UTF-8 {kind} file; got {path.name!r}: {error}. Re-save it."
+            f"`texts` must be a UTF-8 file; got {path.name!r}: {error}. Save it as UTF-8."
         ) from error
     if not records:
         raise ValueError(f"`texts` must not be empty; {path.name!r} has no rows. Add texts.")
@@ -171,19 +175,56 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
+def _json_lines(file: IO[str]) -> list:
+    records = []
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`texts` must hold one JSON object per line; line {number} is none: "
+                    f"{error.msg} at column {error.colno}. Correct the line."
+                ) from error
+    return records
+
+
+def _table(file: IO[str], kind: str) -> list[dict]:
+    reader = csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"`texts` must be a well-formed {kind} file; got an error near line "
+            f"{reader.line_num}: {error}. Put fields that hold quotes or delimiters in quotes, and "
+            'write " inside them as "".'
+        ) from error
+
+
 def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
-    for number, (text, _) in enumerate(rows, start=1):
+    for number, (text, label) in enumerate(rows, start=1):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f"`texts` must hold non-empty strings; got {text!r} in row {number} of {source}. "
                 "Delete the row."
             )
+        if not label:
+            raise ValueError(
+                f"`label` must not be empty; row {number} of {source} has none. Fill it in or "
+                "delete the row."
+            )
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(
+                f"`texts` must be valid Unicode; row {number} of {source} holds half of a "
+                "surrogate pair. Re-encode the text."
+            )
     classes = sorted({label for _, label in rows})
     if len(classes) != 2:
         shown = classes if len(classes) <= 5 else [*classes[:5], "..."]
+        first = {c: next(i for i, (_, y) in enumerate(rows, 1) if y == c) for c in classes[:5]}
         raise ValueError(
-            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source}. "
-            "Keep the rows of two classes."
+            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source} "
+            f"(first rows {first}). Keep the rows of two classes."
         )
     labels_of: dict[str, set[str]] = {}
     for text, label in rows:

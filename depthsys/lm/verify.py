@@ -79,6 +79,7 @@ def measure_gains(
         {"gain": (("prompt", "layer"), gain)},
         coords={"layer": np.arange(model.n_layers)},
         attrs={
+            **model.provenance("measure_gains"),
             "kind": "measured",
             "step": eps,
             "relative": int(relative),
@@ -138,7 +139,8 @@ def agreement(
         For relative measured gains the gains of a system are multiplied by its ``state_norm``.
     measured
         ``gain`` (prompt, layer) from `measure_gains` or `linear_gains`; compared is its mean over
-        prompts, and the intervals resample prompts.
+        prompts, and the percentile intervals resample these prompts alone (not those behind
+        ``predicted``; an error near its minimum can lie below its own interval).
     n_bootstrap, level, seed
         Number of resamples, coverage of the percentile intervals, seed.
 
@@ -341,7 +343,7 @@ def play(
     return xr.Dataset(
         {"response": (("prompt", "scale"), response)},
         coords={"scale": factors[0]},
-        attrs={"prompts_sha256": texts.sha256},
+        attrs={**model.provenance("play"), "prompts_sha256": texts.sha256},
     )
 
 
@@ -451,7 +453,7 @@ def required_energy(
             "response": (("schedule", "prompt"), played),
         },
         coords={"schedule": schedules["schedule"]},
-        attrs={"target": target, "prompts_sha256": texts.sha256},
+        attrs={"target": target},
     )
 
 
@@ -487,7 +489,8 @@ def compare_energies(
     -------
     xr.Dataset
         ``energy``, ``multiple`` (of the minimum-energy schedule's; NaN = not reached within
-        16384 times the predicted optimum), ``reached``, ``monotone`` (schedule); ``u`` (layer),
+        16384 times the predicted optimum), ``reached``, ``monotone``, ``layer_pushed`` (schedule;
+        -1 = several); ``u`` (layer),
         the planned schedule; ``predicted_energy``; ``single_energy`` (layer); ``response``
         (prompt), of the minimum-energy schedule.
     """
@@ -524,28 +527,39 @@ def compare_energies(
     }
     table = found[["energy", "reached", "monotone"]].sel(schedule=list(chosen.values()))
     table = table.assign_coords(schedule=list(chosen))
+    pushed = [single_names.index(name) if name in single_names else -1 for name in chosen.values()]
+    table["layer_pushed"] = ("schedule", pushed)
     median = float(np.median(ranked))
     random = xr.Dataset(
         {
             "energy": ("schedule", [median if np.isfinite(median) else np.nan]),
             "reached": ("schedule", [bool(np.isfinite(median))]),
             "monotone": ("schedule", [bool(single["monotone"].all())]),
+            "layer_pushed": ("schedule", [-1]),
         },
         coords={"schedule": ["random_single_layer"]},
     )
     table = xr.concat([table, random], dim="schedule")
     table["multiple"] = table["energy"] / table["energy"].sel(schedule="minimum_energy")
+    table = table.assign_coords(layer=np.arange(n_layers))
     table["u"] = ("layer", u)
     table["predicted_energy"] = plan["energy"]
     table["single_energy"] = ("layer", single["energy"].values)
     table["response"] = found["response"].sel(schedule="minimum_energy", drop=True)
     table.attrs = {
+        **model.provenance("compare_energies"),
         "target": target,
         "energy": energy,
         "best_layer": int(ranked.argmin()),
         "prompts_sha256": texts.sha256,
     }
     return table
+
+
+_SYSTEM_ATTRS = (
+    "readout", "concept", "classes", "method", "settings", "order", "dtype", "n_prompts",
+    "prompts_sha256", "created",
+)  # fmt: skip
 
 
 def gain_report(
@@ -589,6 +603,7 @@ def gain_report(
     report["linear_gain_operating"] = linear_operating["gain"].rename(prompt="prompt_operating")
     report["surrogate_gain"] = ("layer", _curve(system, relative=False))
     report["full_gain"] = ("layer", _full_curve(system))
-    report.attrs = {**system.attrs, **report.attrs, "step": measured.attrs["step"]}
-    report.attrs["held_out_sha256"] = measured.attrs["prompts_sha256"]
+    # how the gains were measured, and beside it how the system was made
+    made = {f"system_{key}": system.attrs[key] for key in _SYSTEM_ATTRS if key in system.attrs}
+    report.attrs = {**report.attrs, **measured.attrs, **made}
     return report

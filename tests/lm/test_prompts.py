@@ -42,6 +42,7 @@ def test_splits_are_disjoint_stratified_and_seeded():
     label_of = {t: y for t, y in ROWS}
     assert all(label_of[t] == y for p in parts for t, y in zip(p.texts, p.labels, strict=True))
     assert a.sizes == "8/5/4"
+    assert (a.n_duplicates, a.n_conflicts) == (texts.n_duplicates, texts.n_conflicts)
     assert a.concept.sha256 == b.concept.sha256 != c.concept.sha256
 
 
@@ -69,8 +70,11 @@ def test_labels_may_be_any_two_words():
         ("a.csv", "text,label\na,1\n  ,0", ValueError, "non-empty strings; got '  ' in row 2"),
         ("a.csv", "text,label\na,1\nb,1", ValueError, r"exactly two values; got 1: \['1'\]"),
         ("a.csv", "text,label\na,1\nb,2\nc,3", ValueError, "exactly two values; got 3"),
-        ("a.csv", b"text,label\n\xff\xfe,1", ValueError, "must be a readable UTF-8 .csv"),
-        ("a.jsonl", '{"text": "a"', ValueError, "must be a readable UTF-8 .jsonl"),
+        ("a.csv", b"text,label\n\xff\xfe,1", ValueError, "must be a UTF-8 file"),
+        ("a.csv", "text,label\na,1\nb,", ValueError, "`label` must not be empty; row 2"),
+        ("a.csv", 'text,label\na,1\n"b" c,0', ValueError, "well-formed .csv file; .* line 3"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ValueError, "line 2 is none"),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 1}', ValueError, "row 1 .* surrogate pair"),
         ("a.jsonl", '["a", 1]', ValueError, "got list in row 1"),
     ],
 )

@@ -298,7 +298,9 @@ def test_gain_report_holds_curves_metrics_and_budget(tiny, tokens, concept, syst
         expected = lm.agreement(system, parts[key]).relative_l2
         np.testing.assert_array_equal(report.relative_l2.sel(injection=name), expected)
     assert report.linear_gain_operating.dims == ("prompt_operating", "layer")
-    assert report.attrs["held_out_sha256"] == "ids 9"
+    assert report.attrs["prompts_sha256"] == "ids 9"
+    assert report.attrs["system_prompts_sha256"] == tokens.sha256
+    assert report.attrs["history"].endswith("measure_gains")
     assert report.attrs["model_fingerprint"] == tiny.fingerprint
 
 
