@@ -20,6 +20,7 @@ from depthsys.job import (
     Job,
     OutputFolder,
     Settings,
+    check_model,
     is_system,
 )
 
@@ -128,6 +129,7 @@ def demo(
     target = OutputFolder.checked(out, ["texts.csv", *ALL_FILES], force)
     settings = Settings.given(order, None, split, seed, None)
     _check_eps(eps)
+    check_model(model, settings, device, dtype)
     target.write("texts.csv", lambda path: _write_demo_texts(path, concept, settings))
     job = Job.from_model(model, out / "texts.csv", settings, device, dtype)
     job.identify(target)

@@ -45,6 +45,7 @@ class OutputFolder:
 
     ``stale`` are results of an earlier run; they go just before the first new one comes, so that
     an old and a new run are never mixed, and nothing is lost to a run that fails before that.
+    A file that another run wrote in the meantime is not overwritten.
     """
 
     folder: Path
@@ -78,7 +79,13 @@ class OutputFolder:
             writer(partial)
             while self.stale:
                 (self.folder / self.stale.pop()).unlink(missing_ok=True)
-            partial.replace(self.folder / name)
+            try:
+                os.link(partial, self.folder / name)  # unlike a rename, never overwrites
+            except FileExistsError as error:
+                raise ValueError(
+                    f"`--out` must belong to one run at a time; another one wrote {name!r} into "
+                    f"{str(self.folder)!r} meanwhile. Choose another folder."
+                ) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -137,7 +144,7 @@ class Settings:
 
 def _parse_split(text: str) -> tuple[int, int, int]:
     parts = text.split("/")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
             f"`--split` must be three positive numbers concept/operating/held-out; got {text!r}. "
             "The default is 400/200/200 per class."
@@ -148,7 +155,7 @@ def _parse_split(text: str) -> tuple[int, int, int]:
 
 _NEEDED_ATTRS = {
     "texts", "split", "seed", "max_tokens", "model", "order", "readout", "dtype",
-    "prompts_sha256", "model_fingerprint",
+    "prompts_sha256", "concept_sha256", "held_out_sha256", "model_fingerprint", "tokens_sha256",
 }  # fmt: skip
 _NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
 
@@ -247,7 +254,10 @@ class Job:
         job = cls.from_model(model or system.attrs["model"], texts, settings, device, dtype)
         for name, found in (
             ("prompts_sha256", job.texts.operating.sha256),
+            ("concept_sha256", job.texts.concept.sha256),
+            ("held_out_sha256", job.texts.held_out.sha256),
             ("model_fingerprint", job.model.fingerprint),
+            ("tokens_sha256", job.model.tokens_sha256(job.texts.operating)),
         ):
             if system.attrs[name] != found:
                 raise ValueError(
@@ -308,6 +318,8 @@ class Job:
         texts = self.texts
         result.attrs |= {
             "texts": texts.concept.source,
+            "concept_sha256": texts.concept.sha256,
+            "held_out_sha256": texts.held_out.sha256,
             "split": texts.sizes,
             "seed": self.settings.seed,
             "n_duplicates": texts.n_duplicates,
@@ -392,19 +404,29 @@ def _read_splits(texts: Path, settings: Settings) -> "Splits":
     )
 
 
-def _load(name: str, settings: Settings, device: str, dtype: str) -> "DepthModel":
-    from transformers.utils import logging
-
+def check_model(name: str, settings: Settings, device: str, dtype: str | None) -> str:
+    """Check all that can be checked without the weights; gives the path or name to load."""
     from depthsys import lm
-    from depthsys.lm.model import checked_device, read_config
+    from depthsys.lm.model import DTYPES, checked_device, read_config
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     checked_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"`--dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Pick one.")
     path = demo_package.model_path(name) if name in demo_package.MODELS else Path(name)
     source = str(path.resolve()) if path.is_dir() else name
     width = read_config(source).get_text_config(decoder=True).hidden_size
     lm.Krylov(order=settings.order).checked_order(width)
+    return source
+
+
+def _load(name: str, settings: Settings, device: str, dtype: str) -> "DepthModel":
+    from transformers.utils import logging
+
+    from depthsys import lm
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    source = check_model(name, settings, device, dtype)
     model = lm.DepthModel.load(source, device=device, dtype=dtype, max_tokens=settings.max_tokens)
     if name in demo_package.MODELS:
         model.name = name
@@ -486,10 +508,12 @@ def _print_gains(console: Console, result: "xr.Dataset") -> list[str]:
     console.print(budget)
     error = result["error_budget"].sel(layers="all", bound="estimate")
     causes = error.drop_sel(part="total")
+    floor = result["noise_floor"].sel(layers="all", injection="absolute")
     worst = str(causes["part"].values[causes.values.argmax()])
     return [
         f"the surrogate misses the measured gains by {float(error.sel(part='total')):.1%} "
-        f"(relative L2); the largest part is {worst} (parts may cancel each other)"
+        f"(relative L2; {float(floor):.1%} would be sampling noise alone); the largest part is "
+        f"{worst} (parts may cancel each other)"
     ]
 
 

@@ -125,7 +125,8 @@ def render(rows: list[dict]) -> str:
     """Two markdown tables."""
     lines = [
         "| model (L x H) | texts | AUC | Spearman [95 %] | Pearson | relative L2 | Spearman "
-        "without layer 0 | relative L2 without layer 0 | nonlinearity | averaging | sampling | truncation |",
+        "without layer 0 | relative L2 without layer 0 | nonlinearity | averaging | sampling | "
+        "truncation |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from depthsys import cli, ltv
+from depthsys import cli, lm, ltv
 from depthsys.job import OutputFolder
 
 SMALL = ["--split", "12/6/6", "--device", "cpu"]
@@ -70,6 +70,9 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     assert rows["last_layer"]["layer_pushed"] == "3"
     assert rows["uniform"]["energy_kind"] == "absolute"
 
+    source = lm.read_texts(out / "texts.csv").split(concept=12, operating=6, held_out=6)
+    assert gains.attrs["prompts_sha256"] == source.held_out.sha256
+    assert load(out / "schedule.nc").attrs["prompts_sha256"] == source.held_out.sha256
     # the same gains from the stored system, bit for bit
     again = tmp_path / "again"
     assert run("gains", out / "system.nc", "--out", again, "--device", "cpu")[0] == 0
@@ -190,7 +193,7 @@ BAD = {
     "`--seed` must be >= 0": [*OK, *SMALL, "--seed", "-1"],
     "`--max-tokens` must be >= 1": [*OK, *SMALL, "--max-tokens", "0"],
     "`--readout` must be": [*OK, *SMALL, "--readout", "all"],
-    "`dtype` must be": [*OK, *SMALL, "--dtype", "float16"],
+    "`--dtype` must be": [*OK, *SMALL, "--dtype", "float16"],
     "`device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
     "`--out` must be a writable folder": [*OK, *SMALL, "--out", "EMPTY.csv/run"],
 }
@@ -198,8 +201,6 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_one_clear_line_before_any_work(run, tmp_path, texts, message, monkeypatch):
-    from depthsys import lm
-
     monkeypatch.setattr(lm, "mean_difference", lambda *a, **k: pytest.fail("work was started"))
     monkeypatch.chdir(tmp_path)
     for name, content in FILES.items():
@@ -269,6 +270,58 @@ def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_file_of_another_run_is_not_overwritten(tmp_path):
+    mine = OutputFolder.checked(tmp_path, ["a"], force=False)
+    (tmp_path / "a").write_text("theirs")
+    with pytest.raises(ValueError, match="another one wrote 'a'"):
+        mine.write("a", lambda path: path.write_text("mine"))
+    assert (tmp_path / "a").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_demo_that_is_refused_leaves_the_folder_free(run, tmp_path):
+    command = ["demo", "--model", "demo_48x4", *SMALL, "--out", tmp_path / "out"]
+    assert run(*command, "--order", "99")[0] == 2
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_changed_concept_split_or_configuration_is_noticed(run, tmp_path, texts):
+    from depthsys.demo import model_path
+
+    model, mine = tmp_path / "model", tmp_path / "mine.csv"
+    shutil.copytree(model_path("demo_48x4"), model)
+    shutil.copy(texts, mine)
+    system = tmp_path / "a" / "system.nc"
+    assert run("identify", model, mine, *SMALL, "--out", system.parent)[0] == 0
+    operating = lm.read_texts(mine).split(concept=12, operating=6, held_out=6).operating
+    lines = mine.read_text().splitlines()
+    other = [line if line[1:-3] in operating.texts or line[:-2] in operating.texts else
+             f"nonsense {i},{line[-1]}" for i, line in enumerate(lines)]  # fmt: skip
+    mine.write_text("\n".join([lines[0], *other[1:]]))
+    code, _, err = run("gains", system, "--out", tmp_path / "b")
+    assert code == 2
+    assert "identified with other texts" in err
+    shutil.copy(texts, mine)
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"n_head": 4', '"n_head": 2'))
+    code, _, err = run("gains", system, "--out", tmp_path / "b")
+    assert code == 2
+    assert "its model_fingerprint differs" in err
+    assert '"n_head": 2' in config.read_text()
+
+
+def test_extreme_steps_and_targets_are_refused(run, tmp_path, texts):
+    common = ["demo_48x4", texts, *SMALL, "--force", "--out", tmp_path / "run"]
+    for command, option, value, message in (
+        ("gains", "--eps", "1e-20", "well above the rounding of the states"),
+        ("gains", "--eps", "1e38", "must stay finite"),
+        ("control", "--target", "1e-9", "well above the rounding of the readout"),
+        ("control", "--target", "1e37", "must stay finite"),
+    ):
+        code, _, err = run(command, *common, option, value)
+        assert (code, message in err) == (2, True), err
+
+
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     command = [sys.executable, "-m", "depthsys.cli", "demo", "--model", "demo_48x4"]
     process = subprocess.Popen([*command, "--out", tmp_path / "out"], stdout=subprocess.DEVNULL)

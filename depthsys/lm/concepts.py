@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import torch
 import xarray as xr
 from sklearn.metrics import roc_auc_score
 
@@ -44,9 +45,11 @@ def mean_difference(
     .. [1] arXiv 2603.12541 (low-order linear depth dynamics), concept directions.
     """
     sums = np.zeros((2, model.n_layers + 1, model.n_features))
+    norm = np.zeros(model.n_layers + 1)
     for run in model.stream(concept, "concept direction"):
         labels = concept.labels[run.prompts]
         x = run.x.double().cpu().numpy()
+        norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(concept)
         for label in (0, 1):
             sums[label] += x[:, labels == label].sum(axis=1)
     counts = np.bincount(concept.labels, minlength=2)
@@ -56,10 +59,12 @@ def mean_difference(
         )
     difference = sums[1] / counts[1] - sums[0] / counts[0]
     distance = np.linalg.norm(difference, axis=-1)
-    if not distance.min() > 0:
+    rounding = 10 * torch.finfo(model.dtype).eps * norm
+    if (distance <= rounding).any():
         raise ValueError(
             "`concept` must have different class means at every depth; they coincide at depth "
-            f"{int(distance.argmin())}. Do all texts end in the same tokens? Use other texts."
+            f"{int((distance <= rounding).argmax())}. Do all texts end in the same token? Without "
+            "position embeddings they then start in the same state: vary the endings."
         )
     direction = difference / distance[:, None]
     result = xr.Dataset(

@@ -17,7 +17,9 @@ LENGTHS = (9, 2, 1)
 # rotary tables that compute in float32 even in a float64 model.
 REPLAY_LIMIT = {torch.float32: 1e-4, torch.float64: 1e-5}
 DIFFERENCE_LIMIT = 1e-2
-STEP = 3e-3  # of the central difference, relative to the norm of the state
+# Steps of the central difference, relative to the norm of the state. The best one counts: across
+# the kinks of a ReLU the long step is off, and the short one is closer to rounding.
+STEPS = (3e-3, 3e-4)
 
 
 @torch.no_grad()
@@ -100,11 +102,13 @@ def _errors(
     for block in run.blocks:
         forward = block.jvp(v[:, None])[:, 0]
         backward = block.vjp(w[:, None])[:, 0]
-        step = STEP * block.x.norm(dim=-1, keepdim=True) * v
-        ends = block(torch.stack([block.x + step, block.x - step], dim=1))
-        slope = (ends[:, 0] - ends[:, 1]) / (2 * STEP * block.x.norm(dim=-1, keepdim=True))
+        size = block.x.norm(dim=-1, keepdim=True)
+        slopes = []
+        for step in STEPS:
+            ends = block(torch.stack([block.x + step * size * v, block.x - step * size * v], dim=1))
+            slopes.append((ends[:, 0] - ends[:, 1]) / (2 * step * size))
         gap = ((forward * w).sum(-1) - (v * backward).sum(-1)).abs()
-        errors["jvp"] = max(errors["jvp"], _error(forward, slope))
+        errors["jvp"] = max(errors["jvp"], min(_error(forward, slope) for slope in slopes))
         scale = forward.norm(dim=-1) * w.norm(dim=-1)
         errors["adjoint"] = max(errors["adjoint"], float((gap / scale).max()))
     return errors

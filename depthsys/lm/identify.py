@@ -1,7 +1,7 @@
 """A model, prompts and a concept -> a low-order linear time-varying system."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -20,17 +20,23 @@ class Krylov:
     """Propagated Krylov basis: concept direction first, then the most recent injections.
 
     ``V_k = orth[v_k, A_{k-1} v_{k-1}, A_{k-1} A_{k-2} v_{k-2}, ...]``, first ``order`` columns,
-    and W = V. At depth k at most k + 1 directions exist: the coordinate ``order(depth)`` of the
-    system says how many there are, so an order above L truncates nothing. Below that the error of
-    this one-sided projection need not fall with every step of the order.
+    and W = V, dependent columns left out. At depth k at most k + 1 directions exist: the
+    coordinate ``order(depth)`` of the system says how many there are, so an order above L
+    truncates nothing. Below that the error of this one-sided projection need not fall with every
+    step of the order.
 
     Parameters
     ----------
     order
         Largest size of the reduced state; None means 32, or H if that is smaller.
+    rtol
+        A direction whose part outside the earlier ones is below ``rtol`` of its length is
+        dependent on them and dropped; None means 1e-5 in float32 and 1e-9 in float64, where the
+        Jacobian products end.
     """
 
     order: int | None = None
+    rtol: float | None = None
 
     def checked_order(self, n_features: int) -> int:
         """The order for states in R^H; ValueError if it is not in 1..H."""
@@ -100,42 +106,37 @@ def identify(
     """
     method = Krylov() if method is None else method
     order = method.checked_order(model.n_features)
+    if method.rtol is None:
+        method = replace(method, rtol={"float32": 1e-5, "float64": 1e-9}[model.dtype_name])
     if readout not in READOUTS:
         raise ValueError(f"`readout` must be one of {READOUTS}; got {readout!r}. Pick one.")
     if len(texts) == 0:
         raise ValueError("`texts` must hold at least one prompt; got none. Split again.")
     v = model.directions(concept)
-    _check_unit(v)
     if per_prompt:
-        parts, rows = [], []
+        parts: list[xr.Dataset] = []
+        rows: list[np.ndarray] = []
         for run in model.stream(texts, "identify"):
-            parts.append(_systems(_identify_each(run, v), order, readout, keep_basis))
+            parts.append(_systems(_identify_each(run, v, method.rtol), order, readout, keep_basis))
             rows.append(run.prompts)
+        parts = _same_size(parts)
         system = xr.concat(parts, dim="prompt").isel(prompt=np.argsort(np.concatenate(rows)))
         system = system.assign_coords(prompt=np.arange(len(texts))).drop_vars("y_std")
     else:
-        full = _identify_mean(model, texts, v)
+        full = _identify_mean(model, texts, v, method.rtol)
         system = _systems(full, order, readout, keep_basis).isel(prompt=0)
-    system["v"] = (("depth", "feature", "input"), v.double().cpu().numpy()[:, :, None])
+    exact = concept["direction"].transpose("depth", "feature").values.astype(np.float64)
+    system["v"] = (("depth", "feature", "input"), exact[:, :, None])
     system.attrs.update(_provenance(model, texts, concept, method, order, readout, per_prompt))
     return ltv.check(system)
-
-
-def _check_unit(v: torch.Tensor) -> None:
-    norms = v.double().norm(dim=-1)
-    if not torch.allclose(norms, torch.ones_like(norms), rtol=1e-4):
-        worst = int((norms - 1).abs().argmax())
-        raise ValueError(
-            f"`concept` must hold directions of unit length; got norm {float(norms[worst]):.3g} at "
-            f"depth {worst}. Divide by the norm."
-        )
 
 
 @dataclass(frozen=True)
 class _FullSystem:
     """What injections reach, before truncation, for a batch of P prompts (P = 1 for the mean).
 
-    Q[k] (P, H, d_k) orthonormal, first column v_k; A[l] (P, d_{l+1}, d_l); x[k] (P, H), the
+    Q[k] (P, H, d_k) orthonormal, first column v_k, prompts with fewer directions padded with
+    zero columns; A[l] (P, d_{l+1}, d_l); x[k] (P, H), the
     nominal state; y (P, prompts behind each system), the nominal readouts.
     """
 
@@ -146,7 +147,9 @@ class _FullSystem:
     y: np.ndarray
 
 
-def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor) -> _FullSystem:
+def _identify_mean(
+    model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float | None
+) -> _FullSystem:
     directions = v.double().cpu().numpy()
     Q, A, x, norms = [directions[0][None, :, None]], [], [], []
     y = np.empty(len(texts))
@@ -161,7 +164,7 @@ def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor) -> _FullSys
                 norm[i] += float(state.double().norm(dim=-1).sum())
             y[block.prompts] = (block.x_next.double() @ v[-1].double()).cpu().numpy()
         image /= len(texts)
-        Q.append(_orthonormal(directions[layer + 1][:, None], image)[None])
+        Q.append(_stacked([_orthonormal(directions[layer + 1], image, rtol)]))
         A.append(Q[-1][0].T @ image)
         x.append(sums[0] / len(texts))
         norms.append(norm[0] / len(texts))
@@ -173,25 +176,41 @@ def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor) -> _FullSys
     )
 
 
-def _identify_each(run, v: torch.Tensor) -> _FullSystem:
+def _identify_each(run, v: torch.Tensor, rtol: float | None) -> _FullSystem:
     directions = v.double().cpu().numpy()
     n_prompts = len(run.prompts)
     Q, A = [np.broadcast_to(directions[0][:, None], (n_prompts, directions.shape[1], 1))], []
     for block in run.blocks:
         columns = torch.as_tensor(np.swapaxes(Q[-1], 1, 2).copy()).to(v)
         image = np.swapaxes(block.jvp(columns).double().cpu().numpy(), 1, 2)
-        first = directions[block.layer + 1][:, None]
-        Q.append(np.stack([_orthonormal(first, part) for part in image]))
+        first = directions[block.layer + 1]
+        Q.append(_stacked([_orthonormal(first, part, rtol) for part in image]))
         A.append(np.swapaxes(Q[-1], 1, 2) @ image)
     x = run.x.double().cpu().numpy()
     norms = np.linalg.norm(x, axis=-1).T
     return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None])
 
 
-def _orthonormal(first: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Orthonormal columns whose leading spans are those of [first, columns]."""
-    q, r = np.linalg.qr(np.hstack([first, columns]))
-    return q * np.where(np.diag(r) < 0, -1.0, 1.0)
+def _orthonormal(first: np.ndarray, columns: np.ndarray, rtol: float | None) -> np.ndarray:
+    """Orthonormal columns with the leading spans of [first, columns], dependent ones left out."""
+    basis = first[:, None]
+    for column in columns.T:
+        rest = column
+        for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
+            rest = rest - basis @ (basis.T @ rest)
+        if np.linalg.norm(rest) > (rtol or 0.0) * np.linalg.norm(column):
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+        if basis.shape[1] == len(first):
+            break
+    return basis
+
+
+def _stacked(bases: list[np.ndarray]) -> np.ndarray:
+    """Bases of several prompts in one array, padded with zero columns."""
+    stacked = np.zeros((len(bases), len(bases[0]), max(q.shape[1] for q in bases)))
+    for row, q in zip(stacked, bases, strict=True):
+        row[:, : q.shape[1]] = q
+    return stacked
 
 
 def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> xr.Dataset:
@@ -208,7 +227,9 @@ def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> x
     B = A[:, :, :, :1].copy()
     C[:, (1 if readout == "profile" else n_layers) :, 0, 0] = 1.0
     system = ltv.system(A, B, C, batch_dims=["prompt"])
-    system = system.assign_coords(order=("depth", sizes))
+    found = [np.abs(q).max(axis=1).astype(bool).sum(axis=1) for q in full.Q]
+    order_of = np.minimum(np.stack(found, axis=1), order)
+    system = system.assign_coords(order=(("prompt", "depth"), order_of))
     V = np.zeros((n_prompts, n_layers + 1, full.Q[0].shape[1], size))
     for depth, q in enumerate(full.Q):
         V[:, depth, :, : sizes[depth]] = q[:, :, : sizes[depth]]
@@ -222,6 +243,16 @@ def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> x
     system["state_norm"] = (("prompt", "depth"), full.state_norm)
     system["y_std"] = ("prompt", full.y.std(axis=1))
     return system
+
+
+def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Pad the reduced states of several batches with zeros to one size."""
+    size = max(s.sizes["state"] for s in systems)
+    pads = [(0, size - s.sizes["state"]) for s in systems]
+    return [
+        s.pad(state=pad, state_next=pad, constant_values=0.0)
+        for s, pad in zip(systems, pads, strict=True)
+    ]
 
 
 def _full_gains(full: _FullSystem) -> np.ndarray:
@@ -248,5 +279,6 @@ def _provenance(model, texts, concept, method, order, readout, per_prompt) -> di
         "n_prompts": len(texts),
         "n_cut": model.tokenize(texts)[1],
         "prompts_sha256": texts.sha256,
+        "tokens_sha256": model.tokens_sha256(texts),
         "step": "exact Jacobian (no step)",
     }

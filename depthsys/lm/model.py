@@ -54,6 +54,7 @@ from depthsys.lm.frozen import (
 )
 from depthsys.lm.prompts import Texts, length_batches
 
+_UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -90,7 +91,7 @@ class DepthModel:
         Report of the check made at load: largest relative errors of the replay against the
         model's own forward pass, of Jacobians against central differences, and so on.
     fingerprint, revision
-        SHA-256 over sampled weights; commit on the Hugging Face hub, or "local".
+        SHA-256 over configuration and weights; commit on the Hugging Face hub, or "local".
 
     Raises
     ------
@@ -102,6 +103,12 @@ class DepthModel:
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
         _refuse_config(hf.config)
+        parameter = next(hf.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        if self.dtype not in DTYPES.values():
+            raise ValueError(
+                f"`model` must compute in {sorted(DTYPES)}; got {self.dtype}. Call `.float()`."
+            )
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -122,12 +129,17 @@ class DepthModel:
         self.n_features = self._text_config.hidden_size
         context = getattr(self._text_config, "max_position_embeddings", None)
         self.max_tokens = max_tokens if context is None else min(max_tokens, context)
-        parameter = next(hf.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
         self.fingerprint = _checked_fingerprint(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
-        self._tuple_length = self._probe_output()
-        self.contract = contract.check(self)
+        try:
+            self._tuple_length = self._probe_output()
+            self.contract = contract.check(self)
+        except _UNSUPPORTED as error:
+            # whatever a family does that a replay cannot follow ends here, as a refusal
+            raise ValueError(
+                f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
+                f"not: {type(error).__name__}: {_first_line(error)} This family is not supported."
+            ) from error
 
     @classmethod
     def load(
@@ -176,7 +188,7 @@ class DepthModel:
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             hf, info = loaded
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
                 f"{_first_line(error)} Save it again with `save_pretrained`."
@@ -186,6 +198,13 @@ class DepthModel:
             raise ValueError(
                 f"`model` must hold every weight of {type(hf).__name__}; {source!r} lacks or "
                 f"misfits {bad[:3]} ({len(bad)} in all). They would be random: save it again."
+            )
+        surplus = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", str(key))]
+        if surplus:
+            raise ValueError(
+                f"`model` must have a config.json that uses all its blocks; {source!r} holds "
+                f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
+                "Correct the configuration."
             )
         return cls(hf.to(torch_device), tokenizer, name=source, max_tokens=max_tokens)
 
@@ -198,12 +217,17 @@ class DepthModel:
             "revision": self.revision,
             "model_fingerprint": self.fingerprint,
             "contract": json.dumps(self.contract),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.dtype_name,
             "device": str(self.device),
             "max_tokens": self.max_tokens,
             "created": created,
             "history": f"{created} depthsys.lm.{action}",
         }
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype: float32 or float64."""
+        return str(self.dtype).removeprefix("torch.")
 
     # ---------------------------------------------------------------- texts and directions
 
@@ -232,17 +256,35 @@ class DepthModel:
                     f"`prompts` must have at least one token each; got none for number {number}, "
                     f"{strings[number]!r}. Delete it."
                 )
+        n_tokens = self.hf.get_input_embeddings().num_embeddings
+        for number, row in enumerate(ids):
+            if min(row) < 0 or max(row) >= n_tokens:
+                raise ValueError(
+                    f"`prompts` must have token ids in 0..{n_tokens - 1}; number {number} has "
+                    f"{min(row)}..{max(row)}. Use the tokenizer of this model."
+                )
         n_cut = sum(len(row) > self.max_tokens for row in ids)
         return [row[: self.max_tokens] for row in ids], n_cut
 
+    def tokens_sha256(self, prompts) -> str:
+        """Fingerprint of the token ids of these prompts."""
+        return hashlib.sha256(json.dumps(self.tokenize(prompts)[0]).encode()).hexdigest()
+
     def directions(self, concept: xr.Dataset) -> torch.Tensor:
-        """Concept directions (depth, feature) as a tensor of this model, checked."""
+        """Concept directions (depth, feature), unit length, as a tensor of this model."""
         v = concept["direction"].transpose("depth", "feature").values
         expected = (self.n_layers + 1, self.n_features)
         if v.shape != expected or not np.isfinite(v).all():
             raise ValueError(
                 f"`concept` must hold a finite direction (depth, feature) of shape {expected}; "
                 f"got {v.shape}. Compute it with this model."
+            )
+        norms = np.linalg.norm(v, axis=1)
+        if abs(norms - 1).max() > 1e-6:
+            worst = int(abs(norms - 1).argmax())
+            raise ValueError(
+                f"`concept` must hold directions of unit length; got norm {norms[worst]:.7g} at "
+                f"depth {worst}. Divide by the norm."
             )
         return torch.as_tensor(v, dtype=self.dtype, device=self.device)
 
@@ -267,8 +309,8 @@ class DepthModel:
 
         Yields (layer, blocks), where ``blocks`` iterates over length batches. A direction at
         depth l + 1 may thus depend on an average over all prompts at layer l, at the price of
-        one prefill in all. The hidden states of the prompts wait in a temporary file (4 bytes x
-        tokens x H), so memory does not grow with the number of prompts.
+        one prefill in all. The hidden states of the prompts wait in a temporary file (tokens x H
+        numbers), so memory does not grow with the number of prompts.
         """
         rows, _ = self.tokenize(prompts)
         with (
@@ -337,6 +379,11 @@ class DepthModel:
 
     @torch.no_grad()
     def _dry_run(self, ids: torch.Tensor) -> _Calls:
+        if self.hf.training:
+            raise ValueError(
+                "`model` must be in eval mode; got train mode, where dropout changes every run. "
+                "Call `model.hf.eval()`."
+            )
         n_tokens = ids.shape[1]
         ones = torch.ones_like(ids)
         sequence, embedded = self._record_calls(ids, ones, DynamicCache(config=self.hf.config))
@@ -534,6 +581,12 @@ def checked_device(device: str) -> torch.device:
         ) from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be available; got {device!r} and no GPU. Use 'cpu'.")
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"`device` must be usable; got {device!r}: {_first_line(error)} Use 'cpu'."
+        ) from error
     return chosen
 
 
@@ -574,6 +627,10 @@ def _refuse_config(config) -> None:
             f"{kind!r}. With bidirectional attention the context is not frozen: use a causal model."
         )
     text = config.get_text_config(decoder=True)
+    if text.num_hidden_layers < 1:
+        raise ValueError(
+            f"`model` must have blocks; got {text.num_hidden_layers}. Use a deeper one."
+        )
     if getattr(text, "num_kv_shared_layers", 0):
         raise ValueError(
             f"`model` must not share keys and values between layers; got {kind!r} with "
@@ -607,18 +664,24 @@ def _find_blocks(hf: Any) -> nn.ModuleList:
 
 
 def _checked_fingerprint(hf: Any) -> str:
-    """SHA-256 over names, shapes and sampled values; refuses weights that are not finite."""
-    digest = hashlib.sha256()
+    """SHA-256 over configuration and weights; refuses weights that are not finite.
+
+    The same for float32 and float64 copies of one checkpoint.
+    """
+    config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in hf.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
                 f"`model` must have finite weights; {name!r} holds NaN or infinity. "
                 "The file is damaged or the training diverged."
             )
-        flat = tensor.flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].double().cpu().numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+_VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
 
 
 def _first_line(error: BaseException) -> str:

@@ -116,8 +116,9 @@ def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
     ----------
     source
         A .csv or .tsv file with a header, or a .jsonl file, with the columns ``text`` and
-        ``label``; or pairs (text, label). Labels are any two values; sorted as text, the
-        first becomes 0. A text that comes with both labels is dropped.
+        ``label`` (quoting as usual in CSV, none in TSV); or pairs (text, label). Labels are any
+        two values; sorted as text, the first becomes 0. A text that comes with both labels is
+        dropped.
 
     Raises
     ------
@@ -135,7 +136,15 @@ def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
     if isinstance(source, (str, Path)):
         path = Path(source)
         return _texts(_rows(path), str(path))
-    return _texts([(text, str(label).strip()) for text, label in source], "list")
+    rows = []
+    for number, pair in enumerate(source, start=1):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(
+                f"`source` must hold pairs (text, label); got {pair!r} in row {number}. "
+                "Zip texts and labels."
+            )
+        rows.append((pair[0], _label(pair[1], number, "list")))
+    return _texts(rows, "list")
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
@@ -171,8 +180,17 @@ def _rows(path: Path) -> list[tuple[str, str]]:
                 f"`texts` must have a text and a label in every row; row {number} of "
                 f"{path.name!r} lacks one. Fill it in or delete the row."
             )
-        rows.append((record["text"], str(record["label"]).strip()))
+        rows.append((record["text"], _label(record["label"], number, path.name)))
     return rows
+
+
+def _label(label: object, row: int, source: str) -> str:
+    if not isinstance(label, (str, int, np.integer, np.bool_)):
+        raise ValueError(
+            f"`label` must be text, a whole number or a boolean; got {label!r} in row {row} of "
+            f"{source}. Convert the labels."
+        )
+    return str(label).strip()
 
 
 def _json_lines(file: IO[str]) -> list:
@@ -181,18 +199,34 @@ def _json_lines(file: IO[str]) -> list:
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(
                     f"`texts` must hold one JSON object per line; line {number} is none: "
-                    f"{error.msg} at column {error.colno}. Correct the line."
+                    f"{error}. Correct the line."
                 ) from error
     return records
 
 
 def _table(file: IO[str], kind: str) -> list[dict]:
-    reader = csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True)
+    if kind == ".csv":
+        reader = csv.DictReader(file, strict=True)
+    else:  # tab-separated values know no quoting: a quotation mark is text
+        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
-        return list(reader)
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"`texts` must have distinct column names; got {list(names)}. Rename one."
+            )
+        rows = []
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"`texts` must have {len(names)} cells in every row; line {reader.line_num} "
+                    "has more. Put texts that hold the delimiter in quotes."
+                )
+            rows.append(row)
+        return rows
     except csv.Error as error:
         raise ValueError(
             f"`texts` must be a well-formed {kind} file; got an error near line "

@@ -71,6 +71,7 @@ def measure_gains(
     pushes = eps * torch.cat([identity, ends])
     gain = np.empty((len(texts), model.n_layers))
     for run in model.stream(texts, "measured gains"):
+        _check_step(run, eps, relative)
         size = run.x[:-1].norm(dim=-1).T[:, None, :] if relative else 1.0
         y = _readouts(run, v, pushes * size)
         width = 2 * eps if difference == "central" else eps
@@ -89,6 +90,24 @@ def measure_gains(
     )
 
 
+def check_target(target: float) -> None:
+    """ValueError unless the wanted shift is finite and not zero."""
+    if not (np.isfinite(target) and target != 0):
+        raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
+
+
+def _check_step(run: FrozenRun, eps: float, relative: bool) -> None:
+    """Refuse a step that drowns in the rounding of the states."""
+    scale = 1.0 if relative else float(run.x[:-1].norm(dim=-1).max())
+    least = 100 * torch.finfo(run.x.dtype).eps * scale
+    if eps < least:
+        raise ValueError(
+            f"`eps` must be well above the rounding of the states; got {eps:.1e} where "
+            f"{least:.1e} is the least in {str(run.x.dtype).removeprefix('torch.')}. Use a larger "
+            "step or float64."
+        )
+
+
 def check_eps(eps: float) -> None:
     """ValueError unless the step is positive and finite."""
     if not (np.isfinite(eps) and eps > 0):
@@ -101,6 +120,8 @@ def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarr
 
     ``pushes`` is (copy, layer) or (prompt, copy, layer). A copy is nominal until its first push,
     so it joins the batch there.
+
+    Raises FloatingPointError if a push is so large that a state overflows.
     """
     n_prompts, n_layers = run.x.shape[1], len(run.blocks)
     pushes = pushes.expand(n_prompts, *pushes.shape[-2:])
@@ -108,17 +129,22 @@ def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarr
     if pushes.shape[1] > size:
         return np.hstack([_readouts(run, v, part) for part in pushes.split(size, dim=1)])
     pushed = (pushes != 0).any(0)
-    first = torch.where(pushed.any(-1), pushed.int().argmax(-1), n_layers)
+    # a copy that is never pushed (argmax of zeros is 0) goes through the same replay as the others
+    first = pushed.int().argmax(-1)
     order = torch.argsort(first, stable=True)
-    starts = torch.bincount(first, minlength=n_layers + 1).cumsum(0).tolist()
+    starts = torch.bincount(first, minlength=n_layers).cumsum(0).tolist()
     x = run.x[0][:, None][:, :0]
     for layer, block in enumerate(run.blocks):
         joining = starts[layer] - x.shape[1]
         x = torch.cat([x, block.x[:, None].expand(-1, joining, -1)], dim=1)
         if x.shape[1] > 0:
             x = block(x + pushes[:, order[: x.shape[1]], layer, None] * v[layer])
-    idle = run.x[-1][:, None].expand(-1, len(order) - x.shape[1], -1)
-    y = torch.cat([x, idle], dim=1).double() @ v[-1].double()
+    y = x.double() @ v[-1].double()
+    if not bool(torch.isfinite(y).all()):
+        raise FloatingPointError(
+            "the states must stay finite; a push of size "
+            f"{float(pushes.abs().max()):.1e} overflows. Use a smaller step or target."
+        )
     return y[:, torch.argsort(order)].cpu().numpy()
 
 
@@ -150,7 +176,9 @@ def agreement(
         ``spearman``, ``pearson``, ``relative_l2`` (norm of the difference over norm of the measured
         curve) and ``max_relative_error`` (largest ``|h_l - g_l| / |g_l|``), each with dims (layers:
         all or without layer 0; bound: estimate, low, high). A correlation over fewer than two
-        layers, or of a constant curve, is NaN.
+        layers, or of a constant curve, is NaN. ``noise_floor`` (layers) is the relative L2 error
+        that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
+        sampling noise and its interval, a percentile one, lies too high.
     """
     curve = _curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
     gain = measured["gain"].transpose("prompt", "layer").values
@@ -164,13 +192,17 @@ def agreement(
     for name, metric in _METRICS.items():
         table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, 1)]
         result[name] = (("layers", "bound"), np.array(table))
+    # what a perfect prediction would show: the standard error of the measured mean
+    spread = gain.std(axis=0) / np.sqrt(len(gain))
+    floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, 1)]
+    result["noise_floor"] = ("layers", np.array(floor))
     result.attrs = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
     return result
 
 
 def _curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool) -> np.ndarray:
     if isinstance(predicted, xr.DataArray):
-        return predicted.values
+        return predicted.squeeze([d for d in predicted.dims if d != "layer"]).values
     gain = ltv.gains(predicted).isel(output=0, input=0)
     if relative:
         gain = gain * predicted["state_norm"].values[..., :-1]
@@ -183,6 +215,10 @@ def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarra
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
     return np.vstack([gain.mean(axis=0), counts @ gain / n])
+
+
+def _relative_norm(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a) / np.linalg.norm(b)) if len(b) else np.nan
 
 
 def _bounds(values: np.ndarray, level: float) -> np.ndarray:
@@ -351,7 +387,7 @@ def _shifts(model, texts, concept, schedules, scales, title) -> np.ndarray:
     """Shift of y_L (prompt, schedule, scale); schedules (schedule, layer), scales likewise."""
     v = model.directions(concept)
     pushes = torch.as_tensor(schedules[:, None, :] * scales[:, :, None]).flatten(0, 1).to(v)
-    # the appended copy is not pushed: the nominal run through the same arithmetic
+    # the appended copy is not pushed: the nominal run through the same replay
     pushes = torch.cat([pushes, torch.zeros_like(pushes[:1])])
     shift = np.empty((len(texts), *scales.shape))
     for run in model.stream(texts, title):
@@ -403,8 +439,7 @@ def required_energy(
         ``monotone`` (no drop of the mean shift on the scan up to the crossing), ``response``
         (schedule, prompt) when played at alpha.
     """
-    if not (np.isfinite(target) and target != 0):
-        raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
+    check_target(target)
     shapes = schedules.transpose("schedule", "layer").values.astype(np.float64)
     cost = np.ones(shapes.shape[1]) if weights is None else np.asarray(weights)
     norms = np.sqrt((cost * shapes**2).sum(axis=1, keepdims=True))
@@ -499,6 +534,13 @@ def compare_energies(
     weights = np.ones(model.n_layers)
     if energy == "relative":
         weights = 1 / system["state_norm"].values[:-1] ** 2
+    check_target(target)
+    least = 100 * torch.finfo(model.dtype).eps * float(abs(system["y_ref"]).max() + system["y_std"])
+    if abs(target) < least:
+        raise ValueError(
+            f"`target` must be well above the rounding of the readout; got {target:.1e} where "
+            f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use float64."
+        )
     plan = ltv.minimum_energy(system, target, weights=weights)
     u = plan["u"].isel(input=0).values
     h = ltv.gains(system).isel(output=0, input=0).values

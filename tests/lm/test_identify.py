@@ -156,7 +156,7 @@ def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
 def test_provenance(tiny, tokens, concept):
     attrs = lm.identify(tiny, tokens, concept, lm.Krylov(order=2)).attrs
     assert attrs["method"] == "Krylov"
-    assert json.loads(attrs["settings"]) == {"order": 2}
+    assert json.loads(attrs["settings"]) == {"order": 2, "rtol": 1e-9}
     assert json.loads(attrs["contract"]) == tiny.contract
     assert attrs["prompts_sha256"] == tokens.sha256
     assert attrs["model_fingerprint"] == tiny.fingerprint
@@ -177,3 +177,28 @@ def test_bad_arguments(tiny, tokens, concept):
         lm.identify(tiny, tokens, concept.isel(depth=slice(3)))
     with pytest.raises(ValueError, match="must hold at least one prompt"):
         lm.identify(tiny, labelled_ids(0, 0), concept)
+
+
+def test_dependent_directions_are_left_out(tokens):
+    """Two blocks that do nothing: injections there add no direction (theory.md: orth[...])."""
+    hf = TINY["gpt2"](n_layer=6).double()
+    for layer in (3, 4):
+        for linear in (hf.transformer.h[layer].attn.c_proj, hf.transformer.h[layer].mlp.c_proj):
+            linear.weight.data.zero_()
+            linear.bias.data.zero_()
+    model = lm.DepthModel(hf)
+    v = np.random.default_rng(0).standard_normal((7, 16))
+    v[4] = v[5] = v[3]
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    mean = np.mean([whole_sequence.jacobians(hf, ids) for ids in tokens.ids], axis=0)
+    system = lm.identify(model, tokens, concept, lm.Krylov(order=4))
+    assert system.order.values.tolist() == [1, 2, 3, 4, 4, 4, 4]
+    # four directions at depth 5 are all there are: nothing is lost before the last layer
+    h = ltv.gains(lm.identify(model, tokens, concept, lm.Krylov(order=5))).values.ravel()
+    np.testing.assert_allclose(h, whole_sequence.chain_gains(mean, v), rtol=1e-8)
+    each = lm.identify(model, tokens, concept, per_prompt=True)
+    assert each.order.dims == ("prompt", "depth")
+    assert (each.order.isel(depth=5) == 4).all()
+    linear = lm.linear_gains(model, tokens, concept).gain
+    np.testing.assert_allclose(ltv.gains(each)[..., 0, 0].T, linear.T, rtol=1e-6)

@@ -294,3 +294,64 @@ def test_fingerprint_changes_with_a_weight(family):
 
 def test_llama_with_one_key_per_head():
     lm.DepthModel(tiny_llama(num_key_value_heads=4))
+
+
+def test_families_that_cannot_be_replayed_are_refused_with_a_reason():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)
+    with pytest.raises(ValueError, match="must be replayable block by block"):
+        lm.DepthModel(BloomForCausalLM(config))
+
+
+def test_softcap_sliding_window_and_relu_are_exact():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, vocab_size=50, sliding_window=4, initializer_range=0.5,
+        attn_logit_softcapping=2.0,
+    )  # fmt: skip
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    for hf in (Gemma2ForCausalLM(config), tiny_gpt2(activation_function="relu")):
+        model = lm.DepthModel(hf.double())
+        run = model.run([ids]).batches[0]
+        for depth, expected in enumerate(whole_sequence.states(model.hf, ids)[1:]):
+            replayed = run.blocks[depth](run.x[depth][:, None])[0, 0]
+            np.testing.assert_allclose(replayed, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_half_precision_and_empty_models_are_refused():
+    with pytest.raises(ValueError, match=r"must compute in .* got torch\.float16"):
+        lm.DepthModel(tiny_gpt2().half())
+    with pytest.raises(ValueError, match="`model` must have blocks; got 0"):
+        model_module._refuse_config(GPT2Config(n_layer=0))
+
+
+def test_token_ids_outside_the_vocabulary(tiny):
+    with pytest.raises(ValueError, match=r"token ids in 0..49; number 1 has 3..50"):
+        tiny.run([[1], [3, 50]])
+
+
+def test_train_mode_is_refused():
+    model = lm.DepthModel(tiny_gpt2())
+    model.hf.train()
+    with pytest.raises(ValueError, match="must be in eval mode"):
+        model.run(IDS)
+
+
+def test_config_with_fewer_blocks_than_the_weights(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    with pytest.raises(ValueError, match=r"config.json that uses all its blocks"):
+        lm.DepthModel.load(saved)
+
+
+def test_fingerprint_sees_the_configuration_and_every_weight():
+    first = lm.DepthModel(tiny_gpt2()).fingerprint
+    assert lm.DepthModel(tiny_gpt2().double()).fingerprint == first
+    assert lm.DepthModel(tiny_gpt2(activation_function="relu")).fingerprint != first
+    hf = tiny_gpt2()
+    hf.transformer.wte.weight.data[17, 3] += 1e-3
+    assert lm.DepthModel(hf).fingerprint != first

@@ -11,7 +11,8 @@ ROWS = [(f"text {i}", i % 2) for i in range(40)]
 
 def write(path, rows, delimiter=","):
     lines = [delimiter.join(("label", "text"))]
-    lines += [f'{label}{delimiter}"{text}"' for text, label in rows]
+    mark = '"' if delimiter == "," else ""
+    lines += [f"{label}{delimiter}{mark}{text}{mark}" for text, label in rows]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -72,9 +73,23 @@ def test_labels_may_be_any_two_words():
         ("a.csv", "text,label\na,1\nb,2\nc,3", ValueError, "exactly two values; got 3"),
         ("a.csv", b"text,label\n\xff\xfe,1", ValueError, "must be a UTF-8 file"),
         ("a.csv", "text,label\na,1\nb,", ValueError, "`label` must not be empty; row 2"),
-        ("a.csv", 'text,label\na,1\n"b" c,0', ValueError, "well-formed .csv file; .* line 3"),
+        (
+            "a.csv",
+            'text,label\na,1\n"b" c,0',
+            ValueError,
+            "well-formed .csv file; got an error near line",
+        ),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ValueError, "line 2 is none"),
         ("a.jsonl", '{"text": "\\ud83d", "label": 1}', ValueError, "row 1 .* surrogate pair"),
+        (
+            "a.csv",
+            "text,label\nhello, world,1",
+            ValueError,
+            "2 cells in every row; line 2 has more",
+        ),
+        ("a.csv", "text,label,text\na,1,b", ValueError, "must have distinct column names"),
+        ("a.jsonl", '{"text": "a", "label": 1.5}', ValueError, "got 1.5 in row 1"),
+        ("a.jsonl", "[" * 100_000, ValueError, "line 1 is none"),
         ("a.jsonl", '["a", 1]', ValueError, "got list in row 1"),
     ],
 )
@@ -84,6 +99,29 @@ def test_unusable_files(tmp_path, name, content, error, message):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=message):
         lm.read_texts(path)
+
+
+def test_tsv_knows_no_quoting(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n" great" film\t1\nhe said "\t0\n')
+    assert lm.read_texts(path).texts == ('" great" film', 'he said "')
+
+
+def test_pairs_are_checked():
+    with pytest.raises(ValueError, match=r"pairs \(text, label\); got \('a',\) in row 1"):
+        lm.read_texts([("a",)])
+    with pytest.raises(ValueError, match=r"`label` must be text, .* got None in row 2"):
+        lm.read_texts([("a", 1), ("b", None)])
+    assert lm.read_texts([("a", " x"), ("b", "x "), ("c", "y")]).classes == ("x", "y")
+
+
+def test_the_seed_chooses_which_texts_not_only_their_order():
+    texts = lm.read_texts(ROWS)
+    chosen = [
+        set(texts.split(concept=8, operating=5, held_out=4, seed=seed).concept.texts)
+        for seed in (0, 1)
+    ]
+    assert chosen[0] != chosen[1]
 
 
 def test_too_few_texts_says_how_many_are_needed_and_found():

@@ -114,6 +114,41 @@ def test_bootstrap_interval_has_the_width_of_the_sampling_error():
     np.testing.assert_allclose(width, 2 * 1.96 * sd_of_mean * 9.0 / 100, rtol=0.1)
 
 
+def test_noise_floor_is_what_a_perfect_prediction_shows():
+    rng = np.random.default_rng(2)
+    truth = np.arange(1.0, 7.0)
+    errors, floors = [], []
+    for _ in range(200):
+        gain = truth + rng.standard_normal((60, 6))
+        result = lm.agreement(
+            xr.DataArray(truth, dims=["layer"]), gains_dataset(gain), n_bootstrap=10
+        )
+        errors.append(float(result.relative_l2.sel(layers="all", bound="estimate")))
+        floors.append(float(result.noise_floor.sel(layers="all")))
+    np.testing.assert_allclose(np.mean(floors), np.sqrt(np.mean(np.square(errors))), rtol=0.1)
+
+
+def test_the_level_sets_the_width_of_the_intervals():
+    gain = np.random.default_rng(0).standard_normal((50, 6)) + 3
+    curve = xr.DataArray(np.ones(6), dims=["layer"])
+    rows = [lm.agreement(curve, gains_dataset(gain), level=p).relative_l2[0] for p in (0.5, 0.99)]
+    widths = [float(row.sel(bound="high") - row.sel(bound="low")) for row in rows]
+    assert 2.5 < widths[1] / widths[0] < 6  # 3.8 for a normal distribution
+
+
+def test_random_single_layer_counts_unreached_layers_as_infinite(monkeypatch, system, tiny, tokens):
+    def one_layer_works(model, texts, concept, schedules, scales, title):
+        reach = (schedules[:, None, :] * scales[:, :, None])[..., 0]
+        return np.broadcast_to(reach, (len(texts), *reach.shape))
+
+    monkeypatch.setattr(verify, "_shifts", one_layer_works)
+    result = lm.compare_energies(tiny, tokens, None, system, 0.1).sel(
+        schedule="random_single_layer"
+    )
+    assert not bool(result.reached)
+    assert np.isnan(result.energy)
+
+
 def test_correlation_of_a_constant_curve_is_not_a_number():
     curve = xr.DataArray([1.0, 1.0, 1.0], dims=["layer"])
     result = lm.agreement(curve, gains_dataset(np.random.default_rng(0).standard_normal((9, 3))))
