@@ -95,6 +95,7 @@ def collect(model: str, task: str, folder: Path) -> dict:
             str(part): triple(gains["error_budget"].sel(part=part, layers="all"))
             for part in gains["part"].values
         },
+        "noise_floor": [round(float(x), 6) for x in absolute["noise_floor"]],
         "layer_0": [
             round(float(gains["measured_gain"].isel(layer=0).quantile(q)), 2)
             for q in (0, 0.1, 0.9, 1)
@@ -124,10 +125,10 @@ def energy_row(shift: float, energies: xr.Dataset) -> dict:
 def render(rows: list[dict]) -> str:
     """Two markdown tables."""
     lines = [
-        "| model (L x H) | texts | AUC | Spearman [95 %] | Pearson | relative L2 | Spearman "
-        "without layer 0 | relative L2 without layer 0 | nonlinearity | averaging | sampling | "
-        "truncation |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model (L x H) | texts | AUC | Spearman [95 %] | Pearson | relative L2 | its "
+        "noise floor | Spearman without layer 0 | relative L2 without layer 0 | nonlinearity | "
+        "averaging | sampling | truncation |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         every, rest = (r["agreement"][k] for k in ("all", "without_layer_0"))
@@ -135,7 +136,8 @@ def render(rows: list[dict]) -> str:
         lines.append(
             f"| {r['model']} ({r['shape']}) | {r['task']} | {r['auc']:.2f} | "
             f"{bracket(every['spearman'])} | {bracket(every['pearson'])} | "
-            f"{interval(every['relative_l2'])} | {bracket(rest['spearman'])} | "
+            f"{interval(every['relative_l2'])} | {percent(r['noise_floor'][0])} | "
+            f"{bracket(rest['spearman'])} | "
             f"{interval(rest['relative_l2'])} | {parts} |"
         )
     lines += [

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, T5Config
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, T5Config
 
 from depthsys import lm
 from depthsys.lm import frozen
@@ -355,3 +355,17 @@ def test_fingerprint_sees_the_configuration_and_every_weight():
     hf = tiny_gpt2()
     hf.transformer.wte.weight.data[17, 3] += 1e-3
     assert lm.DepthModel(hf).fingerprint != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "layers", "heads"), [(768, 12, 12), (1024, 24, 16)])
+def test_random_models_of_the_real_gpt2_shapes_pass(width, layers, heads):
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads)
+    model = lm.DepthModel(GPT2LMHeadModel(config))
+    assert max(model.contract[k] for k in ("states", "logits")) < 1e-5
+    ids = np.random.default_rng(0).integers(0, 50_000, size=64).tolist()
+    run = model.run([ids]).batches[0]
+    own = model.hf(torch.tensor([ids])).logits[:, -1]
+    ours = model.logits(torch.tensor([ids]), run.x[-1])
+    assert float((ours - own).abs().max()) < 1e-5 * float(own.abs().max())
