@@ -37,6 +37,28 @@ def test_tables_are_the_stored_numbers():
     assert {(m, t) for m in ("gpt2_6x128", "stories260K") for t in table.TASKS} <= models
 
 
+def test_what_the_readme_says_about_the_tables_is_in_them():
+    row = {(r["model"], r["task"]): r for r in STORED}
+    low, q10, q90, high = row["demo_128x12", "synthetic sentiment"]["layer_0"]
+    assert f"from {low:.0f} to {high:.0f} there" in README
+    assert f"from\n  {q10:.0f} to {q90:.0f}" in README
+    worst = row["gpt280K_tinystories", "sst2"]
+    assert (round(worst["budget"]["averaging"][0], 2), round(worst["budget"]["total"][0], 2)) == (
+        0.41,
+        0.30,
+    )
+    assert worst["agreement"]["all"]["spearman"][:2] == [1.0, 0.5]
+    cheapest = {0.1: [], 1.0: []}
+    for r in STORED:
+        for e in r["energies"]:
+            best = min(v for v in e["multiples"].values() if v is not None)
+            cheapest[e["shift"]] += [best] if best < 1 else []
+    assert [round(x, 3) for x in cheapest[0.1]] == [0.997]
+    assert len(cheapest[1.0]) == 3
+    assert round(min(cheapest[1.0]), 2) == 0.56
+    assert all(r["budget"]["truncation"][0] < 1e-6 for r in STORED)
+
+
 @pytest.mark.parametrize("name", ["stories260K"])
 def test_stored_numbers_are_reproduced(name, data, tmp_path):
     """One of the rows, from the command line with the full split."""
