@@ -407,7 +407,7 @@ def _read_splits(texts: Path, settings: Settings) -> "Splits":
 def check_model(name: str, settings: Settings, device: str, dtype: str | None) -> str:
     """Check all that can be checked without the weights; gives the path or name to load."""
     from depthsys import lm
-    from depthsys.lm.model import DTYPES, checked_device, read_config
+    from depthsys.lm.checkpoint import DTYPES, checked_device, read_config
 
     checked_device(device)
     if dtype is not None and dtype not in DTYPES:

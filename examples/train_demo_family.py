@@ -11,7 +11,7 @@ independent check on the package.
 
 Run from the repository root::
 
-    python examples/train_demo_family.py --out /tmp/models
+    python examples/train_demo_family.py --out my-models
     python examples/train_demo_family.py --models demo_48x4 --force
 """
 

@@ -1,9 +1,9 @@
 """A Hugging Face causal language model as a sequence of maps of the last token's state.
 
-The only file that knows Hugging Face names. The model is wrapped, never rewritten: its own
-block modules are called with the last token's state replaced and the keys and values of the
-earlier tokens frozen. That is exact for a causal model, because the last token influences no
-earlier one.
+With `depthsys.lm.checkpoint` the only file that knows Hugging Face names. The model is wrapped,
+never rewritten: its own block modules are called with the last token's state replaced and the keys
+and values of the earlier tokens frozen. That is exact for a causal model, because the last token
+influences no earlier one.
 
 How a block is called (masks, positions, rotary tables) is learnt by a *dry run*: the model's
 own forward pass with every block replaced by "note the arguments, pass the state on". It costs
@@ -12,7 +12,6 @@ an embedding look-up, and spares this package any knowledge of the family.
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 import tempfile
@@ -22,27 +21,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import torch
 import xarray as xr
 from safetensors import SafetensorError
-from torch import nn
 from tqdm.auto import tqdm
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from depthsys._version import __version__
 from depthsys.lm import contract
+from depthsys.lm.checkpoint import (
+    DTYPES,
+    checked_device,
+    checked_fingerprint,
+    find_blocks,
+    first_line,
+    read_config,
+    refuse_config,
+)
 from depthsys.lm.frozen import (
     LAST_TOKEN_ATTENTION,
     FrozenBlock,
@@ -55,7 +54,6 @@ from depthsys.lm.frozen import (
 from depthsys.lm.prompts import Texts, length_batches
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class DepthModel:
     def __init__(self, hf: Any, tokenizer: Any = None, *, name: str = "model", max_tokens=128):
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
-        _refuse_config(hf.config)
+        refuse_config(hf.config)
         parameter = next(hf.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         if self.dtype not in DTYPES.values():
@@ -113,7 +111,7 @@ class DepthModel:
         self.tokenizer = tokenizer
         self.name = name
         self._text_config: Any = hf.config.get_text_config(decoder=True)
-        self._blocks: list[Any] = list(_find_blocks(hf))
+        self._blocks: list[Any] = list(find_blocks(hf))
         self._configs: list[Any] = list(
             {
                 id(m.config): m.config
@@ -129,7 +127,7 @@ class DepthModel:
         self.n_features = self._text_config.hidden_size
         context = getattr(self._text_config, "max_position_embeddings", None)
         self.max_tokens = max_tokens if context is None else min(max_tokens, context)
-        self.fingerprint = _checked_fingerprint(hf)
+        self.fingerprint = checked_fingerprint(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
             self._tuple_length = self._probe_output()
@@ -138,7 +136,7 @@ class DepthModel:
             # whatever a family does that a replay cannot follow ends here, as a refusal
             raise ValueError(
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
-                f"not: {type(error).__name__}: {_first_line(error)} This family is not supported."
+                f"not: {type(error).__name__}: {first_line(error)} This family is not supported."
             ) from error
 
     @classmethod
@@ -191,7 +189,7 @@ class DepthModel:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
-                f"{_first_line(error)} Save it again with `save_pretrained`."
+                f"{first_line(error)} Save it again with `save_pretrained`."
             ) from error
         if info["missing_keys"] or info["mismatched_keys"]:
             bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -541,149 +539,3 @@ def _progress(title: str | None, total: int, unit: str):
     """A bar for work over two seconds, on a terminal only."""
     disable = True if title is None else None
     return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
-
-
-# -------------------------------------------------------------------- checks before loading
-
-
-def read_config(name_or_path: str | Path):
-    """Configuration of a supported model, read before its weights.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model, or its architecture has no depth map of the last token.
-    """
-    source = _source(name_or_path)
-    try:
-        if not Path(source).is_dir() and not _is_cached(source):
-            # asks once; from_pretrained would try for half a minute when there is no network
-            huggingface_hub.model_info(source, timeout=10)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # the hub and its HTTP library raise many unrelated types
-        raise ValueError(
-            f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
-            f"{_first_line(error)} Check the spelling, or download the model first."
-        ) from error
-    _refuse_config(config)
-    return config
-
-
-def checked_device(device: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda:1", ... stands for; ValueError if it is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"`device` must be 'auto', 'cpu' or 'cuda[:N]'; got {device!r}. Use 'auto'."
-        ) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` must be available; got {device!r} and no GPU. Use 'cpu'.")
-    try:
-        torch.zeros(1, device=chosen).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"`device` must be usable; got {device!r}: {_first_line(error)} Use 'cpu'."
-        ) from error
-    return chosen
-
-
-def _source(name_or_path: str | Path) -> str:
-    source = str(name_or_path)
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise ValueError(
-                f"`model` must be a folder with a config.json; got {source!r}. "
-                "Point at the folder that `save_pretrained` wrote."
-            )
-        return source
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise ValueError(
-            f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
-            "neither. Check the path."
-        )
-    return source
-
-
-def _is_cached(source: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json"), str)
-
-
-def _refuse_config(config) -> None:
-    kind = getattr(config, "model_type", type(config).__name__)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"`model` must be a decoder-only language model; got the encoder-decoder {kind!r}. "
-            "Its states depend on a second stream: use a causal model."
-        )
-    masked_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or masked_only:
-        raise ValueError(
-            f"`model` must be a causal language model; got the encoder-only or unknown type "
-            f"{kind!r}. With bidirectional attention the context is not frozen: use a causal model."
-        )
-    text = config.get_text_config(decoder=True)
-    if text.num_hidden_layers < 1:
-        raise ValueError(
-            f"`model` must have blocks; got {text.num_hidden_layers}. Use a deeper one."
-        )
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise ValueError(
-            f"`model` must not share keys and values between layers; got {kind!r} with "
-            f"{text.num_kv_shared_layers} such layers. x_{{l+1}} is then no function of x_l alone."
-        )
-    types = set(getattr(text, "layer_types", None) or [])
-    recurrent = {t for t in types if "attention" not in t or "linear" in t}
-    if recurrent:
-        raise ValueError(
-            f"`model` must have attention layers only; got {sorted(recurrent)} in {kind!r}. "
-            "Recurrent layers keep a state that is not a key-value cache."
-        )
-
-
-def _find_blocks(hf: Any) -> nn.ModuleList:
-    """The outermost ModuleList of num_hidden_layers modules that take ``hidden_states``."""
-    n_layers = hf.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        (name.count("."), module)
-        for name, module in hf.base_model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == n_layers
-        and "hidden_states" in inspect.signature(type(module[0]).forward).parameters
-    ]
-    if not found:
-        raise ValueError(
-            f"`model` must hold a list of {n_layers} blocks; {type(hf).__name__} has none. "
-            "This family is not supported."
-        )
-    return min(found, key=lambda item: item[0])[1]
-
-
-def _checked_fingerprint(hf: Any) -> str:
-    """SHA-256 over configuration and weights; refuses weights that are not finite.
-
-    The same for float32 and float64 copies of one checkpoint.
-    """
-    config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in hf.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"`model` must have finite weights; {name!r} holds NaN or infinity. "
-                "The file is damaged or the training diverged."
-            )
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-_VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().split("\n")[0]
-    return line if line.endswith((".", "!", "?")) else line + "."

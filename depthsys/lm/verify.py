@@ -1,11 +1,10 @@
-"""What the full nonlinear model does, beside what a system predicts."""
+"""What the full nonlinear model does: measured gains, played schedules, energies."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import rankdata
 
 from depthsys import ltv
 from depthsys.lm.model import DepthModel, FrozenRun
@@ -14,10 +13,7 @@ from depthsys.lm.prompts import Texts
 # Copies x prompts that are replayed at once, without derivatives.
 ROWS = 4096
 
-LAYER_SETS = ("all", "without_layer_0")
-BOUNDS = ("estimate", "low", "high")
 ENERGIES = ("absolute", "relative")
-BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
 def measure_gains(
@@ -146,201 +142,6 @@ def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarr
             f"{float(pushes.abs().max()):.1e} overflows. Use a smaller step or target."
         )
     return y[:, torch.argsort(order)].cpu().numpy()
-
-
-def agreement(
-    predicted: xr.Dataset | xr.DataArray,
-    measured: xr.Dataset,
-    *,
-    n_bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> xr.Dataset:
-    """How well one predicted gain curve agrees with measured gains, with bootstrap intervals.
-
-    Parameters
-    ----------
-    predicted
-        A system (its terminal gains are used; a ``prompt`` batch is averaged), or a curve (layer).
-        For relative measured gains the gains of a system are multiplied by its ``state_norm``.
-    measured
-        ``gain`` (prompt, layer) from `measure_gains` or `linear_gains`; compared is its mean over
-        prompts, and the percentile intervals resample these prompts alone (not those behind
-        ``predicted``; an error near its minimum can lie below its own interval).
-    n_bootstrap, level, seed
-        Number of resamples, coverage of the percentile intervals, seed.
-
-    Returns
-    -------
-    xr.Dataset
-        ``spearman``, ``pearson``, ``relative_l2`` (norm of the difference over norm of the measured
-        curve) and ``max_relative_error`` (largest ``|h_l - g_l| / |g_l|``), each with dims (layers:
-        all or without layer 0; bound: estimate, low, high). A correlation over fewer than two
-        layers, or of a constant curve, is NaN. ``noise_floor`` (layers) is the relative L2 error
-        that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
-        sampling noise and its interval, a percentile one, lies too high.
-    """
-    curve = _curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
-    gain = measured["gain"].transpose("prompt", "layer").values
-    if curve.shape != gain.shape[1:]:
-        raise ValueError(
-            f"`predicted` must have {gain.shape[1]} layers like `measured`; got {curve.shape}. "
-            "Use the same model for both."
-        )
-    means = _bootstrap_means(gain, n_bootstrap, seed)
-    result = xr.Dataset(coords={"layers": list(LAYER_SETS), "bound": list(BOUNDS)})
-    for name, metric in _METRICS.items():
-        table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, 1)]
-        result[name] = (("layers", "bound"), np.array(table))
-    # what a perfect prediction would show: the standard error of the measured mean
-    spread = gain.std(axis=0) / np.sqrt(len(gain))
-    floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, 1)]
-    result["noise_floor"] = ("layers", np.array(floor))
-    result.attrs = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
-    return result
-
-
-def _curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool) -> np.ndarray:
-    if isinstance(predicted, xr.DataArray):
-        return predicted.squeeze([d for d in predicted.dims if d != "layer"]).values
-    gain = ltv.gains(predicted).isel(output=0, input=0)
-    if relative:
-        gain = gain * predicted["state_norm"].values[..., :-1]
-    return gain.mean([d for d in gain.dims if d != "layer"]).values
-
-
-def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
-    """Mean over prompts (first row), then of resampled prompts: (1 + n_bootstrap, layer)."""
-    n = len(gain)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
-    return np.vstack([gain.mean(axis=0), counts @ gain / n])
-
-
-def _relative_norm(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a) / np.linalg.norm(b)) if len(b) else np.nan
-
-
-def _bounds(values: np.ndarray, level: float) -> np.ndarray:
-    tail = (1 - level) / 2
-    if len(values) == 1 or not np.isfinite(values).all():
-        return np.array([values[0], np.nan, np.nan])
-    return np.array([values[0], *np.quantile(values[1:], [tail, 1 - tail])])
-
-
-def _pearson(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    if curve.shape[-1] < 2:
-        return np.full(len(means), np.nan)
-    a = curve - curve.mean(axis=-1, keepdims=True)
-    b = means - means.mean(axis=-1, keepdims=True)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    flat = norms == 0
-    return np.where(flat, np.nan, (a * b).sum(axis=-1) / np.where(flat, 1.0, norms))
-
-
-def _spearman(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    return _pearson(rankdata(curve), rankdata(means, axis=-1))
-
-
-def _relative_l2(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    if means.shape[-1] == 0:
-        return np.full(len(means), np.nan)
-    return np.linalg.norm(curve - means, axis=-1) / np.linalg.norm(means, axis=-1)
-
-
-def _max_relative_error(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    if means.shape[-1] == 0:
-        return np.full(len(means), np.nan)
-    return np.max(np.abs(curve - means) / np.abs(means), axis=-1)
-
-
-_METRICS = {
-    "spearman": _spearman,
-    "pearson": _pearson,
-    "relative_l2": _relative_l2,
-    "max_relative_error": _max_relative_error,
-}
-
-
-def error_budget(
-    system: xr.Dataset,
-    measured: xr.Dataset,
-    linear_held_out: xr.Dataset,
-    linear_operating: xr.Dataset,
-    *,
-    n_bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> xr.Dataset:
-    """Where the error of a surrogate shared by many prompts comes from.
-
-    Each part is a relative L2 distance over layers, the second curve being the reference:
-    nonlinearity (mean linear, mean measured gains on held-out prompts), averaging (gain of the
-    product of mean Jacobians, mean of per-prompt linear gains on operating prompts), sampling
-    (mean linear gains on operating, on held-out prompts), truncation (reduced, full mean system),
-    total (reduced system, measured). The parts need not add up: errors may cancel.
-
-    Parameters
-    ----------
-    system
-        From `identify`.
-    measured, linear_held_out
-        `measure_gains` (absolute) and `linear_gains` on the held-out prompts.
-    linear_operating
-        `linear_gains` on the operating prompts.
-    n_bootstrap, level, seed
-        Intervals resample prompts; averaging and truncation would need a new identification per
-        resample and have none (NaN).
-
-    Returns
-    -------
-    xr.Dataset
-        ``error`` (part, layers, bound).
-
-    Raises
-    ------
-    ValueError
-        If the inputs come from different prompts than their roles say.
-    """
-    _check_same_prompts("linear_held_out", linear_held_out, "measured", measured)
-    _check_same_prompts("linear_operating", linear_operating, "system", system)
-    if measured.attrs.get("relative", 0):
-        raise ValueError("`measured` must hold absolute gains; got relative ones. Measure again.")
-    truth, linear = (d["gain"].values for d in (measured, linear_held_out))
-    # one seed: the same prompts are resampled in both held-out curves
-    truth, linear = (_bootstrap_means(g, n_bootstrap, seed) for g in (truth, linear))
-    operating = _bootstrap_means(linear_operating["gain"].values, n_bootstrap, seed + 1)
-    full = _full_curve(system)
-    reduced = _curve(system, relative=False)
-    pairs = {
-        "nonlinearity": (linear, truth),
-        "averaging": (full, operating[:1]),
-        "sampling": (operating, linear),
-        "truncation": (reduced, full[None]),
-        "total": (reduced, truth),
-    }
-    error = [
-        [_bounds(_relative_l2(a[..., skip:], b[..., skip:]), level) for skip in (0, 1)]
-        for a, b in (pairs[part] for part in BUDGET)
-    ]
-    return xr.Dataset(
-        {"error": (("part", "layers", "bound"), np.array(error))},
-        coords={"part": list(BUDGET), "layers": list(LAYER_SETS), "bound": list(BOUNDS)},
-        attrs={"n_bootstrap": n_bootstrap, "level": level},
-    )
-
-
-def _full_curve(system: xr.Dataset) -> np.ndarray:
-    full = system["gain_full"]
-    return full.mean([d for d in full.dims if d != "layer"]).values
-
-
-def _check_same_prompts(name: str, data: xr.Dataset, other_name: str, other: xr.Dataset) -> None:
-    if data.attrs.get("prompts_sha256") != other.attrs.get("prompts_sha256"):
-        raise ValueError(
-            f"`{name}` must come from the prompts of `{other_name}`; got another fingerprint. "
-            "Compute both from the same split."
-        )
 
 
 def play(
@@ -596,56 +397,3 @@ def compare_energies(
         "prompts_sha256": texts.sha256,
     }
     return table
-
-
-_SYSTEM_ATTRS = (
-    "readout", "concept", "classes", "method", "settings", "order", "dtype", "n_prompts",
-    "prompts_sha256", "created",
-)  # fmt: skip
-
-
-def gain_report(
-    system: xr.Dataset,
-    measured: xr.Dataset,
-    measured_relative: xr.Dataset,
-    linear_held_out: xr.Dataset,
-    linear_operating: xr.Dataset,
-    *,
-    seed: int = 0,
-) -> xr.Dataset:
-    """All gain curves, their agreement and the error budget in one Dataset.
-
-    Parameters
-    ----------
-    system
-        From `identify`, one system.
-    measured, measured_relative
-        `measure_gains` on held-out prompts, absolute and relative.
-    linear_held_out, linear_operating
-        `linear_gains` on held-out and operating prompts.
-    seed
-        Of the bootstrap.
-
-    Returns
-    -------
-    xr.Dataset
-        ``measured_gain``, ``measured_gain_relative``, ``linear_gain`` (prompt, layer),
-        ``linear_gain_operating`` (prompt_operating, layer), ``surrogate_gain``, ``full_gain``
-        (layer); the metrics of `agreement` with the extra dim injection (absolute, relative);
-        ``error_budget`` (part, layers, bound).
-    """
-    by_injection = [agreement(system, m, seed=seed) for m in (measured, measured_relative)]
-    report = xr.concat(by_injection, dim="injection")
-    report = report.assign_coords(injection=["absolute", "relative"])
-    budget = error_budget(system, measured, linear_held_out, linear_operating, seed=seed)
-    report["error_budget"] = budget["error"]
-    report["measured_gain"] = measured["gain"]
-    report["measured_gain_relative"] = measured_relative["gain"]
-    report["linear_gain"] = linear_held_out["gain"]
-    report["linear_gain_operating"] = linear_operating["gain"].rename(prompt="prompt_operating")
-    report["surrogate_gain"] = ("layer", _curve(system, relative=False))
-    report["full_gain"] = ("layer", _full_curve(system))
-    # how the gains were measured, and beside it how the system was made
-    made = {f"system_{key}": system.attrs[key] for key in _SYSTEM_ATTRS if key in system.attrs}
-    report.attrs = {**report.attrs, **measured.attrs, **made}
-    return report

@@ -26,7 +26,7 @@ def test_a_block_that_looks_back_through_the_last_token_is_refused():
 
 def test_bidirectional_attention_is_refused(monkeypatch):
     """A BERT that slipped through the check of its configuration."""
-    monkeypatch.setattr(model_module, "_refuse_config", lambda config: None)
+    monkeypatch.setattr(model_module, "refuse_config", lambda config: None)
     config = BertConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )

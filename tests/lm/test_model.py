@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, T5Config
 
 from depthsys import lm
-from depthsys.lm import frozen
+from depthsys.lm import checkpoint, frozen
 from depthsys.lm import model as model_module
 from tests.conftest import TINY, tiny_gpt2, tiny_llama
 from tests.lm import whole_sequence
@@ -193,11 +193,11 @@ def test_kv_sharing_and_recurrent_layers_are_refused():
     config = GPT2Config()
     config.num_kv_shared_layers = 2
     with pytest.raises(ValueError, match="must not share keys and values"):
-        model_module._refuse_config(config)
+        checkpoint.refuse_config(config)
     config = GPT2Config()
     config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match=r"attention layers only; got \['linear_attention'\]"):
-        model_module._refuse_config(config)
+        checkpoint.refuse_config(config)
 
 
 def test_non_finite_weights_are_named(saved):
@@ -326,7 +326,7 @@ def test_half_precision_and_empty_models_are_refused():
     with pytest.raises(ValueError, match=r"must compute in .* got torch\.float16"):
         lm.DepthModel(tiny_gpt2().half())
     with pytest.raises(ValueError, match="`model` must have blocks; got 0"):
-        model_module._refuse_config(GPT2Config(n_layer=0))
+        checkpoint.refuse_config(GPT2Config(n_layer=0))
 
 
 def test_token_ids_outside_the_vocabulary(tiny):

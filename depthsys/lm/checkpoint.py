@@ -1,0 +1,164 @@
+"""What can be said about a Hugging Face checkpoint before it is run: refusals with a reason.
+
+With `depthsys.lm.model` the only file that knows Hugging Face names.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def read_config(name_or_path: str | Path):
+    """Configuration of a supported model, read before its weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or its architecture has no depth map of the last token.
+    """
+    source = _source(name_or_path)
+    try:
+        if not Path(source).is_dir() and not _is_cached(source):
+            # asks once; from_pretrained would try for half a minute when there is no network
+            huggingface_hub.model_info(source, timeout=10)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the hub and its HTTP library raise many unrelated types
+        raise ValueError(
+            f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
+            f"{first_line(error)} Check the spelling, or download the model first."
+        ) from error
+    refuse_config(config)
+    return config
+
+
+def checked_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda:1", ... stands for; ValueError if it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`device` must be 'auto', 'cpu' or 'cuda[:N]'; got {device!r}. Use 'auto'."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` must be available; got {device!r} and no GPU. Use 'cpu'.")
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"`device` must be usable; got {device!r}: {first_line(error)} Use 'cpu'."
+        ) from error
+    return chosen
+
+
+def _source(name_or_path: str | Path) -> str:
+    source = str(name_or_path)
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise ValueError(
+                f"`model` must be a folder with a config.json; got {source!r}. "
+                "Point at the folder that `save_pretrained` wrote."
+            )
+        return source
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise ValueError(
+            f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
+            "neither. Check the path."
+        )
+    return source
+
+
+def _is_cached(source: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json"), str)
+
+
+def refuse_config(config: Any) -> None:
+    """ValueError if this architecture has no depth map of the last token, with the reason."""
+    kind = getattr(config, "model_type", type(config).__name__)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"`model` must be a decoder-only language model; got the encoder-decoder {kind!r}. "
+            "Its states depend on a second stream: use a causal model."
+        )
+    masked_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or masked_only:
+        raise ValueError(
+            f"`model` must be a causal language model; got the encoder-only or unknown type "
+            f"{kind!r}. With bidirectional attention the context is not frozen: use a causal model."
+        )
+    text = config.get_text_config(decoder=True)
+    if text.num_hidden_layers < 1:
+        raise ValueError(
+            f"`model` must have blocks; got {text.num_hidden_layers}. Use a deeper one."
+        )
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise ValueError(
+            f"`model` must not share keys and values between layers; got {kind!r} with "
+            f"{text.num_kv_shared_layers} such layers. x_{{l+1}} is then no function of x_l alone."
+        )
+    types = set(getattr(text, "layer_types", None) or [])
+    recurrent = {t for t in types if "attention" not in t or "linear" in t}
+    if recurrent:
+        raise ValueError(
+            f"`model` must have attention layers only; got {sorted(recurrent)} in {kind!r}. "
+            "Recurrent layers keep a state that is not a key-value cache."
+        )
+
+
+def find_blocks(hf: Any) -> nn.ModuleList:
+    """The outermost ModuleList of num_hidden_layers modules that take ``hidden_states``."""
+    n_layers = hf.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        (name.count("."), module)
+        for name, module in hf.base_model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and "hidden_states" in inspect.signature(type(module[0]).forward).parameters
+    ]
+    if not found:
+        raise ValueError(
+            f"`model` must hold a list of {n_layers} blocks; {type(hf).__name__} has none. "
+            "This family is not supported."
+        )
+    return min(found, key=lambda item: item[0])[1]
+
+
+def checked_fingerprint(hf: Any) -> str:
+    """SHA-256 over configuration and weights; refuses weights that are not finite.
+
+    The same for float32 and float64 copies of one checkpoint.
+    """
+    config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in hf.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"`model` must have finite weights; {name!r} holds NaN or infinity. "
+                "The file is damaged or the training diverged."
+            )
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+_VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, as a sentence."""
+    line = str(error).strip().split("\n")[0]
+    return line if line.endswith((".", "!", "?")) else line + "."
