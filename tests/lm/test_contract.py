@@ -76,12 +76,19 @@ def test_copies_that_see_each_other_are_refused(monkeypatch):
 
 
 def test_wrong_derivatives_are_refused(monkeypatch):
-    monkeypatch.setattr(frozen, "jvp", lambda f, x, d: 1.05 * lm.linearize.jvp(f, x, d))
+    monkeypatch.setattr(frozen, "jvp", lambda f, x, d: 1.015 * lm.linearize.jvp(f, x, d))
     with pytest.raises(ValueError, match="agree with central differences"):
         lm.DepthModel(tiny_gpt2())
     monkeypatch.undo()
     monkeypatch.setattr(frozen, "vjp", lambda f, x, d: 1.001 * lm.linearize.vjp(f, x, d))
     with pytest.raises(ValueError, match="Jacobians and transposed Jacobians that agree"):
+        lm.DepthModel(tiny_gpt2())
+
+
+def test_wrong_logits_are_refused(monkeypatch):
+    right = lm.DepthModel.logits
+    monkeypatch.setattr(lm.DepthModel, "logits", lambda *args: 1.001 * right(*args))
+    with pytest.raises(ValueError, match="must give its own logits"):
         lm.DepthModel(tiny_gpt2())
 
 

@@ -207,6 +207,34 @@ def test_budget_parts_are_the_distances_of_the_theory(tiny, tokens, concept):
             assert layers != "all" or distance > 1e-4  # every part is really there
 
 
+def test_budget_resamples_held_out_curves_together_and_operating_ones_apart(system):
+    gain = 1 + np.random.default_rng(0).standard_normal((40, 3))
+    held_out = gains_dataset(gain)
+    operating = gains_dataset(gain, prompts_sha256=system.attrs["prompts_sha256"])
+    error = lm.error_budget(system, held_out, held_out, operating).error.sel(layers="all")
+    np.testing.assert_array_equal(error.sel(part="nonlinearity"), 0)
+    assert float(error.sel(part="sampling", bound="estimate")) == 0
+    assert float(error.sel(part="sampling", bound="high")) > 0.1
+    assert np.isnan(error.sel(part="averaging", bound="high"))
+
+
+def test_baselines_push_where_the_system_predicts_progress(monkeypatch, system, tiny, tokens):
+    seen = []
+
+    def record(model, texts, concept, schedules, scales, title):
+        seen.append(schedules)
+        return np.ones((len(texts), *scales.shape))
+
+    monkeypatch.setattr(verify, "_shifts", record)
+    for sign in (1, -1):
+        flipped = system.assign(B=sign * system.B)
+        h = ltv.gains(flipped).values.ravel()
+        for target in (0.1, -0.1):
+            seen.clear()
+            lm.compare_energies(tiny, tokens, None, flipped, target)
+            assert (seen[0] @ h * target > 0).all()
+
+
 def test_budget_refuses_mixed_up_prompts(tiny, tokens, concept, system):
     held_out = labelled_ids(6, 9)
     measured = lm.measure_gains(tiny, held_out, concept)
