@@ -12,6 +12,7 @@ from depthsys.lm.model import DepthModel
 from depthsys.lm.prompts import Texts
 
 DEFAULT_ORDER = 32
+RTOL = {"float32": 1e-5, "float64": 1e-9}
 READOUTS = ("concept", "profile")
 
 
@@ -106,8 +107,8 @@ def identify(
     """
     method = Krylov() if method is None else method
     order = method.checked_order(model.n_features)
-    if method.rtol is None:
-        method = replace(method, rtol={"float32": 1e-5, "float64": 1e-9}[model.dtype_name])
+    rtol = RTOL[model.dtype_name] if method.rtol is None else method.rtol
+    method = replace(method, rtol=rtol)
     if readout not in READOUTS:
         raise ValueError(f"`readout` must be one of {READOUTS}; got {readout!r}. Pick one.")
     if len(texts) == 0:
@@ -117,13 +118,13 @@ def identify(
         parts: list[xr.Dataset] = []
         rows: list[np.ndarray] = []
         for run in model.stream(texts, "identify"):
-            parts.append(_systems(_identify_each(run, v, method.rtol), order, readout, keep_basis))
+            parts.append(_systems(_identify_each(run, v, rtol), order, readout, keep_basis))
             rows.append(run.prompts)
         parts = _same_size(parts)
         system = xr.concat(parts, dim="prompt").isel(prompt=np.argsort(np.concatenate(rows)))
         system = system.assign_coords(prompt=np.arange(len(texts))).drop_vars("y_std")
     else:
-        full = _identify_mean(model, texts, v, method.rtol)
+        full = _identify_mean(model, texts, v, rtol)
         system = _systems(full, order, readout, keep_basis).isel(prompt=0)
     exact = concept["direction"].transpose("depth", "feature").values.astype(np.float64)
     system["v"] = (("depth", "feature", "input"), exact[:, :, None])
@@ -147,9 +148,7 @@ class _FullSystem:
     y: np.ndarray
 
 
-def _identify_mean(
-    model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float | None
-) -> _FullSystem:
+def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float) -> _FullSystem:
     directions = v.double().cpu().numpy()
     Q, A, x, norms = [directions[0][None, :, None]], [], [], []
     y = np.empty(len(texts))
@@ -176,7 +175,7 @@ def _identify_mean(
     )
 
 
-def _identify_each(run, v: torch.Tensor, rtol: float | None) -> _FullSystem:
+def _identify_each(run, v: torch.Tensor, rtol: float) -> _FullSystem:
     directions = v.double().cpu().numpy()
     n_prompts = len(run.prompts)
     Q, A = [np.broadcast_to(directions[0][:, None], (n_prompts, directions.shape[1], 1))], []
@@ -191,14 +190,14 @@ def _identify_each(run, v: torch.Tensor, rtol: float | None) -> _FullSystem:
     return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None])
 
 
-def _orthonormal(first: np.ndarray, columns: np.ndarray, rtol: float | None) -> np.ndarray:
+def _orthonormal(first: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:
     """Orthonormal columns with the leading spans of [first, columns], dependent ones left out."""
     basis = first[:, None]
     for column in columns.T:
         rest = column
         for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
             rest = rest - basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > (rtol or 0.0) * np.linalg.norm(column):
+        if np.linalg.norm(rest) > rtol * np.linalg.norm(column):
             basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
         if basis.shape[1] == len(first):
             break

@@ -29,6 +29,19 @@ def labelled_ids(count, seed):
     return LabelledIds(ids, np.arange(count) % 2, sha256=f"ids {seed}")
 
 
+def counted_block_calls(model, monkeypatch) -> list[tuple[int, int]]:
+    """A list that fills with (layer, rows) of every block call of the model: cost as a count."""
+    calls = []
+    original = model.call_block
+
+    def counting(layer, call, hidden, cache):
+        calls.append((layer, hidden.shape[0] * hidden.shape[1]))
+        return original(layer, call, hidden, cache)
+
+    monkeypatch.setattr(model, "call_block", counting)
+    return calls
+
+
 @pytest.fixture(scope="session")
 def tokens() -> LabelledIds:
     return labelled_ids(8, 0)

@@ -10,7 +10,7 @@ from depthsys import lm, ltv
 from depthsys.lm.frozen import RecordingCache
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import LabelledIds, labelled_ids
+from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +139,7 @@ def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
     tokens, concept, monkeypatch
 ):
     model = lm.DepthModel(TINY["gpt2"]())
-    rows = []
-    original = model.call_block
-
-    def counting(layer, call, hidden, cache):
-        rows.append((layer, hidden.shape[0] * hidden.shape[1]))
-        return original(layer, call, hidden, cache)
-
-    monkeypatch.setattr(model, "call_block", counting)
+    rows = counted_block_calls(model, monkeypatch)
     lm.identify(model, tokens, concept)
     prefill = sum(len(ids) for ids in tokens.ids)
     for layer in range(3):

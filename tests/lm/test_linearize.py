@@ -7,6 +7,7 @@ from depthsys import lm
 from depthsys.lm import linearize
 from tests.conftest import TINY
 from tests.lm import whole_sequence
+from tests.lm.conftest import counted_block_calls
 from tests.lm.test_model import IDS
 
 
@@ -75,9 +76,7 @@ def test_linear_gains_equal_the_chain_of_full_jacobians(tiny, tokens, concept):
 def test_all_linear_gains_take_one_pass_over_the_blocks(monkeypatch, tokens, concept):
     """Cost as a count: block calls beyond the nominal run do not grow with L."""
     model = lm.DepthModel(TINY["gpt2"]())
-    calls = []
-    original = model.call_block
-    monkeypatch.setattr(model, "call_block", lambda *a: calls.append(a[0]) or original(*a))
+    calls = counted_block_calls(model, monkeypatch)
     lm.linear_gains(model, tokens, concept)
     n_batches = len({len(ids) for ids in tokens.ids})
     assert len(calls) == n_batches * 2 * model.n_layers  # one prefill, one replay

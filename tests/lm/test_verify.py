@@ -7,7 +7,7 @@ from depthsys import lm, ltv
 from depthsys.lm import verify
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import labelled_ids
+from tests.lm.conftest import counted_block_calls, labelled_ids
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,7 @@ def test_measured_gains_tend_to_linear_gains(tiny, tokens, concept):
 def test_an_injection_joins_at_its_layer(tokens, concept, monkeypatch):
     """Cost as a count: layer l sees 2 (l + 1) copies of each prompt, not 2 L."""
     model = lm.DepthModel(TINY["gpt2"]())
-    rows = []
-    original = model.call_block
-
-    def counting(layer, call, hidden, cache):
-        rows.append((layer, hidden.shape[0] * hidden.shape[1]))
-        return original(layer, call, hidden, cache)
-
-    monkeypatch.setattr(model, "call_block", counting)
+    rows = counted_block_calls(model, monkeypatch)
     lm.measure_gains(model, tokens, concept)
     prefill = sum(len(ids) for ids in tokens.ids)
     for layer in range(3):
