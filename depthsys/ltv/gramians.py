@@ -3,23 +3,24 @@
 import numpy as np
 import xarray as xr
 
-from depthsys.ltv.system import check
+from depthsys.ltv.matrix_free import MatrixFree, beside, over_depth, stacked, transposed
+from depthsys.ltv.response import labels
 
-_A = ["layer", "state_next", "state"]
-_B = ["layer", "state_next", "input"]
-_C = ["depth", "output", "state"]
+System = xr.Dataset | MatrixFree
 
 
-def reachability_factors(system: xr.Dataset) -> xr.DataArray:
+def reachability_factors(system: System, initial: xr.DataArray | None = None) -> xr.DataArray:
     r"""Square-root reachability Gramian at every depth.
 
-    Returns :math:`R_k` with :math:`P_k = R_k R_k^\top`, where :math:`P_0 = 0` and
+    Returns :math:`R_k` with :math:`P_k = R_k R_k^\top`, where :math:`P_0 = X_0 X_0^\top` and
     :math:`P_{k+1} = A_k P_k A_k^\top + B_k B_k^\top`.
 
     Parameters
     ----------
     system
         Uses ``A`` (layer, state_next, state) and ``B`` (layer, state_next, input).
+    initial
+        Square root ``X_0`` (state, column) of the Gramian at depth 0; zero by default.
 
     Returns
     -------
@@ -29,7 +30,9 @@ def reachability_factors(system: xr.Dataset) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If the system is not valid (see `check`).
+        If the system is not valid (see `check`), or ``initial`` has other dims.
+    numpy.linalg.LinAlgError
+        If an operator of a `MatrixFree` system returns nan or inf.
 
     Notes
     -----
@@ -40,18 +43,30 @@ def reachability_factors(system: xr.Dataset) -> xr.DataArray:
     ----------
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     """
-    check(system)
-    factor = xr.apply_ufunc(
-        _reachability,
-        system["A"],
-        system["B"],
-        input_core_dims=[_A, _B],
-        output_core_dims=[["depth", "state", "column"]],
+    extra, extra_dims = [], []
+    if initial is not None:
+        if initial.dims[-2:] != ("state", "column"):
+            raise ValueError(
+                f"`initial` must end in dims ('state', 'column'); got {initial.dims}. Rename it."
+            )
+        extra, extra_dims = [initial], [["state", "column"]]
+
+    def padded(A, B, *initial):
+        return _padded(reachability(A, B, *initial))
+
+    factor = over_depth(
+        padded,
+        system,
+        "AB",
+        [["depth", "state", "column"]],
+        *extra,
+        extra_dims=extra_dims,
+        exclude=["column"],
     )
-    return factor.rename("R").assign_coords(depth=system["depth"])
+    return factor.rename("R").assign_coords(depth=labels(system, "depth"))
 
 
-def observability_factors(system: xr.Dataset) -> xr.DataArray:
+def observability_factors(system: System) -> xr.DataArray:
     r"""Square-root observability Gramian at every depth.
 
     Returns :math:`S_k` with :math:`Q_k = S_k S_k^\top`, where :math:`Q_L = C_L^\top C_L` and
@@ -67,58 +82,56 @@ def observability_factors(system: xr.Dataset) -> xr.DataArray:
     xr.DataArray
         ``S`` (depth, state, column), unit output/state; columns beyond the rank are zero.
 
+    Raises
+    ------
+    ValueError
+        If the system is not valid (see `check`).
+    numpy.linalg.LinAlgError
+        If an operator of a `MatrixFree` system returns nan or inf.
+
     References
     ----------
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     """
-    check(system)
-    factor = xr.apply_ufunc(
-        _observability,
-        system["A"],
-        system["C"],
-        input_core_dims=[_A, _C],
-        output_core_dims=[["depth", "state", "column"]],
-    )
-    return factor.rename("S").assign_coords(depth=system["depth"])
+
+    def padded(A, C):
+        return _padded(observability(A, C))
+
+    factor = over_depth(padded, system, "AC", [["depth", "state", "column"]])
+    return factor.rename("S").assign_coords(depth=labels(system, "depth"))
 
 
-def _reachability(A: np.ndarray, B: np.ndarray) -> np.ndarray:
-    n_layers, size, n_inputs = A.shape[-3], A.shape[-1], B.shape[-1]
-    batch = np.broadcast_shapes(A.shape[:-3], B.shape[:-3])
-    width = min(size, n_layers * n_inputs)
-    factors = np.zeros((*batch, n_layers + 1, size, width))
-    factor = np.zeros((*batch, size, 0))
-    for layer in range(n_layers):
-        block = np.broadcast_to(B[..., layer, :, :], (*batch, size, n_inputs))
-        factor = _compressed(np.concatenate([A[..., layer, :, :] @ factor, block], axis=-1))
-        factors[..., layer + 1, :, : factor.shape[-1]] = factor
+def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
+    """R_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
+    size = A[0].shape[-1]
+    factors = [np.zeros((*B[0].shape[:-2], size, 0)) if initial is None else compressed(initial)]
+    for layer, a in enumerate(A):
+        propagated = a @ factors[-1] if factors[-1].shape[-1] else None
+        factors.append(compressed(beside(propagated, B[layer])))
     return factors
 
 
-def _observability(A: np.ndarray, C: np.ndarray) -> np.ndarray:
-    n_layers, size, n_outputs = A.shape[-3], A.shape[-1], C.shape[-2]
-    batch = np.broadcast_shapes(A.shape[:-3], C.shape[:-3])
-    width = min(size, (n_layers + 1) * n_outputs)
-    factors = np.zeros((*batch, n_layers + 1, size, width))
-    factor = np.zeros((*batch, size, 0))
-    for depth in reversed(range(n_layers + 1)):
-        if depth < n_layers:
-            factor = np.swapaxes(A[..., depth, :, :], -1, -2) @ factor
-        block = np.swapaxes(C[..., depth, :, :], -1, -2)
-        block = np.broadcast_to(block, (*batch, size, n_outputs))
-        factor = _compressed(np.concatenate([factor, block], axis=-1))
-        factors[..., depth, :, : factor.shape[-1]] = factor
+def observability(A, C) -> list[np.ndarray]:
+    """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
+    factors = [compressed(transposed(C[-1]))]
+    for layer in reversed(range(len(A))):
+        propagated = transposed(A[layer]) @ factors[0]
+        factors.insert(0, compressed(beside(propagated, transposed(C[layer]))))
     return factors
 
 
-def _compressed(factor: np.ndarray) -> np.ndarray:
+def compressed(factor: np.ndarray) -> np.ndarray:
     """A square factor with the same product with its transpose, if there are too many columns."""
     if factor.shape[-1] <= factor.shape[-2]:
         return factor
-    return np.swapaxes(np.linalg.qr(np.swapaxes(factor, -1, -2), mode="r"), -1, -2)
+    return transposed(np.linalg.qr(transposed(factor), mode="r"))
 
 
-def reachability_gramian(system: xr.Dataset) -> xr.DataArray:
+def _padded(factors: list[np.ndarray]) -> np.ndarray:
+    return stacked(factors, *(max(f.shape[axis] for f in factors) for axis in (-2, -1)))
+
+
+def reachability_gramian(system: System) -> xr.DataArray:
     """Reachability Gramian ``P`` (depth, state, state_2), unit (state/input)^2.
 
     For looking at; computations use `reachability_factors`, which lose no small values.
@@ -127,13 +140,13 @@ def reachability_gramian(system: xr.Dataset) -> xr.DataArray:
     return xr.dot(R, R.rename(state="state_2"), dim="column").rename("P")
 
 
-def observability_gramian(system: xr.Dataset) -> xr.DataArray:
+def observability_gramian(system: System) -> xr.DataArray:
     """Observability Gramian ``Q`` (depth, state, state_2), unit (output/state)^2."""
     S = observability_factors(system)
     return xr.dot(S, S.rename(state="state_2"), dim="column").rename("Q")
 
 
-def hankel_singular_values(system: xr.Dataset) -> xr.DataArray:
+def hankel_singular_values(system: System) -> xr.DataArray:
     r"""Hankel singular values at every depth, largest first.
 
     :math:`\sigma_i(k)` are the singular values of :math:`S_k^\top R_k`, that is of the Hankel
@@ -142,18 +155,34 @@ def hankel_singular_values(system: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     xr.DataArray
-        ``hankel_singular_values`` (depth, index), unit output/input. MATLAB: `hsvd`, for LTI.
+        ``hankel_singular_values`` (depth, index), unit output/input; zero beyond the number of
+        inputs so far or outputs to come. MATLAB: `hsvd`, for LTI.
+
+    Notes
+    -----
+    The relative error of a value is about the rounding error times :math:`\sigma_1/\sigma_i`
+    in general, and much smaller where the states are graded.
 
     References
     ----------
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     """
-    values = xr.apply_ufunc(
-        lambda R, S: np.linalg.svd(np.swapaxes(S, -1, -2) @ R, compute_uv=False),
-        reachability_factors(system),
-        observability_factors(system),
-        input_core_dims=[["state", "column"], ["state", "column"]],
-        output_core_dims=[["index"]],
-        exclude_dims={"column"},
-    )
-    return values.rename("hankel_singular_values")
+    values = over_depth(_hankel_values, system, "ABC", [["depth", "index"]])
+    return values.rename("hankel_singular_values").assign_coords(depth=labels(system, "depth"))
+
+
+def _hankel_values(A, B, C) -> np.ndarray:
+    values = hankel_values(reachability(A, B), observability(A, C))
+    return stacked([v[..., None, :] for v in values], 1, max(v.shape[-1] for v in values))[
+        ..., 0, :
+    ]
+
+
+def hankel_values(R: list[np.ndarray], S: list[np.ndarray]) -> list[np.ndarray]:
+    """Singular values of S_k' R_k at every depth."""
+    return [
+        np.linalg.svd(transposed(s) @ r, compute_uv=False)
+        if r.shape[-1]
+        else np.zeros((*np.broadcast_shapes(r.shape[:-2], s.shape[:-2]), 0))
+        for r, s in zip(R, S, strict=True)
+    ]

@@ -1,6 +1,6 @@
-"""Build, check and run a linear time-varying system stored as an xarray Dataset."""
+"""Build, check, cut and join linear time-varying systems stored as xarray Datasets."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from depthsys._version import __version__
 
 SCHEMA_VERSION = 1
+STAMP = {"depthsys_version": __version__, "schema_version": SCHEMA_VERSION}
 
-_DIMS = {
+DIMS = {
     "A": ("layer", "state_next", "state"),
     "B": ("layer", "state_next", "input"),
     "C": ("depth", "output", "state"),
@@ -24,6 +25,7 @@ _OPTIONAL_DIMS = {
     "W": ("depth", "feature", "state"),
     "v": ("depth", "feature", "input"),
 }
+LAST_D = "`D` must be zero at the last depth; got non-zero values. There is no input at depth L."
 
 
 def system(
@@ -83,8 +85,13 @@ def system(
         arrays, order = _padded(A, B, C, D)
     else:
         arrays, order = _stacked(A, B, C, D)
+    if arrays[0].ndim - 3 != len(batch_dims):
+        raise ValueError(
+            f"`batch_dims` must name every leading dim of the arrays; got {tuple(batch_dims)} for "
+            f"shape {arrays[0].shape}. Pass for example `batch_dims=['prompt']`."
+        )
     data = {
-        name: ((*batch_dims, *_DIMS[name]), value)
+        name: ((*batch_dims, *DIMS[name]), value)
         for name, value in zip("ABCD", arrays, strict=True)
     }
     ds = xr.Dataset(
@@ -94,13 +101,67 @@ def system(
             "depth": np.arange(arrays[2].shape[-3]),
             "order": ("depth", order),
         },
-        attrs={
-            "depthsys_version": __version__,
-            "schema_version": SCHEMA_VERSION,
-            **(attrs or {}),
-        },
+        attrs={**STAMP, **(attrs or {})},
     )
     return check(ds)
+
+
+def constant(
+    A: Any,
+    B: ArrayLike | None = None,
+    C: ArrayLike | None = None,
+    D: ArrayLike | None = None,
+    *,
+    horizon: int,
+) -> xr.Dataset:
+    """A time-invariant system over a finite horizon, as a system with the same maps everywhere.
+
+    Parameters
+    ----------
+    A
+        (state_next, state), or a discrete-time python-control ``StateSpace``: then B, C and D
+        are its own.
+    B, C, D
+        (state_next, input), (output, state), (output, input); D is zero by default, and is
+        always zero at the last depth, where there is no input.
+    horizon
+        Number of layers L, at least 1.
+
+    Raises
+    ------
+    TypeError
+        If B or C is missing, or given beside a ``StateSpace``.
+    ValueError
+        If the horizon is not a positive whole number, or the ``StateSpace`` is continuous.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=3)
+    >>> ltv.gains(s).values.ravel()
+    array([0.25, 0.5 , 1.  ])
+    """
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise ValueError(f"`horizon` must be a whole number >= 1; got {horizon!r}. One layer each.")
+    if all(hasattr(A, name) for name in ("A", "B", "C", "D", "dt")):
+        if not (B is None and C is None and D is None):
+            raise TypeError("`B`, `C`, `D` must be left out beside a StateSpace; got some of them.")
+        if A.dt == 0 and A.dt is not False:
+            raise ValueError(
+                "`A` must be a discrete-time StateSpace; got a continuous one (dt = 0). Use "
+                "`control.sample_system` first."
+            )
+        A, B, C, D = A.A, A.B, A.C, A.D
+    if B is None or C is None:
+        raise TypeError("`B` and `C` must be given beside a matrix A; got None. Pass both.")
+    A, B, C = (_list_of_matrices([x], name)[0] for x, name in ((A, "A"), (B, "B"), (C, "C")))
+    D = np.zeros((len(C), B.shape[1])) if D is None else _list_of_matrices([D], "D")[0]
+    return system(
+        np.stack([A] * horizon),
+        np.stack([B] * horizon),
+        np.stack([C] * (horizon + 1)),
+        np.stack([D] * horizon + [np.zeros_like(D)]),
+    )
 
 
 def _is_ragged(matrices: Any) -> bool:
@@ -113,23 +174,61 @@ def _stacked(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
     )
     shape = (*C.shape[:-1], B.shape[-1])
     D = np.zeros(shape) if D is None else _matrices(np.asarray(D), "D")
+    n_layers, n = A.shape[-3], A.shape[-1]
+    wanted = {
+        "A": (n_layers, n, n),
+        "B": (n_layers, n, B.shape[-1]),
+        "C": (n_layers + 1, C.shape[-2], n),
+        "D": (n_layers + 1, C.shape[-2], B.shape[-1]),
+    }
+    for (name, want), value in zip(wanted.items(), (A, B, C, D), strict=True):
+        if value.shape[-3:] != want:
+            raise ValueError(
+                f"`{name}` must have shape {want} = {DIMS[name]}; got {value.shape[-3:]}. A and B "
+                "have one matrix per layer 0..L-1, C and D one per depth 0..L."
+            )
+        if value.shape[:-3] != A.shape[:-3]:
+            raise ValueError(
+                f"`{name}` must have the batch shape of `A`, {A.shape[:-3]}; got "
+                f"{value.shape[:-3]}. Broadcast it first."
+            )
     return [A, B, C, D], np.full(C.shape[-3], C.shape[-1])
 
 
 def _matrices(value: np.ndarray, name: str) -> np.ndarray:
     if value.ndim < 3:
         raise ValueError(
-            f"`{name}` must have dims {_DIMS[name]}; got shape {value.shape}. "
+            f"`{name}` must have dims {DIMS[name]}; got shape {value.shape}. "
             "Give one matrix per layer (A, B) or per depth (C, D)."
         )
+    _refuse_complex(value, name)
+    return value.astype(np.float64)
+
+
+def _list_of_matrices(matrices: Any, name: str) -> list[np.ndarray]:
+    arrays = [np.asarray(m) for m in matrices]
+    for k, array in enumerate(arrays):
+        if array.ndim != 2:
+            raise ValueError(
+                f"`{name}[{k}]` must be a matrix; got shape {array.shape}. Write a vector as a "
+                "matrix with one row or one column."
+            )
+        _refuse_complex(array, f"{name}[{k}]")
+    if not arrays:
+        raise ValueError(f"`{name}` must hold at least one matrix; got none. One per layer.")
+    return [array.astype(np.float64) for array in arrays]
+
+
+def _refuse_complex(value: np.ndarray, name: str) -> None:
     if np.iscomplexobj(value):
         raise TypeError(f"`{name}` must be real; got {value.dtype}. Take the real form first.")
-    return value.astype(np.float64)
+    if not np.issubdtype(value.dtype, np.number) and value.dtype != bool:
+        raise TypeError(f"`{name}` must hold numbers; got dtype {value.dtype}. Convert it first.")
 
 
 def _padded(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
     """Stack matrices of varying size, after checking that they chain."""
-    A, B, C = ([np.asarray(m, dtype=np.float64) for m in x] for x in (A, B, C))
+    A, B, C = (_list_of_matrices(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
     n_layers = len(A)
     if len(B) != n_layers or len(C) != n_layers + 1:
         raise ValueError(
@@ -139,7 +238,7 @@ def _padded(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
     order = [a.shape[1] for a in A] + [A[-1].shape[0]]
     n_inputs, n_outputs = B[0].shape[1], C[0].shape[0]
     D = [np.zeros((n_outputs, n_inputs))] * (n_layers + 1) if D is None else D
-    D = [np.asarray(m, dtype=np.float64) for m in D]
+    D = _list_of_matrices(D, "D")
     wanted = {
         "A": [(order[k + 1], order[k]) for k in range(n_layers)],
         "B": [(order[k + 1], n_inputs) for k in range(n_layers)],
@@ -148,19 +247,29 @@ def _padded(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
     }
     stacked = []
     for (name, shapes), matrices in zip(wanted.items(), (A, B, C, D), strict=True):
-        for k, (matrix, shape) in enumerate(zip(matrices, shapes, strict=True)):
-            if matrix.shape != shape:
-                raise ValueError(
-                    f"`{name}[{k}]` must have shape {shape}; got {matrix.shape}. Sizes must "
-                    "chain: A[k] maps the state at depth k to depth k + 1."
-                )
-        rows = max(s[0] for s in shapes) if name in "CD" else max(order)
+        check_shapes(name, [m.shape for m in matrices], shapes)
+        rows = max(shape[0] for shape in shapes) if name in "CD" else max(order)
         columns = max(order) if name in "AC" else n_inputs
         padded = np.zeros((len(matrices), rows, columns))
         for k, matrix in enumerate(matrices):
             padded[k, : matrix.shape[0], : matrix.shape[1]] = matrix
         stacked.append(padded)
     return stacked, np.array(order)
+
+
+def check_shapes(name: str, shapes: Sequence[tuple], wanted: Sequence[tuple]) -> None:
+    """ValueError where a matrix does not chain with its neighbours."""
+    if len(shapes) != len(wanted):
+        raise ValueError(
+            f"`{name}` must hold {len(wanted)} matrices; got {len(shapes)}. "
+            "Give one per layer (A, B) or per depth 0..L (C, D)."
+        )
+    for k, (shape, want) in enumerate(zip(shapes, wanted, strict=True)):
+        if shape != want:
+            raise ValueError(
+                f"`{name}[{k}]` must have shape {want}; got {shape}. Sizes must "
+                "chain: A[k] maps the state at depth k to depth k + 1."
+            )
 
 
 def check(system: xr.Dataset) -> xr.Dataset:
@@ -171,21 +280,16 @@ def check(system: xr.Dataset) -> xr.Dataset:
     TypeError
         If it is not an xarray Dataset.
     ValueError
-        If a variable or dim is missing, sizes do not chain, a value is not finite, or the
-        schema is newer than this library.
+        If a variable or dim is missing, empty or repeated, sizes do not chain, layers or depths
+        are not in order, a value is not finite, or the schema is newer than this library.
     """
     if not isinstance(system, xr.Dataset):
         raise TypeError(
             f"`system` must be an xarray Dataset; got {type(system).__name__}. "
             "Build one with `depthsys.ltv.system(A, B, C)`."
         )
-    schema = int(system.attrs.get("schema_version", SCHEMA_VERSION))
-    if schema > SCHEMA_VERSION:
-        raise ValueError(
-            f"`system` must have schema_version <= {SCHEMA_VERSION}; got {schema}. "
-            "It was written by a newer depthsys: upgrade this one."
-        )
-    for name, dims in _DIMS.items():
+    _check_schema(system)
+    for name, dims in DIMS.items():
         if name not in system:
             raise ValueError(
                 f"`system` must hold the variable {name!r}; got {sorted(map(str, system))}. "
@@ -201,16 +305,37 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"`system` must have L >= 1 layers and L + 1 depths; got layer={sizes['layer']}, "
             f"depth={sizes['depth']}. C and D have one matrix per depth 0..L."
         )
+    for dim in ("layer", "depth"):
+        _check_counts(system, dim)
+    if system["layer"].values[0] != system["depth"].values[0]:
+        raise ValueError(
+            f"`depth` must start where `layer` starts; got {system['depth'].values[0]} and "
+            f"{system['layer'].values[0]}. Layer l maps the state at depth l to depth l + 1."
+        )
     if sizes["state_next"] != sizes["state"]:
         raise ValueError(
             f"`system` must store square A; got state_next={sizes['state_next']}, "
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
     if np.any(system["D"].isel(depth=-1).values):
-        raise ValueError(
-            "`D` must be zero at the last depth; got non-zero values. There is no input at depth L."
-        )
+        raise ValueError(LAST_D)
     return system
+
+
+def _check_schema(system: xr.Dataset) -> None:
+    schema = system.attrs.get("schema_version", SCHEMA_VERSION)
+    try:
+        newer = int(schema) > SCHEMA_VERSION
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`schema_version` must be a whole number; got {schema!r}. This file was not written "
+            "by depthsys: build the system with `depthsys.ltv.system(A, B, C)`."
+        ) from error
+    if newer:
+        raise ValueError(
+            f"`system` must have schema_version <= {SCHEMA_VERSION}; got {schema}. "
+            "It was written by a newer depthsys: upgrade this one."
+        )
 
 
 def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> None:
@@ -220,129 +345,33 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
             f"`{name}` must end in dims {dims}; got {variable.dims}. "
             f"Use `.transpose(..., {', '.join(map(repr, dims))})` after renaming."
         )
-    finite = np.isfinite(variable.values)
+    if len(set(variable.dims)) < len(variable.dims):
+        raise ValueError(
+            f"`{name}` must name each dim once; got {variable.dims}. Rename the batch dim."
+        )
+    if 0 in variable.shape:
+        raise ValueError(f"`{name}` must not be empty; got sizes {dict(variable.sizes)}. Add some.")
+    values = variable.values
+    _refuse_complex(values, name)
+    # one sum is far cheaper than a mask of the array, and shows any nan or inf
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum(dtype=np.float64)):
+            return
+    finite = np.isfinite(values)
     if not finite.all():
         where = np.argwhere(~finite)[0]
         place = ", ".join(f"{d}={i}" for d, i in zip(variable.dims, where, strict=True))
         raise ValueError(
-            f"`{name}` must be finite; got {variable.values[tuple(where)]} at {place}. "
+            f"`{name}` must be finite; got {values[tuple(where)]} at {place}. "
             "Find the layer that overflowed before building the system."
         )
 
 
-def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None) -> xr.Dataset:
-    """Run the recursion: states ``x`` (depth, state) and outputs ``y`` (depth, output).
-
-    Parameters
-    ----------
-    system
-        A system; extra leading dims are batch dims.
-    u
-        Inputs (layer, input), in the unit of the input; may have batch dims too.
-    x0
-        Initial state (state); zero by default.
-
-    Returns
-    -------
-    xr.Dataset
-        ``x`` (depth, state), ``y`` (depth, output). MATLAB calls this `lsim`, python-control
-        `forced_response`.
-
-    Raises
-    ------
-    ValueError
-        If ``u`` has other dims than (..., layer, input).
-    """
-    check(system)
-    _check_input(system, u)
-    if x0 is None:
-        x0 = xr.zeros_like(system["A"].isel(layer=0, state_next=0, drop=True))
-    x, y = xr.apply_ufunc(
-        _simulate,
-        *(system[name] for name in "ABCD"),
-        u,
-        x0,
-        input_core_dims=[*(list(_DIMS[name]) for name in "ABCD"), ["layer", "input"], ["state"]],
-        output_core_dims=[["depth", "state"], ["depth", "output"]],
-    )
-    return xr.Dataset({"x": x, "y": y})
-
-
-def _check_input(system: xr.Dataset, u: xr.DataArray) -> None:
-    expected: dict[Hashable, int] = {d: system.sizes[d] for d in ("layer", "input")}
-    if {d: u.sizes.get(d) for d in expected} != expected:
-        raise ValueError(f"`u` must have dims {expected}; got {dict(u.sizes)}. One row per layer.")
-
-
-def _simulate(A, B, C, D, u, x0):
-    n_layers = A.shape[-3]
-    u = np.concatenate([u, np.zeros_like(u[..., :1, :])], axis=-2)
-    x, states = x0, [x0]
-    for layer in range(n_layers):
-        x = np.einsum("...ij,...j->...i", A[..., layer, :, :], x) + np.einsum(
-            "...ij,...j->...i", B[..., layer, :, :], u[..., layer, :]
+def _check_counts(system: xr.Dataset, dim: str) -> None:
+    """The labels of layers and depths count up by one: a shuffled system is not this system."""
+    labels = system[dim].values
+    if not np.issubdtype(labels.dtype, np.integer) or (np.diff(labels) != 1).any():
+        raise ValueError(
+            f"`{dim}` must count up by one; got {labels}. Use `.sortby({dim!r})`, and `ltv.window` "
+            "to cut a piece out of the depth."
         )
-        states.append(x)
-    x = np.stack(np.broadcast_arrays(*states), axis=-2)
-    y = np.einsum("...kij,...kj->...ki", C, x) + np.einsum("...kij,...kj->...ki", D, u)
-    return x, y
-
-
-def gains(system: xr.Dataset) -> xr.DataArray:
-    r"""Terminal gains ``h_l = C_L A_{L-1} ... A_{l+1} B_l`` of every layer.
-
-    Returns
-    -------
-    xr.DataArray
-        ``gain`` (layer, output, input), output/input: the shift of y_L per unit input at
-        layer l. One row of products from the output side: no L x L matrix is formed.
-    """
-    check(system)
-    gain = xr.apply_ufunc(
-        _gains,
-        *(system[name] for name in "ABC"),
-        input_core_dims=[list(_DIMS[name]) for name in "ABC"],
-        output_core_dims=[["layer", "output", "input"]],
-    )
-    return gain.rename("gain")
-
-
-def _gains(A, B, C):
-    row, rows = C[..., -1, :, :], []
-    for layer in reversed(range(A.shape[-3])):
-        rows.append(row @ B[..., layer, :, :])
-        row = row @ A[..., layer, :, :]
-    return np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)
-
-
-def io_matrix(system: xr.Dataset) -> xr.DataArray:
-    """The input-output map: ``y_k = sum_l G[k, l] u_l``, block lower-triangular.
-
-    Returns
-    -------
-    xr.DataArray
-        ``io_matrix`` (depth, output, layer, input), output/input.
-    """
-    check(system)
-    matrix = xr.apply_ufunc(
-        _io_matrix,
-        *(system[name] for name in "ABCD"),
-        input_core_dims=[list(_DIMS[name]) for name in "ABCD"],
-        output_core_dims=[["depth", "output", "layer", "input"]],
-    )
-    return matrix.rename("io_matrix")
-
-
-def _io_matrix(A, B, C, D):
-    n_layers, n_inputs = A.shape[-3], B.shape[-1]
-    batch = np.broadcast_shapes(*(m.shape[:-3] for m in (A, B, C, D)))
-    G = np.zeros((*batch, n_layers + 1, C.shape[-2], n_layers, n_inputs))
-    # response holds the states at the current depth to a unit input at every earlier layer
-    response = np.zeros((*batch, A.shape[-1], n_layers, n_inputs))
-    for k in range(n_layers + 1):
-        G[..., k, :, :, :] = np.einsum("...pn,...nlm->...plm", C[..., k, :, :], response)
-        if k < n_layers:
-            G[..., k, :, k, :] += D[..., k, :, :]
-            response = np.einsum("...ij,...jlm->...ilm", A[..., k, :, :], response)
-            response[..., :, k, :] += B[..., k, :, :]
-    return G

@@ -1,0 +1,221 @@
+"""Which layers to act on: greedy choice beside the proven optimum."""
+
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import comb
+from typing import ClassVar, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from depthsys.ltv.control import state_gains
+from depthsys.ltv.controllability import RTOL, used_values
+from depthsys.ltv.gramians import System
+from depthsys.ltv.matrix_free import transposed
+from depthsys.ltv.response import gains, labels
+
+
+class Objective(Protocol):
+    """A value of a set of layers, larger for better, from their maps to the last depth."""
+
+    of: ClassVar[str]
+
+    def guarantee(self, n_rows: int) -> str:
+        """What is proved about the greedy choice."""
+        ...
+
+    def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Of sets ``chosen`` (..., set, layer), from ``blocks`` (..., layer, row, input)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Average controllability ``tr P_L``: a sum over layers, so the greedy choice is optimal."""
+
+    of: ClassVar[str] = "state"
+
+    def guarantee(self, n_rows: int) -> str:
+        """Modular."""
+        return "optimal: the trace is a sum over layers"
+
+    def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Sum of squared gains."""
+        return (chosen @ (blocks**2).sum((-2, -1))[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """``log det(I + P_L / floor^2)``: directions reached well above ``floor`` (state/input) count.
+
+    Monotone and submodular in the layers, so the greedy choice has at least 1 - 1/e of the best
+    value (Nemhauser, Wolsey and Fisher 1978; for Gramians: Summers, Cortesi and Lygeros 2016,
+    doi:10.1109/TCNS.2015.2453711).
+    """
+
+    floor: float
+    of: ClassVar[str] = "state"
+
+    def __post_init__(self) -> None:
+        """Check the floor."""
+        if not 0 < self.floor < np.inf:
+            raise ValueError(
+                f"`floor` must be a number > 0; got {self.floor}. Try 0.01 times ||R||."
+            )
+
+    def guarantee(self, n_rows: int) -> str:
+        """Submodular."""
+        return "at least 1 - 1/e of the optimum: monotone and submodular"
+
+    def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Log determinant on the smaller side."""
+        *_, n_layers, n_rows, n_inputs = blocks.shape
+        scaled = blocks / self.floor
+        if n_rows <= n_layers * n_inputs:
+            each = scaled @ transposed(scaled)
+            flat = each.reshape(*each.shape[:-2], n_rows * n_rows)
+            gram = (chosen.astype(float) @ flat).reshape(*chosen.shape[:-1], n_rows, n_rows)
+        else:
+            columns = np.moveaxis(scaled, -3, -2)
+            columns = columns.reshape(*columns.shape[:-2], n_layers * n_inputs)
+            mask = np.repeat(chosen, n_inputs, axis=-1)
+            full = (transposed(columns) @ columns)[..., None, :, :]
+            gram = full * mask[..., :, None] * mask[..., None, :]
+        return np.linalg.slogdet(gram + np.eye(gram.shape[-1]))[1]
+
+
+@dataclass(frozen=True)
+class Energy:
+    """``1 / energy`` of the least-energy input that shifts y_L by ``target``.
+
+    Where the chosen layers cannot reach it, minus the relative residual: any set that reaches the
+    target is better than any that does not. With one output the value is a sum over layers.
+    """
+
+    target: ArrayLike
+    rtol: float = RTOL
+    of: ClassVar[str] = "output"
+
+    def guarantee(self, n_rows: int) -> str:
+        """Modular with one output."""
+        return "optimal: with one output the gains add up" if n_rows == 1 else "none is proved"
+
+    def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Inverse least energy, or minus the residual."""
+        n_rows, n_inputs = blocks.shape[-2:]
+        target = np.atleast_1d(np.asarray(self.target, dtype=np.float64))
+        if target.shape != (n_rows,) or not np.isfinite(target).all() or not target.any():
+            raise ValueError(
+                f"`target` must be {n_rows} finite numbers, one per output, not all zero; got "
+                f"{self.target!r}. Give the wanted shift of y_L."
+            )
+        columns = np.moveaxis(blocks, -3, -2).reshape(*blocks.shape[:-3], n_rows, -1)
+        mask = np.repeat(chosen, n_inputs, axis=-1)[..., None, :]
+        U, s, _ = np.linalg.svd(columns[..., None, :, :] * mask, full_matrices=False)
+        used = used_values(s, self.rtol)
+        share = (transposed(U) @ target) * used
+        energy = ((share / np.where(used, s, 1.0)) ** 2).sum(-1)
+        inside = (U @ share[..., None])[..., 0]
+        residual = np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target)
+        reached = residual <= self.rtol
+        return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -residual)
+
+
+def actuator_layers(
+    system: System, count: int, objective: Objective, *, max_subsets: int = 20_000
+) -> xr.Dataset:
+    """Which layers to act on: the greedy choice, beside the proven optimum where it is countable.
+
+    Parameters
+    ----------
+    system
+        A system.
+    count
+        How many layers, 1..L.
+    objective
+        `Trace()`, `Volume(floor=...)` or `Energy(target=...)`.
+    max_subsets
+        All subsets of that size are tried if there are at most so many; else the optimum is left
+        out and attrs say so.
+
+    Returns
+    -------
+    xr.Dataset
+        ``layers`` (pick) in the order of choice and ``value`` (pick) after each;
+        ``optimal_layers`` (pick) and ``optimum`` where all subsets were tried. attrs:
+        ``guarantee``, ``subsets``.
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is not in 1..L.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=5)
+    >>> ltv.actuator_layers(s, 2, ltv.Trace()).layers.values
+    array([4, 3])
+    """
+    names = labels(system, "layer")
+    n_layers = len(names)
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        raise ValueError(f"`count` must be a whole number; got {count!r}. How many layers?")
+    if not 1 <= count <= n_layers:
+        raise ValueError(f"`count` must be in 1..{n_layers}, the layers; got {count}. Take fewer.")
+    blocks = state_gains(system) if objective.of == "state" else gains(system)
+    dims = ["layer", objective.of, "input"]
+    picks, value = xr.apply_ufunc(
+        lambda b: _greedy(b, int(count), objective),
+        blocks,
+        input_core_dims=[dims],
+        output_core_dims=[["pick"], ["pick"]],
+    )
+    out = xr.Dataset({"layers": picks + names[0], "value": value})
+    n_subsets = comb(n_layers, int(count))
+    if n_subsets <= max_subsets:
+        best, optimum = xr.apply_ufunc(
+            lambda b: _exhaustive(b, int(count), objective),
+            blocks,
+            input_core_dims=[dims],
+            output_core_dims=[["pick"], []],
+        )
+        out = out.assign(optimal_layers=best + names[0], optimum=optimum)
+    tried = "all tried" if n_subsets <= max_subsets else f"not tried: more than {max_subsets}"
+    return out.assign_attrs(
+        objective=repr(objective),
+        guarantee=objective.guarantee(blocks.sizes[objective.of]),
+        subsets=f"{n_subsets}, {tried}",
+    )
+
+
+def _greedy(blocks: np.ndarray, count: int, objective: Objective):
+    n_layers = blocks.shape[-3]
+    chosen = np.zeros((*blocks.shape[:-3], n_layers), dtype=bool)
+    picks, values = [], []
+    for _ in range(count):
+        candidates = chosen[..., None, :] | np.eye(n_layers, dtype=bool)
+        value = np.where(chosen, -np.inf, objective.value(blocks, candidates))
+        pick = value.argmax(-1)
+        np.put_along_axis(chosen, pick[..., None], True, axis=-1)
+        picks.append(pick)
+        values.append(value.max(-1))
+    return np.stack(picks, axis=-1), np.stack(values, axis=-1)
+
+
+def _exhaustive(blocks: np.ndarray, count: int, objective: Objective):
+    n_layers, batch = blocks.shape[-3], blocks.shape[:-3]
+    subsets = combinations(range(n_layers), count)
+    best = np.full(batch, -np.inf)
+    layers = np.zeros((*batch, count), dtype=int)
+    while part := list(islice(subsets, 500)):  # in parts, to bound memory
+        part = np.array(part)
+        chosen = np.zeros((len(part), n_layers), dtype=bool)
+        np.put_along_axis(chosen, part, True, axis=-1)
+        value = objective.value(blocks, np.broadcast_to(chosen, (*batch, *chosen.shape)))
+        here = value.argmax(-1)
+        top = value.max(-1)
+        layers = np.where((top > best)[..., None], part[here], layers)
+        best = np.maximum(best, top)
+    return layers, best

@@ -1,0 +1,488 @@
+r"""Bases for Petrov-Galerkin reduction; `project` uses them all.
+
+A basis is a Dataset with ``V`` and ``W`` (depth, feature, state) and the coordinate ``order``
+(depth): the state is ``x_k ≈ V_k r_k`` with ``r_k = W_k' x_k`` and ``W_k' V_k = I``. Near both ends
+fewer directions exist than asked for: there ``order`` is smaller and the columns beyond are zero.
+
+Every function takes either ``order``, the largest number of columns per depth, or ``tolerance``:
+then the smallest order is used whose exact error ``||G - G_r||`` is at most ``tolerance ||G||``, in
+every member of a batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.gramians import System, observability, reachability
+from depthsys.ltv.matrix_free import beside, over_depth, stacked, transposed
+from depthsys.ltv.norms import spectral_norm
+from depthsys.ltv.project import n_depths, project, state_size, state_sizes
+from depthsys.ltv.response import io_matrix, labels
+
+RTOL = 1e-12
+
+
+class RankError(ValueError):
+    """An order above the ``rank``, the number of directions that a method finds."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+def balanced_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    r"""Balanced truncation: the states that are both easy to reach and easy to see.
+
+    With :math:`U \Sigma Z^\top` the SVD of :math:`S_k^\top R_k`:
+    :math:`V_k = R_k Z \Sigma^{-1/2}`, :math:`W_k = S_k U \Sigma^{-1/2}`, leading columns. Its
+    error is certified by `error_bounds`.
+
+    Parameters
+    ----------
+    system
+        A system.
+    order
+        Largest number of states per depth.
+    tolerance
+        Instead of ``order``: the wanted exact error relative to ``||G||``.
+    rtol
+        Hankel singular values below ``rtol`` times the largest at that depth count as zero.
+
+    Returns
+    -------
+    xr.Dataset
+        ``V``, ``W`` (depth, feature, state), coordinate ``order`` (depth).
+
+    Raises
+    ------
+    TypeError
+        If not exactly one of ``order`` and ``tolerance`` is given.
+    RankError
+        If ``order`` is above the rank, the largest number of directions at any depth.
+    ValueError
+        If ``order`` is not a whole number >= 1, or ``tolerance`` cannot be reached.
+
+    Notes
+    -----
+    At full order only products with A are made, never a Gramian: R_k has k m columns and S_k has
+    (L + 1 - k) p.
+
+    References
+    ----------
+    .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
+    .. [2] Laub, Heath, Paige and Ward (1987), doi:10.1109/TAC.1987.1104549: the square-root method.
+    """
+
+    def core(A, B, C, *, order):
+        size = A[0].shape[-1]
+        V, W = [], []
+        for R, S in zip(reachability(A, B), observability(A, C), strict=True):
+            if R.shape[-1] == 0:
+                V.append(np.zeros((*np.broadcast_shapes(R.shape[:-2], S.shape[:-2]), size, 0)))
+                W.append(V[-1])
+                continue
+            U, s, Zt = np.linalg.svd(transposed(S) @ R, full_matrices=False)
+            scale = _inverse_root(s, rtol)[..., None, :order]
+            V.append(R @ (transposed(Zt)[..., :order] * scale))
+            W.append(S @ (U[..., :order] * scale))
+        return V, W
+
+    method = _Method("balanced", core, "ABC", rtol)
+    return _basis(system, method, order, tolerance)
+
+
+def _inverse_root(values: np.ndarray, rtol: float) -> np.ndarray:
+    """``values ** -0.5``, and zero where a value counts as zero."""
+    positive = values > rtol * values[..., :1]
+    return np.where(positive, values, 1.0) ** -0.5 * positive
+
+
+def krylov_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    start: xr.DataArray | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """Propagated Krylov: ``orth[start_k, B_{k-1}, A_{k-1} B_{k-2}, ...]``, W = V.
+
+    The reachable space at depth k, most recent injections first. ``start`` (depth, state) or
+    (depth, state, column) comes before them, for example the concept directions of a model.
+
+    Other parameters, results and errors as for `balanced_basis`; a column whose part outside the
+    earlier ones is below ``rtol`` of its length is left out.
+
+    References
+    ----------
+    .. [1] arXiv 2603.12541: the reachability recursion of the concept direction.
+    """
+
+    def core(A, B, *start, order):
+        Q = [_orthonormal(_first(start, B, 0, A[0].shape[-1]), order, rtol)]
+        for layer, a in enumerate(A):
+            columns = [b[..., layer + 1, :, :] for b in start] + [B[layer]]
+            if Q[-1].shape[-1]:
+                columns.append(a @ Q[-1])
+            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+        return Q, Q
+
+    method = _Method("krylov", core, "AB", rtol, _start(start, system))
+    return _basis(system, method, order, tolerance)
+
+
+def arnoldi_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    start: xr.DataArray | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """Krylov space of each frozen layer: ``orth[start_k, A_k start_k, A_k^2 start_k, ...]``, W = V.
+
+    Uses A_{L-1} at the last depth. ``start`` is ``B_{k-1}`` by default (and nothing at depth 0).
+    The state must have one size at all depths, since A_k is raised to powers.
+
+    Other parameters, results and errors as for `balanced_basis`.
+
+    References
+    ----------
+    .. [1] Arnoldi (1951), doi:10.1090/qam/42792.
+    """
+    sizes = state_sizes(system).values
+    if (sizes != sizes.flat[0]).any():
+        raise ValueError(
+            f"`system` must have one state size to take powers of A; got orders {sizes}. Use "
+            "`krylov_basis`, which follows the depth."
+        )
+
+    def core(A, B, *start, order):
+        Q = []
+        for k in range(len(A) + 1):
+            basis = _orthonormal(_first(start, B, k, A[0].shape[-1]), order, rtol)
+            a, done = A[min(k, len(A) - 1)], 0
+            while done < basis.shape[-1] and _count(basis).min() < order:
+                basis = _extended(basis, a @ basis[..., done : done + 1], rtol)
+                done += 1
+            Q.append(_packed(basis)[..., :order])
+        return Q, Q
+
+    method = _Method("arnoldi", core, "AB", rtol, _start(start, system))
+    return _basis(system, method, order, tolerance)
+
+
+def pod_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    snapshots: xr.DataArray | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """Proper orthogonal decomposition: leading left singular vectors of states, W = V.
+
+    ``snapshots`` (depth, state, sample) are simulated or recorded states; by default the responses
+    to a unit impulse at every input of every layer, whose POD is that of the reachability Gramian.
+
+    Other parameters, results and errors as for `balanced_basis`.
+
+    References
+    ----------
+    .. [1] Sirovich (1987), doi:10.1090/qam/910462.
+    """
+
+    def from_impulses(A, B, *, order):
+        V = [_leading(R, order, rtol) for R in reachability(A, B)]
+        return V, V
+
+    def from_snapshots(A, snapshots, *, order):
+        V = [_leading(snapshots[..., k, :, :], order, rtol) for k in range(len(A) + 1)]
+        return V, V
+
+    if snapshots is None:
+        method = _Method("pod", from_impulses, "AB", rtol)
+    else:
+        given = {"snapshots": _columns(snapshots, system, "snapshots", "sample")}
+        method = _Method("pod", from_snapshots, "A", rtol, given)
+    return _basis(system, method, order, tolerance)
+
+
+def adjoint_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    start: xr.DataArray | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """What the outputs see: ``orth[start_k, leading left singular vectors of S_k]``, W = V.
+
+    Other parameters, results and errors as for `krylov_basis`.
+    """
+
+    def core(A, C, *start, order):
+        Q = []
+        for k, S in enumerate(observability(A, C)):
+            columns = [b[..., k, :, :] for b in start] + [_leading(S, order, rtol)]
+            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+        return Q, Q
+
+    method = _Method("adjoint", core, "AC", rtol, _start(start, system))
+    return _basis(system, method, order, tolerance)
+
+
+def two_sided_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """Dominant reachable states for V, dominant observable ones for W, made biorthogonal.
+
+    V and W span the leading left singular vectors of R_k and of S_k. Unlike balancing, each side
+    is truncated before the two meet: directions of V that W cannot see (cosine below ``rtol``)
+    are left out.
+
+    Other parameters, results and errors as for `balanced_basis`.
+    """
+
+    def core(A, B, C, *, order):
+        V, W = [], []
+        for R, S in zip(reachability(A, B), observability(A, C), strict=True):
+            left, right = _leading(R, order, rtol), _leading(S, order, rtol)
+            if left.shape[-1] == 0:
+                V.append(np.zeros((*right.shape[:-1], 0)))
+                W.append(V[-1])
+                continue
+            U, cosine, Zt = np.linalg.svd(transposed(right) @ left, full_matrices=False)
+            scale = ((cosine > rtol) * np.where(cosine > rtol, cosine, 1.0) ** -0.5)[..., None, :]
+            V.append(left @ (transposed(Zt) * scale))
+            W.append(right @ (U * scale))
+        return V, W
+
+    method = _Method("two_sided", core, "ABC", rtol, nested=False)
+    return _basis(system, method, order, tolerance)
+
+
+def random_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    tolerance: float | None = None,
+    start: xr.DataArray | None = None,
+    seed: int = 0,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """``orth[start_k, random directions]``, W = V: the baseline every method must beat.
+
+    Directions are standard normal, drawn from ``seed`` for every depth and member of a batch; a
+    larger order adds columns to those of a smaller one.
+
+    Other parameters, results and errors as for `krylov_basis`.
+    """
+
+    def core(A, sizes, *start, order):
+        Q, size = [], A[0].shape[-1]
+        batch = np.broadcast_shapes(A[0].shape[:-2], sizes.shape[:-1])
+        for k in range(len(A) + 1):
+            rng = np.random.default_rng([seed, k])
+            draws = np.moveaxis(rng.standard_normal((order, *batch, size)), 0, -1)
+            # states beyond the order of a padded system do not exist
+            exists = np.arange(size) < sizes[..., k, None]
+            columns = [b[..., k, :, :] for b in start] + [draws * exists[..., None]]
+            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+        return Q, Q
+
+    method = _Method(
+        "random", core, "A", rtol, {"sizes": state_sizes(system), **_start(start, system)}
+    )
+    return _basis(system, method, order, tolerance).assign_attrs(seed=seed)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """``core(*lists, *given, order=)`` returns V and W as lists of (..., feature, state)."""
+
+    name: str
+    core: Callable
+    matrices: str
+    rtol: float
+    given: dict[str, xr.DataArray] = field(default_factory=dict)
+    nested: bool = True  # a smaller order is a slice of a larger one
+
+
+def _basis(
+    system: System, method: _Method, order: int | None, tolerance: float | None
+) -> xr.Dataset:
+    """Run a method at the order asked for, or at the smallest one that meets the tolerance."""
+    if (order is None) == (tolerance is None):
+        raise TypeError(
+            f"exactly one of `order` and `tolerance` must be given; got order={order}, "
+            f"tolerance={tolerance}. Pass `order=4` or `tolerance=0.01`."
+        )
+    if not 0 < method.rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {method.rtol}. Try {RTOL:.0e}.")
+    if order is None:
+        return _smallest(system, method, tolerance)
+    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or order < 1:
+        raise ValueError(f"`order` must be a whole number >= 1; got {order!r}. Pass one.")
+    basis = _built(system, method, int(order))
+    if (rank := int(basis["order"].max())) < order:
+        raise RankError(
+            f"`order` must be at most the rank, {rank} (method {method.name}, rtol "
+            f"{method.rtol:.0e}); got {order}. A larger model would be the same model.",
+            rank,
+        )
+    return basis
+
+
+def _built(system: System, method: _Method, order: int) -> xr.Dataset:
+    def padded(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+        V, W = method.core(*arrays, order=order)
+        shape = (V[0].shape[-2], max(1, *(v.shape[-1] for v in V)))
+        return stacked(V, *shape), stacked(W, *shape)
+
+    dims = [[d for d in g.dims if d in ("depth", "state", "column")] for g in method.given.values()]
+    V, W = over_depth(
+        padded,
+        system,
+        method.matrices,
+        [["depth", "feature", "column_out"]] * 2,
+        *method.given.values(),
+        extra_dims=dims,
+        exclude=["column"] if any("column" in d for d in dims) else [],
+    )
+    basis = xr.Dataset({"V": V, "W": W}).rename(column_out="state")
+    return basis.assign_coords(
+        depth=labels(system, "depth"), order=(basis["V"] != 0).any("feature").sum("state")
+    ).assign_attrs(method=method.name, rtol=method.rtol, order=order)
+
+
+def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Dataset:
+    """The basis of the smallest order whose exact error is within the tolerance."""
+    if tolerance is None or not 0 < tolerance < np.inf:
+        raise ValueError(f"`tolerance` must be a number > 0; got {tolerance}. Try 0.01.")
+    exact = io_matrix(system)
+    goal = tolerance * spectral_norm(exact)
+    order, found, error = 0, 0, spectral_norm(exact)
+    while True:  # bases are built in doubling sizes, since a small order is often enough
+        size = max(8, 2 * found)
+        largest = _built(system, method, size)
+        found = min(size, int(largest["order"].max()))
+        small = project(system, largest) if method.nested else None
+        while order < found:
+            order += 1
+            basis = truncated(largest, order) if method.nested else _built(system, method, order)
+            reduced = (
+                project(system, basis)
+                if small is None
+                else small.isel(state=slice(order), state_next=slice(order))
+            )
+            error = spectral_norm(exact - io_matrix(reduced))
+            if bool((error <= goal).all()):
+                return basis.assign_attrs(tolerance=tolerance)
+        if found < size:
+            raise ValueError(
+                f"`tolerance` must be reachable; got {tolerance:.1e}, and the relative error at "
+                f"full rank {found} is {float((error / goal).max()) * tolerance:.1e} (method "
+                f"{method.name}). Ask for less, or take another basis."
+            )
+
+
+def truncated(basis: xr.Dataset, order: int) -> xr.Dataset:
+    """The first ``order`` columns of a basis."""
+    part = basis.isel(state=slice(order))
+    return part.assign_coords(order=np.minimum(part["order"], order)).assign_attrs(order=order)
+
+
+def _start(start: xr.DataArray | None, system: System) -> dict[str, xr.DataArray]:
+    return {} if start is None else {"start": _columns(start, system, "start", "column")}
+
+
+def _columns(value: Any, system: System, name: str, column: str) -> xr.DataArray:
+    """Given states as (..., depth, state, column)."""
+    sizes = {"depth": n_depths(system), "state": int(state_size(system))}
+    if not isinstance(value, xr.DataArray) or {d: value.sizes.get(d) for d in sizes} != sizes:
+        got = dict(value.sizes) if isinstance(value, xr.DataArray) else type(value).__name__
+        raise ValueError(
+            f"`{name}` must be a DataArray with dims {sizes} and {column!r}; got {got}. Rename its "
+            "dims to these."
+        )
+    if not np.isfinite(value.values).all():
+        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
+    if column not in value.dims:
+        value = value.expand_dims(column, axis=-1)
+    value = value.rename({column: "column"}) if column != "column" else value
+    return value.drop_vars(["depth", "column"], errors="ignore").transpose(
+        ..., "depth", "state", "column"
+    )
+
+
+def _first(start: tuple[np.ndarray, ...], B: list[np.ndarray], k: int, size: int) -> np.ndarray:
+    """The columns a frozen Krylov space starts from at depth k."""
+    if start:
+        return start[0][..., k, :, :]
+    return B[k - 1] if k else np.zeros((*B[0].shape[:-2], size, 0))
+
+
+def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
+    """Leading left singular vectors; those with a value below ``rtol`` of the first are zero."""
+    if columns.shape[-1] == 0:
+        return columns
+    U, s, _ = np.linalg.svd(columns, full_matrices=False)
+    return (U * (s > rtol * s[..., :1])[..., None, :])[..., :order]
+
+
+def _side_by_side(blocks: list[np.ndarray]) -> np.ndarray:
+    out = blocks[0]
+    for block in blocks[1:]:
+        out = beside(out, block)
+    return out
+
+
+def _orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
+    """Orthonormal columns with the leading spans of ``columns``, dependent ones left out."""
+    wide = columns[..., : columns.shape[-2]]
+    if wide.shape[-1] == 0:
+        return wide
+    Q, R = np.linalg.qr(wide)
+    part = np.abs(np.diagonal(R, axis1=-2, axis2=-1))
+    if (part > rtol * np.linalg.norm(wide, axis=-2)).all():
+        return Q[..., :order]
+    empty = np.zeros((*columns.shape[:-1], 0))
+    return _packed(_extended(empty, columns, rtol))[..., :order]
+
+
+def _extended(Q: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:
+    """Q and what is new in the columns; a member of a batch with nothing new gets a zero column."""
+    for j in range(columns.shape[-1]):
+        column = columns[..., j : j + 1]
+        rest = column
+        for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
+            rest = rest - Q @ (transposed(Q) @ rest)
+        size = np.linalg.norm(rest, axis=-2, keepdims=True)
+        new = size > rtol * np.linalg.norm(column, axis=-2, keepdims=True)
+        if new.any():
+            Q = beside(Q, np.where(new, rest / np.where(new, size, 1.0), 0.0))
+    return Q
+
+
+def _count(Q: np.ndarray) -> np.ndarray:
+    return (Q != 0).any(-2).sum(-1)
+
+
+def _packed(Q: np.ndarray) -> np.ndarray:
+    """The columns with zero ones moved to the end, for every member of a batch."""
+    order = np.argsort(~(Q != 0).any(-2), axis=-1, kind="stable")
+    return np.take_along_axis(Q, order[..., None, :], axis=-1)

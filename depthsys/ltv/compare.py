@@ -1,0 +1,163 @@
+"""One table of reduction methods against orders, with the certificates beside the exact errors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.basis import RankError
+from depthsys.ltv.gramians import System, hankel_singular_values
+from depthsys.ltv.norms import bounds_of, spectral_norm
+from depthsys.ltv.project import project
+from depthsys.ltv.response import io_matrix
+
+Basis = Callable[..., xr.Dataset]
+_MAP = ["depth", "output", "layer", "input"]
+
+
+def compare(
+    system: System,
+    orders: Sequence[int],
+    methods: Sequence[Basis] | Mapping[str, Basis],
+) -> xr.Dataset:
+    r"""Exact errors of every method at every order, beside what is proved about them.
+
+    Parameters
+    ----------
+    system
+        The full system.
+    orders
+        Numbers of states, each at least 1, rising.
+    methods
+        Functions ``basis(system, order=r)`` such as `balanced_basis`, or a mapping from names to
+        them (for one with settings: ``{"pod": functools.partial(pod_basis, snapshots=x)}``).
+
+    Returns
+    -------
+    xr.Dataset
+        Dims ``method`` and ``order`` after the batch dims of the system; errors in output/input:
+
+        ``error``
+            Exact :math:`\|G - \hat G\|` (induced norm).
+        ``ratio``
+            ``error / lower``: at 1 no model of that order can be better. NaN where ``lower`` is
+            below the rounding error of T, ``resolution``.
+        ``h2_error``, ``terminal_error``
+            Root of the summed squares over all gains, and over the `gains` to the last depth.
+        ``upper``
+            Proved bound for the method: that of `error_bounds` for balanced truncation, NaN
+            otherwise (none is proved).
+        ``seconds``
+            Wall time of basis and projection, for the whole batch: informative, not a benchmark.
+        ``rank``
+            Number of states the method found at most; above it ``order`` changes nothing, and the
+            row is that of the rank.
+        ``lower``, ``simple``, ``simple_is_proved`` (order)
+            See `error_bounds`.
+        ``norm``, ``h2_norm``, ``terminal_norm``, ``resolution``
+            Of the full system: divide by them for relative errors.
+
+    Raises
+    ------
+    TypeError
+        If a method is not a function, or ``methods`` is empty.
+    ValueError
+        If an order is not a whole number >= 1, they do not rise, or two methods share a name.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> A, B, C = [[0.5, 0.1], [0.0, 0.2]], [[1.0], [0.5]], [[1.0, 0.3]]
+    >>> s = ltv.constant(A, B, C, horizon=12)
+    >>> table = ltv.compare(s, orders=[1], methods=[ltv.balanced_basis, ltv.random_basis])
+    >>> bool((table.error >= table.lower).all())
+    True
+    """
+    named = _named(methods)
+    sizes = _checked(orders)
+    exact = io_matrix(system)
+    bounds = bounds_of(hankel_singular_values(system), sizes)
+    rows = [
+        xr.concat(
+            [_row(system, exact, name, method, r) for r in sizes], dim=xr.Variable("order", sizes)
+        )
+        for name, method in named.items()
+    ]
+    table = xr.concat(rows, dim=xr.Variable("method", list(named)))
+    norm = spectral_norm(exact)
+    resolution = np.finfo(float).eps * max(exact.sizes["depth"], exact.sizes["layer"]) * norm
+    lower = bounds["lower"]
+    table = table.assign(
+        ratio=(table["error"] / lower).where(lower > resolution),
+        upper=bounds["upper"].where(table["certified"]),
+        lower=lower,
+        simple=bounds["simple"],
+        simple_is_proved=bounds["simple_is_proved"],
+        norm=norm,
+        h2_norm=_root_of_squares(exact),
+        terminal_norm=_root_of_squares(exact.isel(depth=[-1])),
+        resolution=resolution,
+    ).drop_vars("certified")
+    table.attrs = {"unit": "output/input", "norm": "induced l2 (largest singular value of T)"}
+    return table.transpose(..., "method", "order")
+
+
+def _row(system: System, exact: xr.DataArray, name: str, method: Basis, order: int) -> xr.Dataset:
+    begin = perf_counter()
+    basis, rank = _at_most(method, system, order)
+    reduced = project(system, basis)
+    seconds = perf_counter() - begin
+    difference = exact - io_matrix(reduced)
+    return xr.Dataset(
+        {
+            "error": spectral_norm(difference),
+            "h2_error": _root_of_squares(difference),
+            "terminal_error": _root_of_squares(difference.isel(depth=[-1])),
+            "seconds": seconds,
+            "rank": rank,
+            "certified": basis.attrs.get("method") == "balanced",
+        }
+    )
+
+
+def _at_most(method: Basis, system: System, order: int) -> tuple[xr.Dataset, int]:
+    """The basis of that order, or of the rank if there is no more."""
+    try:
+        basis = method(system, order=order)
+    except RankError as error:
+        basis = method(system, order=error.rank)
+    return basis, int(basis["order"].max())
+
+
+def _root_of_squares(matrix: xr.DataArray) -> xr.DataArray:
+    return (matrix**2).sum(_MAP) ** 0.5
+
+
+def _named(methods: Sequence[Basis] | Mapping[str, Basis]) -> dict[str, Basis]:
+    if isinstance(methods, Mapping):
+        named = {str(name): method for name, method in methods.items()}
+    else:
+        names = [getattr(m, "__name__", type(m).__name__).removesuffix("_basis") for m in methods]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"`methods` must have different names; got {names}. Pass a mapping from names of "
+                "your own to the functions."
+            )
+        named = dict(zip(names, methods, strict=True))
+    if not named or not all(callable(method) for method in named.values()):
+        raise TypeError(
+            f"`methods` must hold functions such as `ltv.balanced_basis`; got {methods!r}. Pass "
+            "the functions themselves, without calling them."
+        )
+    return named
+
+
+def _checked(orders: Sequence[int]) -> list[int]:
+    sizes = np.atleast_1d(np.asarray(orders))
+    whole = sizes.dtype.kind in "iu" and sizes.ndim == 1 and sizes.size > 0
+    if not whole or (sizes < 1).any() or (np.diff(sizes) <= 0).any():
+        raise ValueError(
+            f"`orders` must be rising whole numbers >= 1; got {orders!r}. For example [1, 2, 4, 8]."
+        )
+    return [int(r) for r in sizes]

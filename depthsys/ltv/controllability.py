@@ -1,0 +1,217 @@
+"""How well the layers control the states and the outputs.
+
+A Gramian is singular whenever there are fewer inputs so far than states. So every measure is taken
+on the reachable part, and its rank is reported beside it.
+"""
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.control import state_gains
+from depthsys.ltv.gramians import System, reachability
+from depthsys.ltv.matrix_free import over_depth, transposed
+from depthsys.ltv.project import state_sizes
+from depthsys.ltv.response import gains, labels
+from depthsys.ltv.system import DIMS, check
+
+RTOL = 1e-10
+
+
+def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
+    r"""Controllability measures per depth and per input layer.
+
+    Parameters
+    ----------
+    system
+        A system.
+    rtol
+        Singular values of the factor R_k below ``rtol`` times the largest count as unreachable.
+
+    Returns
+    -------
+    xr.Dataset
+        Per depth, with :math:`\lambda_i` the positive eigenvalues of :math:`P_k`:
+
+        ``rank``
+            Number of reachable directions.
+        ``average``
+            :math:`\mathrm{tr} P_k`, (state/input)^2: energy in the states per white unit input.
+        ``worst_case_energy``
+            :math:`1/\min \lambda_i`, (input/state)^2: to reach the hardest reachable unit state.
+        ``log_volume``
+            :math:`\sum \log \lambda_i`: twice the log volume of what unit energy reaches, up to
+            the volume of the unit ball of that rank.
+        ``output_rank``, ``output_worst_case_energy``
+            The same for the outputs, from :math:`C_k P_k C_k^\top`.
+
+        Per input layer, used alone:
+
+        ``average_from_layer``
+            :math:`\mathrm{tr} P_L` from that layer.
+        ``energy_from_layer`` (layer, output)
+            Least energy to shift that output of y_L by one; inf where the layer does not reach it.
+
+        Where nothing is reachable (depth 0) the energies are inf and the log volume is 0.
+
+    References
+    ----------
+    .. [1] Müller and Weber (1972), doi:10.1016/0005-1098(72)90044-1: trace, determinant, minimum.
+    .. [2] Pasqualetti, Zampieri and Bullo (2014), doi:10.1109/TCNS.2014.2310254.
+    """
+    rtol = _checked_rtol(rtol)
+
+    def core(A, B, C):
+        rows = []
+        for c, R in zip(C, reachability(A, B), strict=True):
+            for factor in (R, c @ R if R.shape[-1] else R):
+                rows.append(_measures(factor, rtol))
+        return tuple(
+            np.stack(np.broadcast_arrays(*[row[i] for row in rows[which::2]]), axis=-1)
+            for which, i in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 2))
+        )
+
+    names = ["rank", "average", "worst_case_energy", "log_volume"]
+    names += ["output_rank", "output_worst_case_energy"]
+    per_depth = over_depth(core, system, "ABC", [["depth"]] * len(names))
+    gain, output = state_gains(system), gains(system)
+    reach = (output**2).sum("input")
+    return xr.Dataset(
+        {
+            **dict(zip(names, per_depth, strict=True)),
+            "average_from_layer": (gain**2).sum(["state", "input"]),
+            "energy_from_layer": (1.0 / reach.where(reach > 0)).fillna(np.inf),
+        },
+        coords={"depth": labels(system, "depth"), "layer": labels(system, "layer")},
+        attrs={"rtol": rtol},
+    )
+
+
+def _measures(factor: np.ndarray, rtol: float) -> tuple[np.ndarray, ...]:
+    """Rank, trace, 1 / least eigenvalue and log volume of factor factor' on its range."""
+    if factor.shape[-1] == 0:
+        zero = np.zeros(factor.shape[:-2])
+        return zero.astype(int), zero, zero + np.inf, zero
+    s = np.linalg.svd(factor, compute_uv=False)
+    used = used_values(s, rtol)
+    least = np.where(used, s, np.inf).min(-1)
+    volume = 2 * np.log(np.where(used, s, 1.0)).sum(-1)
+    return used.sum(-1), (s**2).sum(-1), np.where(used.any(-1), least**-2.0, np.inf), volume
+
+
+def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
+    """Which singular values (..., index) count, relative to the first."""
+    return (s > rtol * s[..., :1]) & (s > 0)
+
+
+def reachable_fraction(system: System, target: xr.DataArray, *, rtol: float = RTOL) -> xr.DataArray:
+    r"""The part of a target state that can be reached, :math:`\|P P^+ d\| / \|d\|`, per depth.
+
+    Parameters
+    ----------
+    system
+        A system.
+    target
+        d, (state) or (depth, state); may have batch dims.
+    rtol
+        As for `controllability`.
+
+    Returns
+    -------
+    xr.DataArray
+        ``reachable_fraction`` (depth), 1 where the whole target is reachable from x_0 = 0.
+
+    Raises
+    ------
+    ValueError
+        If the target has other sizes, is not finite, or is zero.
+    """
+    rtol = _checked_rtol(rtol)
+    size = int(state_sizes(system).max())
+    if not isinstance(target, xr.DataArray) or target.sizes.get("state") != size:
+        got = dict(target.sizes) if isinstance(target, xr.DataArray) else type(target).__name__
+        raise ValueError(
+            f"`target` must be a DataArray with dim state={size}, and depth if it varies; got "
+            f"{got}. Write `xr.DataArray(d, dims=['state'])`."
+        )
+    depths = labels(system, "depth")
+    if "depth" not in target.dims:
+        target = target.expand_dims(depth=len(depths))
+    target = target.drop_vars("depth", errors="ignore")
+    length = np.sqrt((target**2).sum("state"))
+    if not np.isfinite(target.values).all() or bool((length == 0).any()):
+        raise ValueError("`target` must be finite and not zero; got one that is. Give a direction.")
+
+    def core(A, B, target):
+        parts = []
+        for k, R in enumerate(reachability(A, B)):
+            if R.shape[-1] == 0:
+                parts.append(np.zeros(np.broadcast_shapes(R.shape[:-2], target.shape[:-2])))
+                continue
+            U, s, _ = np.linalg.svd(R, full_matrices=False)
+            inside = transposed(U * used_values(s, rtol)[..., None, :]) @ target[..., k, :, None]
+            parts.append(np.linalg.norm(inside[..., 0], axis=-1))
+        return np.stack(np.broadcast_arrays(*parts), axis=-1)
+
+    part = over_depth(core, system, "AB", [["depth"]], target, extra_dims=[["depth", "state"]])
+    fraction = np.minimum(part / length, 1.0)  # rounding can pass 1 by an eps
+    return fraction.rename("reachable_fraction").assign_coords(depth=depths)
+
+
+def modal_controllability(system: xr.Dataset) -> xr.Dataset:
+    r"""How far each mode of each frozen layer is from being unreachable by each input.
+
+    :math:`|w^\top b| / (\|w\| \|b\|)` for left eigenvectors w of A_l and columns b of B_l: 0 where
+    the Popov-Belevitch-Hautus test fails, 1 where the input points along the mode.
+
+    Parameters
+    ----------
+    system
+        A system with one state size at all depths, since a frozen layer maps a state to itself.
+
+    Returns
+    -------
+    xr.Dataset
+        ``cosine`` (layer, mode, input), ``modulus`` and ``angle`` (layer, mode) of the eigenvalue
+        in radians; modes by falling modulus.
+
+    Raises
+    ------
+    ValueError
+        If the state size varies.
+
+    References
+    ----------
+    .. [1] Hamdan and Nayfeh (1989), doi:10.2514/3.20424.
+    """
+    check(system)
+    sizes = state_sizes(system).values
+    if (sizes != sizes.flat[0]).any():
+        raise ValueError(
+            f"`system` must have one state size to freeze a layer; got orders {sizes}. Use "
+            "`controllability`, which follows the depth."
+        )
+
+    def core(A, B):
+        values, W = np.linalg.eig(transposed(A))
+        order = np.argsort(-np.abs(values), axis=-1, kind="stable")
+        values = np.take_along_axis(values, order, axis=-1)
+        W = np.take_along_axis(W, order[..., None, :], axis=-1)
+        length = np.linalg.norm(B, axis=-2)[..., None, :]
+        cosine = np.abs(transposed(W) @ B) / np.where(length > 0, length, 1.0)
+        return cosine, np.abs(values), np.angle(values)
+
+    cosine, modulus, angle = xr.apply_ufunc(
+        core,
+        system["A"],
+        system["B"],
+        input_core_dims=[list(DIMS["A"]), list(DIMS["B"])],
+        output_core_dims=[["layer", "mode", "input"], ["layer", "mode"], ["layer", "mode"]],
+    )
+    data = {"cosine": cosine, "modulus": modulus, "angle": angle}
+    return xr.Dataset(data, coords={"layer": system["layer"]})
+
+
+def _checked_rtol(rtol: float) -> float:
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at {RTOL:.0e}.")
+    return float(rtol)

@@ -1,0 +1,277 @@
+"""The bridge to time-invariant systems: python-control objects and their Gramians.
+
+The infinite-horizon Gramians of a stable system come from slycot where it is installed (SB03OD and
+AB09AD, the routines of MATLAB's and python-control's own functions) and from a squared Smith
+iteration on factors where it is not. With ``horizon`` the Gramians are those of so many steps, and
+no stability is needed: depth systems usually have eigenvalues outside the unit circle.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.gramians import compressed, observability, reachability
+from depthsys.ltv.project import state_sizes
+from depthsys.ltv.system import check
+
+if TYPE_CHECKING:
+    from control import StateSpace
+
+
+def mean_lti(system: xr.Dataset) -> "StateSpace":
+    """The depth-averaged surrogate: one discrete-time python-control system for all layers.
+
+    A, B and D are means over layers; C is the mean over the depths at which something is read.
+    It forgets how the layers differ: `compare` its `constant` form with the system before use.
+
+    Parameters
+    ----------
+    system
+        One system (no batch dims) with one state size at all depths.
+
+    Returns
+    -------
+    control.StateSpace
+        With ``dt=1``; states x[i], inputs u[i], outputs y[i].
+
+    Raises
+    ------
+    ValueError
+        If there are batch dims or the state size varies.
+    """
+    _check_square(system)
+    C = system["C"].values
+    read = C.any(axis=(1, 2))
+    C = C[read].mean(0) if read.any() else C[0]
+    return _state_space(
+        system["A"].values.mean(0), system["B"].values.mean(0), C, system["D"].values[:-1].mean(0)
+    )
+
+
+def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> "StateSpace":
+    """One layer, frozen, as a discrete-time python-control system.
+
+    Parameters
+    ----------
+    system
+        One system (no batch dims) with one state size at all depths.
+    layer
+        Label of the layer l: A_l, B_l and D_l are used.
+    readout
+        Label of the depth whose C is used; l by default. A system that is read at its end only
+        has C = 0 before it: pass its last depth.
+
+    Raises
+    ------
+    ValueError
+        If there are batch dims, the state size varies, or there is no such layer or depth.
+    """
+    _check_square(system)
+    readout = layer if readout is None else readout
+    for value, dim in ((layer, "layer"), (readout, "depth")):
+        if value not in system[dim].values:
+            first, last = system[dim].values[[0, -1]]
+            raise ValueError(
+                f"`{'layer' if dim == 'layer' else 'readout'}` must be in {first}..{last}; got "
+                f"{value}. Use a label of the dim {dim!r}."
+            )
+    at = layer - int(system["layer"].values[0])
+    C = system["C"].values[readout - int(system["depth"].values[0])]
+    return _state_space(*(system[name].values[at] for name in "AB"), C, system["D"].values[at])
+
+
+def _check_square(system: xr.Dataset) -> None:
+    check(system)
+    if extra := [d for d in system["A"].dims if d not in ("layer", "state_next", "state")]:
+        raise ValueError(
+            f"`system` must have no batch dims; got {extra}. Select one member with `.isel`."
+        )
+    sizes = state_sizes(system).values
+    if (sizes != sizes.flat[0]).any():
+        raise ValueError(
+            f"`system` must have one state size to be time-invariant; got orders {sizes}. Cut out "
+            "the depths where it is constant with `ltv.window`, or embed it with `ltv.embed`."
+        )
+
+
+def _state_space(A, B, C, D) -> "StateSpace":
+    from control import StateSpace  # takes a second, and matplotlib with it
+
+    return StateSpace(A, B, C, D, dt=1)
+
+
+def lti_gramians(
+    lti: "StateSpace", horizon: int | None = None, *, use_slycot: bool | None = None
+) -> xr.Dataset:
+    """Reachability and observability Gramians of a discrete-time system.
+
+    Parameters
+    ----------
+    lti
+        A discrete-time python-control ``StateSpace``.
+    horizon
+        Number of steps; infinitely many by default, for stable systems only.
+    use_slycot
+        True or False to choose; by default slycot is used where it is installed.
+
+    Returns
+    -------
+    xr.Dataset
+        ``P``, ``Q`` (state, state_2). attrs: ``horizon`` ("infinite" or steps),
+        ``spectral_radius``, ``solver``. python-control: `gram`.
+
+    Raises
+    ------
+    TypeError
+        If it is not a StateSpace.
+    ValueError
+        If it is continuous, or not stable and without a horizon.
+    """
+    R, S, attrs = _factors(lti, horizon, use_slycot)
+    data = {name: (("state", "state_2"), F @ F.T) for name, F in (("P", R), ("Q", S))}
+    return xr.Dataset(data, attrs=attrs)
+
+
+def lti_hankel_singular_values(
+    lti: "StateSpace", horizon: int | None = None, *, use_slycot: bool | None = None
+) -> xr.DataArray:
+    """Hankel singular values of a discrete-time system, largest first.
+
+    With ``horizon`` h: of the map from h inputs to the h outputs after them. Parameters, attrs and
+    errors as for `lti_gramians`. python-control's `hsvd` refuses discrete time; MATLAB: `hsvd`.
+    """
+    attrs, solver = _about(lti, horizon, use_slycot)
+    if solver == "slycot":
+        values = _ab09ad(lti, lti.nstates)[-1]
+    else:
+        R, S, attrs = _factors(lti, horizon, use_slycot)
+        values = np.zeros(lti.nstates)
+        found = np.linalg.svd(S.T @ R, compute_uv=False)
+        values[: len(found)] = found
+    return xr.DataArray(values, dims=["index"], name="hankel_singular_values", attrs=attrs)
+
+
+def lti_balanced_truncation(
+    lti: "StateSpace", order: int, horizon: int | None = None, *, use_slycot: bool | None = None
+) -> "StateSpace":
+    """Balanced truncation of a discrete-time system, with ``dt`` and D kept.
+
+    python-control's `balred` treats discrete systems as continuous and is wrong for them.
+    Over an infinite horizon the error is at most twice the sum of the distinct truncated
+    `lti_hankel_singular_values`; with a ``horizon`` no bound is proved (the truncated Gramians of
+    one window do not satisfy the Lyapunov inequality): use `constant` and `balanced_basis` instead.
+
+    Other parameters and errors as for `lti_gramians`.
+
+    Raises
+    ------
+    ValueError
+        If ``order`` is not in 1..rank.
+    """
+    from control import StateSpace
+
+    values = lti_hankel_singular_values(lti, horizon, use_slycot=use_slycot).values
+    rank = int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
+    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or order < 1:
+        raise ValueError(f"`order` must be a whole number >= 1; got {order!r}. Pass one.")
+    if order > rank:
+        raise ValueError(
+            f"`order` must be at most the rank, {rank} (rtol 1e-12); got {order}. A larger model "
+            "would be the same model."
+        )
+    _, solver = _about(lti, horizon, use_slycot)
+    if solver == "slycot":
+        A, B, C, _ = _ab09ad(lti, int(order))
+        return StateSpace(A, B, C, lti.D, dt=lti.dt)
+    R, S, _ = _factors(lti, horizon, use_slycot)
+    U, s, Zt = np.linalg.svd(S.T @ R, full_matrices=False)
+    scale = s[:order] ** -0.5
+    V, W = R @ (Zt[:order].T * scale), S @ (U[:, :order] * scale)
+    return StateSpace(W.T @ lti.A @ V, W.T @ lti.B, lti.C @ V, lti.D, dt=lti.dt)
+
+
+def _about(lti: Any, horizon: int | None, use_slycot: bool | None) -> tuple[dict, str]:
+    """Check the system; what to say about the computation; and who does it."""
+    if not all(hasattr(lti, name) for name in ("A", "B", "C", "D", "dt", "nstates")):
+        raise TypeError(
+            f"`lti` must be a python-control StateSpace; got {type(lti).__name__}. Make one with "
+            "`control.ss(A, B, C, D, 1)` or `ltv.mean_lti(system)`."
+        )
+    if lti.dt is not None and lti.dt is not True and lti.dt == 0:
+        raise ValueError(
+            "`lti` must be in discrete time; got dt = 0. Use `control.sample_system` first."
+        )
+    radius = float(np.abs(np.linalg.eigvals(lti.A)).max()) if lti.nstates else 0.0
+    if horizon is None and radius >= 1:
+        raise ValueError(
+            f"`lti` must be stable over an infinite horizon; got spectral radius {radius:.4g}. "
+            "Pass `horizon=`, the number of layers: finite Gramians need no stability."
+        )
+    if horizon is not None and (
+        isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1
+    ):
+        raise ValueError(f"`horizon` must be a whole number >= 1; got {horizon!r}. Pass L.")
+    installed = find_spec("slycot") is not None
+    if use_slycot and not installed:
+        raise ImportError(
+            "`use_slycot` must be left out where slycot is not installed; got True. "
+            "`pip install depthsys[control]` installs it."
+        )
+    if horizon is not None:
+        solver = "finite sum"
+    else:
+        solver = "slycot" if (installed if use_slycot is None else use_slycot) else "scipy"
+    about = {"horizon": "infinite" if horizon is None else int(horizon)}
+    return {**about, "spectral_radius": radius, "solver": solver}, solver
+
+
+def _factors(lti, horizon, use_slycot) -> tuple[np.ndarray, np.ndarray, dict]:
+    attrs, solver = _about(lti, horizon, use_slycot)
+    A, B, C = lti.A, lti.B, lti.C
+    if solver == "finite sum":
+        # P after `horizon` inputs; Q before as many outputs
+        R = reachability([A] * horizon, [B] * horizon)[-1]
+        S = observability([A] * (horizon - 1), [C] * horizon)[0]
+    elif solver == "slycot":
+        R, S = _sb03od(A, B), _sb03od(A.T, C.T)
+    else:
+        R, S = _smith(A, B), _smith(A.T, C.T)
+    return R, S, attrs
+
+
+def _smith(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """R with R R' = sum_j A^j B B' A'^j, by doubling the number of terms (squared Smith).
+
+    On factors, so that small Hankel singular values survive, which they do not when scipy's
+    Lyapunov solution is factored. Penzl (1999), doi:10.1137/S1064827598347666.
+    """
+    R, power = compressed(B), A
+    while np.linalg.norm(power) > np.finfo(float).eps:
+        R = compressed(np.hstack([R, power @ R]))
+        power = power @ power
+    return compressed(np.hstack([R, power @ R]))
+
+
+def _sb03od(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """The same factor by SLICOT: A X A' - X = -B B' with X = U U', U upper triangular."""
+    import slycot
+
+    n = len(A)
+    square = np.zeros((n, n))  # the wrapper wants room for the factor in B
+    factor = compressed(B)
+    square[:, : factor.shape[1]] = factor
+    U, scale, _ = slycot.sb03od(n, n, A.copy(), np.zeros((n, n)), square, "D", trans="T")
+    return U / scale
+
+
+def _ab09ad(lti, order: int) -> tuple[np.ndarray, ...]:
+    """Balanced truncation by SLICOT, job B. (Never job N nor AB09BD: see the interop facts.)"""
+    import slycot
+
+    n, m, p = lti.nstates, lti.ninputs, lti.noutputs
+    _, A, B, C, values = slycot.ab09ad(
+        "D", "B", "N", n, m, p, lti.A.copy(), lti.B.copy(), lti.C.copy(), nr=order
+    )
+    return A, B, C, values

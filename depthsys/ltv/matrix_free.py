@@ -1,0 +1,184 @@
+"""One way to run a recursion over depth: on a Dataset with its batch dims, or matrix-free."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes
+
+
+@dataclass(frozen=True)
+class MatrixFree:
+    """A system whose A is known only through products ``A_l V`` and ``A_l' W``.
+
+    Accepted wherever a system Dataset is by the factors, the Hankel singular values, the
+    responses (`gains`, `io_matrix`), the norms and bounds, the bases, `project` and `compare`;
+    the projected system is an ordinary Dataset. One system, no batch dims.
+
+    Parameters
+    ----------
+    A
+        L operators; ``A[l]`` maps the state at depth l to depth l + 1 and has a ``matmat`` and,
+        for everything that looks at the outputs, an ``rmatmat``.
+    B
+        L matrices (state at depth l + 1, input).
+    C
+        L + 1 matrices (output, state at depth k).
+    D
+        L + 1 matrices (output, input); zero by default.
+
+    Raises
+    ------
+    TypeError
+        If an ``A[l]`` is neither an operator nor a matrix.
+    ValueError
+        If the sizes do not chain or a value is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse.linalg import aslinearoperator
+    >>> from depthsys import ltv
+    >>> half = aslinearoperator(0.5 * np.eye(2))
+    >>> b, c = np.array([[1.0], [0.0]]), np.array([[1.0, 0.0]])
+    >>> system = ltv.MatrixFree(A=[half, half], B=[b, b], C=[0 * c, c, c])
+    >>> ltv.gains(system).values.ravel()
+    array([0.5, 1. ])
+    """
+
+    A: Sequence[Any]
+    B: Sequence[ArrayLike]
+    C: Sequence[ArrayLike]
+    D: Sequence[ArrayLike] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the matrices chain, and hold them as float64 arrays."""
+        A = [_operator(a, layer) for layer, a in enumerate(self.A)]
+        if not A:
+            raise ValueError("`A` must hold at least one operator; got none. Give one per layer.")
+        B, C = (_arrays(value, name) for name, value in (("B", self.B), ("C", self.C)))
+        if len(B) != len(A) or len(C) != len(A) + 1:
+            raise ValueError(
+                f"`B` must hold L and `C` L + 1 matrices for the L = {len(A)} of `A`; "
+                f"got {len(B)} and {len(C)}. Give C one matrix per depth 0..L."
+            )
+        p, m = C[0].shape[0], B[0].shape[1]
+        D = _arrays(self.D, "D") if len(self.D) else [np.zeros((p, m))] * len(C)
+        order = [a.shape[1] for a in A] + [A[-1].shape[0]]
+        wanted = {
+            "A": [(order[k + 1], order[k]) for k in range(len(A))],
+            "B": [(n, m) for n in order[1:]],
+            "C": [(p, n) for n in order],
+            "D": [(p, m)] * len(C),
+        }
+        for name, matrices in zip("ABCD", (A, B, C, D), strict=True):
+            check_shapes(name, [tuple(a.shape) for a in matrices], wanted[name])
+        if D[-1].any():
+            raise ValueError(LAST_D)
+        for name, value in zip("ABCD", (A, B, C, D), strict=True):
+            object.__setattr__(self, name, tuple(value))
+
+    @property
+    def order(self) -> np.ndarray:
+        """Size of the state at every depth 0..L."""
+        return np.array([a.shape[1] for a in self.A] + [self.A[-1].shape[0]])
+
+
+def _operator(value: Any, layer: int) -> LinearOperator:
+    try:
+        operator = aslinearoperator(value)
+    except TypeError as error:
+        raise TypeError(
+            f"`A[{layer}]` must be a scipy LinearOperator or a matrix; got "
+            f"{type(value).__name__}. Wrap your products in `LinearOperator(shape, matvec=...)`."
+        ) from error
+    if np.issubdtype(operator.dtype or np.float64, np.complexfloating):
+        raise TypeError(f"`A[{layer}]` must be real; got {operator.dtype}. Take the real form.")
+    return operator
+
+
+def _arrays(matrices: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
+    arrays = []
+    for k, matrix in enumerate(matrices):
+        array = np.asarray(matrix)
+        if array.ndim != 2 or np.iscomplexobj(array):
+            raise ValueError(
+                f"`{name}[{k}]` must be a real matrix; got shape {array.shape}, {array.dtype}. "
+                "Give one matrix per layer (A, B) or per depth 0..L (C, D)."
+            )
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all():
+            raise ValueError(f"`{name}[{k}]` must be finite; got nan or inf. Look at that layer.")
+        arrays.append(array)
+    return arrays
+
+
+def over_depth(
+    core: Callable,
+    system: xr.Dataset | MatrixFree,
+    names: str,
+    output_dims: Sequence[Sequence[str]],
+    *extra: xr.DataArray,
+    extra_dims: Sequence[Sequence[str]] = (),
+    exclude: Sequence[str] = (),
+) -> Any:
+    """Run ``core`` on lists with one matrix per layer or depth, and label what it returns.
+
+    ``core(*lists, *extra)`` gets one list per letter of ``names``: of stacks (..., rows, columns)
+    from a Dataset, of operators and matrices from `MatrixFree`. It may use only ``@`` and
+    `transposed`, so one text of every algorithm serves both.
+    """
+    if isinstance(system, MatrixFree):
+        found = core(*(list(getattr(system, name)) for name in names), *(e.values for e in extra))
+        several = isinstance(found, tuple)
+        arrays = [
+            xr.DataArray(value, dims=list(dims))
+            for value, dims in zip(found if several else (found,), output_dims, strict=True)
+        ]
+        if not all(np.isfinite(a).all() for a in arrays):
+            raise np.linalg.LinAlgError(
+                "`A` must return finite products; got nan or inf. Find the operator that overflows."
+            )
+        return tuple(arrays) if several else arrays[0]
+    check(system)
+
+    def on_stacks(*arrays: np.ndarray) -> Any:
+        stacks = [[a[..., k, :, :] for k in range(a.shape[-3])] for a in arrays[: len(names)]]
+        return core(*stacks, *arrays[len(names) :])
+
+    return xr.apply_ufunc(
+        on_stacks,
+        *(system[name] for name in names),
+        *extra,
+        input_core_dims=[*(list(DIMS[name]) for name in names), *(list(d) for d in extra_dims)],
+        output_core_dims=[list(dims) for dims in output_dims],
+        exclude_dims=set(exclude),
+    )
+
+
+def transposed(matrix: Any) -> Any:
+    """The transpose of a stack of matrices, or of an operator."""
+    return matrix.T if isinstance(matrix, LinearOperator) else np.swapaxes(matrix, -1, -2)
+
+
+def beside(left: np.ndarray | None, right: np.ndarray) -> np.ndarray:
+    """Two stacks of matrices side by side; their batch dims broadcast."""
+    if left is None or left.shape[-1] == 0:
+        return right
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (left, right)]
+    return np.concatenate(parts, axis=-1)
+
+
+def stacked(matrices: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
+    """Matrices of varying size in one array (..., depth, rows, columns), padded with zeros."""
+    batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
+    array = np.zeros((*batch, len(matrices), rows, columns))
+    for k, matrix in enumerate(matrices):
+        array[..., k, : matrix.shape[-2], : matrix.shape[-1]] = matrix
+    return array

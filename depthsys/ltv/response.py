@@ -1,0 +1,262 @@
+"""What a system does to its inputs: simulation, gains, the input-output matrix, embeddings."""
+
+from collections.abc import Hashable
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.matrix_free import MatrixFree, beside, over_depth, transposed
+from depthsys.ltv.system import DIMS, check
+
+
+def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None) -> xr.Dataset:
+    """Run the recursion: states ``x`` (depth, state) and outputs ``y`` (depth, output).
+
+    Parameters
+    ----------
+    system
+        A system; extra leading dims are batch dims.
+    u
+        Inputs (layer, input), in the unit of the input; may have batch dims too.
+    x0
+        Initial state (state); zero by default.
+
+    Returns
+    -------
+    xr.Dataset
+        ``x`` (depth, state), ``y`` (depth, output). MATLAB calls this `lsim`, python-control
+        `forced_response`.
+
+    Raises
+    ------
+    TypeError
+        If ``u`` or ``x0`` is not a DataArray.
+    ValueError
+        If ``u`` has other dims than (..., layer, input), ``x0`` other than (..., state), or a
+        value is not finite.
+    """
+    check(system)
+    _check_signal(system, u, "u", ("layer", "input"))
+    if x0 is None:
+        x0 = xr.DataArray(np.zeros(system.sizes["state"]), dims=["state"])
+    _check_signal(system, x0, "x0", ("state",))
+    x, y = over_depth(
+        _simulate,
+        system,
+        "ABCD",
+        [["depth", "state"], ["depth", "output"]],
+        u,
+        x0,
+        extra_dims=[["layer", "input"], ["state"]],
+    )
+    return xr.Dataset({"x": x, "y": y}, coords={"depth": system["depth"]})
+
+
+def _check_signal(system: xr.Dataset, signal: xr.DataArray, name: str, dims: tuple) -> None:
+    if not isinstance(signal, xr.DataArray):
+        raise TypeError(
+            f"`{name}` must be a DataArray with dims {dims}; got {type(signal).__name__}. "
+            f"Write `xr.DataArray(values, dims={list(dims)})`."
+        )
+    expected: dict[Hashable, int] = {d: system.sizes[d] for d in dims}
+    if {d: signal.sizes.get(d) for d in expected} != expected:
+        raise ValueError(
+            f"`{name}` must have dims {expected}; got {dict(signal.sizes)}. Rename or transpose it."
+        )
+    if not np.isfinite(signal.values).all():
+        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
+
+
+def _simulate(A, B, C, D, u, x0):
+    x, states, outputs = x0[..., None], [], []
+    for k, c in enumerate(C):
+        y = c @ x
+        states.append(x)
+        if k < len(A):
+            v = u[..., k, :, None]
+            y = y + D[k] @ v
+            x = A[k] @ x + B[k] @ v
+        outputs.append(y)
+    return tuple(
+        np.stack(np.broadcast_arrays(*parts), axis=-3)[..., 0] for parts in (states, outputs)
+    )
+
+
+def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
+    """The transition matrix ``A_{stop-1} ... A_{start}`` from depth ``start`` to depth ``stop``.
+
+    Parameters
+    ----------
+    system
+        A system.
+    start, stop
+        Labels of depths, ``start <= stop``; the identity when they are equal.
+
+    Returns
+    -------
+    xr.DataArray
+        ``transition`` (state_next, state).
+
+    Raises
+    ------
+    ValueError
+        If the depths are not in the system or run backwards.
+    """
+    check(system)
+    first, last = (int(system["depth"].values[i]) for i in (0, -1))
+    if not first <= start <= stop <= last:
+        raise ValueError(
+            f"`start` and `stop` must satisfy {first} <= start <= stop <= {last}, depths of the "
+            f"system; got {start} and {stop}. No inverse is taken: depth runs forwards."
+        )
+
+    def product(A: np.ndarray) -> np.ndarray:
+        phi = np.broadcast_to(np.eye(A.shape[-1]), (*A.shape[:-3], *A.shape[-2:]))
+        for layer in range(start - first, stop - first):
+            phi = A[..., layer, :, :] @ phi
+        return phi
+
+    phi = xr.apply_ufunc(
+        product,
+        system["A"],
+        input_core_dims=[list(DIMS["A"])],
+        output_core_dims=[["state_next", "state"]],
+    )
+    return phi.rename("transition")
+
+
+def gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
+    r"""Terminal gains ``h_l = C_L A_{L-1} ... A_{l+1} B_l`` of every layer.
+
+    Returns
+    -------
+    xr.DataArray
+        ``gain`` (layer, output, input), output/input: the shift of y_L per unit input at
+        layer l. One row of products from the output side: no L x L matrix is formed.
+    """
+    gain = over_depth(_gains, system, "ABC", [["layer", "output", "input"]])
+    return gain.rename("gain").assign_coords(layer=labels(system, "layer"))
+
+
+def _gains(A, B, C):
+    column, rows = transposed(C[-1]), []
+    for layer in reversed(range(len(A))):
+        rows.append(transposed(column) @ B[layer])
+        if layer:
+            column = transposed(A[layer]) @ column
+    return np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)
+
+
+def labels(system: xr.Dataset | MatrixFree, dim: str) -> np.ndarray:
+    """The labels of the dim layer or depth."""
+    if isinstance(system, MatrixFree):
+        return np.arange(len(system.A) + (dim == "depth"))
+    return system[dim].values
+
+
+def io_matrix(system: xr.Dataset | MatrixFree) -> xr.DataArray:
+    """The input-output map: ``y_k = sum_l G[k, l] u_l``, block lower-triangular.
+
+    Returns
+    -------
+    xr.DataArray
+        ``io_matrix`` (depth, output, layer, input), output/input.
+
+    Notes
+    -----
+    Inputs are propagated forwards or outputs backwards, whichever is fewer columns.
+    """
+    matrix = over_depth(_io_matrix, system, "ABCD", [["depth", "output", "layer", "input"]])
+    return matrix.rename("io_matrix").assign_coords(
+        depth=labels(system, "depth"), layer=labels(system, "layer")
+    )
+
+
+def _io_matrix(A, B, C, D):
+    L, m, p = len(A), B[0].shape[-1], C[0].shape[-2]
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in (A[0], B[0], C[0], D[0])))
+    G = np.zeros((*batch, L + 1, p, L, m))
+    for k in range(L):
+        G[..., k, :, k, :] = D[k]
+    if L * m <= (L + 1) * p:
+        states = None  # responses at the current depth to a unit input at every earlier layer
+        for k in range(L + 1):
+            if states is not None:
+                y = C[k] @ states
+                G[..., k, :, :k, :] = y.reshape(*y.shape[:-1], k, m)
+            if k < L:
+                states = beside(A[k] @ states if states is not None else None, B[k])
+    else:
+        readouts = None  # the transposed rows by which later outputs read the current state
+        for layer in reversed(range(L)):
+            if readouts is not None:
+                readouts = transposed(A[layer + 1]) @ readouts
+            readouts = (
+                beside(transposed(C[layer + 1]), readouts)
+                if readouts is not None
+                else (transposed(C[layer + 1]))
+            )
+            y = transposed(readouts) @ B[layer]
+            G[..., layer + 1 :, :, layer, :] = y.reshape(*y.shape[:-2], L - layer, p, m)
+    return G
+
+
+def embed(system: xr.Dataset) -> xr.Dataset:
+    r"""The nilpotent embedding: one time-invariant system that contains the whole horizon.
+
+    The states of all depths are stacked, as are all inputs and all outputs. Its A is strictly
+    block lower-triangular (spectral radius 0), so any LTI tool gives answers about the LTV system:
+    its Gramians are ``blkdiag(P_0, ..., P_L)`` and ``blkdiag(Q_0, ..., Q_L)``, its Hankel singular
+    values the union of :math:`\sigma_i(k)`, its L-infinity norm the induced norm and its H2 norm
+    the H2 norm.
+
+    Returns
+    -------
+    xr.Dataset
+        ``A`` (state_next, state), ``B`` (state_next, input), ``C`` (output, state), ``D`` (output,
+        input), dense, without a dim layer. Row ``k n + i`` of the state is state i at depth k; the
+        column ``l m + i`` of the input is input i of layer l. For python-control:
+        ``control.ss(e.A, e.B, e.C, e.D, 1)``.
+
+    Notes
+    -----
+    An oracle for small systems: it stores ((L + 1) n)^2 numbers.
+    """
+    check(system)
+    A, B, C, D = xr.apply_ufunc(
+        _embed,
+        *(system[name] for name in "ABCD"),
+        input_core_dims=[list(DIMS[name]) for name in "ABCD"],
+        output_core_dims=[
+            ["state_next", "state"],
+            ["state_next", "input"],
+            ["output", "state"],
+            ["output", "input"],
+        ],
+        exclude_dims={"state_next", "state", "input", "output"},
+    )
+    attrs = {**system.attrs, "embedding": "nilpotent", "horizon": system.sizes["layer"]}
+    return xr.Dataset({"A": A, "B": B, "C": C, "D": D}, attrs=attrs)
+
+
+def _embed(A, B, C, D):
+    L, n, m, p = A.shape[-3], A.shape[-1], B.shape[-1], C.shape[-2]
+    big = [
+        np.zeros((*X.shape[:-3], rows, columns))
+        for X, rows, columns in (
+            (A, (L + 1) * n, (L + 1) * n),
+            (B, (L + 1) * n, L * m),
+            (C, (L + 1) * p, (L + 1) * n),
+            (D, (L + 1) * p, L * m),
+        )
+    ]
+    for k in range(L + 1):
+        here = slice(k * n, (k + 1) * n)
+        y = slice(k * p, (k + 1) * p)
+        big[2][..., y, here] = C[..., k, :, :]
+        if k < L:
+            after, u = slice((k + 1) * n, (k + 2) * n), slice(k * m, (k + 1) * m)
+            big[0][..., after, here] = A[..., k, :, :]
+            big[1][..., after, u] = B[..., k, :, :]
+            big[3][..., y, u] = D[..., k, :, :]
+    return tuple(big)

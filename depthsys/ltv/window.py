@@ -1,0 +1,125 @@
+"""Cut a system along depth, and join systems."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv.system import DIMS, check
+
+
+def window(system: xr.Dataset, start: int, stop: int) -> xr.Dataset:
+    """The part of a system from depth ``start`` to depth ``stop``, with its labels.
+
+    Parameters
+    ----------
+    system
+        A system.
+    start, stop
+        Labels of depths, ``start < stop``: layers start..stop-1 are kept. The input at depth
+        ``stop`` is cut off, so D is zero there.
+
+    Raises
+    ------
+    ValueError
+        If the depths are not in the system or hold no layer between them.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=4)
+    >>> ltv.gains(ltv.window(s, 1, 3)).values.ravel()
+    array([0.5, 1. ])
+    """
+    check(system)
+    first, last = (int(system["depth"].values[i]) for i in (0, -1))
+    if not first <= start < stop <= last:
+        raise ValueError(
+            f"`start` and `stop` must satisfy {first} <= start < stop <= {last}, depths of the "
+            f"system; got {start} and {stop}. A window holds at least one layer."
+        )
+    layers, depths = slice(start - first, stop - first), slice(start - first, stop - first + 1)
+    part = system.isel(layer=layers, depth=depths).copy()
+    D = part["D"].copy(deep=True)
+    D[{"depth": -1}] = 0.0
+    return check(part.assign(D=D))
+
+
+def concatenate(systems: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Systems one after another in depth: x_L of each is x_0 of the next.
+
+    At a joint there is one state and two readouts C: they must be equal, or one of them zero
+    (then the other is used). Labels count on from those of the first system. Only A, B, C, D and
+    the coordinate ``order`` are kept.
+
+    Raises
+    ------
+    ValueError
+        If there is no system, the sizes differ, or two readouts disagree at a joint.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=4)
+    >>> joined = ltv.concatenate([ltv.window(s, 0, 1), ltv.window(s, 1, 4)])
+    >>> bool((joined.A == s.A).all() and (joined.C == s.C).all() and (joined.D == s.D).all())
+    True
+    """
+    if len(systems) == 0:
+        raise ValueError("`systems` must hold at least one system; got none. Pass a list of them.")
+    joined = _bare(systems[0])
+    for i, one in enumerate(systems[1:], start=1):
+        joined = _joined(joined, _bare(one), i)
+    start = int(systems[0]["depth"].values[0])
+    return check(
+        joined.set_coords("order").assign_coords(
+            layer=start + np.arange(joined.sizes["layer"]),
+            depth=start + np.arange(joined.sizes["depth"]),
+        )
+    )
+
+
+def _bare(system: xr.Dataset) -> xr.Dataset:
+    check(system)
+    bare = system[["A", "B", "C", "D"]].drop_vars(["layer", "depth"], errors="ignore")
+    if "order" not in bare:
+        bare = bare.assign_coords(
+            order=("depth", np.full(bare.sizes["depth"], bare.sizes["state"]))
+        )
+    return bare.reset_coords("order")
+
+
+def _joined(left: xr.Dataset, right: xr.Dataset, i: int) -> xr.Dataset:
+    sizes = [{d: s.sizes[d] for d in ("state", "input", "output")} for s in (left, right)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`systems[{i}]` must have sizes {sizes[0]}; got {sizes[1]}. Project or pad it first."
+        )
+    before, after = left["C"].isel(depth=-1), right["C"].isel(depth=0)
+    if before.values.any() and after.values.any() and not bool((before == after).all()):
+        raise ValueError(
+            f"`systems[{i}]` must read its first state as the system before it reads its last "
+            "one; got two different C. Set one of them to zero."
+        )
+    joint = xr.Dataset(
+        {
+            "C": after if after.values.any() else before,
+            "D": right["D"].isel(depth=0),
+            "order": np.maximum(left["order"].isel(depth=-1), right["order"].isel(depth=0)),
+        }
+    )
+    over_depth = ["C", "D", "order"]
+    parts = [
+        left[over_depth].isel(depth=slice(-1)),
+        joint.expand_dims("depth"),
+        right[over_depth].isel(depth=slice(1, None)),
+    ]
+    out = {}
+    for name in over_depth:
+        pieces = xr.broadcast(*(part[name] for part in parts), exclude=["depth"])
+        out[name] = xr.concat(pieces, dim="depth")
+    for name in ("A", "B"):
+        pieces = xr.broadcast(left[name], right[name], exclude=["layer"])
+        out[name] = xr.concat(pieces, dim="layer")
+    ordered = {name: out[name].transpose(..., *dims) for name, dims in DIMS.items()}
+    return xr.Dataset({**ordered, "order": out["order"].transpose(..., "depth")}, attrs=left.attrs)
