@@ -128,12 +128,16 @@ def krylov_basis(
     """
 
     def core(A, B, *start, order):
-        Q = [_orthonormal(_first(start, B, 0, A[0].shape[-1]), order, rtol)]
-        for layer, a in enumerate(A):
-            columns = [b[..., layer + 1, :, :] for b in start] + [B[layer]]
-            if Q[-1].shape[-1]:
-                columns.append(a @ Q[-1])
-            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+        reached = [np.zeros((*B[0].shape[:-2], A[0].shape[-1], 0))]
+        for a, b in zip(A, B, strict=True):
+            older = a @ reached[-1] if reached[-1].shape[-1] else None
+            reached.append(_orthonormal(beside(b, older), order, rtol))
+        if not start:
+            return reached, reached
+        Q = [
+            _orthonormal(beside(_at(start, k), columns), order, rtol)
+            for k, columns in enumerate(reached)
+        ]
         return Q, Q
 
     method = _Method("krylov", core, "AB", rtol, _start(start, system))
@@ -167,9 +171,11 @@ def arnoldi_basis(
         )
 
     def core(A, B, *start, order):
+        nothing = np.zeros((*B[0].shape[:-2], A[0].shape[-1], 0))
         Q = []
         for k in range(len(A) + 1):
-            basis = _orthonormal(_first(start, B, k, A[0].shape[-1]), order, rtol)
+            first = _at(start, k) if start else B[k - 1] if k else nothing
+            basis = _orthonormal(first, order, rtol)
             a, done = A[min(k, len(A) - 1)], 0
             while done < basis.shape[-1] and _count(basis).min() < order:
                 basis = _extended(basis, a @ basis[..., done : done + 1], rtol)
@@ -233,8 +239,8 @@ def adjoint_basis(
     def core(A, C, *start, order):
         Q = []
         for k, S in enumerate(observability(A, C)):
-            columns = [b[..., k, :, :] for b in start] + [_leading(S, order, rtol)]
-            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+            columns = beside(_at(start, k), _leading(S, order, rtol))
+            Q.append(_orthonormal(columns, order, rtol))
         return Q, Q
 
     method = _Method("adjoint", core, "AC", rtol, _start(start, system))
@@ -300,8 +306,8 @@ def random_basis(
             draws = np.moveaxis(rng.standard_normal((order, *batch, size)), 0, -1)
             # states beyond the order of a padded system do not exist
             exists = np.arange(size) < sizes[..., k, None]
-            columns = [b[..., k, :, :] for b in start] + [draws * exists[..., None]]
-            Q.append(_orthonormal(_side_by_side(columns), order, rtol))
+            columns = beside(_at(start, k), draws * exists[..., None])
+            Q.append(_orthonormal(columns, order, rtol))
         return Q, Q
 
     method = _Method(
@@ -429,11 +435,9 @@ def _columns(value: Any, system: System, name: str, column: str) -> xr.DataArray
     )
 
 
-def _first(start: tuple[np.ndarray, ...], B: list[np.ndarray], k: int, size: int) -> np.ndarray:
-    """The columns a frozen Krylov space starts from at depth k."""
-    if start:
-        return start[0][..., k, :, :]
-    return B[k - 1] if k else np.zeros((*B[0].shape[:-2], size, 0))
+def _at(start: tuple[np.ndarray, ...], k: int) -> np.ndarray | None:
+    """The given first columns at depth k, if any were given."""
+    return start[0][..., k, :, :] if start else None
 
 
 def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
@@ -442,13 +446,6 @@ def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
         return columns
     U, s, _ = np.linalg.svd(columns, full_matrices=False)
     return (U * (s > rtol * s[..., :1])[..., None, :])[..., :order]
-
-
-def _side_by_side(blocks: list[np.ndarray]) -> np.ndarray:
-    out = blocks[0]
-    for block in blocks[1:]:
-        out = beside(out, block)
-    return out
 
 
 def _orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:

@@ -36,7 +36,7 @@ def compare(
     Returns
     -------
     xr.Dataset
-        Dims ``method`` and ``order`` after the batch dims of the system; errors in output/input:
+        Dims ``basis`` and ``order`` after the batch dims of the system; errors in output/input:
 
         ``error``
             Exact :math:`\|G - \hat G\|` (induced norm).
@@ -84,7 +84,7 @@ def compare(
         )
         for name, method in named.items()
     ]
-    table = xr.concat(rows, dim=xr.Variable("method", list(named)))
+    table = xr.concat(rows, dim=xr.Variable("basis", list(named)))
     norm = spectral_norm(exact)
     resolution = np.finfo(float).eps * max(exact.sizes["depth"], exact.sizes["layer"]) * norm
     lower = bounds["lower"]
@@ -100,7 +100,7 @@ def compare(
         resolution=resolution,
     ).drop_vars("certified")
     table.attrs = {"unit": "output/input", "norm": "induced l2 (largest singular value of T)"}
-    return table.transpose(..., "method", "order")
+    return table.transpose(..., "basis", "order")
 
 
 def _row(system: System, exact: xr.DataArray, name: str, method: Basis, order: int) -> xr.Dataset:

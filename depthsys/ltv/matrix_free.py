@@ -166,10 +166,10 @@ def transposed(matrix: Any) -> Any:
     return matrix.T if isinstance(matrix, LinearOperator) else np.swapaxes(matrix, -1, -2)
 
 
-def beside(left: np.ndarray | None, right: np.ndarray) -> np.ndarray:
-    """Two stacks of matrices side by side; their batch dims broadcast."""
-    if left is None or left.shape[-1] == 0:
-        return right
+def beside(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
+    """Two stacks of matrices side by side, one of which may be missing; batch dims broadcast."""
+    if left is None or right is None:
+        return left if right is None else right
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (left, right)]
     return np.concatenate(parts, axis=-1)

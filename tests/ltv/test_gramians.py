@@ -2,8 +2,10 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from depthsys import ltv
 from tests.ltv.test_system import random_arrays
@@ -111,6 +113,96 @@ def test_terminal_readout_has_rank_one():
     for k in range(1, 5):
         np.testing.assert_allclose(values[k, 0], np.linalg.norm(g[:k]))
         np.testing.assert_allclose(values[k, 1:], 0, atol=1e-12)
+
+
+def test_an_initial_factor_is_propagated():
+    A, B, C, _ = random_arrays(0)
+    X = np.random.default_rng(1).standard_normal((3, 2))
+    R = ltv.reachability_factors(ltv.system(A, B, C), xr.DataArray(X, dims=["state", "column"]))
+    P = X @ X.T
+    for k in range(5):
+        np.testing.assert_allclose(R[k].values @ R[k].values.T, P, atol=1e-9)
+        if k < 4:
+            P = A[k] @ P @ A[k].T + B[k] @ B[k].T
+    with pytest.raises(ValueError, match=r"`initial` must end in dims \('state', 'column'\)"):
+        ltv.reachability_factors(ltv.system(A, B, C), xr.DataArray(X, dims=["column", "state"]))
+
+
+def test_matrix_free_factors_use_products_only():
+    A, B, C, D = random_arrays(1, 4, 5, 2, 2)
+    calls = []
+
+    def operator(a, layer):
+        def product(kind, matrix):
+            def apply(X):
+                calls.append((kind, layer, X.shape[1]))
+                return matrix @ X
+
+            return apply
+
+        return LinearOperator(
+            a.shape, matvec=lambda x: a @ x, rmatvec=lambda x: a.T @ x, dtype=float,
+            matmat=product("A", a), rmatmat=product("A'", a.T),
+        )  # fmt: skip
+
+    operators = ltv.MatrixFree(A=[operator(a, k) for k, a in enumerate(A)], B=B, C=C, D=D)
+    system = ltv.system(A, B, C, D)
+    R, S = ltv.reachability_factors(operators), ltv.observability_factors(operators)
+    np.testing.assert_allclose(R, ltv.reachability_factors(system), atol=1e-12)
+    np.testing.assert_allclose(S, ltv.observability_factors(system), atol=1e-12)
+    # one product per layer and direction, never more columns than states
+    forwards = [("A", 1, 2), ("A", 2, 4), ("A", 3, 5)]
+    backwards = [("A'", 3, 2), ("A'", 2, 4), ("A'", 1, 5), ("A'", 0, 5)]
+    assert calls == forwards + backwards
+    np.testing.assert_allclose(
+        ltv.hankel_singular_values(operators), ltv.hankel_singular_values(system), atol=1e-11
+    )
+    for function in (ltv.io_matrix, ltv.gains, ltv.h2_norm, ltv.induced_norm, ltv.hankel_norm):
+        np.testing.assert_allclose(function(operators), function(system), atol=1e-11)
+    np.testing.assert_allclose(
+        ltv.error_bounds(operators, 2).upper, ltv.error_bounds(system, 2).upper
+    )
+
+
+def test_matrix_free_sizes_may_vary():
+    sizes = [2, 4, 3]
+    rng = np.random.default_rng(0)
+    A = [rng.standard_normal((sizes[k + 1], sizes[k])) for k in range(2)]
+    B = [rng.standard_normal((n, 2)) for n in sizes[1:]]
+    C = [rng.standard_normal((2, n)) for n in sizes]
+    operators = ltv.MatrixFree([aslinearoperator(a) for a in A], B, C)
+    assert operators.order.tolist() == sizes
+    ragged = ltv.system(A, B, C)
+    np.testing.assert_allclose(
+        ltv.hankel_singular_values(operators), ltv.hankel_singular_values(ragged), atol=1e-12
+    )
+    np.testing.assert_allclose(ltv.io_matrix(operators), ltv.io_matrix(ragged), atol=1e-12)
+
+
+def test_bad_matrix_free_systems_are_refused():
+    A, B, C, D = random_arrays(0)
+    with pytest.raises(TypeError, match=r"`A\[1\]` must be a scipy LinearOperator or a matrix"):
+        ltv.MatrixFree([A[0], "no"], B, C)
+    with pytest.raises(TypeError, match=r"`A\[0\]` must be real"):
+        ltv.MatrixFree(list(A * 1j), B, C)
+    with pytest.raises(ValueError, match="`A` must hold at least one operator"):
+        ltv.MatrixFree([], [], C[:1])
+    with pytest.raises(ValueError, match=r"`B` must hold L and `C` L \+ 1 matrices"):
+        ltv.MatrixFree(list(A), B, C[:-1])
+    with pytest.raises(ValueError, match=r"`B\[2\]` must have shape \(3, 2\); got \(2, 2\)"):
+        ltv.MatrixFree(list(A), [B[0], B[1], B[2][:2], B[3]], C)
+    with pytest.raises(ValueError, match=r"`C\[0\]` must be a real matrix"):
+        ltv.MatrixFree(list(A), B, C[..., 0])
+    with pytest.raises(ValueError, match=r"`C\[0\]` must be finite"):
+        ltv.MatrixFree(list(A), B, C * np.nan)
+    with pytest.raises(ValueError, match="`D` must hold 5 matrices; got 4"):
+        ltv.MatrixFree(list(A), B, C, D[:-1])
+    with pytest.raises(ValueError, match="`D` must be zero at the last depth"):
+        ltv.MatrixFree(list(A), B, C, D + 1)
+    endless = LinearOperator((3, 3), matvec=lambda x: x + np.inf, dtype=float)
+    overflow = ltv.MatrixFree([endless] * 4, B, C)
+    with pytest.raises(np.linalg.LinAlgError, match="`A` must return finite products"):
+        ltv.reachability_factors(overflow)
 
 
 def test_invalid_systems_are_refused():

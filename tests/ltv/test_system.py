@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -112,6 +114,14 @@ def with_nan(s):
         (lambda s: s.isel(state=slice(2)), "must store square A"),
         (lambda s: s.assign(D=s.D + 1), "`D` must be zero at the last depth"),
         (lambda s: s.assign_attrs(schema_version=99), "schema_version <= 1; got 99"),
+        (lambda s: s.assign_attrs(schema_version="new"), "`schema_version` must be a whole number"),
+        (lambda s: s.isel(layer=[1, 0, 2, 3]), "`layer` must count up by one; got .1 0 2 3."),
+        (lambda s: s.isel(depth=[4, 3, 2, 1, 0]), "`depth` must count up by one"),
+        (lambda s: s.assign_coords(layer=[1.0, 2.0, 3.0, 4.0]), "`layer` must count up by one"),
+        (lambda s: s.assign_coords(layer=s.layer + 1), "`depth` must start where `layer` starts"),
+        (lambda s: s.isel(input=[]), "`B` must not be empty"),
+        (lambda s: s.isel(output=[]), "`C` must not be empty"),
+        (lambda s: s.assign(x_ref=s.A[:, 0]), r"`x_ref` must end in dims \('depth', 'state'\)"),
     ],
 )
 def test_check_names_what_is_wrong(change, message):
@@ -119,6 +129,61 @@ def test_check_names_what_is_wrong(change, message):
     for function in (ltv.check, ltv.gains, ltv.io_matrix):
         with pytest.raises(ValueError, match=message):
             function(broken)
+
+
+def test_complex_text_and_repeated_dims_are_refused():
+    s = ltv.system(*random_arrays(0))
+    with pytest.raises(TypeError, match="`C` must be real; got complex128"):
+        ltv.check(s.assign(C=s.C * 1j))
+    with pytest.raises(TypeError, match="`C` must hold numbers; got dtype"):
+        ltv.check(s.assign(C=s.C.astype(str)))
+    twice = s.drop_vars("A")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # xarray warns where we refuse
+        twice["A"] = (("layer", "layer", "state_next", "state"), np.zeros((4, 4, 3, 3)))
+        with pytest.raises(ValueError, match="`A` must name each dim once"):
+            ltv.check(twice)
+
+
+def test_finite_values_whose_sum_overflows_are_finite():
+    s = ltv.system(*random_arrays(0))
+    ltv.check(s.assign(C=s.C * 0 + 1e308))
+
+
+def test_constant_is_the_same_map_at_every_layer():
+    A, B, C, D = (x[0] for x in random_arrays(0))
+    s = ltv.constant(A, B, C, D, horizon=6)
+    x, u = np.zeros(3), np.random.default_rng(0).standard_normal((6, 2))
+    y = ltv.simulate(s, xr.DataArray(u, dims=["layer", "input"])).y.values
+    for k in range(6):
+        np.testing.assert_allclose(y[k], C @ x + D @ u[k], atol=1e-10)
+        x = A @ x + B @ u[k]
+    np.testing.assert_allclose(y[6], C @ x, rtol=1e-10)
+
+
+def test_constant_takes_a_python_control_system():
+    control = pytest.importorskip("control")
+    A, B, C, D = (x[0] for x in random_arrays(0))
+    s = ltv.constant(control.ss(A, B, C, D, 1), horizon=3)
+    xr.testing.assert_identical(s, ltv.constant(A, B, C, D, horizon=3))
+    assert ltv.constant(control.ss(A, B, C, D, True), horizon=3).equals(s)
+    with pytest.raises(ValueError, match="must be a discrete-time StateSpace; got a continuous"):
+        ltv.constant(control.ss(A, B, C, D), horizon=3)
+    with pytest.raises(TypeError, match="`B`, `C`, `D` must be left out beside a StateSpace"):
+        ltv.constant(control.ss(A, B, C, D, 1), B, horizon=3)
+
+
+def test_bad_constants_are_refused():
+    A, B, C, _ = (x[0] for x in random_arrays(0))
+    for horizon in (0, -1, 2.0, True, "3"):
+        with pytest.raises(ValueError, match="`horizon` must be a whole number >= 1"):
+            ltv.constant(A, B, C, horizon=horizon)
+    with pytest.raises(TypeError, match="`B` and `C` must be given"):
+        ltv.constant(A, B, horizon=2)
+    with pytest.raises(ValueError, match=r"`B\[0\]` must be a matrix; got shape \(3,\)"):
+        ltv.constant(A, B[:, 0], C, horizon=2)
+    with pytest.raises(TypeError, match=r"`A\[0\]` must be real"):
+        ltv.constant(A * 1j, B, C, horizon=2)
 
 
 def test_bad_arrays_are_refused():
@@ -135,6 +200,26 @@ def test_bad_arrays_are_refused():
         ltv.system([*A[:3], A[3][:2]], list(B), list(C[:4]))
     with pytest.raises(ValueError, match="`batch_dims` must be empty"):
         ltv.system([A[0], A[1][:2]], list(B), list(C), batch_dims=["prompt"])
+    with pytest.raises(ValueError, match=r"`B` must have shape \(4, 3, 2\) = .* got \(4, 2, 2\)"):
+        ltv.system(A, B[:, :2], C)
+    with pytest.raises(ValueError, match=r"`C` must have shape \(5, 2, 3\)"):
+        ltv.system(A, B, C[:-1])
+    with pytest.raises(ValueError, match=r"`B` must have the batch shape of `A`, \(\); got \(1,\)"):
+        ltv.system(A, B[None], C)
+    with pytest.raises(ValueError, match="`batch_dims` must name every leading dim"):
+        ltv.system(A[None], B[None], C[None])
+    with pytest.raises(TypeError, match="`A` must hold numbers"):
+        ltv.system(A.astype(str), B, C)
+    with pytest.raises(ValueError, match=r"`C\[0\]` must be a matrix"):
+        ltv.system([np.ones((2, 1))], [np.ones((2, 1))], [np.ones(1), np.ones((1, 2))])
+    s = ltv.system(A, B, C)
     u = xr.DataArray(np.zeros((3, 2)), dims=["layer", "input"])
     with pytest.raises(ValueError, match="`u` must have dims"):
-        ltv.simulate(ltv.system(A, B, C), u)
+        ltv.simulate(s, u)
+    u = xr.DataArray(np.zeros((4, 2)), dims=["layer", "input"])
+    with pytest.raises(TypeError, match="`u` must be a DataArray"):
+        ltv.simulate(s, u.values)
+    with pytest.raises(ValueError, match="`u` must be finite"):
+        ltv.simulate(s, u + np.nan)
+    with pytest.raises(ValueError, match="`x0` must have dims"):
+        ltv.simulate(s, u, xr.DataArray(np.zeros(2), dims=["state"]))

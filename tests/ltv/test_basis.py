@@ -1,0 +1,406 @@
+import functools
+
+import numpy as np
+import pytest
+import scipy.linalg
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import aslinearoperator
+
+from depthsys import ltv
+from tests.ltv.kinds import KINDS, random_system
+from tests.ltv.test_system import random_arrays
+
+BASES = [
+    ltv.balanced_basis,
+    ltv.krylov_basis,
+    ltv.arnoldi_basis,
+    ltv.pod_basis,
+    ltv.adjoint_basis,
+    ltv.two_sided_basis,
+    ltv.random_basis,
+]
+every_basis = pytest.mark.parametrize("method", BASES, ids=lambda f: f.__name__)
+
+
+def rank_of(system, method):
+    with pytest.raises(ltv.RankError) as caught:
+        method(system, order=10_000)
+    assert f"at most the rank, {caught.value.rank}" in str(caught.value)
+    return caught.value.rank
+
+
+def relative_error(system, reduced):
+    difference = ltv.io_matrix(system) - ltv.io_matrix(reduced)
+    dims = ["depth", "output", "layer", "input"]
+    return (np.sqrt((difference**2).sum(dims)) / ltv.h2_norm(system)).values
+
+
+@every_basis
+@pytest.mark.parametrize("kind", KINDS)
+@settings(derandomize=True, max_examples=6, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
+def test_biorthogonal_and_exact_at_full_rank(method, kind, seed, L, n, m, p):
+    system = ltv.system(*random_system(kind, seed, 3, L, n, m, p), batch_dims=["case"])
+    rank = rank_of(system, method)
+    for order in {1, rank}:
+        basis = method(system, order=order)
+        product = np.einsum("...kfi,...kfj->...kij", basis.W, basis.V)
+        used = np.arange(order) < basis.order.values[..., None]
+        identity = np.eye(order) * used[..., None, :]
+        np.testing.assert_allclose(product, identity, atol=1e-7)
+        assert basis.order.max() == order
+        assert basis.attrs["method"] == method.__name__.removesuffix("_basis")
+    assert (relative_error(system, ltv.project(system, basis)) < 1e-9).all()
+
+
+def subspace_gap(X, Y):
+    """Sine of the largest angle between two spans of the same size."""
+    return np.sin(scipy.linalg.subspace_angles(X, Y)[0])
+
+
+def used_columns(basis, name, k):
+    return basis[name].values[k][:, : int(basis.order[k])]
+
+
+def test_krylov_holds_the_most_recent_injections_first():
+    """The defining property: V_k spans [start, B_{k-1}, A_{k-1} B_{k-2}, ...], in that order."""
+    A, B, C, _ = random_arrays(1, 6, 8, 2, 1)
+    start = np.random.default_rng(0).standard_normal((7, 8))
+    system = ltv.system(A, B, C)
+    for given_start in (None, xr.DataArray(start, dims=["depth", "state"])):
+        for order in (1, 3, 8):
+            basis = ltv.krylov_basis(system, order=order, start=given_start)
+            for k in range(7):
+                columns, phi = [] if given_start is None else [start[k][:, None]], np.eye(8)
+                for j in reversed(range(k)):
+                    columns.append(phi @ B[j])
+                    phi = phi @ A[j]
+                found = used_columns(basis, "V", k)
+                if not columns:
+                    assert found.shape[1] == 0
+                    continue
+                expected = np.hstack(columns)[:, :order]
+                assert found.shape[1] == expected.shape[1]
+                for r in range(1, found.shape[1] + 1):
+                    assert subspace_gap(found[:, :r], expected[:, :r]) < 1e-7
+
+
+def test_arnoldi_holds_powers_of_the_frozen_layer():
+    A, B, C, _ = random_arrays(2, 4, 6, 1, 1)
+    start = np.random.default_rng(0).standard_normal((5, 6))
+    system = ltv.system(A, B, C)
+    for given_start in (None, xr.DataArray(start, dims=["depth", "state"])):
+        basis = ltv.arnoldi_basis(system, order=4, start=given_start)
+        for k in range(5):
+            if given_start is None and k == 0:
+                assert basis.order[0] == 0
+                continue
+            first = B[k - 1][:, 0] if given_start is None else start[k]
+            a = A[min(k, 3)]
+            powers = np.stack([np.linalg.matrix_power(a, i) @ first for i in range(4)], axis=1)
+            found = used_columns(basis, "V", k)
+            for r in range(1, 5):
+                assert subspace_gap(found[:, :r], powers[:, :r]) < 1e-8
+
+
+def test_arnoldi_of_several_inputs_is_the_block_krylov_space():
+    A, B, C, _ = random_arrays(2, 3, 7, 2, 1)
+    basis = ltv.arnoldi_basis(ltv.system(A, B, C), order=6)
+    for k in (1, 2, 3):
+        a, b = A[min(k, 2)], B[k - 1]
+        assert subspace_gap(used_columns(basis, "V", k), np.hstack([b, a @ b, a @ a @ b])) < 1e-8
+
+
+def test_pod_of_impulses_is_the_eigenbasis_of_the_gramian_and_of_snapshots_their_svd():
+    A, B, C, _ = random_arrays(3, 6, 5, 2, 1)
+    system = ltv.system(A, B, C)
+    basis = ltv.pod_basis(system, order=2)
+    P = ltv.reachability_gramian(system).values
+    for k in range(2, 7):
+        assert subspace_gap(used_columns(basis, "V", k), np.linalg.eigh(P[k])[1][:, -2:]) < 1e-7
+    u = xr.DataArray(
+        np.random.default_rng(0).standard_normal((9, 6, 2)), dims=["sample", "layer", "input"]
+    )
+    x = ltv.simulate(system, u).x
+    recorded = ltv.pod_basis(system, order=2, snapshots=x)
+    for k in range(2, 7):
+        left = np.linalg.svd(x.isel(depth=k).transpose("state", "sample").values)[0][:, :2]
+        assert subspace_gap(used_columns(recorded, "V", k), left) < 1e-7
+
+
+def test_adjoint_sees_what_the_outputs_see():
+    A, B, C, _ = random_arrays(4, 5, 6, 1, 2)
+    system = ltv.system(A, B, C)
+    Q = ltv.observability_gramian(system).values
+    basis = ltv.adjoint_basis(system, order=3)
+    first = xr.DataArray(np.eye(6)[:2].T[None].repeat(6, 0), dims=["depth", "state", "column"])
+    with_start = ltv.adjoint_basis(system, order=4, start=first)
+    for k in range(4):
+        leading = np.linalg.eigh(Q[k])[1][:, ::-1]
+        assert subspace_gap(used_columns(basis, "V", k), leading[:, :3]) < 1e-7
+        together = np.hstack([np.eye(6)[:, :2], leading[:, :2]])
+        assert subspace_gap(used_columns(with_start, "V", k), together) < 1e-7
+
+
+def test_two_sided_spans_the_dominant_reachable_and_observable_parts():
+    A, B, C, _ = random_arrays(5, 7, 6, 2, 2)
+    system = ltv.system(A, B, C)
+    P, Q = ltv.reachability_gramian(system).values, ltv.observability_gramian(system).values
+    basis = ltv.two_sided_basis(system, order=2)
+    for k in range(2, 6):
+        for name, G in (("V", P), ("W", Q)):
+            leading = np.linalg.eigh(G[k])[1][:, -2:]
+            assert subspace_gap(used_columns(basis, name, k), leading) < 1e-7
+
+
+def test_balanced_states_have_equal_and_diagonal_gramians():
+    """The defining property: both Gramians of the balanced system are the Hankel values."""
+    A, B, C, _ = random_arrays(6, 8, 4, 2, 2)
+    system = ltv.system(A, B, C)
+    values = ltv.hankel_singular_values(system)
+    small = ltv.project(system, ltv.balanced_basis(system, order=4))
+    for gramian in (ltv.reachability_gramian(small), ltv.observability_gramian(small)):
+        for k in range(2, 7):
+            np.testing.assert_allclose(gramian[k], np.diag(values[k]), atol=1e-10 * values.max())
+
+
+def test_random_is_reproducible_nested_and_stays_in_the_states_that_exist():
+    system = ltv.system(*random_arrays(0, 4, 5))
+    first, again = (ltv.random_basis(system, order=3, seed=1) for _ in range(2))
+    xr.testing.assert_identical(first, again)
+    assert not np.allclose(first.V, ltv.random_basis(system, order=3, seed=2).V)
+    smaller = ltv.random_basis(system, order=2, seed=1)
+    np.testing.assert_allclose(smaller.V, first.V[..., :2], atol=1e-14)
+    sizes = [1, 3, 2, 1]
+    rng = np.random.default_rng(0)
+    ragged = ltv.system(
+        [rng.standard_normal((sizes[k + 1], sizes[k])) for k in range(3)],
+        [rng.standard_normal((sizes[k + 1], 2)) for k in range(3)],
+        [rng.standard_normal((2, n)) for n in sizes],
+    )
+    basis = ltv.random_basis(ragged, order=3)
+    assert basis.order.values.tolist() == sizes
+    assert relative_error(ragged, ltv.project(ragged, basis)) < 1e-12
+
+
+@every_basis
+def test_a_batch_is_its_members(method):
+    arrays = random_system("independent", 0, 4, L=6, n=4, m=1, p=2)
+    arrays[1][2, 0] = 0.0  # one member with a lower rank at the first depths
+    batch = ltv.system(*arrays, batch_dims=["case"])
+    basis = method(batch, order=3)
+    together = relative_error(batch, ltv.project(batch, basis))
+    for i in range(4):
+        if method is ltv.random_basis:
+            continue  # draws differ between a batch and a single system
+        one = batch.isel(case=i)
+        alone = method(one, order=3)
+        np.testing.assert_array_equal(basis.order[i], alone.order)
+        np.testing.assert_allclose(
+            together[i], relative_error(one, ltv.project(one, alone)), rtol=1e-6
+        )
+
+
+@every_basis
+def test_tolerance_gives_the_smallest_order_that_meets_it(method):
+    system = ltv.system(
+        *random_system("slowly varying", 3, 2, L=12, n=6, m=2, p=2)[:3], batch_dims=["case"]
+    )
+    exact = ltv.io_matrix(system)
+    norm = ltv.induced_norm(system).values
+
+    def error(order):
+        small = ltv.project(system, method(system, order=order))
+        difference = (exact - ltv.io_matrix(small)).values.reshape(2, 26, 24)
+        return np.linalg.norm(difference, 2, axis=(1, 2)) / norm
+
+    rank = rank_of(system, method)
+    errors = np.array([error(r).max() for r in range(1, rank + 1)])
+    for tolerance in (0.5, 0.05, 1e-9):
+        basis = method(system, tolerance=tolerance)
+        expected = int(np.argmax(errors <= tolerance)) + 1
+        assert basis.sizes["state"] == expected
+        assert basis.attrs["order"] == expected
+        assert basis.attrs["tolerance"] == tolerance
+        np.testing.assert_allclose(basis.V, method(system, order=expected).V, atol=1e-12)
+    with pytest.raises(ValueError, match=r"`tolerance` must be reachable; got 1\.0e-25"):
+        method(system, tolerance=1e-25)
+
+
+@every_basis
+def test_matrix_free_is_the_same_without_matrices(method):
+    A, B, C, D = random_arrays(1, 5, 6, 2, 2)
+    operators = ltv.MatrixFree(A=[aslinearoperator(a) for a in A], B=B, C=C, D=D)
+    system = ltv.system(A, B, C, D)
+    small = ltv.project(operators, method(operators, order=3))
+    dense = ltv.project(system, method(system, order=3))
+    np.testing.assert_allclose(ltv.io_matrix(small), ltv.io_matrix(dense), atol=1e-9)
+    assert small.sizes["state"] == 3
+    assert small.attrs["schema_version"] == ltv.SCHEMA_VERSION
+
+
+def test_dependent_columns_are_left_out_member_by_member():
+    """In one member the second input repeats the first: it has one direction fewer."""
+    A, B, C, _ = random_arrays(0, 3, 5, 2, 1, batch=(2,))
+    B[1, :, :, 1] = 2 * B[1, :, :, 0]
+    system = ltv.system(A, B, C, batch_dims=["case"])
+    assert ltv.krylov_basis(system, order=5).order.values.tolist() == [[0, 2, 4, 5], [0, 1, 2, 3]]
+    basis = ltv.krylov_basis(system, order=5)
+    assert (relative_error(system, ltv.project(system, basis)) < 1e-12).all()
+    one = ltv.krylov_basis(system.isel(case=1), order=3)
+    np.testing.assert_allclose(abs(basis.V[1, ..., :3]), abs(one.V), atol=1e-10)
+
+
+def test_a_terminal_readout_needs_one_state():
+    A, B, C, _ = random_arrays(0, m=1, p=1)
+    C[:-1] = 0
+    system = ltv.system(A, B, C)
+    assert rank_of(system, ltv.balanced_basis) == 1
+    small = ltv.project(system, ltv.balanced_basis(system, order=1))
+    np.testing.assert_allclose(ltv.gains(small), ltv.gains(system), rtol=1e-10)
+
+
+def test_projecting_twice_composes_the_bases_and_keeps_what_is_known():
+    A, B, C, D = random_arrays(1, 4, 6, 1, 2)
+    system = ltv.system(A, B, C, D, attrs={"model": "none"})
+    system["x_ref"] = (("depth", "state"), np.arange(30.0).reshape(5, 6))
+    system["y_ref"] = (("depth", "output"), np.ones((5, 2)))
+    system["v"] = (("depth", "feature", "input"), np.ones((5, 6, 1)))
+    system["gain_full"] = ("layer", np.ones(4))
+    first_basis = ltv.pod_basis(system, order=4)
+    first = ltv.project(system, first_basis)
+    second = ltv.project(first, ltv.balanced_basis(first, order=2))
+    directly = system.drop_vars(["v", "x_ref"])
+    product = np.einsum("kfi,kfj->kij", second.W, second.V)
+    used = np.arange(2) < second.order.values[:, None]
+    np.testing.assert_allclose(product, np.eye(2) * used[:, None], atol=1e-10)
+    basis = xr.Dataset({"V": second.V, "W": second.W}).assign_coords(order=second.order)
+    np.testing.assert_allclose(
+        ltv.io_matrix(ltv.project(directly, basis)), ltv.io_matrix(second), atol=1e-10
+    )
+    np.testing.assert_allclose(
+        second.x_ref, np.einsum("kfi,kf->ki", second.W, system.x_ref), atol=1e-10
+    )
+    for name in ("y_ref", "v", "gain_full"):
+        np.testing.assert_array_equal(second[name], system[name])
+    assert second.attrs["model"] == "none"
+    assert second.attrs["method"] == "balanced"
+    assert second.attrs["order"] == 2
+
+
+def test_one_basis_serves_a_batch_and_many_bases_one_system():
+    arrays = random_arrays(0, 4, 5, 1, 2, batch=(3,))
+    batch = ltv.system(*arrays, batch_dims=["prompt"])
+    shared = ltv.pod_basis(batch.isel(prompt=0), order=2)
+    small = ltv.project(batch, shared)
+    expected = ltv.project(batch.isel(prompt=2), shared)
+    np.testing.assert_allclose(small.A.isel(prompt=2), expected.A, atol=1e-12)
+    many = ltv.project(batch.isel(prompt=0), ltv.pod_basis(batch, order=2))
+    assert many.A.dims == ("prompt", "layer", "state_next", "state")
+    np.testing.assert_allclose(
+        ltv.io_matrix(many).isel(prompt=0), ltv.io_matrix(expected_of(batch)), atol=1e-10
+    )
+
+
+def expected_of(batch):
+    one = batch.isel(prompt=0)
+    return ltv.project(one, ltv.pod_basis(one, order=2))
+
+
+@every_basis
+def test_bad_orders_and_tolerances_are_refused(method):
+    system = ltv.system(*random_arrays(0))
+    for order in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="`order` must be a whole number >= 1"):
+            method(system, order=order)
+    for tolerance in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="`tolerance` must be a number > 0"):
+            method(system, tolerance=tolerance)
+    for arguments in ({}, {"order": 1, "tolerance": 0.1}):
+        with pytest.raises(TypeError, match="exactly one of `order` and `tolerance`"):
+            method(system, **arguments)
+    for rtol in (0.0, 1.0, -1e-3):
+        with pytest.raises(ValueError, match="`rtol` must be between 0 and 1"):
+            method(system, order=1, rtol=rtol)
+    with pytest.raises(ltv.RankError, match=r"`order` must be at most the rank, 3 .*got 4"):
+        method(system, order=4)
+
+
+def test_bad_starts_snapshots_and_bases_are_refused():
+    system = ltv.system(*random_arrays(0))
+    bad = xr.DataArray(np.ones((4, 3)), dims=["depth", "state"])
+    for method in (ltv.krylov_basis, ltv.arnoldi_basis, ltv.adjoint_basis, ltv.random_basis):
+        with pytest.raises(ValueError, match=r"`start` must be a DataArray with dims .*'depth': 5"):
+            method(system, order=1, start=bad)
+    with pytest.raises(ValueError, match=r"`snapshots` must be a DataArray .*got ndarray"):
+        ltv.pod_basis(system, order=1, snapshots=np.ones((5, 3, 2)))
+    nan = xr.DataArray(np.full((5, 3, 2), np.nan), dims=["depth", "state", "sample"])
+    with pytest.raises(ValueError, match="`snapshots` must be finite"):
+        ltv.pod_basis(system, order=1, snapshots=nan)
+    ragged = ltv.system([np.ones((2, 1))], [np.ones((2, 1))], [np.ones((1, 1)), np.ones((1, 2))])
+    with pytest.raises(ValueError, match="one state size to take powers"):
+        ltv.arnoldi_basis(ragged, order=1)
+    basis = ltv.balanced_basis(system, order=2)
+    with pytest.raises(ValueError, match="`basis` must be a Dataset with V and W; got ndarray"):
+        ltv.project(system, np.ones(3))
+    with pytest.raises(ValueError, match=r"`basis` must have V with dims .*'depth': 5"):
+        ltv.project(system, basis.isel(depth=slice(4)))
+    with pytest.raises(ValueError, match=r"`basis` must satisfy W_k' V_k = I .*deviation of 1.0e"):
+        ltv.project(system, basis.assign(W=2 * basis.W))
+    with pytest.raises(ValueError, match="`basis` must be finite"):
+        ltv.project(system, basis.assign(V=basis.V * np.nan))
+
+
+def test_compare_says_what_it_measured():
+    A, B, C, D = random_arrays(0, 10, 6, 1, 2, batch=(2,))
+    system = ltv.system(0.5 * A, B, C, D, batch_dims=["task"])
+    table = ltv.compare(system, [1, 2, 9], [ltv.balanced_basis, ltv.krylov_basis])
+    assert table.error.dims == ("task", "basis", "order")
+    assert table.basis.values.tolist() == ["balanced", "krylov"]
+    full = ltv.io_matrix(system).values.reshape(2, 22, 10)
+    for method, name in ((ltv.balanced_basis, "balanced"), (ltv.krylov_basis, "krylov")):
+        small = ltv.project(system, method(system, order=2))
+        E = full - ltv.io_matrix(small).values.reshape(2, 22, 10)
+        row = table.sel(basis=name, order=2)
+        np.testing.assert_allclose(row.error, np.linalg.norm(E, 2, axis=(1, 2)))
+        np.testing.assert_allclose(row.h2_error, np.sqrt((E**2).sum((1, 2))))
+        np.testing.assert_allclose(row.terminal_error, np.sqrt((E[:, -2:] ** 2).sum((1, 2))))
+        np.testing.assert_allclose(row.ratio, row.error / row.lower)
+    bounds = ltv.error_bounds(system, [1, 2, 9])
+    np.testing.assert_allclose(table.lower, bounds.lower.T)
+    np.testing.assert_allclose(table.upper.sel(basis="balanced"), bounds.upper.T)
+    assert table.upper.sel(basis="krylov").isnull().all()
+    np.testing.assert_allclose(table.norm, ltv.induced_norm(system))
+    np.testing.assert_allclose(table.h2_norm, ltv.h2_norm(system))
+    np.testing.assert_allclose(
+        table.terminal_norm, np.sqrt((ltv.gains(system) ** 2).sum(["layer", "output", "input"]))
+    )
+    # beyond the rank nothing changes, and a ratio to a bound of zero means nothing
+    assert table["rank"].sel(order=9).values.tolist() == [6, 6]
+    assert (table.error.sel(order=9) < 1e-12 * table.norm).all()
+    assert table.ratio.sel(order=9).isnull().all()
+    assert (table.seconds > 0).all()
+
+
+def test_compare_takes_settings_by_name_and_refuses_nonsense():
+    system = ltv.system(*random_arrays(0))
+    seeded = {f"random {i}": functools.partial(ltv.random_basis, seed=i) for i in range(2)}
+    table = ltv.compare(system, [1], seeded)
+    assert table.basis.values.tolist() == ["random 0", "random 1"]
+    assert table.error[0] != table.error[1]
+    for orders in ([], [0], [2, 1], [1, 1], [1.5]):
+        with pytest.raises(ValueError, match="`orders` must be rising whole numbers"):
+            ltv.compare(system, orders, [ltv.pod_basis])
+    with pytest.raises(ValueError, match="`methods` must have different names"):
+        ltv.compare(system, [1], [ltv.pod_basis, ltv.pod_basis])
+    for methods in ([], ["balanced"]):
+        with pytest.raises(TypeError, match="`methods` must hold functions"):
+            ltv.compare(system, [1], methods)
