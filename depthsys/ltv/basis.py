@@ -173,9 +173,8 @@ def arnoldi_basis(
     def core(A, B, *start, order):
         nothing = np.zeros((*B[0].shape[:-2], A[0].shape[-1], 0))
         Q = []
-        for k in range(len(A) + 1):
-            first = _at(start, k) if start else B[k - 1] if k else nothing
-            basis = _orthonormal(first, order, rtol)
+        for k, last_input in enumerate([nothing, *B]):
+            basis = _orthonormal(start[0][..., k, :, :] if start else last_input, order, rtol)
             a, done = A[min(k, len(A) - 1)], 0
             while done < basis.shape[-1] and _count(basis).min() < order:
                 basis = _extended(basis, a @ basis[..., done : done + 1], rtol)
@@ -292,18 +291,19 @@ def random_basis(
 ) -> xr.Dataset:
     """``orth[start_k, random directions]``, W = V: the baseline every method must beat.
 
-    Directions are standard normal, drawn from ``seed`` for every depth and member of a batch; a
-    larger order adds columns to those of a smaller one.
+    Directions are standard normal, drawn from ``seed`` for every depth and shared by all members
+    of a batch; a larger order adds columns to those of a smaller one.
 
     Other parameters, results and errors as for `krylov_basis`.
     """
 
     def core(A, sizes, *start, order):
         Q, size = [], A[0].shape[-1]
-        batch = np.broadcast_shapes(A[0].shape[:-2], sizes.shape[:-1])
         for k in range(len(A) + 1):
             rng = np.random.default_rng([seed, k])
-            draws = np.moveaxis(rng.standard_normal((order, *batch, size)), 0, -1)
+            draws = np.broadcast_to(
+                rng.standard_normal((order, size)).T, (*A[0].shape[:-2], size, order)
+            )
             # states beyond the order of a padded system do not exist
             exists = np.arange(size) < sizes[..., k, None]
             columns = beside(_at(start, k), draws * exists[..., None])
@@ -454,9 +454,9 @@ def _orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     if wide.shape[-1] == 0:
         return wide
     Q, R = np.linalg.qr(wide)
-    part = np.abs(np.diagonal(R, axis1=-2, axis2=-1))
-    if (part > rtol * np.linalg.norm(wide, axis=-2)).all():
-        return Q[..., :order]
+    part = np.diagonal(R, axis1=-2, axis2=-1)
+    if (np.abs(part) > rtol * np.linalg.norm(wide, axis=-2)).all():
+        return (Q * np.sign(part)[..., None, :])[..., :order]  # along the columns, not against
     empty = np.zeros((*columns.shape[:-1], 0))
     return _packed(_extended(empty, columns, rtol))[..., :order]
 

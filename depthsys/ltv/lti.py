@@ -14,7 +14,7 @@ import xarray as xr
 
 from depthsys.ltv.gramians import compressed, observability, reachability
 from depthsys.ltv.project import state_sizes
-from depthsys.ltv.system import check
+from depthsys.ltv.system import DIMS, check
 
 if TYPE_CHECKING:
     from control import StateSpace
@@ -79,12 +79,14 @@ def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> 
             )
     at = layer - int(system["layer"].values[0])
     C = system["C"].values[readout - int(system["depth"].values[0])]
-    return _state_space(*(system[name].values[at] for name in "AB"), C, system["D"].values[at])
+    A, B, D = (system[name].values[at] for name in "ABD")
+    return _state_space(A, B, C, D)
 
 
 def _check_square(system: xr.Dataset) -> None:
     check(system)
-    if extra := [d for d in system["A"].dims if d not in ("layer", "state_next", "state")]:
+    own = {d for dims in DIMS.values() for d in dims}
+    if extra := sorted({str(d) for name in DIMS for d in system[name].dims} - own):
         raise ValueError(
             f"`system` must have no batch dims; got {extra}. Select one member with `.isel`."
         )

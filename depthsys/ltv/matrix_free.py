@@ -1,6 +1,8 @@
 """One way to run a recursion over depth: on a Dataset with its batch dims, or matrix-free."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes
+
+PART = 64  # systems of a batch per part
 
 
 @dataclass(frozen=True)
@@ -147,18 +151,69 @@ def over_depth(
         return tuple(arrays) if several else arrays[0]
     check(system)
 
+    core_dims = [*(list(DIMS[name]) for name in names), *(list(dims) for dims in extra_dims)]
+
     def on_stacks(*arrays: np.ndarray) -> Any:
         stacks = [[a[..., k, :, :] for k in range(a.shape[-3])] for a in arrays[: len(names)]]
         return core(*stacks, *arrays[len(names) :])
 
     return xr.apply_ufunc(
-        on_stacks,
+        lambda *arrays: _in_parts(on_stacks, arrays, [len(d) for d in core_dims], output_dims),
         *(system[name] for name in names),
         *extra,
-        input_core_dims=[*(list(DIMS[name]) for name in names), *(list(d) for d in extra_dims)],
+        input_core_dims=core_dims,
         output_core_dims=[list(dims) for dims in output_dims],
         exclude_dims=set(exclude),
     )
+
+
+def _in_parts(
+    function: Callable,
+    arrays: Sequence[np.ndarray],
+    n_core: Sequence[int],
+    output_dims: Sequence[Sequence[str]],
+) -> Any:
+    """Run a large batch in parts that fit a cache, on all cores (numpy releases the lock)."""
+    shapes = [a.shape[: a.ndim - n] for a, n in zip(arrays, n_core, strict=True)]
+    batch: tuple[int, ...] = np.broadcast_shapes(*shapes)
+    size = max(batch, default=0)
+    if size < 2 * PART:
+        return function(*arrays)
+    longest = batch.index(size)
+    from_end = longest - len(batch)  # batch dims are aligned at their end
+
+    def cut(array: np.ndarray, shape: tuple[int, ...], n: int, part: slice) -> np.ndarray:
+        if len(shape) < -from_end or shape[from_end] == 1:
+            return array
+        return array[(slice(None),) * (len(shape) + from_end) + (part,)]
+
+    def run(start: int) -> tuple[np.ndarray, ...]:
+        part = slice(start, start + PART)
+        found: Any = function(
+            *(cut(*item, part) for item in zip(arrays, shapes, n_core, strict=True))
+        )
+        return found if isinstance(found, tuple) else (found,)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(run, range(0, size, PART)))
+    joined = tuple(
+        _joined([part[i] for part in parts], from_end - len(dims))
+        for i, dims in enumerate(output_dims)
+    )
+    return joined if len(joined) > 1 else joined[0]
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Parts of a batch as one array; ranks may differ, so pad to the widest with zeros."""
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    joined, start = np.zeros(shape, dtype=parts[0].dtype), 0
+    for part in parts:
+        at = [slice(0, size) for size in part.shape]
+        at[axis] = slice(start, start + part.shape[axis])
+        joined[tuple(at)] = part
+        start += part.shape[axis]
+    return joined
 
 
 def transposed(matrix: Any) -> Any:
@@ -168,11 +223,10 @@ def transposed(matrix: Any) -> Any:
 
 def beside(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
     """Two stacks of matrices side by side, one of which may be missing; batch dims broadcast."""
-    if left is None or right is None:
-        return left if right is None else right
-    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (left, right)]
-    return np.concatenate(parts, axis=-1)
+    given = [matrix for matrix in (left, right) if matrix is not None]
+    batch = np.broadcast_shapes(*(matrix.shape[:-2] for matrix in given))
+    parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in given]
+    return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def stacked(matrices: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:

@@ -199,14 +199,31 @@ def test_a_batch_is_its_members(method):
     basis = method(batch, order=3)
     together = relative_error(batch, ltv.project(batch, basis))
     for i in range(4):
-        if method is ltv.random_basis:
-            continue  # draws differ between a batch and a single system
         one = batch.isel(case=i)
         alone = method(one, order=3)
         np.testing.assert_array_equal(basis.order[i], alone.order)
         np.testing.assert_allclose(
             together[i], relative_error(one, ltv.project(one, alone)), rtol=1e-6
         )
+
+
+@every_basis
+def test_a_large_batch_runs_in_parts_and_is_the_same(method, monkeypatch):
+    arrays = random_system("slowly varying", 0, 23, L=6, n=3, m=1, p=1)
+    arrays[1][15:, 1:] = 0.0  # the last parts have a lower rank than the first
+    system = ltv.system(*(a[None] for a in arrays), batch_dims=["task", "case"])
+    system = system.assign(C=system.C.isel(task=0, case=0))  # C is shared by the batch
+    whole = ltv.project(system, method(system, order=3))
+    monkeypatch.setattr("depthsys.ltv.matrix_free.PART", 5)
+    parts = ltv.project(system, method(system, order=3))
+    np.testing.assert_allclose(ltv.io_matrix(parts), ltv.io_matrix(whole), atol=1e-10)
+    np.testing.assert_array_equal(parts.order, whole.order)
+    assert parts.A.dims == whole.A.dims
+    for function in (ltv.io_matrix, ltv.hankel_singular_values, ltv.h2_norm, ltv.gains):
+        found = function(system)
+        monkeypatch.setattr("depthsys.ltv.matrix_free.PART", 5000)
+        xr.testing.assert_allclose(found, function(system))
+        monkeypatch.setattr("depthsys.ltv.matrix_free.PART", 5)
 
 
 @every_basis
