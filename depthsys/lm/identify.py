@@ -10,6 +10,8 @@ import xarray as xr
 from depthsys import ltv
 from depthsys.lm.model import DepthModel
 from depthsys.lm.prompts import Texts
+from depthsys.ltv.basis import orthonormal
+from depthsys.ltv.matrix_free import beside
 
 DEFAULT_ORDER = 32
 RTOL = {"float32": 1e-5, "float64": 1e-9}
@@ -163,7 +165,8 @@ def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float
                 norm[i] += float(state.double().norm(dim=-1).sum())
             y[block.prompts] = (block.x_next.double() @ v[-1].double()).cpu().numpy()
         image /= len(texts)
-        Q.append(_stacked([_orthonormal(directions[layer + 1], image, rtol)]))
+        columns = beside(directions[layer + 1][:, None], image)
+        Q.append(orthonormal(columns, model.n_features, rtol)[None])
         A.append(Q[-1][0].T @ image)
         x.append(sums[0] / len(texts))
         norms.append(norm[0] / len(texts))
@@ -182,34 +185,12 @@ def _identify_each(run, v: torch.Tensor, rtol: float) -> _FullSystem:
     for block in run.blocks:
         columns = torch.as_tensor(np.swapaxes(Q[-1], 1, 2).copy()).to(v)
         image = np.swapaxes(block.jvp(columns).double().cpu().numpy(), 1, 2)
-        first = directions[block.layer + 1]
-        Q.append(_stacked([_orthonormal(first, part, rtol) for part in image]))
+        first = directions[block.layer + 1][:, None]
+        Q.append(orthonormal(beside(first, image), len(first), rtol))
         A.append(np.swapaxes(Q[-1], 1, 2) @ image)
     x = run.x.double().cpu().numpy()
     norms = np.linalg.norm(x, axis=-1).T
     return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None])
-
-
-def _orthonormal(first: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:
-    """Orthonormal columns with the leading spans of [first, columns], dependent ones left out."""
-    basis = first[:, None]
-    for column in columns.T:
-        rest = column
-        for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
-            rest = rest - basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > rtol * np.linalg.norm(column):
-            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
-        if basis.shape[1] == len(first):
-            break
-    return basis
-
-
-def _stacked(bases: list[np.ndarray]) -> np.ndarray:
-    """Bases of several prompts in one array, padded with zero columns."""
-    stacked = np.zeros((len(bases), len(bases[0]), max(q.shape[1] for q in bases)))
-    for row, q in zip(stacked, bases, strict=True):
-        row[:, : q.shape[1]] = q
-    return stacked
 
 
 def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> xr.Dataset:

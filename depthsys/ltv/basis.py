@@ -131,11 +131,11 @@ def krylov_basis(
         reached = [np.zeros((*B[0].shape[:-2], A[0].shape[-1], 0))]
         for a, b in zip(A, B, strict=True):
             older = a @ reached[-1] if reached[-1].shape[-1] else None
-            reached.append(_orthonormal(beside(b, older), order, rtol))
+            reached.append(orthonormal(beside(b, older), order, rtol))
         if not start:
             return reached, reached
         Q = [
-            _orthonormal(beside(_at(start, k), columns), order, rtol)
+            orthonormal(beside(_at(start, k), columns), order, rtol)
             for k, columns in enumerate(reached)
         ]
         return Q, Q
@@ -174,7 +174,7 @@ def arnoldi_basis(
         nothing = np.zeros((*B[0].shape[:-2], A[0].shape[-1], 0))
         Q = []
         for k, last_input in enumerate([nothing, *B]):
-            basis = _orthonormal(start[0][..., k, :, :] if start else last_input, order, rtol)
+            basis = orthonormal(start[0][..., k, :, :] if start else last_input, order, rtol)
             a, done = A[min(k, len(A) - 1)], 0
             while done < basis.shape[-1] and _count(basis).min() < order:
                 basis = _extended(basis, a @ basis[..., done : done + 1], rtol)
@@ -239,7 +239,7 @@ def adjoint_basis(
         Q = []
         for k, S in enumerate(observability(A, C)):
             columns = beside(_at(start, k), _leading(S, order, rtol))
-            Q.append(_orthonormal(columns, order, rtol))
+            Q.append(orthonormal(columns, order, rtol))
         return Q, Q
 
     method = _Method("adjoint", core, "AC", rtol, _start(start, system))
@@ -307,7 +307,7 @@ def random_basis(
             # states beyond the order of a padded system do not exist
             exists = np.arange(size) < sizes[..., k, None]
             columns = beside(_at(start, k), draws * exists[..., None])
-            Q.append(_orthonormal(columns, order, rtol))
+            Q.append(orthonormal(columns, order, rtol))
         return Q, Q
 
     method = _Method(
@@ -448,7 +448,7 @@ def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     return (U * (s > rtol * s[..., :1])[..., None, :])[..., :order]
 
 
-def _orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
+def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     """Orthonormal columns with the leading spans of ``columns``, dependent ones left out."""
     wide = columns[..., : columns.shape[-2]]
     if wide.shape[-1] == 0:

@@ -9,7 +9,7 @@ import xarray as xr
 from depthsys.ltv.basis import RankError
 from depthsys.ltv.gramians import System, hankel_singular_values
 from depthsys.ltv.norms import bounds_of, spectral_norm
-from depthsys.ltv.project import project
+from depthsys.ltv.project import project, state_sizes
 from depthsys.ltv.response import io_matrix
 
 Basis = Callable[..., xr.Dataset]
@@ -47,7 +47,7 @@ def compare(
             Root of the summed squares over all gains, and over the `gains` to the last depth.
         ``upper``
             Proved bound for the method: that of `error_bounds` for balanced truncation, NaN
-            otherwise (none is proved).
+            otherwise (none is proved). It holds to rounding, ``resolution``.
         ``seconds``
             Wall time of basis and projection, for the whole batch: informative, not a benchmark.
         ``rank``
@@ -55,8 +55,10 @@ def compare(
             row is that of the rank.
         ``lower``, ``simple``, ``simple_is_proved`` (order)
             See `error_bounds`.
-        ``norm``, ``h2_norm``, ``terminal_norm``, ``resolution``
+        ``norm``, ``h2_norm``, ``terminal_norm``
             Of the full system: divide by them for relative errors.
+        ``resolution``
+            What rounding explains: eps times ``norm`` times the sizes summed over.
 
     Raises
     ------
@@ -86,7 +88,8 @@ def compare(
     ]
     table = xr.concat(rows, dim=xr.Variable("basis", list(named)))
     norm = spectral_norm(exact)
-    resolution = np.finfo(float).eps * max(exact.sizes["depth"], exact.sizes["layer"]) * norm
+    n_sums = sum(exact.sizes[dim] for dim in _MAP) + int(state_sizes(system).max())
+    resolution = np.finfo(float).eps * n_sums * norm
     lower = bounds["lower"]
     table = table.assign(
         ratio=(table["error"] / lower).where(lower > resolution),

@@ -41,7 +41,7 @@ def mean_lti(system: xr.Dataset) -> "StateSpace":
     ValueError
         If there are batch dims or the state size varies.
     """
-    _check_square(system)
+    system = _square(system)
     C = system["C"].values
     read = C.any(axis=(1, 2))
     C = C[read].mean(0) if read.any() else C[0]
@@ -68,7 +68,7 @@ def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> 
     ValueError
         If there are batch dims, the state size varies, or there is no such layer or depth.
     """
-    _check_square(system)
+    system = _square(system)
     readout = layer if readout is None else readout
     for value, dim in ((layer, "layer"), (readout, "depth")):
         if value not in system[dim].values:
@@ -83,7 +83,8 @@ def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> 
     return _state_space(A, B, C, D)
 
 
-def _check_square(system: xr.Dataset) -> None:
+def _square(system: xr.Dataset) -> xr.Dataset:
+    """One system with one state size, without the zeros that pad it."""
     check(system)
     own = {d for dims in DIMS.values() for d in dims}
     if extra := sorted({str(d) for name in DIMS for d in system[name].dims} - own):
@@ -96,6 +97,8 @@ def _check_square(system: xr.Dataset) -> None:
             f"`system` must have one state size to be time-invariant; got orders {sizes}. Cut out "
             "the depths where it is constant with `ltv.window`, or embed it with `ltv.embed`."
         )
+    own = slice(int(sizes.flat[0]))
+    return system.isel(state=own, state_next=own)
 
 
 def _state_space(A, B, C, D) -> "StateSpace":
@@ -146,7 +149,7 @@ def lti_hankel_singular_values(
     """
     attrs, solver = _about(lti, horizon, use_slycot)
     if solver == "slycot":
-        values = _ab09ad(lti, lti.nstates)[-1]
+        values = _ab09ad(lti, None)[-1]
     else:
         R, S, attrs = _factors(lti, horizon, use_slycot)
         values = np.zeros(lti.nstates)
@@ -201,11 +204,13 @@ def _about(lti: Any, horizon: int | None, use_slycot: bool | None) -> tuple[dict
             f"`lti` must be a python-control StateSpace; got {type(lti).__name__}. Make one with "
             "`control.ss(A, B, C, D, 1)` or `ltv.mean_lti(system)`."
         )
+    if lti.nstates == 0:
+        raise ValueError("`lti` must have at least one state; got a pure gain. Its error is zero.")
     if lti.dt is not None and lti.dt is not True and lti.dt == 0:
         raise ValueError(
             "`lti` must be in discrete time; got dt = 0. Use `control.sample_system` first."
         )
-    radius = float(np.abs(np.linalg.eigvals(lti.A)).max()) if lti.nstates else 0.0
+    radius = float(np.abs(np.linalg.eigvals(lti.A)).max())
     if horizon is None and radius >= 1:
         raise ValueError(
             f"`lti` must be stable over an infinite horizon; got spectral radius {radius:.4g}. "
@@ -268,7 +273,7 @@ def _sb03od(A: np.ndarray, B: np.ndarray) -> np.ndarray:
     return U / scale
 
 
-def _ab09ad(lti, order: int) -> tuple[np.ndarray, ...]:
+def _ab09ad(lti, order: int | None) -> tuple[np.ndarray, ...]:
     """Balanced truncation by SLICOT, job B. (Never job N nor AB09BD: see the interop facts.)"""
     import slycot
 

@@ -195,12 +195,12 @@ def _in_parts(
         return found if isinstance(found, tuple) else (found,)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(run, range(0, size, PART)))
-    joined = tuple(
+        parts: list[Any] = list(pool.map(run, range(0, size, PART)))
+    joined = [
         _joined([part[i] for part in parts], from_end - len(dims))
         for i, dims in enumerate(output_dims)
-    )
-    return joined if len(joined) > 1 else joined[0]
+    ]
+    return tuple(joined) if len(joined) > 1 else joined[0]
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

@@ -241,15 +241,10 @@ def embed(system: xr.Dataset) -> xr.Dataset:
 
 def _embed(A, B, C, D):
     L, n, m, p = A.shape[-3], A.shape[-1], B.shape[-1], C.shape[-2]
-    big = [
-        np.zeros((*X.shape[:-3], rows, columns))
-        for X, rows, columns in (
-            (A, (L + 1) * n, (L + 1) * n),
-            (B, (L + 1) * n, L * m),
-            (C, (L + 1) * p, (L + 1) * n),
-            (D, (L + 1) * p, L * m),
-        )
-    ]
+    batch = np.broadcast_shapes(*(X.shape[:-3] for X in (A, B, C, D)))
+    states, inputs, outputs = (L + 1) * n, L * m, (L + 1) * p
+    shapes = [(states, states), (states, inputs), (outputs, states), (outputs, inputs)]
+    big = [np.zeros((*batch, *shape)) for shape in shapes]
     for k in range(L + 1):
         here = slice(k * n, (k + 1) * n)
         y = slice(k * p, (k + 1) * p)

@@ -370,7 +370,9 @@ def test_bad_starts_snapshots_and_bases_are_refused():
         ltv.project(system, np.ones(3))
     with pytest.raises(ValueError, match=r"`basis` must have V with dims .*'depth': 5"):
         ltv.project(system, basis.isel(depth=slice(4)))
-    with pytest.raises(ValueError, match=r"`basis` must satisfy W_k' V_k = I .*deviation of 1.0e"):
+    with pytest.raises(
+        ValueError, match=r"`basis` must satisfy W_k' V_k = I; got a deviation of 1\.0e"
+    ):
         ltv.project(system, basis.assign(W=2 * basis.W))
     with pytest.raises(ValueError, match="`basis` must be finite"):
         ltv.project(system, basis.assign(V=basis.V * np.nan))

@@ -199,7 +199,7 @@ def test_bad_matrix_free_systems_are_refused():
         ltv.MatrixFree(list(A), B, C, D[:-1])
     with pytest.raises(ValueError, match="`D` must be zero at the last depth"):
         ltv.MatrixFree(list(A), B, C, D + 1)
-    endless = LinearOperator((3, 3), matvec=lambda x: x + np.inf, dtype=float)
+    endless = LinearOperator((3, 3), matvec=lambda x: np.full(x.shape, np.inf), dtype=float)
     overflow = ltv.MatrixFree([endless] * 4, B, C)
     with pytest.raises(np.linalg.LinAlgError, match="`A` must return finite products"):
         ltv.reachability_factors(overflow)
