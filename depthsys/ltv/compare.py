@@ -50,9 +50,9 @@ def compare(
             otherwise (none is proved). It holds to rounding, ``resolution``.
         ``seconds``
             Wall time of basis and projection, for the whole batch: informative, not a benchmark.
-        ``rank``
-            Number of states the method found at most; above it ``order`` changes nothing, and the
-            row is that of the rank.
+        ``states``
+            The largest number of states at any depth: ``order``, or the rank of the method if
+            that is smaller. Above it ``order`` changes nothing, and the row is that of the rank.
         ``lower``, ``simple``, ``simple_is_proved`` (order)
             See `error_bounds`.
         ``norm``, ``h2_norm``, ``terminal_norm``
@@ -118,7 +118,7 @@ def _row(system: System, exact: xr.DataArray, name: str, method: Basis, order: i
             "h2_error": _root_of_squares(difference),
             "terminal_error": _root_of_squares(difference.isel(depth=[-1])),
             "seconds": seconds,
-            "rank": rank,
+            "states": rank,
             "certified": basis.attrs.get("method") == "balanced",
         }
     )

@@ -44,7 +44,7 @@ def minimum_energy(
         Positive cost per layer (layer) or per input (layer, input); 1 by default.
     rtol
         Singular values of G below ``rtol`` times the largest count as zero, and a relative
-        residual above ``rtol`` as unreachable. Written into attrs.
+        residual above ``rtol`` as unreachable. Between 0 and 1; written into attrs.
     allow_residual
         Return the least-squares schedule when the target cannot be reached.
 
@@ -52,8 +52,8 @@ def minimum_energy(
     -------
     xr.Dataset
         ``u`` (layer, input), ``energy`` (weighted, input^2), ``predicted`` and ``target``
-        (output, of those steered and held; or state), ``residual`` (relative norm of predicted -
-        target), ``rank`` of G.
+        (output, of those steered and held; or state), ``residual`` (relative distance of the
+        target from what can be reached; rounding of G u is not in it), ``gain_rank`` of G.
 
     Raises
     ------
@@ -86,25 +86,27 @@ def minimum_energy(
     else:
         gain, goal = gains(system), "output"
         gain, wanted = _outputs(gain, target, outputs, hold)
-    n_layers = gain.sizes["layer"]
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at 1e-10.")
     cost = _weights(weights, gain)
-    u, predicted, rank = xr.apply_ufunc(
+    u, predicted, reached, rank = xr.apply_ufunc(
         _least_energy,
         gain,
         wanted,
         cost,
         kwargs={"rtol": rtol},
         input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"]],
-        output_core_dims=[["layer", "input"], [goal], []],
+        output_core_dims=[["layer", "input"], [goal], [goal], []],
     )
     norm = np.sqrt((wanted**2).sum(goal))
-    miss = np.sqrt(((predicted - wanted) ** 2).sum(goal))
+    miss = np.sqrt(((reached - wanted) ** 2).sum(goal))
     residual = (miss / norm).where(norm > 0, miss)
     if not allow_residual and bool((residual > rtol).any()):
         worst = residual.argmax(...) if residual.ndim else {}
+        depth = int(gain["layer"].values[-1]) + 1
         raise np.linalg.LinAlgError(
             f"`target` must be reachable; got relative residual {float(residual.max()):.1e} at "
-            f"depth {n_layers} (rank {int(rank.isel(worst))} of {gain.sizes[goal]} {goal}s, rtol "
+            f"depth {depth} (rank {int(rank.isel(worst))} of {gain.sizes[goal]} {goal}s, rtol "
             f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
         )
     return xr.Dataset(
@@ -114,7 +116,7 @@ def minimum_energy(
             "predicted": predicted,
             "residual": residual,
             "target": wanted,
-            "rank": rank,
+            "gain_rank": rank,
         },
         coords={"layer": gain["layer"]},
         attrs={"method": "minimum_energy", "rtol": rtol},
@@ -147,7 +149,13 @@ def _outputs(gain: xr.DataArray, target, outputs, hold) -> tuple[xr.DataArray, x
             f"hold={held}. Steer some and hold others."
         )
     if not isinstance(target, xr.DataArray):
-        target = xr.DataArray(np.atleast_1d(np.asarray(target, dtype=np.float64)), dims=["output"])
+        values = np.atleast_1d(np.asarray(target, dtype=np.float64))
+        if values.ndim > 1:
+            raise ValueError(
+                f"`target` must be a number or one per output; got shape {values.shape}. Name the "
+                "batch dims in a DataArray."
+            )
+        target = xr.DataArray(values, dims=["output"])
     target = _finite_target(target, "output", len(steered))
     zeros = xr.zeros_like(target.isel(output=[0] * len(held)))
     wanted = xr.concat([target, zeros], dim="output") if held else target
@@ -187,6 +195,11 @@ def _weights(weights: ArrayLike | xr.DataArray | None, gain: xr.DataArray) -> xr
         weights = np.ones(sizes["layer"])
     if not isinstance(weights, xr.DataArray):
         array = np.asarray(weights, dtype=np.float64)
+        if array.ndim > 2:
+            raise ValueError(
+                f"`weights` must be (layer) or (layer, input); got shape {array.shape}. Name the "
+                "batch dims in a DataArray."
+            )
         weights = xr.DataArray(array, dims=["layer", "input"][: array.ndim])
     got = {d: weights.sizes.get(d) for d in sizes}
     fits = got["layer"] == sizes["layer"] and got["input"] in (None, sizes["input"])
@@ -198,7 +211,17 @@ def _weights(weights: ArrayLike | xr.DataArray | None, gain: xr.DataArray) -> xr
         )
     if "input" not in weights.dims:
         weights = weights.expand_dims(input=sizes["input"], axis=-1)
-    return weights.drop_vars(["layer", "input"], errors="ignore")
+    return same_labels(weights, gain, "layer", "weights").drop_vars("input", errors="ignore")
+
+
+def same_labels(array: xr.DataArray, like: xr.DataArray, dim: str, name: str) -> xr.DataArray:
+    """The array without labels, after checking that they are those of ``like``."""
+    if dim in array.coords and not np.array_equal(array[dim], like[dim]):
+        raise ValueError(
+            f"`{name}` must have the labels of the system along {dim!r}, {like[dim].values}; got "
+            f"{array[dim].values}. Select the same part of both."
+        )
+    return array.drop_vars(dim, errors="ignore")
 
 
 def _least_energy(gain, target, cost, *, rtol):
@@ -212,8 +235,9 @@ def _least_energy(gain, target, cost, *, rtol):
     shares = (np.swapaxes(U, -1, -2) @ target[..., None])[..., 0]
     z = np.swapaxes(Zt, -1, -2) @ (np.where(used, shares, 0.0) / np.where(used, s, 1.0))[..., None]
     predicted = (G @ z)[..., 0]
+    reached = (U @ np.where(used, shares, 0.0)[..., None])[..., 0]
     u = z[..., 0].reshape(*z.shape[:-2], n_layers, n_inputs) * scale
-    return u, predicted, used.sum(-1)
+    return u, predicted, reached, np.broadcast_to(used.sum(-1), predicted.shape[:-1])
 
 
 def lqr(
@@ -311,7 +335,12 @@ def _cost(value, name: str, dims: tuple[str, str], n: int, n_layers: int, *, def
     """A cost matrix per layer, after checking that it is one."""
     if not isinstance(value, xr.DataArray):
         array = np.asarray(value, dtype=np.float64)
-        value = xr.DataArray(array, dims=[("layer", *dims), dims][array.ndim != 3][: array.ndim])
+        if array.ndim not in (2, 3):
+            raise ValueError(
+                f"`{name}` must be a matrix or one per layer; got shape {array.shape}. Name the "
+                "batch dims in a DataArray."
+            )
+        value = xr.DataArray(array, dims=dims if array.ndim == 2 else ("layer", *dims))
     if "layer" not in value.dims:
         value = value.expand_dims(layer=n_layers)
     wanted = {"layer": n_layers, dims[0]: n, dims[1]: n}
@@ -322,11 +351,13 @@ def _cost(value, name: str, dims: tuple[str, str], n: int, n_layers: int, *, def
         )
     value = value.drop_vars(["layer", *dims], errors="ignore").transpose(..., *wanted)
     matrix = value.values
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
     scale = float(np.abs(matrix).max())
     asymmetry = float(np.abs(matrix - np.swapaxes(matrix, -1, -2)).max())
-    if not np.isfinite(matrix).all() or asymmetry > 1e-10 * scale:
+    if asymmetry > 1e-10 * scale:
         raise ValueError(
-            f"`{name}` must be finite and symmetric; got an asymmetry of {asymmetry:.1e}. Use "
+            f"`{name}` must be symmetric; got an asymmetry of {asymmetry:.1e}. Use "
             f"({name} + {name}') / 2."
         )
     least = float(np.linalg.eigvalsh(matrix).min())
@@ -362,11 +393,14 @@ def closed_loop(system: xr.Dataset, K: xr.DataArray) -> xr.Dataset:
     """
     check(system)
     wanted = {d: system.sizes[d] for d in ("layer", "input", "state")}
-    if {d: K.sizes.get(d) for d in wanted} != wanted or not np.isfinite(K.values).all():
+    got = dict(K.sizes) if isinstance(K, xr.DataArray) else type(K).__name__
+    if not isinstance(K, xr.DataArray) or {d: K.sizes.get(d) for d in wanted} != wanted:
         raise ValueError(
-            f"`K` must be finite with dims {wanted}; got {dict(K.sizes)}. Take it from `ltv.lqr`."
+            f"`K` must be a DataArray with dims {wanted}; got {got}. Take it from `ltv.lqr`."
         )
-    K = K.transpose(..., "layer", "input", "state").drop_vars("layer", errors="ignore")
+    if not np.isfinite(K.values).all():
+        raise ValueError("`K` must be finite; got nan or inf. Take it from `ltv.lqr`.")
+    K = same_labels(K.transpose(..., *wanted), system["A"], "layer", "K")
     A = system["A"].drop_vars("layer", errors="ignore") - xr.dot(system["B"], K, dim="input")
     last = K.isel(layer=[0]) * 0.0
     at_depth = xr.concat([K, last], dim="layer").rename(layer="depth")

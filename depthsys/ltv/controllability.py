@@ -9,10 +9,10 @@ import xarray as xr
 
 from depthsys.ltv.control import state_gains
 from depthsys.ltv.gramians import System, reachability
-from depthsys.ltv.matrix_free import over_depth, transposed
+from depthsys.ltv.matrix_free import MatrixFree, over_depth, transposed
 from depthsys.ltv.project import state_sizes
 from depthsys.ltv.response import gains, labels
-from depthsys.ltv.system import DIMS, check
+from depthsys.ltv.system import check
 
 RTOL = 1e-10
 
@@ -32,7 +32,7 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
     xr.Dataset
         Per depth, with :math:`\lambda_i` the positive eigenvalues of :math:`P_k`:
 
-        ``rank``
+        ``state_rank``
             Number of reachable directions.
         ``average``
             :math:`\mathrm{tr} P_k`, (state/input)^2: energy in the states per white unit input.
@@ -42,14 +42,16 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             :math:`\sum \log \lambda_i`: twice the log volume of what unit energy reaches, up to
             the volume of the unit ball of that rank.
         ``output_rank``, ``output_worst_case_energy``
-            The same for the outputs, from :math:`C_k P_k C_k^\top`.
+            The same for the outputs, from :math:`C_k P_k C_k^\top`; what is below ``rtol`` of
+            :math:`\|C_k\| \|R_k\|` counts as zero.
 
         Per input layer, used alone:
 
         ``average_from_layer``
             :math:`\mathrm{tr} P_L` from that layer.
         ``energy_from_layer`` (layer, output)
-            Least energy to shift that output of y_L by one; inf where the layer does not reach it.
+            Least energy to shift that output of y_L by one; inf where the layer does not reach
+            it (a gain below ``rtol`` of :math:`\|C_L\|` times the largest state gain).
 
         Where nothing is reachable (depth 0) the energies are inf and the log volume is 0.
 
@@ -63,39 +65,60 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
     def core(A, B, C):
         rows = []
         for c, R in zip(C, reachability(A, B), strict=True):
-            for factor in (R, c @ R if R.shape[-1] else R):
-                rows.append(_measures(factor, rtol))
+            seen = c @ R if R.shape[-1] else R
+            scale = np.linalg.norm(c, axis=(-2, -1)) * np.linalg.norm(R, axis=(-2, -1))
+            rows.append([*_measures(R, rtol, None), *_measures(seen, rtol, scale)])
         return tuple(
-            np.stack(np.broadcast_arrays(*[row[i] for row in rows[which::2]]), axis=-1)
-            for which, i in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 2))
+            np.stack(np.broadcast_arrays(*parts), axis=-1) for parts in zip(*rows, strict=True)
         )
 
-    names = ["rank", "average", "worst_case_energy", "log_volume"]
-    names += ["output_rank", "output_worst_case_energy"]
-    per_depth = over_depth(core, system, "ABC", [["depth"]] * len(names))
+    rank, average, least, volume, output_rank, _, output_least, _ = over_depth(
+        core, system, "ABC", [["depth"]] * 8
+    )
     gain, output = state_gains(system), gains(system)
+    squares = (gain**2).sum(["state", "input"])
     reach = (output**2).sum("input")
+    floor = rtol**2 * _readout(system) * squares.max("layer")
     return xr.Dataset(
         {
-            **dict(zip(names, per_depth, strict=True)),
-            "average_from_layer": (gain**2).sum(["state", "input"]),
-            "energy_from_layer": (1.0 / reach.where(reach > 0)).fillna(np.inf),
+            "state_rank": rank,
+            "average": average,
+            "worst_case_energy": _inverse(least),
+            "log_volume": volume,
+            "output_rank": output_rank,
+            "output_worst_case_energy": _inverse(output_least),
+            "average_from_layer": squares,
+            "energy_from_layer": _inverse(reach.where(reach > floor, 0.0)),
         },
         coords={"depth": labels(system, "depth"), "layer": labels(system, "layer")},
         attrs={"rtol": rtol},
     )
 
 
-def _measures(factor: np.ndarray, rtol: float) -> tuple[np.ndarray, ...]:
-    """Rank, trace, 1 / least eigenvalue and log volume of factor factor' on its range."""
+def _inverse(value: xr.DataArray) -> xr.DataArray:
+    """1 / value, and inf where it is zero."""
+    return (1.0 / value.where(value > 0)).fillna(np.inf)
+
+
+def _readout(system: System) -> xr.DataArray:
+    """Summed squares of C_L."""
+    if isinstance(system, MatrixFree):
+        return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum())
+    return (system["C"].isel(depth=-1, drop=True) ** 2).sum(["output", "state"])
+
+
+def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:
+    """Rank, trace, least positive eigenvalue (or 0) and log volume of factor factor'."""
     if factor.shape[-1] == 0:
         zero = np.zeros(factor.shape[:-2])
-        return zero.astype(int), zero, zero + np.inf, zero
+        return [zero.astype(int), zero, zero, zero]
     s = np.linalg.svd(factor, compute_uv=False)
     used = used_values(s, rtol)
-    least = np.where(used, s, np.inf).min(-1)
+    if scale is not None:
+        used &= s > rtol * scale[..., None]
+    least = np.where(used.any(-1), np.where(used, s, np.inf).min(-1), 0.0)
     volume = 2 * np.log(np.where(used, s, 1.0)).sum(-1)
-    return used.sum(-1), (s**2).sum(-1), np.where(used.any(-1), least**-2.0, np.inf), volume
+    return [used.sum(-1), (s**2).sum(-1), least**2, volume]
 
 
 def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
@@ -134,6 +157,11 @@ def reachable_fraction(system: System, target: xr.DataArray, *, rtol: float = RT
             f"{got}. Write `xr.DataArray(d, dims=['state'])`."
         )
     depths = labels(system, "depth")
+    if target.sizes.get("depth", len(depths)) != len(depths):
+        raise ValueError(
+            f"`target` must have {len(depths)} depths, or none; got {dict(target.sizes)}. One "
+            "target serves all depths."
+        )
     if "depth" not in target.dims:
         target = target.expand_dims(depth=len(depths))
     target = target.drop_vars("depth", errors="ignore")
@@ -148,7 +176,10 @@ def reachable_fraction(system: System, target: xr.DataArray, *, rtol: float = RT
                 parts.append(np.zeros(np.broadcast_shapes(R.shape[:-2], target.shape[:-2])))
                 continue
             U, s, _ = np.linalg.svd(R, full_matrices=False)
-            inside = transposed(U * used_values(s, rtol)[..., None, :]) @ target[..., k, :, None]
+            inside = (
+                transposed(U * used_values(s, rtol)[..., None, :])
+                @ target[..., k, : R.shape[-2], None]
+            )
             parts.append(np.linalg.norm(inside[..., 0], axis=-1))
         return np.stack(np.broadcast_arrays(*parts), axis=-1)
 
@@ -161,7 +192,8 @@ def modal_controllability(system: xr.Dataset) -> xr.Dataset:
     r"""How far each mode of each frozen layer is from being unreachable by each input.
 
     :math:`|w^\top b| / (\|w\| \|b\|)` for left eigenvectors w of A_l and columns b of B_l: 0 where
-    the Popov-Belevitch-Hautus test fails, 1 where the input points along the mode.
+    the Popov-Belevitch-Hautus test fails, 1 where the input points along the mode. A repeated
+    eigenvalue has no eigenvectors of its own: then a test of one vector says nothing.
 
     Parameters
     ----------
@@ -191,7 +223,8 @@ def modal_controllability(system: xr.Dataset) -> xr.Dataset:
             "`controllability`, which follows the depth."
         )
 
-    def core(A, B):
+    def core(layers_of_A, layers_of_B):
+        A, B = np.stack(layers_of_A, axis=-3), np.stack(layers_of_B, axis=-3)
         values, W = np.linalg.eig(transposed(A))
         order = np.argsort(-np.abs(values), axis=-1, kind="stable")
         values = np.take_along_axis(values, order, axis=-1)
@@ -200,12 +233,8 @@ def modal_controllability(system: xr.Dataset) -> xr.Dataset:
         cosine = np.abs(transposed(W) @ B) / np.where(length > 0, length, 1.0)
         return cosine, np.abs(values), np.angle(values)
 
-    cosine, modulus, angle = xr.apply_ufunc(
-        core,
-        system["A"],
-        system["B"],
-        input_core_dims=[list(DIMS["A"]), list(DIMS["B"])],
-        output_core_dims=[["layer", "mode", "input"], ["layer", "mode"], ["layer", "mode"]],
+    cosine, modulus, angle = over_depth(
+        core, system, "AB", [["layer", "mode", "input"], ["layer", "mode"], ["layer", "mode"]]
     )
     data = {"cosine": cosine, "modulus": modulus, "angle": angle}
     return xr.Dataset(data, coords={"layer": system["layer"]})

@@ -20,9 +20,10 @@ PART = 64  # systems of a batch per part
 class MatrixFree:
     """A system whose A is known only through products ``A_l V`` and ``A_l' W``.
 
-    Accepted wherever a system Dataset is by the factors, the Hankel singular values, the
-    responses (`gains`, `io_matrix`), the norms and bounds, the bases, `project` and `compare`;
-    the projected system is an ordinary Dataset. One system, no batch dims.
+    Accepted wherever a system Dataset is by the factors and Gramians, the Hankel singular values,
+    the norms and bounds, the bases, `project` and `compare`, `gains`, `state_gains`, `io_matrix`,
+    `minimum_energy`, `controllability`, `reachable_fraction` and `actuator_layers`. The projected
+    system is an ordinary Dataset. One system, no batch dims.
 
     Parameters
     ----------
@@ -138,7 +139,8 @@ def over_depth(
     `transposed`, so one text of every algorithm serves both.
     """
     if isinstance(system, MatrixFree):
-        found = core(*(list(getattr(system, name)) for name in names), *(e.values for e in extra))
+        given = [_unbatched(array, dims) for array, dims in zip(extra, extra_dims, strict=True)]
+        found = core(*(list(getattr(system, name)) for name in names), *given)
         several = isinstance(found, tuple)
         arrays = [
             xr.DataArray(value, dims=list(dims))
@@ -155,10 +157,18 @@ def over_depth(
 
     def on_stacks(*arrays: np.ndarray) -> Any:
         stacks = [[a[..., k, :, :] for k in range(a.shape[-3])] for a in arrays[: len(names)]]
-        return core(*stacks, *arrays[len(names) :])
+        found = core(*stacks, *arrays[len(names) :])
+        # a result that looks at some of the arrays only still has the batch dims of all
+        batch = _batch(arrays, core_dims)
+        several = found if isinstance(found, tuple) else (found,)
+        whole = tuple(
+            np.broadcast_to(value, (*batch, *value.shape[value.ndim - len(dims) :]))
+            for value, dims in zip(several, output_dims, strict=True)
+        )
+        return whole if isinstance(found, tuple) else whole[0]
 
     return xr.apply_ufunc(
-        lambda *arrays: _in_parts(on_stacks, arrays, [len(d) for d in core_dims], output_dims),
+        lambda *arrays: _in_parts(on_stacks, arrays, core_dims, output_dims),
         *(system[name] for name in names),
         *extra,
         input_core_dims=core_dims,
@@ -170,28 +180,26 @@ def over_depth(
 def _in_parts(
     function: Callable,
     arrays: Sequence[np.ndarray],
-    n_core: Sequence[int],
+    core_dims: Sequence[Sequence[str]],
     output_dims: Sequence[Sequence[str]],
 ) -> Any:
     """Run a large batch in parts that fit a cache, on all cores (numpy releases the lock)."""
-    shapes = [a.shape[: a.ndim - n] for a, n in zip(arrays, n_core, strict=True)]
-    batch: tuple[int, ...] = np.broadcast_shapes(*shapes)
+    batch = _batch(arrays, core_dims)
     size = max(batch, default=0)
     if size < 2 * PART:
         return function(*arrays)
     longest = batch.index(size)
     from_end = longest - len(batch)  # batch dims are aligned at their end
 
-    def cut(array: np.ndarray, shape: tuple[int, ...], n: int, part: slice) -> np.ndarray:
-        if len(shape) < -from_end or shape[from_end] == 1:
+    def cut(array: np.ndarray, dims: Sequence[str], part: slice) -> np.ndarray:
+        axis = array.ndim - len(dims) + from_end
+        if axis < 0 or array.shape[axis] == 1:
             return array
-        return array[(slice(None),) * (len(shape) + from_end) + (part,)]
+        return array[(slice(None),) * axis + (part,)]
 
     def run(start: int) -> tuple[np.ndarray, ...]:
         part = slice(start, start + PART)
-        found: Any = function(
-            *(cut(*item, part) for item in zip(arrays, shapes, n_core, strict=True))
-        )
+        found: Any = function(*(cut(*item, part) for item in zip(arrays, core_dims, strict=True)))
         return found if isinstance(found, tuple) else (found,)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -201,6 +209,20 @@ def _in_parts(
         for i, dims in enumerate(output_dims)
     ]
     return tuple(joined) if len(joined) > 1 else joined[0]
+
+
+def _batch(arrays: Sequence[np.ndarray], core_dims: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    leads = (a.shape[: a.ndim - len(d)] for a, d in zip(arrays, core_dims, strict=True))
+    return np.broadcast_shapes(*leads)
+
+
+def _unbatched(array: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
+    if set(array.dims) != set(dims):
+        raise ValueError(
+            f"beside a `MatrixFree` system an argument must have dims {tuple(dims)}; got "
+            f"{array.dims}. It has no batch dims: loop over them."
+        )
+    return array.transpose(*dims).values
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

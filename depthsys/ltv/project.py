@@ -15,7 +15,7 @@ BASIS_DIMS = ("depth", "feature", "state")
 def project(system: System, basis: xr.Dataset) -> xr.Dataset:
     r"""The Petrov-Galerkin projection of a system onto a basis, for every method.
 
-    :math:`\hat A_l = W_{l+1}^	op A_l V_l`, :math:`\hat B_l = W_{l+1}^	op B_l`,
+    :math:`\hat A_l = W_{l+1}^\top A_l V_l`, :math:`\hat B_l = W_{l+1}^\top B_l`,
     :math:`\hat C_k = C_k V_k`, :math:`\hat D = D`.
 
     Parameters

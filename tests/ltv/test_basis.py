@@ -403,7 +403,7 @@ def test_compare_says_what_it_measured():
         table.terminal_norm, np.sqrt((ltv.gains(system) ** 2).sum(["layer", "output", "input"]))
     )
     # beyond the rank nothing changes, and a ratio to a bound of zero means nothing
-    assert table["rank"].sel(order=9).values.tolist() == [6, 6]
+    assert table.states.sel(order=9).values.tolist() == [6, 6]
     assert (table.error.sel(order=9) < 1e-12 * table.norm).all()
     assert table.ratio.sel(order=9).isnull().all()
     assert (table.seconds > 0).all()
