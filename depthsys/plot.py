@@ -577,10 +577,12 @@ def _layer_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def figure(width: float = 6.4, height: float = 3.8, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with ``columns`` Axes side by side, outside pyplot's global state."""
+def figure(
+    width: float = 6.4, height: float = 3.8, columns: int = 1, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of Axes, row by row, outside pyplot's global state."""
     fig = Figure(figsize=(width, height), layout="constrained")
-    axes = list(np.atleast_1d(np.asarray(fig.subplots(1, columns))))
+    axes = list(np.asarray(fig.subplots(rows, columns, squeeze=False)).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return fig, axes

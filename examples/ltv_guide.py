@@ -11,7 +11,6 @@ import doctest
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 
 from depthsys import ltv, plot
 
@@ -32,19 +31,19 @@ def draw(names: dict, out: Path) -> None:
     """The figures of the page, as PNG."""
     rod, values = names["rod"], names["values"]
 
-    fig, (left, right) = plot.figure(columns=2)
+    fig, (left, right) = plot.figure(11, 4, columns=2)
     plot.hankel_map(left, values)
     plot.hankel_lines(right, values.isel(index=slice(12)))
-    left.set_title("Hankel singular values of the rod")
+    left.set_title("Hankel singular values of the rod", pad=24)  # above the key
     right.set_title("the first twelve")
-    plot.save(fig, out / "ltv_hankel.png")
+    plot.save(fig, out / "ltv_hankel.png", "png")
 
-    fig, (ax,) = plot.figure()
+    fig, (ax,) = plot.figure(7, 4.5)
     plot.error_curves(ax, names["rod_table"])
     ax.set_title("reduced models of the rod")
-    plot.save(fig, out / "ltv_errors.png")
+    plot.save(fig, out / "ltv_errors.png", "png")
 
-    fig, axes = plot.figure(columns=2, rows=2)
+    fig, axes = plot.figure(10, 7.5, columns=2, rows=2)
     plot.io_image(axes[0], ltv.io_matrix(rod).isel(output=[1]))
     axes[0].set_title("heating to the middle thermometer")
     plot.gramian_eigenvalues(axes[1], ltv.reachability_factors(rod))
@@ -53,19 +52,19 @@ def draw(names: dict, out: Path) -> None:
     plot.energy_ellipsoid(axes[2], P, states=(20, 25))
     axes[2].set_title("cells reached with energy 1")
     three_cells(axes[3], names)
-    plot.save(fig, out / "ltv_control.png")
+    plot.save(fig, out / "ltv_control.png", "png")
 
-    fig, (left, right) = plot.figure(columns=2)
+    fig, (left, right) = plot.figure(11, 4, columns=2)
     plot.hankel_lines(left, ltv.hankel_singular_values(names["system"]))
     left.set_title("depth of demo_96x8, profile readout")
     plot.error_curves(right, names["table"])
     right.set_title("reduced models of it")
-    plot.save(fig, out / "ltv_language_model.png")
+    plot.save(fig, out / "ltv_language_model.png", "png")
 
 
 def three_cells(ax, names: dict) -> None:
     """The least-energy heating and the temperatures it gives."""
-    plan, rod = names["plan_of_three"], names["rod"]
+    plan, rod = names["plan"], names["rod"]
     y = ltv.simulate(rod, plan.u).y
     for i, style in enumerate(("-", "--", ":")):
         place = (0.2, 0.5, 0.75)[i]
@@ -78,11 +77,12 @@ def three_cells(ax, names: dict) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args()
     mpl.use("agg")
-    np.set_printoptions(legacy=False)
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(names_of(GUIDE), arguments.out)
     print("drawn:", *sorted(str(p) for p in arguments.out.glob("ltv_*.png")))
