@@ -20,9 +20,15 @@ def numbers(text: str) -> np.ndarray:
     return np.array([float(x) for x in re.findall(r"-?\d+\.\d*|-?\d+", text)])
 
 
-def test_python_example_prints_what_the_readme_shows(capsys):
-    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
-    shown = re.search(r"```text\n(.*?)```", README, re.S).group(1)
+EXAMPLES = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S)
+
+
+def test_every_python_example_shows_its_output():
+    assert len(EXAMPLES) == README.count("```python") == 2
+
+
+@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "ltv alone"])
+def test_python_example_prints_what_the_readme_shows(code, shown, capsys):
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert re.sub(r"[-\d.\[\]\s]", "", printed) == re.sub(r"[-\d.\[\]\s]", "", shown)

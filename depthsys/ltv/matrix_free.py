@@ -162,13 +162,13 @@ def over_depth(
         batch = _batch(arrays, core_dims)
         several = found if isinstance(found, tuple) else (found,)
         whole = tuple(
-            np.broadcast_to(value, (*batch, *value.shape[value.ndim - len(dims) :]))
+            _whole(value, (*batch, *value.shape[value.ndim - len(dims) :]))
             for value, dims in zip(several, output_dims, strict=True)
         )
         return whole if isinstance(found, tuple) else whole[0]
 
     return xr.apply_ufunc(
-        lambda *arrays: _in_parts(on_stacks, arrays, core_dims, output_dims),
+        lambda *arrays: in_parts(on_stacks, arrays, core_dims, output_dims),
         *(system[name] for name in names),
         *extra,
         input_core_dims=core_dims,
@@ -177,7 +177,7 @@ def over_depth(
     )
 
 
-def _in_parts(
+def in_parts(
     function: Callable,
     arrays: Sequence[np.ndarray],
     core_dims: Sequence[Sequence[str]],
@@ -214,6 +214,10 @@ def _in_parts(
 def _batch(arrays: Sequence[np.ndarray], core_dims: Sequence[Sequence[str]]) -> tuple[int, ...]:
     leads = (a.shape[: a.ndim - len(d)] for a, d in zip(arrays, core_dims, strict=True))
     return np.broadcast_shapes(*leads)
+
+
+def _whole(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return value if value.shape == shape else np.broadcast_to(value, shape).copy()
 
 
 def _unbatched(array: xr.DataArray, dims: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.gramians import System
-from depthsys.ltv.matrix_free import MatrixFree, over_depth, transposed
+from depthsys.ltv.matrix_free import MatrixFree, in_parts, over_depth, transposed
 from depthsys.ltv.response import labels
 from depthsys.ltv.system import DIMS, STAMP, check
 
@@ -132,7 +132,11 @@ def _check_basis(system: System, basis: xr.Dataset) -> None:
             raise ValueError(f"`basis` must be finite; got nan or inf in {name}. Make it again.")
     V, W = (basis[name].transpose(..., *BASIS_DIMS) for name in "VW")
     off, allowed = xr.apply_ufunc(
-        _deviation, V, W, input_core_dims=[list(BASIS_DIMS)] * 2, output_core_dims=[[], []]
+        lambda *pair: in_parts(_deviation, pair, [BASIS_DIMS] * 2, [[], []]),
+        V,
+        W,
+        input_core_dims=[list(BASIS_DIMS)] * 2,
+        output_core_dims=[[], []],
     )
     if bool((off > allowed).any()):
         raise ValueError(
@@ -146,8 +150,9 @@ def _deviation(V: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     used = (V != 0).any(-2)
     identity = np.eye(V.shape[-1]) * (used[..., None, :] & used[..., None])
     off = np.abs(transposed(W) @ V - identity).max((-3, -2, -1))
-    length = np.linalg.norm(V, axis=-2).max(-1) * np.linalg.norm(W, axis=-2).max(-1)
-    return off, BIORTHOGONAL + 1000 * np.finfo(float).eps * length.max(-1)
+    squares = [np.einsum("...fr,...fr->...r", x, x).max(-1) for x in (V, W)]
+    length = np.sqrt(squares[0] * squares[1]).max(-1)
+    return off, BIORTHOGONAL + 1000 * np.finfo(float).eps * length
 
 
 def state_size(system: System) -> int:

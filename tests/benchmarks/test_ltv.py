@@ -81,7 +81,7 @@ def test_batch_against_a_python_loop():
         ),
     ):
         times = {"loop": np.inf, "batch": np.inf}
-        for _ in range(3):
+        for _ in range(6):
             spent, plain = seconds(loop, 1)
             times["loop"] = min(times["loop"], spent)
             spent, ours = seconds(batch, 1)
