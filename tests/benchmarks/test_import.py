@@ -17,6 +17,4 @@ def seconds(module: str) -> float:
 def test_import_time():
     floor = seconds("xarray, scipy.sparse.linalg")
     for module in ("depthsys", "depthsys.ltv"):
-        print(
-            f"\nimport {module}: {seconds(module) - floor:+.3f} s over xarray and scipy.sparse.linalg"
-        )
+        print(f"\nimport {module}: {seconds(module) - floor:+.3f} s over xarray and scipy.sparse")
