@@ -153,6 +153,13 @@ def _bounds(
     )
 
 
+def proved_bound(values: xr.DataArray, kept: xr.DataArray) -> xr.DataArray:
+    """``upper`` of `error_bounds` where ``kept`` (..., depth) states are left at every depth."""
+    index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
+    cut = values.where(index >= kept.drop_vars("depth", errors="ignore"), 0.0)
+    return bounds_of(cut.transpose(..., "depth", "index"), 0)["upper"]
+
+
 def _sum_of_distinct(values: np.ndarray) -> np.ndarray:
     values = np.sort(values, axis=-1)
     first = np.diff(values, axis=-1, prepend=-1.0) != 0

@@ -423,3 +423,25 @@ def test_compare_takes_settings_by_name_and_refuses_nonsense():
     for methods in ([], ["balanced"]):
         with pytest.raises(TypeError, match="`methods` must hold functions"):
             ltv.compare(system, [1], methods)
+
+
+def test_compare_certifies_what_was_kept_and_nothing_else():
+    """A coarse rtol keeps fewer states than the order: the bound is that of those kept."""
+    system = ltv.system(*random_system("slowly varying", 1, 20, L=10, n=5), batch_dims=["case"])
+    coarse = functools.partial(ltv.balanced_basis, rtol=0.3)
+    elsewhere = ltv.system(*random_system("independent", 2, 20, L=10, n=5), batch_dims=["case"])
+    methods = {
+        "balanced": ltv.balanced_basis,
+        "coarse": coarse,
+        "of another system": lambda _, order: ltv.balanced_basis(elsewhere, order=order),
+    }
+    table = ltv.compare(system, [3], methods).isel(order=0)
+    assert (table.states <= 3).all()
+    for name in ("balanced", "coarse"):
+        row = table.sel(basis=name)
+        assert (row.error <= row.upper + row.resolution).all()
+    # the bound of order 3 would be violated
+    bounds = ltv.error_bounds(system, 3)
+    assert (table.error.sel(basis="coarse") > bounds.upper).any()
+    np.testing.assert_allclose(table.upper.sel(basis="balanced"), bounds.upper, rtol=1e-9)
+    assert table.upper.sel(basis="of another system").isnull().all()
