@@ -99,13 +99,27 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
 
 
 def schedule(ax: Axes, energies: xr.Dataset) -> None:
-    """The minimum-energy injection per layer: ``u`` (layer)."""
+    """The minimum-energy injection per layer: ``u`` (layer) or (layer, input)."""
     u = energies["u"]
-    ax.bar(u["layer"], u, color=BLUE, width=0.7)
+    if "input" not in u.dims:
+        u = u.expand_dims(input=1)
+    n_inputs = u.sizes["input"]
+    hatches = ["", "///", "...", "xxx"]
+    for i in range(n_inputs):
+        shift = 0.7 * ((i + 0.5) / n_inputs - 0.5)
+        style: dict = {"color": BLUE} if i == 0 else {"facecolor": "w", "edgecolor": BLUE}
+        values = u.isel(input=i)
+        hatch = hatches[i % len(hatches)]
+        label = f"input {i}"
+        ax.bar(u["layer"] + shift, values, width=0.7 / n_inputs, hatch=hatch, label=label, **style)
+    if n_inputs > 1:
+        ax.legend(frameon=False, fontsize="small")
     ax.axhline(0, color=BLACK, lw=0.8)
     _layer_axis(ax)
     ax.set_ylabel("injection $u_l$ (unit of the state)")
-    ax.set_title(f"minimum-energy schedule for a shift of {float(energies.attrs['target']):.3g}")
+    if "target" in energies.attrs:
+        shift = float(energies.attrs["target"])
+        ax.set_title(f"minimum-energy schedule for a shift of {shift:.3g}")
 
 
 def energies(ax: Axes, energies: xr.Dataset) -> None:
@@ -360,7 +374,8 @@ def io_image(ax: Axes, matrix: xr.DataArray) -> None:
     for axis, labels, size, line in sides:
         shown = np.arange(0, len(labels), -(-len(labels) // 13))
         axis.set_ticks(shown * size + (size - 1) / 2, labels[shown].tolist())
-        for k in range(1, len(labels)) if size > 1 else ():
+        # lines between blocks, as long as they leave room for the blocks
+        for k in range(1, len(labels)) if size > 1 and len(labels) <= 24 else ():
             line(k * size - 0.5, color="w", lw=0.5)
     ax.set_xlabel("layer of the input" + (f" ({m} inputs each)" if m > 1 else ""))
     ax.set_ylabel("depth of the output" + (f" ({p} outputs each)" if p > 1 else ""))

@@ -440,3 +440,22 @@ def test_error_curves_refuse_other_tables(table):
         plot.error_curves(ax, table.expand_dims("prompt"))
     with pytest.raises(ValueError, match=r"`norm` must be positive; got 0"):
         plot.error_curves(ax, table.assign(norm=0.0))
+
+
+def test_schedule_takes_a_plan_with_several_inputs(tmp_path):
+    rng = np.random.default_rng(0)
+    u = xr.DataArray(rng.standard_normal((5, 2)), dims=["layer", "input"]).assign_coords(
+        layer=range(3, 8)
+    )
+    _, (ax,) = plot.figure()
+    plot.schedule(ax, xr.Dataset({"u": u}))
+    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(2, 5)
+    np.testing.assert_allclose(heights, u.T)
+    middles = np.array([bar.get_x() + bar.get_width() / 2 for bar in ax.patches]).reshape(2, 5)
+    np.testing.assert_allclose(middles.mean(0), range(3, 8))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["input 0", "input 1"]
+
+
+def test_a_figure_may_have_rows():
+    _, axes = plot.figure(columns=3, rows=2)
+    assert len(axes) == 6

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from depthsys.ltv.control import state_gains
 from depthsys.ltv.controllability import RTOL, used_values
 from depthsys.ltv.gramians import System
-from depthsys.ltv.matrix_free import transposed
-from depthsys.ltv.response import gains, labels
+from depthsys.ltv.matrix_free import labels, transposed
+from depthsys.ltv.response import gains
 
 
 class Objective(Protocol):
@@ -166,6 +166,11 @@ def actuator_layers(
         raise ValueError(f"`count` must be a whole number; got {count!r}. How many layers?")
     if not 1 <= count <= n_layers:
         raise ValueError(f"`count` must be in 1..{n_layers}, the layers; got {count}. Take fewer.")
+    if isinstance(objective, type) or not hasattr(objective, "value"):
+        raise TypeError(
+            f"`objective` must be `Trace()`, `Volume(floor=...)` or `Energy(target=...)`; got "
+            f"{objective!r}. Make one of these."
+        )
     blocks = state_gains(system) if objective.of == "state" else gains(system)
     dims = ["layer", objective.of, "input"]
     picks, value = xr.apply_ufunc(

@@ -15,14 +15,27 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from depthsys.ltv.gramians import System, observability, reachability
-from depthsys.ltv.matrix_free import beside, over_depth, stacked, transposed
+from depthsys.ltv.gramians import System, noise_of, observability, reachability
+from depthsys.ltv.matrix_free import (
+    beside,
+    check_finite,
+    labels,
+    n_depths,
+    over_depth,
+    stacked,
+    state_size,
+    state_sizes,
+    transposed,
+)
 from depthsys.ltv.norms import spectral_norm
-from depthsys.ltv.project import n_depths, project, state_size, state_sizes
-from depthsys.ltv.response import io_matrix, labels
+from depthsys.ltv.project import project
+from depthsys.ltv.response import io_matrix
+from depthsys.ltv.system import as_named
 
 RTOL = 1e-12
+SEEN = 1e-12  # cosines nearer to zero are rounding
 
 
 class RankError(ValueError):
@@ -55,7 +68,8 @@ def balanced_basis(
     tolerance
         Instead of ``order``: the wanted exact error relative to ``||G||``.
     rtol
-        Hankel singular values below ``rtol`` times the largest at that depth count as zero.
+        Hankel singular values below ``rtol`` times the largest at that depth, or below ten times
+        what rounding leaves of :math:`\|S_k\| \|R_k\|`, count as zero.
 
     Returns
     -------
@@ -83,27 +97,34 @@ def balanced_basis(
     """
 
     def core(A, B, C, *, order):
-        size = A[0].shape[-1]
         V, W = [], []
-        for R, S in zip(reachability(A, B), observability(A, C), strict=True):
+        for k, (R, S) in enumerate(zip(reachability(A, B), observability(A, C), strict=True)):
+            product = transposed(S) @ R
+            check_finite(product, f"S' R at depth {k}")
             if R.shape[-1] == 0:
-                V.append(np.zeros((*np.broadcast_shapes(R.shape[:-2], S.shape[:-2]), size, 0)))
+                V.append(np.zeros((*product.shape[:-2], R.shape[-2], 0)))
                 W.append(V[-1])
                 continue
-            U, s, Zt = np.linalg.svd(transposed(S) @ R, full_matrices=False)
-            scale = _inverse_root(s, rtol)[..., None, :order]
+            U, s, Zt = np.linalg.svd(product, full_matrices=False)
+            known = (s > rtol * s[..., :1]) & (s > 10 * noise_of(R, S)[..., None])
+            scale = (np.where(known, s, 1.0) ** -0.5 * known)[..., None, :order]
             V.append(R @ (transposed(Zt)[..., :order] * scale))
-            W.append(S @ (U[..., :order] * scale))
+            W.append(_biorthogonal(S @ (U[..., :order] * scale), V[-1]))
         return V, W
 
     method = _Method("balanced", core, "ABC", rtol)
     return _basis(system, method, order, tolerance)
 
 
-def _inverse_root(values: np.ndarray, rtol: float) -> np.ndarray:
-    """``values ** -0.5``, and zero where a value counts as zero."""
-    positive = values > rtol * values[..., :1]
-    return np.where(positive, values, 1.0) ** -0.5 * positive
+def _biorthogonal(W: np.ndarray, V: np.ndarray) -> np.ndarray:
+    """W with W' V = I to rounding, from one where it is nearly so (Newton's iteration).
+
+    A small singular value carries an error of eps ||S|| ||R||, which its inverse root magnifies.
+    """
+    for _ in range(3):
+        product = transposed(W) @ V
+        W = 2 * W - W @ transposed(product)
+    return W
 
 
 def krylov_basis(
@@ -111,7 +132,7 @@ def krylov_basis(
     order: int | None = None,
     *,
     tolerance: float | None = None,
-    start: xr.DataArray | None = None,
+    start: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
     """Propagated Krylov: ``orth[start_k, B_{k-1}, A_{k-1} B_{k-2}, ...]``, W = V.
@@ -135,7 +156,7 @@ def krylov_basis(
         if not start:
             return reached, reached
         Q = [
-            orthonormal(beside(_at(start, k), columns), order, rtol)
+            orthonormal(beside(_at(start, k, columns.shape[-2]), columns), order, rtol)
             for k, columns in enumerate(reached)
         ]
         return Q, Q
@@ -149,7 +170,7 @@ def arnoldi_basis(
     order: int | None = None,
     *,
     tolerance: float | None = None,
-    start: xr.DataArray | None = None,
+    start: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
     """Krylov space of each frozen layer: ``orth[start_k, A_k start_k, A_k^2 start_k, ...]``, W = V.
@@ -191,13 +212,14 @@ def pod_basis(
     order: int | None = None,
     *,
     tolerance: float | None = None,
-    snapshots: xr.DataArray | None = None,
+    snapshots: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
     """Proper orthogonal decomposition: leading left singular vectors of states, W = V.
 
-    ``snapshots`` (depth, state, sample) are simulated or recorded states; by default the responses
-    to a unit impulse at every input of every layer, whose POD is that of the reachability Gramian.
+    ``snapshots`` (depth, state, sample) are simulated or recorded states (further dims are batch
+    dims, with a basis each); by default the responses to a unit impulse at every input of every
+    layer, whose POD is that of the reachability Gramian.
 
     Other parameters, results and errors as for `balanced_basis`.
 
@@ -211,7 +233,8 @@ def pod_basis(
         return V, V
 
     def from_snapshots(A, snapshots, *, order):
-        V = [_leading(snapshots[..., k, :, :], order, rtol) for k in range(len(A) + 1)]
+        sizes = [a.shape[-1] for a in A] + [A[-1].shape[-2]]
+        V = [_leading(snapshots[..., k, :n, :], order, rtol) for k, n in enumerate(sizes)]
         return V, V
 
     if snapshots is None:
@@ -227,7 +250,7 @@ def adjoint_basis(
     order: int | None = None,
     *,
     tolerance: float | None = None,
-    start: xr.DataArray | None = None,
+    start: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
     """What the outputs see: ``orth[start_k, leading left singular vectors of S_k]``, W = V.
@@ -238,7 +261,7 @@ def adjoint_basis(
     def core(A, C, *start, order):
         Q = []
         for k, S in enumerate(observability(A, C)):
-            columns = beside(_at(start, k), _leading(S, order, rtol))
+            columns = beside(_at(start, k, S.shape[-2]), _leading(S, order, rtol))
             Q.append(orthonormal(columns, order, rtol))
         return Q, Q
 
@@ -256,8 +279,8 @@ def two_sided_basis(
     """Dominant reachable states for V, dominant observable ones for W, made biorthogonal.
 
     V and W span the leading left singular vectors of R_k and of S_k. Unlike balancing, each side
-    is truncated before the two meet: directions of V that W cannot see (cosine below ``rtol``)
-    are left out.
+    is truncated before the two meet: directions of V that W cannot see (cosine below ``rtol``
+    or 1e-12) are left out.
 
     Other parameters, results and errors as for `balanced_basis`.
     """
@@ -271,9 +294,10 @@ def two_sided_basis(
                 W.append(V[-1])
                 continue
             U, cosine, Zt = np.linalg.svd(transposed(right) @ left, full_matrices=False)
-            scale = ((cosine > rtol) * np.where(cosine > rtol, cosine, 1.0) ** -0.5)[..., None, :]
+            seen = cosine > max(rtol, SEEN)
+            scale = (seen * np.where(seen, cosine, 1.0) ** -0.5)[..., None, :]
             V.append(left @ (transposed(Zt) * scale))
-            W.append(right @ (U * scale))
+            W.append(_biorthogonal(right @ (U * scale), V[-1]))
         return V, W
 
     method = _Method("two_sided", core, "ABC", rtol, nested=False)
@@ -285,7 +309,7 @@ def random_basis(
     order: int | None = None,
     *,
     tolerance: float | None = None,
-    start: xr.DataArray | None = None,
+    start: ArrayLike | xr.DataArray | None = None,
     seed: int = 0,
     rtol: float = RTOL,
 ) -> xr.Dataset:
@@ -298,15 +322,16 @@ def random_basis(
     """
 
     def core(A, sizes, *start, order):
-        Q, size = [], A[0].shape[-1]
+        Q, largest = [], max(max(a.shape[-2:]) for a in A)
         for k in range(len(A) + 1):
             rng = np.random.default_rng([seed, k])
+            size = A[k].shape[-1] if k < len(A) else A[-1].shape[-2]
             draws = np.broadcast_to(
-                rng.standard_normal((order, size)).T, (*A[0].shape[:-2], size, order)
+                rng.standard_normal((order, largest)).T[:size], (*A[0].shape[:-2], size, order)
             )
             # states beyond the order of a padded system do not exist
             exists = np.arange(size) < sizes[..., k, None]
-            columns = beside(_at(start, k), draws * exists[..., None])
+            columns = beside(_at(start, k, size), draws * exists[..., None])
             Q.append(orthonormal(columns, order, rtol))
         return Q, Q
 
@@ -356,7 +381,7 @@ def _basis(
 def _built(system: System, method: _Method, order: int) -> xr.Dataset:
     def padded(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
         V, W = method.core(*arrays, order=order)
-        shape = (V[0].shape[-2], max(1, *(v.shape[-1] for v in V)))
+        shape = (max(v.shape[-2] for v in V), max(1, *(v.shape[-1] for v in V)))
         return stacked(V, *shape), stacked(W, *shape)
 
     dims = [[d for d in g.dims if d in ("depth", "state", "column")] for g in method.given.values()]
@@ -377,8 +402,9 @@ def _built(system: System, method: _Method, order: int) -> xr.Dataset:
 
 def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Dataset:
     """The basis of the smallest order whose exact error is within the tolerance."""
-    if tolerance is None or not 0 < tolerance < np.inf:
-        raise ValueError(f"`tolerance` must be a number > 0; got {tolerance}. Try 0.01.")
+    number = isinstance(tolerance, (int, float, np.number)) and not isinstance(tolerance, bool)
+    if tolerance is None or not number or not 0 < tolerance < np.inf:
+        raise ValueError(f"`tolerance` must be a number > 0; got {tolerance!r}. Try 0.01.")
     exact = io_matrix(system)
     goal = tolerance * spectral_norm(exact)
     order, found, error = 0, 0, spectral_norm(exact)
@@ -390,14 +416,19 @@ def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Da
         while order < found:
             order += 1
             basis = truncated(largest, order) if method.nested else _built(system, method, order)
-            reduced = (
-                project(system, basis)
-                if small is None
-                else small.isel(state=slice(order), state_next=slice(order))
-            )
+            if small is None:
+                reduced = project(system, basis)
+            else:
+                reduced = small.isel(state=slice(order), state_next=slice(order))
+                reduced = reduced.assign_coords(order=np.minimum(reduced["order"], order))
             error = spectral_norm(exact - io_matrix(reduced))
             if bool((error <= goal).all()):
                 return basis.assign_attrs(tolerance=tolerance)
+        if found == 0:
+            raise ValueError(
+                "`system` must connect some input to some output; got rank 0 (method "
+                f"{method.name}). There is nothing to reduce."
+            )
         if found < size:
             raise ValueError(
                 f"`tolerance` must be reachable; got {tolerance:.1e}, and the relative error at "
@@ -412,32 +443,31 @@ def truncated(basis: xr.Dataset, order: int) -> xr.Dataset:
     return part.assign_coords(order=np.minimum(part["order"], order)).assign_attrs(order=order)
 
 
-def _start(start: xr.DataArray | None, system: System) -> dict[str, xr.DataArray]:
+def _start(start: Any, system: System) -> dict[str, xr.DataArray]:
     return {} if start is None else {"start": _columns(start, system, "start", "column")}
 
 
 def _columns(value: Any, system: System, name: str, column: str) -> xr.DataArray:
     """Given states as (..., depth, state, column)."""
-    sizes = {"depth": n_depths(system), "state": int(state_size(system))}
-    if not isinstance(value, xr.DataArray) or {d: value.sizes.get(d) for d in sizes} != sizes:
-        got = dict(value.sizes) if isinstance(value, xr.DataArray) else type(value).__name__
-        raise ValueError(
-            f"`{name}` must be a DataArray with dims {sizes} and {column!r}; got {got}. Rename its "
-            "dims to these."
-        )
-    if not np.isfinite(value.values).all():
-        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
+    sizes = {"depth": n_depths(system), "state": state_size(system)}
+    options = [{**sizes, column: None}] + ([sizes] if column == "column" else [])
+    value = as_named(value, name, *options)
     if column not in value.dims:
         value = value.expand_dims(column, axis=-1)
+    if "depth" in value.coords and not np.array_equal(value["depth"], labels(system, "depth")):
+        raise ValueError(
+            f"`{name}` must have the depths of the system, {labels(system, 'depth')}; got "
+            f"{value['depth'].values}. Select the same part of both."
+        )
     value = value.rename({column: "column"}) if column != "column" else value
     return value.drop_vars(["depth", "column"], errors="ignore").transpose(
         ..., "depth", "state", "column"
     )
 
 
-def _at(start: tuple[np.ndarray, ...], k: int) -> np.ndarray | None:
+def _at(start: tuple[np.ndarray, ...], k: int, size: int) -> np.ndarray | None:
     """The given first columns at depth k, if any were given."""
-    return start[0][..., k, :, :] if start else None
+    return start[0][..., k, :size, :] if start else None
 
 
 def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:

@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.basis import RankError, balanced_basis
-from depthsys.ltv.gramians import System, hankel_singular_values
-from depthsys.ltv.norms import bounds_of, proved_bound, spectral_norm
-from depthsys.ltv.project import project, state_sizes
+from depthsys.ltv.gramians import System, frobenius, hankel_singular_values
+from depthsys.ltv.norms import bounds_of, resolution, spectral_norm
+from depthsys.ltv.project import project
 from depthsys.ltv.response import io_matrix
 
 Basis = Callable[..., xr.Dataset]
@@ -59,7 +59,8 @@ def compare(
         ``norm``, ``h2_norm``, ``terminal_norm``
             Of the full system: divide by them for relative errors.
         ``resolution``
-            What rounding explains: eps times ``norm`` times the sizes summed over.
+            What rounding explains: eps times the sizes summed over times the larger of
+            ``max_k ||S_k|| ||R_k||`` and ``||D||``. Errors and bounds agree to some of it.
 
     Raises
     ------
@@ -91,18 +92,17 @@ def compare(
     ]
     table = xr.concat(rows, dim=xr.Variable("basis", list(named)))
     norm = spectral_norm(exact)
-    n_sums = sum(exact.sizes[dim] for dim in _MAP) + int(state_sizes(system).max())
-    resolution = np.finfo(float).eps * n_sums * norm
+    floor = resolution(system)
     lower = bounds["lower"]
     table = table.assign(
-        ratio=(table["error"] / lower).where(lower > resolution),
+        ratio=(table["error"] / lower).where(lower > floor),
         lower=lower,
         simple=bounds["simple"],
         simple_is_proved=bounds["simple_is_proved"],
         norm=norm,
         h2_norm=_root_of_squares(exact),
         terminal_norm=_root_of_squares(exact.isel(depth=[-1])),
-        resolution=resolution,
+        resolution=floor,
     )
     table.attrs = {"unit": "output/input", "norm": "induced l2 (largest singular value of T)"}
     return table.transpose(..., "basis", "order")
@@ -122,7 +122,7 @@ def _row(
     return xr.Dataset(
         {
             "error": error,
-            "upper": proved_bound(values, basis["order"]) if balanced else error * np.nan,
+            "upper": bounds_of(values, basis["order"])["upper"] if balanced else error * np.nan,
             "h2_error": _root_of_squares(difference),
             "terminal_error": _root_of_squares(difference.isel(depth=[-1])),
             "seconds": seconds,
@@ -136,15 +136,28 @@ def _at_most(method: Basis, system: System, order: int) -> tuple[xr.Dataset, int
     try:
         basis = method(system, order=order)
     except RankError as error:
+        if error.rank == 0:
+            raise ValueError(
+                "`system` must connect some input to some output; got rank 0. There is nothing to "
+                "reduce: the model of order 0 is exact."
+            ) from error
         basis = method(system, order=error.rank)
     return basis, int(basis["order"].max())
 
 
 def _root_of_squares(matrix: xr.DataArray) -> xr.DataArray:
-    return (matrix**2).sum(_MAP) ** 0.5
+    return xr.apply_ufunc(
+        lambda T: frobenius(T.reshape(*T.shape[:-4], T.shape[-4] * T.shape[-3], -1)),
+        matrix,
+        input_core_dims=[_MAP],
+    )
 
 
 def _named(methods: Sequence[Basis] | Mapping[str, Basis]) -> dict[str, Basis]:
+    if callable(methods) or isinstance(methods, str):
+        raise TypeError(
+            f"`methods` must be a list of functions or a mapping; got {methods!r}. Make it a list."
+        )
     if isinstance(methods, Mapping):
         named = {str(name): method for name, method in methods.items()}
     else:

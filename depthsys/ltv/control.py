@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.matrix_free import MatrixFree, beside, over_depth
-from depthsys.ltv.response import gains, labels
-from depthsys.ltv.system import check
+from depthsys.ltv.matrix_free import MatrixFree, beside, labels, over_depth, state_sizes
+from depthsys.ltv.response import as_state, gains
+from depthsys.ltv.system import as_named, check, same_labels
 
 
 def minimum_energy(
@@ -34,7 +34,8 @@ def minimum_energy(
     target
         Wanted shift of y_L: a number (one output) or (output), in the unit of the output, one
         value per steered output. A DataArray with the dim ``state`` asks for that whole state x_L
-        instead. From x_0 = 0; subtract what an initial state does by itself.
+        instead. From x_0 = 0: to start elsewhere, subtract what x_0 does by itself,
+        ``simulate(system, x0=x0).y[-1]``.
     outputs
         Positions of the outputs to steer; by default all that are not held.
     hold
@@ -81,11 +82,13 @@ def minimum_energy(
                 "`outputs` and `hold` must be left out when the target is a whole state; got "
                 f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
             )
-        gain, goal = state_gains(system), "state"
-        wanted = _finite_target(target, goal, gain.sizes[goal])
+        gain, goal, size = state_gains(system), "state", int(state_sizes(system)[-1].max())
+        wanted = as_state(system, target, "target", -1).drop_vars(goal, errors="ignore")
+        wanted = wanted.isel(state=slice(gain.sizes[goal]))
     else:
         gain, goal = gains(system), "output"
         gain, wanted = _outputs(gain, target, outputs, hold)
+        size = gain.sizes[goal]
     if not 0 < rtol < 1:
         raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at 1e-10.")
     cost = _weights(weights, gain)
@@ -98,15 +101,17 @@ def minimum_energy(
         input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"]],
         output_core_dims=[["layer", "input"], [goal], [goal], []],
     )
-    norm = np.sqrt((wanted**2).sum(goal))
-    miss = np.sqrt(((reached - wanted) ** 2).sum(goal))
+    largest = abs(wanted).max(goal)  # squares of tiny or huge targets would vanish or overflow
+    scale = largest.where(largest > 0, 1.0)
+    norm = np.sqrt(((wanted / scale) ** 2).sum(goal))
+    miss = np.sqrt((((reached - wanted) / scale) ** 2).sum(goal))
     residual = (miss / norm).where(norm > 0, miss)
-    if not allow_residual and bool((residual > rtol).any()):
+    if not allow_residual and not bool((residual <= rtol).all()):
         worst = residual.argmax(...) if residual.ndim else {}
         depth = int(gain["layer"].values[-1]) + 1
         raise np.linalg.LinAlgError(
             f"`target` must be reachable; got relative residual {float(residual.max()):.1e} at "
-            f"depth {depth} (rank {int(rank.isel(worst))} of {gain.sizes[goal]} {goal}s, rtol "
+            f"depth {depth} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
             f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
         )
     return xr.Dataset(
@@ -149,14 +154,9 @@ def _outputs(gain: xr.DataArray, target, outputs, hold) -> tuple[xr.DataArray, x
             f"hold={held}. Steer some and hold others."
         )
     if not isinstance(target, xr.DataArray):
-        values = np.atleast_1d(np.asarray(target, dtype=np.float64))
-        if values.ndim > 1:
-            raise ValueError(
-                f"`target` must be a number or one per output; got shape {values.shape}. Name the "
-                "batch dims in a DataArray."
-            )
-        target = xr.DataArray(values, dims=["output"])
-    target = _finite_target(target, "output", len(steered))
+        target = np.atleast_1d(np.asarray(target))
+    target = as_named(target, "target", {"output": len(steered)})
+    target = target.drop_vars("output", errors="ignore")
     zeros = xr.zeros_like(target.isel(output=[0] * len(held)))
     wanted = xr.concat([target, zeros], dim="output") if held else target
     rows = steered + held
@@ -178,50 +178,19 @@ def _positions(value: int | Sequence[int], name: str, n_outputs: int) -> list[in
     return [int(i) for i in positions]
 
 
-def _finite_target(target: xr.DataArray, goal: str, size: int) -> xr.DataArray:
-    if target.sizes.get(goal) != size:
-        raise ValueError(
-            f"`target` must hold {size} value(s), one per {goal}; got {dict(target.sizes)}. "
-            f"Name the dim {goal!r} if it is a DataArray."
-        )
-    if not np.isfinite(target).all():
-        raise ValueError(f"`target` must be finite; got {target.values}. Give a number.")
-    return target.drop_vars(goal, errors="ignore").astype(np.float64)
-
-
 def _weights(weights: ArrayLike | xr.DataArray | None, gain: xr.DataArray) -> xr.DataArray:
     sizes = {"layer": gain.sizes["layer"], "input": gain.sizes["input"]}
     if weights is None:
         weights = np.ones(sizes["layer"])
-    if not isinstance(weights, xr.DataArray):
-        array = np.asarray(weights, dtype=np.float64)
-        if array.ndim > 2:
-            raise ValueError(
-                f"`weights` must be (layer) or (layer, input); got shape {array.shape}. Name the "
-                "batch dims in a DataArray."
-            )
-        weights = xr.DataArray(array, dims=["layer", "input"][: array.ndim])
-    got = {d: weights.sizes.get(d) for d in sizes}
-    fits = got["layer"] == sizes["layer"] and got["input"] in (None, sizes["input"])
-    if not fits or not bool((np.isfinite(weights) & (weights > 0)).all()):
+    weights = as_named(weights, "weights", sizes, {"layer": sizes["layer"]})
+    if not bool((weights > 0).all()):
         raise ValueError(
-            f"`weights` must be {sizes['layer']} positive finite numbers, one per layer, or one "
-            f"per layer and input {tuple(sizes.values())}; got {weights.values}. Leave a layer out "
-            "by a large weight."
+            f"`weights` must be positive; got {float(weights.min())}. Leave a layer out by a large "
+            "weight."
         )
     if "input" not in weights.dims:
         weights = weights.expand_dims(input=sizes["input"], axis=-1)
     return same_labels(weights, gain, "layer", "weights").drop_vars("input", errors="ignore")
-
-
-def same_labels(array: xr.DataArray, like: xr.DataArray, dim: str, name: str) -> xr.DataArray:
-    """The array without labels, after checking that they are those of ``like``."""
-    if dim in array.coords and not np.array_equal(array[dim], like[dim]):
-        raise ValueError(
-            f"`{name}` must have the labels of the system along {dim!r}, {like[dim].values}; got "
-            f"{array[dim].values}. Select the same part of both."
-        )
-    return array.drop_vars(dim, errors="ignore")
 
 
 def _least_energy(gain, target, cost, *, rtol):
@@ -237,7 +206,7 @@ def _least_energy(gain, target, cost, *, rtol):
     predicted = (G @ z)[..., 0]
     reached = (U @ np.where(used, shares, 0.0)[..., None])[..., 0]
     u = z[..., 0].reshape(*z.shape[:-2], n_layers, n_inputs) * scale
-    return u, predicted, reached, np.broadcast_to(used.sum(-1), predicted.shape[:-1])
+    return u, predicted, reached, np.broadcast_to(used.sum(-1), predicted.shape[:-1]).copy()
 
 
 def lqr(
@@ -259,11 +228,11 @@ def lqr(
         A system; extra leading dims are batch dims.
     Q
         Cost of the state, symmetric positive semidefinite: (state, state), or (layer, state,
-        state_2) for one per layer. ``C_k' C_k`` regulates the outputs.
+        state_2) for one per layer 0..L-1. ``C_k' C_k`` regulates the outputs.
     R
         Cost of the input, symmetric positive definite: (input, input), or (layer, input, input_2).
     terminal
-        Cost of the last state (state, state_2); zero by default.
+        Cost of the last state x_L (state, state_2); zero by default.
 
     Returns
     -------
@@ -274,7 +243,8 @@ def lqr(
     Raises
     ------
     ValueError
-        If a cost has the wrong size, is not symmetric, or not (semi)definite.
+        If a cost has the wrong size, is not symmetric, or not (semi)definite, to 1e-12 of its own
+        largest entry.
 
     Notes
     -----
@@ -294,9 +264,17 @@ def lqr(
     check(system)
     n, m, L = (system.sizes[d] for d in ("state", "input", "layer"))
     Q = _cost(Q, "Q", ("state", "state_2"), n, L, definite=False)
+    Q = same_labels(Q, system["A"], "layer", "Q")
     R = _cost(R, "R", ("input", "input_2"), m, L, definite=True)
     last = np.zeros((n, n)) if terminal is None else terminal
     last = _cost(last, "terminal", ("state", "state_2"), n, 1, definite=False).isel(layer=0)
+    R = same_labels(R, system["A"], "layer", "R")
+    # a padded state does not exist and costs nothing
+    exists = xr.DataArray(np.arange(n), dims=["state"]) < state_sizes(system)
+    both = (exists & exists.rename(state="state_2")).astype(float)
+    Q = Q * both.isel(depth=slice(-1)).rename(depth="layer")
+    last = last * both.isel(depth=-1)
+    Q, last = Q.transpose(..., "layer", "state", "state_2"), last.transpose(..., "state", "state_2")
     K, P = over_depth(
         _riccati,
         system,
@@ -333,35 +311,24 @@ def _riccati(A, B, Q, R, terminal):
 
 def _cost(value, name: str, dims: tuple[str, str], n: int, n_layers: int, *, definite: bool):
     """A cost matrix per layer, after checking that it is one."""
-    if not isinstance(value, xr.DataArray):
-        array = np.asarray(value, dtype=np.float64)
-        if array.ndim not in (2, 3):
-            raise ValueError(
-                f"`{name}` must be a matrix or one per layer; got shape {array.shape}. Name the "
-                "batch dims in a DataArray."
-            )
-        value = xr.DataArray(array, dims=dims if array.ndim == 2 else ("layer", *dims))
+    square = {dims[0]: n, dims[1]: n}
+    value = as_named(value, name, square, {"layer": n_layers, **square})
+    value = value.drop_vars(list(dims), errors="ignore")
     if "layer" not in value.dims:
         value = value.expand_dims(layer=n_layers)
-    wanted = {"layer": n_layers, dims[0]: n, dims[1]: n}
-    if {d: value.sizes.get(d) for d in wanted} != wanted:
-        raise ValueError(
-            f"`{name}` must have dims {wanted} (layer may be left out); got {dict(value.sizes)}. "
-            "Name the dims if it is a DataArray."
-        )
-    value = value.drop_vars(["layer", *dims], errors="ignore").transpose(..., *wanted)
+    value = value.transpose(..., "layer", *dims)
     matrix = value.values
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
-    scale = float(np.abs(matrix).max())
-    asymmetry = float(np.abs(matrix - np.swapaxes(matrix, -1, -2)).max())
-    if asymmetry > 1e-10 * scale:
+    # each matrix on its own scale: rounding makes eigenvalues of a semidefinite one negative
+    allowed = 1e-12 * np.abs(matrix).max((-2, -1))
+    asymmetry = np.abs(matrix - np.swapaxes(matrix, -1, -2)).max((-2, -1))
+    if (asymmetry > allowed).any():
         raise ValueError(
-            f"`{name}` must be symmetric; got an asymmetry of {asymmetry:.1e}. Use "
+            f"`{name}` must be symmetric to 1e-12; got an asymmetry of {asymmetry.max():.1e}. Use "
             f"({name} + {name}') / 2."
         )
-    least = float(np.linalg.eigvalsh(matrix).min())
-    if (definite and least <= 0) or least < -1e-10 * scale:
+    eigenvalue = np.linalg.eigvalsh(matrix).min(-1)
+    least = float(eigenvalue.min())
+    if (definite and least <= 0) or (eigenvalue < -n * allowed).any():
         rule, why = (
             ("positive definite", "Every direction must cost something")
             if definite
@@ -371,7 +338,7 @@ def _cost(value, name: str, dims: tuple[str, str], n: int, n_layers: int, *, def
     return value
 
 
-def closed_loop(system: xr.Dataset, K: xr.DataArray) -> xr.Dataset:
+def closed_loop(system: xr.Dataset, K: ArrayLike | xr.DataArray) -> xr.Dataset:
     """The system under the feedback ``u_l = -K_l x_l + w_l``, with w as its new input.
 
     Parameters
@@ -393,14 +360,9 @@ def closed_loop(system: xr.Dataset, K: xr.DataArray) -> xr.Dataset:
     """
     check(system)
     wanted = {d: system.sizes[d] for d in ("layer", "input", "state")}
-    got = dict(K.sizes) if isinstance(K, xr.DataArray) else type(K).__name__
-    if not isinstance(K, xr.DataArray) or {d: K.sizes.get(d) for d in wanted} != wanted:
-        raise ValueError(
-            f"`K` must be a DataArray with dims {wanted}; got {got}. Take it from `ltv.lqr`."
-        )
-    if not np.isfinite(K.values).all():
-        raise ValueError("`K` must be finite; got nan or inf. Take it from `ltv.lqr`.")
-    K = same_labels(K.transpose(..., *wanted), system["A"], "layer", "K")
+    K = as_named(K, "K", wanted)
+    K = same_labels(K, system["A"], "layer", "K")
+    xr.align(system, K, join="exact", exclude=["layer", "depth", "state", "input"])
     A = system["A"].drop_vars("layer", errors="ignore") - xr.dot(system["B"], K, dim="input")
     last = K.isel(layer=[0]) * 0.0
     at_depth = xr.concat([K, last], dim="layer").rename(layer="depth")

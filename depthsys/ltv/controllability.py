@@ -6,13 +6,20 @@ on the reachable part, and its rank is reported beside it.
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from depthsys.ltv.control import state_gains
 from depthsys.ltv.gramians import System, reachability
-from depthsys.ltv.matrix_free import MatrixFree, over_depth, transposed
-from depthsys.ltv.project import state_sizes
-from depthsys.ltv.response import gains, labels
-from depthsys.ltv.system import check
+from depthsys.ltv.matrix_free import (
+    MatrixFree,
+    labels,
+    over_depth,
+    state_size,
+    state_sizes,
+    transposed,
+)
+from depthsys.ltv.response import gains
+from depthsys.ltv.system import as_named, check
 
 RTOL = 1e-10
 
@@ -38,6 +45,8 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             :math:`\mathrm{tr} P_k`, (state/input)^2: energy in the states per white unit input.
         ``worst_case_energy``
             :math:`1/\min \lambda_i`, (input/state)^2: to reach the hardest reachable unit state.
+        ``residual``
+            Root of the share of :math:`\mathrm{tr} P_k` in directions that count as unreachable.
         ``log_volume``
             :math:`\sum \log \lambda_i`: twice the log volume of what unit energy reaches, up to
             the volume of the unit ball of that rank.
@@ -72,8 +81,8 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             np.stack(np.broadcast_arrays(*parts), axis=-1) for parts in zip(*rows, strict=True)
         )
 
-    rank, average, least, volume, output_rank, _, output_least, _ = over_depth(
-        core, system, "ABC", [["depth"]] * 8
+    rank, average, least, volume, residual, output_rank, _, output_least, _, _ = over_depth(
+        core, system, "ABC", [["depth"]] * 10
     )
     gain, output = state_gains(system), gains(system)
     squares = (gain**2).sum(["state", "input"])
@@ -85,6 +94,7 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             "average": average,
             "worst_case_energy": _inverse(least),
             "log_volume": volume,
+            "residual": residual,
             "output_rank": output_rank,
             "output_worst_case_energy": _inverse(output_least),
             "average_from_layer": squares,
@@ -108,17 +118,20 @@ def _readout(system: System) -> xr.DataArray:
 
 
 def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:
-    """Rank, trace, least positive eigenvalue (or 0) and log volume of factor factor'."""
+    """Rank, trace, least positive eigenvalue (or 0), log volume, residual of factor factor'."""
     if factor.shape[-1] == 0:
         zero = np.zeros(factor.shape[:-2])
-        return [zero.astype(int), zero, zero, zero]
+        return [zero.astype(int), zero, zero, zero, zero]
     s = np.linalg.svd(factor, compute_uv=False)
     used = used_values(s, rtol)
     if scale is not None:
         used &= s > rtol * scale[..., None]
     least = np.where(used.any(-1), np.where(used, s, np.inf).min(-1), 0.0)
     volume = 2 * np.log(np.where(used, s, 1.0)).sum(-1)
-    return [used.sum(-1), (s**2).sum(-1), least**2, volume]
+    ignored = np.linalg.norm(np.where(used, 0.0, s), axis=-1)
+    total = np.linalg.norm(s, axis=-1)
+    residual = ignored / np.where(total > 0, total, 1.0)
+    return [used.sum(-1), total**2, least**2, volume, residual]
 
 
 def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
@@ -126,7 +139,9 @@ def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
     return (s > rtol * s[..., :1]) & (s > 0)
 
 
-def reachable_fraction(system: System, target: xr.DataArray, *, rtol: float = RTOL) -> xr.DataArray:
+def reachable_fraction(
+    system: System, target: ArrayLike | xr.DataArray, *, rtol: float = RTOL
+) -> xr.DataArray:
     r"""The part of a target state that can be reached, :math:`\|P P^+ d\| / \|d\|`, per depth.
 
     Parameters
@@ -149,25 +164,15 @@ def reachable_fraction(system: System, target: xr.DataArray, *, rtol: float = RT
         If the target has other sizes, is not finite, or is zero.
     """
     rtol = _checked_rtol(rtol)
-    size = int(state_sizes(system).max())
-    if not isinstance(target, xr.DataArray) or target.sizes.get("state") != size:
-        got = dict(target.sizes) if isinstance(target, xr.DataArray) else type(target).__name__
-        raise ValueError(
-            f"`target` must be a DataArray with dim state={size}, and depth if it varies; got "
-            f"{got}. Write `xr.DataArray(d, dims=['state'])`."
-        )
-    depths = labels(system, "depth")
-    if target.sizes.get("depth", len(depths)) != len(depths):
-        raise ValueError(
-            f"`target` must have {len(depths)} depths, or none; got {dict(target.sizes)}. One "
-            "target serves all depths."
-        )
+    size, depths = state_size(system), labels(system, "depth")
+    wanted = {"depth": len(depths), "state": size}
+    target = as_named(target, "target", {"state": size}, wanted)
     if "depth" not in target.dims:
         target = target.expand_dims(depth=len(depths))
-    target = target.drop_vars("depth", errors="ignore")
+    target = target.drop_vars("depth", errors="ignore").transpose(..., "depth", "state")
     length = np.sqrt((target**2).sum("state"))
-    if not np.isfinite(target.values).all() or bool((length == 0).any()):
-        raise ValueError("`target` must be finite and not zero; got one that is. Give a direction.")
+    if bool((length == 0).any()):
+        raise ValueError("`target` must not be zero; got a zero one. Give a direction.")
 
     def core(A, B, target):
         parts = []

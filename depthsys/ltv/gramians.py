@@ -2,14 +2,26 @@
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from depthsys.ltv.matrix_free import MatrixFree, beside, over_depth, stacked, transposed
-from depthsys.ltv.response import labels
+from depthsys.ltv.matrix_free import (
+    MatrixFree,
+    beside,
+    check_finite,
+    labels,
+    over_depth,
+    stacked,
+    state_size,
+    transposed,
+)
+from depthsys.ltv.system import as_named
 
 System = xr.Dataset | MatrixFree
 
 
-def reachability_factors(system: System, initial: xr.DataArray | None = None) -> xr.DataArray:
+def reachability_factors(
+    system: System, initial: ArrayLike | xr.DataArray | None = None
+) -> xr.DataArray:
     r"""Square-root reachability Gramian at every depth.
 
     Returns :math:`R_k` with :math:`P_k = R_k R_k^\top`, where :math:`P_0 = X_0 X_0^\top` and
@@ -45,11 +57,8 @@ def reachability_factors(system: System, initial: xr.DataArray | None = None) ->
     """
     extra, extra_dims = [], []
     if initial is not None:
-        if initial.dims[-2:] != ("state", "column"):
-            raise ValueError(
-                f"`initial` must end in dims ('state', 'column'); got {initial.dims}. Rename it."
-            )
-        extra, extra_dims = [initial], [["state", "column"]]
+        extra = [as_named(initial, "initial", {"state": state_size(system), "column": None})]
+        extra_dims = [["state", "column"]]
 
     def padded(A, B, *initial):
         return _padded(reachability(A, B, *initial))
@@ -108,6 +117,7 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     for layer, a in enumerate(A):
         propagated = a @ factors[-1] if factors[-1].shape[-1] else None
         factors.append(compressed(beside(propagated, B[layer])))
+        check_finite(factors[-1], f"the reachability factor {layer + 1} steps on")
     return factors
 
 
@@ -117,6 +127,7 @@ def observability(A, C) -> list[np.ndarray]:
     for layer in reversed(range(len(A))):
         propagated = transposed(A[layer]) @ factors[0]
         factors.insert(0, compressed(beside(propagated, transposed(C[layer]))))
+        check_finite(factors[0], f"the observability factor {layer} steps on")
     return factors
 
 
@@ -160,8 +171,9 @@ def hankel_singular_values(system: System) -> xr.DataArray:
 
     Notes
     -----
-    The relative error of a value is about the rounding error times :math:`\sigma_1/\sigma_i`
-    in general, and much smaller where the states are graded.
+    The error of a value is about eps times :math:`\|S_k\| \|R_k\|` in general (which is far above
+    :math:`\sigma_1` when what is easy to reach is hard to see), and much smaller where the states
+    are graded.
 
     References
     ----------
@@ -180,9 +192,29 @@ def _hankel_values(A, B, C) -> np.ndarray:
 
 def hankel_values(R: list[np.ndarray], S: list[np.ndarray]) -> list[np.ndarray]:
     """Singular values of S_k' R_k at every depth."""
-    return [
-        np.linalg.svd(transposed(s) @ r, compute_uv=False)
-        if r.shape[-1]
-        else np.zeros((*np.broadcast_shapes(r.shape[:-2], s.shape[:-2]), 0))
-        for r, s in zip(R, S, strict=True)
-    ]
+    values = []
+    for k, (r, s) in enumerate(zip(R, S, strict=True)):
+        product = transposed(s) @ r
+        check_finite(product, f"S' R at depth {k}")
+        values.append(
+            np.linalg.svd(product, compute_uv=False)
+            if r.shape[-1]
+            else np.zeros((*product.shape[:-2], 0))
+        )
+    return values
+
+
+def noise_of(R: np.ndarray, S: np.ndarray) -> np.ndarray:
+    """What rounding leaves of the singular values of S' R at one depth, (...)."""
+    sizes = R.shape[-2] + R.shape[-1] + S.shape[-1]
+    lengths = [frobenius(factor) for factor in (R, S)]
+    return np.finfo(float).eps * sizes * lengths[0] * lengths[1]
+
+
+def frobenius(matrix: np.ndarray) -> np.ndarray:
+    """Root of the summed squares of (..., rows, columns), without overflow or underflow."""
+    if 0 in matrix.shape[-2:]:
+        return np.zeros(matrix.shape[:-2])
+    largest = np.abs(matrix).max((-2, -1))
+    scale = np.where(largest > 0, largest, 1.0)
+    return scale * np.linalg.norm(matrix / scale[..., None, None], axis=(-2, -1))

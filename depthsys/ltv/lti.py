@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.gramians import compressed, observability, reachability
-from depthsys.ltv.project import state_sizes
+from depthsys.ltv.matrix_free import state_sizes
 from depthsys.ltv.system import DIMS, check
 
 if TYPE_CHECKING:

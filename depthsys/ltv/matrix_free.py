@@ -95,6 +95,8 @@ class MatrixFree:
 
 
 def _operator(value: Any, layer: int) -> LinearOperator:
+    if isinstance(value, np.ndarray):
+        value = _arrays([value], "A")[0] if value.dtype.kind in "fiub" else value
     try:
         operator = aslinearoperator(value)
     except TypeError as error:
@@ -123,6 +125,33 @@ def _arrays(matrices: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
     return arrays
 
 
+def state_size(system: xr.Dataset | MatrixFree) -> int:
+    """Size of the state, the largest where it varies."""
+    return int(system.order.max()) if isinstance(system, MatrixFree) else system.sizes["state"]
+
+
+def state_sizes(system: xr.Dataset | MatrixFree) -> xr.DataArray:
+    """The number of states that exist at every depth."""
+    if isinstance(system, MatrixFree):
+        return xr.DataArray(system.order, dims=["depth"])
+    check(system)
+    if "order" in system.coords:
+        return system["order"].reset_coords(drop=True).drop_vars("depth", errors="ignore")
+    return xr.DataArray(np.full(system.sizes["depth"], system.sizes["state"]), dims=["depth"])
+
+
+def labels(system: xr.Dataset | MatrixFree, dim: str) -> np.ndarray:
+    """The labels of the dim layer or depth."""
+    if isinstance(system, MatrixFree):
+        return np.arange(len(system.A) + (dim == "depth"))
+    return system[dim].values
+
+
+def n_depths(system: xr.Dataset | MatrixFree) -> int:
+    """Number of depths, L + 1."""
+    return len(system.C) if isinstance(system, MatrixFree) else system.sizes["depth"]
+
+
 def over_depth(
     core: Callable,
     system: xr.Dataset | MatrixFree,
@@ -140,16 +169,18 @@ def over_depth(
     """
     if isinstance(system, MatrixFree):
         given = [_unbatched(array, dims) for array, dims in zip(extra, extra_dims, strict=True)]
-        found = core(*(list(getattr(system, name)) for name in names), *given)
+        try:
+            found = _finite(core, *(list(getattr(system, name)) for name in names), *given)
+        except NotImplementedError as error:
+            raise TypeError(
+                "`A` must have an rmatmat (or rmatvec) for whatever looks at the outputs; got an "
+                "operator without. Give its products with the transpose."
+            ) from error
         several = isinstance(found, tuple)
         arrays = [
             xr.DataArray(value, dims=list(dims))
             for value, dims in zip(found if several else (found,), output_dims, strict=True)
         ]
-        if not all(np.isfinite(a).all() for a in arrays):
-            raise np.linalg.LinAlgError(
-                "`A` must return finite products; got nan or inf. Find the operator that overflows."
-            )
         return tuple(arrays) if several else arrays[0]
     check(system)
 
@@ -157,7 +188,7 @@ def over_depth(
 
     def on_stacks(*arrays: np.ndarray) -> Any:
         stacks = [[a[..., k, :, :] for k in range(a.shape[-3])] for a in arrays[: len(names)]]
-        found = core(*stacks, *arrays[len(names) :])
+        found = _finite(core, *stacks, *arrays[len(names) :])
         # a result that looks at some of the arrays only still has the batch dims of all
         batch = _batch(arrays, core_dims)
         several = found if isinstance(found, tuple) else (found,)
@@ -169,11 +200,33 @@ def over_depth(
 
     return xr.apply_ufunc(
         lambda *arrays: in_parts(on_stacks, arrays, core_dims, output_dims),
-        *(system[name] for name in names),
+        *(system[name].astype(np.float64, copy=False) for name in names),
         *extra,
         input_core_dims=core_dims,
         output_core_dims=[list(dims) for dims in output_dims],
         exclude_dims=set(exclude),
+    )
+
+
+def _finite(core: Callable, *arguments: Any) -> Any:
+    """What ``core`` returns, unless it has overflowed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = core(*arguments)
+    for value in found if isinstance(found, tuple) else (found,):
+        if np.iscomplexobj(value):
+            raise TypeError("`A` must return real products; got complex ones. Take the real form.")
+        check_finite(value, "a result")
+    return found
+
+
+def check_finite(value: np.ndarray, what: str) -> None:
+    """LinAlgError where a product has overflowed or an operator has returned nan."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(value.sum()) or np.isfinite(value).all():
+            return
+    raise np.linalg.LinAlgError(
+        f"`A` must keep all products finite; got nan or inf in {what}. Cut the depth with "
+        "`ltv.window`, scale the states, or find the operator that overflows."
     )
 
 

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from depthsys.ltv.gramians import System, hankel_singular_values, reachability
+from depthsys.ltv.gramians import (
+    System,
+    frobenius,
+    hankel_singular_values,
+    noise_of,
+    observability,
+    reachability,
+)
 from depthsys.ltv.matrix_free import over_depth
 from depthsys.ltv.response import io_matrix
 
@@ -33,17 +40,35 @@ def spectral_norm(matrix: xr.DataArray) -> xr.DataArray:
 def h2_norm(system: System) -> xr.DataArray:
     """Root of the summed squares of all gains: ``||T||_F``, output/input.
 
+    For a constant system over L steps it tends to sqrt(L) times the LTI H2 norm.
+
     From the Gramian factors, ``sum_k ||C_k R_k||_F^2 + ||D_k||_F^2``, without forming T.
     python-control: `system_norm(sys, 2)`, for LTI.
     """
 
     def core(A, B, C, D):
         R = reachability(A, B)
-        squares = [((c @ r) ** 2).sum((-2, -1)) for c, r in zip(C, R, strict=True) if r.shape[-1]]
-        squares += [(d**2).sum((-2, -1)) for d in D]
-        return np.sqrt(sum(np.broadcast_arrays(*squares)))
+        parts = [frobenius(c @ r) for c, r in zip(C, R, strict=True) if r.shape[-1]]
+        parts += [frobenius(d) for d in D]
+        return frobenius(np.stack(np.broadcast_arrays(*parts), axis=-1)[..., None])
 
     return over_depth(core, system, "ABCD", [[]]).rename("h2_norm")
+
+
+def resolution(system: System) -> xr.DataArray:
+    """What rounding explains in norms, Hankel values and errors, output/input.
+
+    eps times the sizes summed over times the larger of ``max_k ||S_k|| ||R_k||`` and ``||D||``.
+    """
+
+    def core(A, B, C, D):
+        noise = [
+            noise_of(r, s) for r, s in zip(reachability(A, B), observability(A, C), strict=True)
+        ]
+        noise += [np.finfo(float).eps * frobenius(d) for d in D]
+        return len(C) * np.stack(np.broadcast_arrays(*noise), axis=-1).max(-1)
+
+    return over_depth(core, system, "ABCD", [[]]).rename("resolution")
 
 
 def hankel_norm(system: System) -> xr.DataArray:
@@ -51,7 +76,7 @@ def hankel_norm(system: System) -> xr.DataArray:
     return hankel_singular_values(system).max(["depth", "index"]).rename("hankel_norm")
 
 
-def error_bounds(system: System, order: int | Sequence[int]) -> xr.Dataset:
+def error_bounds(system: System, order: int | Sequence[int] | xr.DataArray) -> xr.Dataset:
     r"""What is proved about the error ``||G - G_r||`` (induced norm) of a model of order ``order``.
 
     Parameters
@@ -59,7 +84,9 @@ def error_bounds(system: System, order: int | Sequence[int]) -> xr.Dataset:
     system
         The full system.
     order
-        Largest number of states per depth, 0 or more; several give a dim ``order``.
+        Largest number of states per depth, 0 or more; several give a dim ``order``. A DataArray
+        (depth) says how many are kept at every depth, for example ``basis.order``: that counts
+        the states, too, that a basis leaves out because of its ``rtol``.
 
     Returns
     -------
@@ -90,7 +117,9 @@ def error_bounds(system: System, order: int | Sequence[int]) -> xr.Dataset:
     Notes
     -----
     Values are called distinct when their floating-point numbers differ, which can only enlarge
-    the bound. The proofs are written out in docs/ltv.md.
+    the bound. The bounds are theorems about exact values; computed ones carry rounding errors of
+    about eps times :math:`\max_k \|S_k\| \|R_k\|` (`compare` reports it as ``resolution``).
+    The proofs are written out in docs/ltv.md.
 
     References
     ----------
@@ -108,8 +137,18 @@ def error_bounds(system: System, order: int | Sequence[int]) -> xr.Dataset:
     return bounds_of(hankel_singular_values(system), order)
 
 
-def bounds_of(values: xr.DataArray, order: int | Sequence[int]) -> xr.Dataset:
+def bounds_of(values: xr.DataArray, order: int | Sequence[int] | xr.DataArray) -> xr.Dataset:
     """`error_bounds` from the Hankel singular values (..., depth, index)."""
+    if isinstance(order, xr.DataArray):
+        if order.sizes.get("depth") != values.sizes["depth"]:
+            raise ValueError(
+                f"`order` must have the dim depth={values.sizes['depth']}; got {dict(order.sizes)}."
+                " Take it from a basis of the same system, `basis.order`."
+            )
+        index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
+        kept = order.reset_coords(drop=True).drop_vars("depth", errors="ignore")
+        cut = values.where(index >= kept, 0.0).transpose(..., "depth", "index")
+        return bounds_of(cut, 0)
     orders = np.atleast_1d(np.asarray(order))
     if orders.ndim > 1 or orders.dtype.kind not in "iu" or (orders < 0).any():
         raise ValueError(
@@ -134,7 +173,7 @@ def _bounds(
     if cut.sizes["index"] == 0:
         zero = xr.zeros_like(values.isel(depth=0, index=0, drop=True))
         names = ("lower", "upper_distinct", "upper_segment", "upper", "simple")
-        return xr.Dataset({**{name: zero for name in names}, "simple_is_proved": zero == 0})
+        return xr.Dataset({**{name: zero.copy() for name in names}, "simple_is_proved": zero == 0})
     distinct = xr.apply_ufunc(
         lambda v: 2 * _sum_of_distinct(v.reshape(*v.shape[:-2], -1)),
         cut,
@@ -143,7 +182,7 @@ def _bounds(
     segment = split.isel(index=slice(r, None)).sum("index")
     return xr.Dataset(
         {
-            "lower": cut.isel(index=0, drop=True).max("depth"),
+            "lower": cut.max(["depth", "index"]),
             "upper_distinct": distinct,
             "upper_segment": segment,
             "upper": np.minimum(distinct, segment),
@@ -151,13 +190,6 @@ def _bounds(
             "simple_is_proved": unimodal.isel(index=slice(r, None)).all("index"),
         }
     )
-
-
-def proved_bound(values: xr.DataArray, kept: xr.DataArray) -> xr.DataArray:
-    """``upper`` of `error_bounds` where ``kept`` (..., depth) states are left at every depth."""
-    index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
-    cut = values.where(index >= kept.drop_vars("depth", errors="ignore"), 0.0)
-    return bounds_of(cut.transpose(..., "depth", "index"), 0)["upper"]
 
 
 def _sum_of_distinct(values: np.ndarray) -> np.ndarray:

@@ -4,11 +4,18 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.gramians import System
-from depthsys.ltv.matrix_free import MatrixFree, in_parts, over_depth, transposed
-from depthsys.ltv.response import labels
+from depthsys.ltv.matrix_free import (
+    MatrixFree,
+    in_parts,
+    labels,
+    n_depths,
+    over_depth,
+    state_size,
+    transposed,
+)
 from depthsys.ltv.system import DIMS, STAMP, check
 
-BIORTHOGONAL = 1e-8
+BIORTHOGONAL = 1e-7
 BASIS_DIMS = ("depth", "feature", "state")
 
 
@@ -52,11 +59,13 @@ def project(system: System, basis: xr.Dataset) -> xr.Dataset:
 
     def core(A, B, C, V, W):
         L = len(A)
-        W_next = [transposed(W[..., k + 1, :, :]) for k in range(L)]
+        # operators have the states that exist at their depth, bases are padded
+        V_here = [V[..., k, : c.shape[-1], :] for k, c in enumerate(C)]
+        W_next = [transposed(W[..., k + 1, : C[k + 1].shape[-1], :]) for k in range(L)]
         small = (
-            [W_next[k] @ (A[k] @ V[..., k, :, :]) for k in range(L)],
+            [W_next[k] @ (A[k] @ V_here[k]) for k in range(L)],
             [W_next[k] @ B[k] for k in range(L)],
-            [C[k] @ V[..., k, :, :] for k in range(L + 1)],
+            [C[k] @ V_here[k] for k in range(L + 1)],
         )
         return tuple(np.stack(np.broadcast_arrays(*parts), axis=-3) for parts in small)
 
@@ -107,8 +116,9 @@ def _reduced(system: System, basis: xr.Dataset, small: dict[str, xr.DataArray]) 
     }
     ds = xr.Dataset({k: v.drop_vars("order", errors="ignore") for k, v in data.items()})
     depth = labels(system, "depth")
+    order = (V != 0).any("feature").sum("state") if "order" not in basis else basis["order"]
     return check(
-        ds.assign_coords(layer=depth[:-1], depth=depth, order=basis["order"]).assign_attrs(
+        ds.assign_coords(layer=depth[:-1], depth=depth, order=order).assign_attrs(
             {**attrs, **about}
         )
     )
@@ -153,23 +163,3 @@ def _deviation(V: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     squares = [np.einsum("...fr,...fr->...r", x, x).max(-1) for x in (V, W)]
     length = np.sqrt(squares[0] * squares[1]).max(-1)
     return off, BIORTHOGONAL + 1000 * np.finfo(float).eps * length
-
-
-def state_size(system: System) -> int:
-    """Size of the state, the largest where it varies."""
-    return int(system.order.max()) if isinstance(system, MatrixFree) else system.sizes["state"]
-
-
-def n_depths(system: System) -> int:
-    """Number of depths, L + 1."""
-    return len(system.C) if isinstance(system, MatrixFree) else system.sizes["depth"]
-
-
-def state_sizes(system: System) -> xr.DataArray:
-    """The number of states that exist at every depth."""
-    if isinstance(system, MatrixFree):
-        return xr.DataArray(system.order, dims=["depth"])
-    check(system)
-    if "order" in system.coords:
-        return system["order"].reset_coords(drop=True)
-    return xr.DataArray(np.full(system.sizes["depth"], system.sizes["state"]), dims=["depth"])

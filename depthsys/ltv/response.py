@@ -1,15 +1,28 @@
 """What a system does to its inputs: simulation, gains, the input-output matrix, embeddings."""
 
-from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from depthsys.ltv.matrix_free import MatrixFree, beside, over_depth, transposed
-from depthsys.ltv.system import DIMS, check
+from depthsys.ltv.matrix_free import (
+    MatrixFree,
+    beside,
+    labels,
+    over_depth,
+    state_size,
+    state_sizes,
+    transposed,
+)
+from depthsys.ltv.system import DIMS, as_named, check, same_labels
 
 
-def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None) -> xr.Dataset:
+def simulate(
+    system: xr.Dataset,
+    u: ArrayLike | xr.DataArray | None = None,
+    x0: ArrayLike | xr.DataArray | None = None,
+) -> xr.Dataset:
     """Run the recursion: states ``x`` (depth, state) and outputs ``y`` (depth, output).
 
     Parameters
@@ -17,9 +30,11 @@ def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None
     system
         A system; extra leading dims are batch dims.
     u
-        Inputs (layer, input), in the unit of the input; may have batch dims too.
+        Inputs (layer, input), in the unit of the input; zero by default. A DataArray may have
+        batch dims too.
     x0
-        Initial state (state); zero by default.
+        Initial state (state); zero by default. Where the size of the state varies, it has the size
+        at depth 0 or is padded with zeros.
 
     Returns
     -------
@@ -30,16 +45,16 @@ def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None
     Raises
     ------
     TypeError
-        If ``u`` or ``x0`` is not a DataArray.
+        If ``u`` or ``x0`` is complex.
     ValueError
         If ``u`` has other dims than (..., layer, input), ``x0`` other than (..., state), or a
         value is not finite.
     """
     check(system)
-    _check_signal(system, u, "u", ("layer", "input"))
-    if x0 is None:
-        x0 = xr.DataArray(np.zeros(system.sizes["state"]), dims=["state"])
-    _check_signal(system, x0, "x0", ("state",))
+    sizes = {d: system.sizes[d] for d in ("layer", "input")}
+    u = as_named(np.zeros(tuple(sizes.values())) if u is None else u, "u", sizes)
+    u = same_labels(u, system["A"], "layer", "u")
+    x0 = as_state(system, np.zeros(system.sizes["state"]) if x0 is None else x0, "x0", 0)
     x, y = over_depth(
         _simulate,
         system,
@@ -52,19 +67,20 @@ def simulate(system: xr.Dataset, u: xr.DataArray, x0: xr.DataArray | None = None
     return xr.Dataset({"x": x, "y": y}, coords={"depth": system["depth"]})
 
 
-def _check_signal(system: xr.Dataset, signal: xr.DataArray, name: str, dims: tuple) -> None:
-    if not isinstance(signal, xr.DataArray):
-        raise TypeError(
-            f"`{name}` must be a DataArray with dims {dims}; got {type(signal).__name__}. "
-            f"Write `xr.DataArray(values, dims={list(dims)})`."
-        )
-    expected: dict[Hashable, int] = {d: system.sizes[d] for d in dims}
-    if {d: signal.sizes.get(d) for d in expected} != expected:
+def as_state(system: xr.Dataset | MatrixFree, value: Any, name: str, at: int) -> xr.DataArray:
+    """A state at depth ``at`` (a position), padded with zeros if the size of the state varies."""
+    sizes = state_sizes(system).isel(depth=at)
+    own, size = int(sizes.max()), state_size(system)
+    value = as_named(value, name, {"state": None})
+    if value.sizes["state"] == own:
+        value = value.pad(state=(0, size - own), constant_values=0.0)
+    missing = xr.DataArray(np.arange(size), dims=["state"]) >= sizes
+    if value.sizes["state"] != size or bool(((value != 0) & missing).any()):
         raise ValueError(
-            f"`{name}` must have dims {expected}; got {dict(signal.sizes)}. Rename or transpose it."
+            f"`{name}` must be a state of size {own}; got {value.sizes['state']} values. (A padded "
+            f"one of size {size} must be zero in the states that do not exist.)"
         )
-    if not np.isfinite(signal.values).all():
-        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
+    return value
 
 
 def _simulate(A, B, C, D, u, x0):
@@ -111,7 +127,7 @@ def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
         )
 
     def product(A: np.ndarray) -> np.ndarray:
-        phi = np.broadcast_to(np.eye(A.shape[-1]), (*A.shape[:-3], *A.shape[-2:]))
+        phi = np.broadcast_to(np.eye(A.shape[-1]), (*A.shape[:-3], *A.shape[-2:])).copy()
         for layer in range(start - first, stop - first):
             phi = A[..., layer, :, :] @ phi
         return phi
@@ -145,13 +161,6 @@ def _gains(A, B, C):
         if layer:
             column = transposed(A[layer]) @ column
     return np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)
-
-
-def labels(system: xr.Dataset | MatrixFree, dim: str) -> np.ndarray:
-    """The labels of the dim layer or depth."""
-    if isinstance(system, MatrixFree):
-        return np.arange(len(system.A) + (dim == "depth"))
-    return system[dim].values
 
 
 def io_matrix(system: xr.Dataset | MatrixFree) -> xr.DataArray:

@@ -80,11 +80,21 @@ def system(
         if batch_dims:
             raise ValueError(
                 f"`batch_dims` must be empty for lists of matrices; got {tuple(batch_dims)}. "
-                "Pad the matrices to one size and pass arrays."
+                "Build one system each and join them with `xr.concat(systems, dim='prompt')`."
             )
         arrays, order = _padded(A, B, C, D)
     else:
         arrays, order = _stacked(A, B, C, D)
+    own = {dim for dims in [*DIMS.values(), *_OPTIONAL_DIMS.values()] for dim in dims}
+    if (
+        isinstance(batch_dims, str)
+        or own & set(batch_dims)
+        or len(set(batch_dims)) < len(batch_dims)
+    ):
+        raise ValueError(
+            f"`batch_dims` must be a list of different names other than {sorted(own)}; got "
+            f"{batch_dims!r}. For example ['prompt']."
+        )
     if arrays[0].ndim - 3 != len(batch_dims):
         raise ValueError(
             f"`batch_dims` must name every leading dim of the arrays; got {tuple(batch_dims)} for "
@@ -123,7 +133,7 @@ def constant(
         are its own.
     B, C, D
         (state_next, input), (output, state), (output, input); D is zero by default, and is
-        always zero at the last depth, where there is no input.
+        always zero at the last depth, where there is no input. A sampling time is not kept.
     horizon
         Number of layers L, at least 1.
 
@@ -152,6 +162,11 @@ def constant(
                 "`control.sample_system` first."
             )
         A, B, C, D = A.A, A.B, A.C, A.D
+    elif hasattr(A, "dt"):
+        raise TypeError(
+            f"`A` must be a matrix or a python-control StateSpace; got {type(A).__name__}. Convert "
+            "it with `control.ss(...)`."
+        )
     if B is None or C is None:
         raise TypeError("`B` and `C` must be given beside a matrix A; got None. Pass both.")
     A, B, C = (_list_of_matrices([x], name)[0] for x, name in ((A, "A"), (B, "B"), (C, "C")))
@@ -303,7 +318,8 @@ def check(system: xr.Dataset) -> xr.Dataset:
     if sizes["layer"] < 1 or sizes["depth"] != sizes["layer"] + 1:
         raise ValueError(
             f"`system` must have L >= 1 layers and L + 1 depths; got layer={sizes['layer']}, "
-            f"depth={sizes['depth']}. C and D have one matrix per depth 0..L."
+            f"depth={sizes['depth']}. C and D have one matrix per depth 0..L; `ltv.window` cuts "
+            "them together."
         )
     for dim in ("layer", "depth"):
         _check_counts(system, dim)
@@ -317,6 +333,13 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"`system` must store square A; got state_next={sizes['state_next']}, "
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
+    if "order" in system.coords and not bool(
+        ((system["order"] >= 0) & (system["order"] <= sizes["state"])).all()
+    ):
+        raise ValueError(
+            f"`order` must be in 0..{sizes['state']}, the size of the state; got "
+            f"{system['order'].values}. Drop the coordinate, or build the system again."
+        )
     if np.any(system["D"].isel(depth=-1).values):
         raise ValueError(LAST_D)
     return system
@@ -324,14 +347,12 @@ def check(system: xr.Dataset) -> xr.Dataset:
 
 def _check_schema(system: xr.Dataset) -> None:
     schema = system.attrs.get("schema_version", SCHEMA_VERSION)
-    try:
-        newer = int(schema) > SCHEMA_VERSION
-    except (TypeError, ValueError) as error:
+    if not isinstance(schema, (int, np.integer)) or schema < 1:
         raise ValueError(
-            f"`schema_version` must be a whole number; got {schema!r}. This file was not written "
-            "by depthsys: build the system with `depthsys.ltv.system(A, B, C)`."
-        ) from error
-    if newer:
+            f"`schema_version` must be a whole number >= 1; got {schema!r}. This file was not "
+            "written by depthsys: build the system with `depthsys.ltv.system(A, B, C)`."
+        )
+    if schema > SCHEMA_VERSION:
         raise ValueError(
             f"`system` must have schema_version <= {SCHEMA_VERSION}; got {schema}. "
             "It was written by a newer depthsys: upgrade this one."
@@ -342,8 +363,9 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
     variable = system[name]
     if variable.dims[-len(dims) :] != dims:
         raise ValueError(
-            f"`{name}` must end in dims {dims}; got {variable.dims}. "
-            f"Use `.transpose(..., {', '.join(map(repr, dims))})` after renaming."
+            f"`{name}` must end in dims {dims}; got {variable.dims}. Use `.transpose(..., "
+            f"{', '.join(map(repr, dims))})` after renaming; to select one input or output keep "
+            "its dim, `.isel(output=[0])`."
         )
     if len(set(variable.dims)) < len(variable.dims):
         raise ValueError(
@@ -375,3 +397,44 @@ def _check_counts(system: xr.Dataset, dim: str) -> None:
             f"`{dim}` must count up by one; got {labels}. Use `.sortby({dim!r})`, and `ltv.window` "
             "to cut a piece out of the depth."
         )
+
+
+def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.DataArray:
+    """An argument with named dims: a DataArray by its names, a plain array by its position.
+
+    ``options`` are the sizes it may have, None for any; further dims of a DataArray are batch
+    dims. ValueError or TypeError for anything else, for complex and for non-finite values.
+    """
+    if isinstance(value, xr.DataArray):
+        fitting = [dims for dims in options if set(dims) <= set(value.dims)]
+        fitting.sort(key=len, reverse=True)
+        got: Any = dict(value.sizes)
+    else:
+        array = np.asarray(value)
+        fitting = [dims for dims in options if len(dims) == array.ndim]
+        got = f"shape {array.shape}"
+        if fitting:
+            value = xr.DataArray(array, dims=list(fitting[0]))
+    wanted = fitting[0] if fitting else options[0]
+    if not fitting or any(n not in (None, value.sizes[d]) for d, n in wanted.items()):
+        sizes = " or ".join(
+            str({d: "any" if n is None else n for d, n in dims.items()}) for dims in options
+        )
+        raise ValueError(
+            f"`{name}` must have dims {sizes}; got {got}. Pass an array of that shape, or a "
+            "DataArray with these dims (and batch dims, if you like)."
+        )
+    _refuse_complex(value.values, name)
+    if not np.isfinite(value.values).all():
+        raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
+    return value.transpose(..., *wanted).astype(np.float64)
+
+
+def same_labels(array: xr.DataArray, like: xr.DataArray, dim: str, name: str) -> xr.DataArray:
+    """The array without labels, after checking that they are those of ``like``."""
+    if dim in array.coords and not np.array_equal(array[dim], like[dim]):
+        raise ValueError(
+            f"`{name}` must have the labels of the system along {dim!r}, {like[dim].values}; got "
+            f"{array[dim].values}. Select the same part of both."
+        )
+    return array.drop_vars(dim, errors="ignore")

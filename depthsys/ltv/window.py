@@ -33,16 +33,17 @@ def window(system: xr.Dataset, start: int, stop: int) -> xr.Dataset:
     """
     check(system)
     first, last = (int(system["depth"].values[i]) for i in (0, -1))
+    if not all(isinstance(label, (int, np.integer)) for label in (start, stop)):
+        raise TypeError(f"`start` and `stop` must be whole numbers; got {start!r} and {stop!r}.")
     if not first <= start < stop <= last:
         raise ValueError(
             f"`start` and `stop` must satisfy {first} <= start < stop <= {last}, depths of the "
             f"system; got {start} and {stop}. A window holds at least one layer."
         )
     layers, depths = slice(start - first, stop - first), slice(start - first, stop - first + 1)
-    part = system.isel(layer=layers, depth=depths).copy()
-    D = part["D"].copy(deep=True)
-    D[{"depth": -1}] = 0.0
-    return check(part.assign(D=D))
+    part = system.isel(layer=layers, depth=depths).copy(deep=True)
+    part["D"][{"depth": -1}] = 0.0
+    return check(part)
 
 
 def concatenate(systems: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -65,6 +66,8 @@ def concatenate(systems: Sequence[xr.Dataset]) -> xr.Dataset:
     >>> bool((joined.A == s.A).all() and (joined.C == s.C).all() and (joined.D == s.D).all())
     True
     """
+    if isinstance(systems, xr.Dataset):
+        raise TypeError("`systems` must be a list of systems; got one Dataset. Put it in a list.")
     if len(systems) == 0:
         raise ValueError("`systems` must hold at least one system; got none. Pass a list of them.")
     joined = _bare(systems[0])
@@ -86,7 +89,7 @@ def _bare(system: xr.Dataset) -> xr.Dataset:
         bare = bare.assign_coords(
             order=("depth", np.full(bare.sizes["depth"], bare.sizes["state"]))
         )
-    return bare.reset_coords("order")
+    return bare.reset_coords("order").copy(deep=True)
 
 
 def _joined(left: xr.Dataset, right: xr.Dataset, i: int) -> xr.Dataset:

@@ -324,3 +324,18 @@ def test_elimination_removes_the_least_useful_layer_each_time(seed, L, m):
         kept = value(blocks, found.kept_layers[i].values.tolist())
         np.testing.assert_allclose(found.kept_value[i], kept, rtol=1e-6)
         assert found.kept_value[i] <= found.optimum[i] + 1e-9 * abs(found.optimum[i])
+
+
+def test_a_near_miss_is_a_miss():
+    """Layers whose gains differ by 1e-4 of an angle from the target do not reach it."""
+    gain = [[[1.0], [1e-4]], [[1.0], [1e-4]]]
+    system = ltv.system([np.eye(2)] * 2, gain, [np.eye(2)] * 3)
+    found = ltv.actuator_layers(system, 1, ltv.Energy([1.0, 0.0]))
+    np.testing.assert_allclose(found.value, -1e-4, rtol=1e-6)
+
+
+def test_the_objective_must_be_one():
+    system = ltv.system(*random_arrays(0))
+    for wrong in ("trace", ltv.Trace, None):
+        with pytest.raises(TypeError, match=r"`objective` must be `Trace\(\)`"):
+            ltv.actuator_layers(system, 1, wrong)

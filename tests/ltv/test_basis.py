@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -355,10 +356,20 @@ def test_bad_starts_snapshots_and_bases_are_refused():
     system = ltv.system(*random_arrays(0))
     bad = xr.DataArray(np.ones((4, 3)), dims=["depth", "state"])
     for method in (ltv.krylov_basis, ltv.arnoldi_basis, ltv.adjoint_basis, ltv.random_basis):
-        with pytest.raises(ValueError, match=r"`start` must be a DataArray with dims .*'depth': 5"):
+        with pytest.raises(
+            ValueError, match=r"`start` must have dims .*'depth': 5.* got .*'depth': 4"
+        ):
             method(system, order=1, start=bad)
-    with pytest.raises(ValueError, match=r"`snapshots` must be a DataArray .*got ndarray"):
-        ltv.pod_basis(system, order=1, snapshots=np.ones((5, 3, 2)))
+    runs = xr.DataArray(np.ones((2, 5, 3)), dims=["run", "depth", "state"])
+    with pytest.raises(ValueError, match=r"`snapshots` must have dims .*'sample'.*got .*'run'"):
+        ltv.pod_basis(system, order=1, snapshots=runs)
+    later = xr.DataArray(np.ones((5, 3)), dims=["depth", "state"], coords={"depth": range(1, 6)})
+    with pytest.raises(
+        ValueError, match=r"`start` must have the depths of the system, \[0 1 2 3 4\]"
+    ):
+        ltv.krylov_basis(system, order=1, start=later)
+    with pytest.raises(TypeError, match="`start` must be real"):
+        ltv.krylov_basis(system, order=1, start=1j * np.ones((5, 3)))
     nan = xr.DataArray(np.full((5, 3, 2), np.nan), dims=["depth", "state", "sample"])
     with pytest.raises(ValueError, match="`snapshots` must be finite"):
         ltv.pod_basis(system, order=1, snapshots=nan)
@@ -445,3 +456,115 @@ def test_compare_certifies_what_was_kept_and_nothing_else():
     assert (table.error.sel(basis="coarse") > bounds.upper).any()
     np.testing.assert_allclose(table.upper.sel(basis="balanced"), bounds.upper, rtol=1e-9)
     assert table.upper.sel(basis="of another system").isnull().all()
+
+
+def heat(n):
+    """Implicit Euler for the heat equation: Hankel values fall to rounding within a few states."""
+    lap = -2 * np.eye(n) + np.eye(n, k=1) + np.eye(n, k=-1)
+    A = np.linalg.inv(np.eye(n) - 0.5 * lap)
+    return ltv.constant(A, np.eye(n)[:, [3]], np.eye(n)[[6]], horizon=30)
+
+
+@pytest.mark.parametrize("n", [10, 20, 30])
+def test_fast_decay_is_reduced_at_every_order_and_tolerance(n):
+    system = heat(n)
+    rank = rank_of(system, ltv.balanced_basis)
+    table = ltv.compare(system, [*range(1, rank + 3)], [ltv.balanced_basis, ltv.two_sided_basis])
+    row = table.sel(basis="balanced")
+    assert (row.error <= row.upper + row.resolution).all()
+    assert (row.lower <= row.error + row.resolution).all()
+    for tolerance in (0.5, 1e-3, 1e-8, 1e-11):
+        basis = ltv.balanced_basis(system, tolerance=tolerance)
+        assert float(basis.order.max()) == basis.attrs["order"] <= rank
+    for k in range(31):
+        V, W = (used_columns(basis, name, k) for name in "VW")
+        np.testing.assert_allclose(W.T @ V, np.eye(V.shape[1]), atol=1e-9)
+
+
+def test_certificates_hold_to_the_stated_rounding_beside_large_unseen_states():
+    """One state that is reached and not seen, one that is seen and not reached, both huge."""
+    rng = np.random.default_rng(0)
+    for size in (1e2, 1e4, 1e6):
+        for _ in range(20):
+            A, b, c = np.diag([0.5, 0.9, 0.8]), np.array([[1], [size], [0]]), np.array([1, 0, size])
+            Q = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+            system = ltv.constant(Q @ A @ Q.T, Q @ b, c[None] @ Q.T, horizon=6)
+            row = ltv.compare(system, [1, 2, 3], [ltv.balanced_basis]).isel(basis=0)
+            assert row.resolution > 1e-16 * size**2
+            assert (row.lower <= row.error + row.resolution).all()
+            assert (row.error <= row.upper + row.resolution).all()
+            assert (row.error[0] < row.resolution) or row.lower[0] > 0
+
+
+@every_basis
+@pytest.mark.parametrize("sizes", [[2, 5, 3, 6, 4], [4, 3, 2, 2, 5], [1, 4, 1, 4, 1]])
+def test_matrix_free_systems_whose_state_size_varies(method, sizes):
+    if method is ltv.arnoldi_basis:
+        return  # needs one size
+    rng = np.random.default_rng(0)
+    A = [rng.standard_normal((b, a)) for a, b in itertools.pairwise(sizes)]
+    B = [rng.standard_normal((n, 2)) for n in sizes[1:]]
+    C = [rng.standard_normal((2, n)) for n in sizes]
+    free = ltv.MatrixFree([aslinearoperator(a) for a in A], B, C)
+    ragged = ltv.system(A, B, C)
+    table = ltv.compare(free, [1, 2], [method])
+    xr.testing.assert_allclose(
+        table.drop_vars("seconds"),
+        ltv.compare(ragged, [1, 2], [method]).drop_vars("seconds"),
+        rtol=1e-6,
+    )
+    assert (
+        relative_error(ragged, ltv.project(free, method(free, order=table.states.item(1)))) < 9
+    ).all()
+
+
+def test_systems_that_connect_nothing_say_so():
+    A, B, C, D = random_arrays(0)
+    system = ltv.system(A, 0 * B, C, D)
+    with pytest.raises(ValueError, match=r"must connect some input to some output; got rank 0"):
+        ltv.compare(system, [1], [ltv.balanced_basis])
+    with pytest.raises(ValueError, match=r"must connect some input to some output; got rank 0"):
+        ltv.balanced_basis(system, tolerance=0.1)
+    with pytest.raises(TypeError, match="`methods` must be a list of functions or a mapping"):
+        ltv.compare(system, [1], ltv.balanced_basis)
+
+
+def test_a_basis_needs_v_and_w_only_and_must_be_biorthogonal():
+    system = ltv.system(*random_arrays(0, n=5))
+    basis = ltv.balanced_basis(system, order=3)
+    bare = ltv.project(system, basis[["V", "W"]].drop_vars("order"))
+    np.testing.assert_array_equal(bare.order, basis.order)
+    skewed = basis.assign(W=basis.W * (1 + 1e-4))
+    with pytest.raises(ValueError, match=r"deviation of 1\.0e-04"):
+        ltv.project(system, skewed)
+    cut = ltv.balanced_basis(system, tolerance=0.3)
+    assert cut.order.max() == cut.sizes["state"] == cut.attrs["order"]
+
+
+def test_integers_and_single_precision_are_computed_in_double():
+    A, B, C, D = random_arrays(0, 40, 2, 1, 1)
+    system = ltv.system(np.full((40, 2, 2), 3), np.ones((40, 2, 1)), np.ones((41, 1, 2)))
+    whole = ltv.io_matrix(system.astype("int64"))
+    np.testing.assert_allclose(whole, ltv.io_matrix(system))
+    single = ltv.system(A, B, C, D).astype(np.float32)
+    for function in (ltv.io_matrix, ltv.gains, ltv.hankel_singular_values):
+        np.testing.assert_array_equal(function(single), function(single.astype(np.float64)))
+
+
+def test_results_do_not_share_memory_with_the_system():
+    system = ltv.system(*random_arrays(0))
+    for made in (ltv.window(system, 1, 4), ltv.concatenate([system])):
+        assert not any(np.shares_memory(made[name], system[name]) for name in "ABCD")
+    bounds = ltv.error_bounds(system, 9)
+    bounds.lower[...] = 7.0
+    assert bounds.upper == 0
+    ltv.transition(system, 1, 1)[0, 0] = 5.0
+    ltv.minimum_energy(system, [1.0, 0.0]).gain_rank[...] = 5
+
+
+def test_arnoldi_goes_on_until_every_member_has_its_order():
+    """In one member the second input repeats the first, so its block starts with one column."""
+    A, B, C, _ = random_arrays(0, 3, 6, 2, 1, batch=(2,))
+    B[0, :, :, 1] = 2 * B[0, :, :, 0]
+    basis = ltv.arnoldi_basis(ltv.system(A, B, C, batch_dims=["case"]), order=4)
+    assert basis.order.values.tolist() == [[0, 4, 4, 4]] * 2

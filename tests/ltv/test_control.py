@@ -368,8 +368,8 @@ def test_zero_target_needs_no_energy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": [1.0, 2.0, 3.0]}, r"`target` must hold 2 value\(s\), one per output"),
-        ({"target": state([1.0, 2.0])}, r"`target` must hold 3 value\(s\), one per state"),
+        ({"target": [1.0, 2.0, 3.0]}, r"`target` must have dims {'output': 2}; got shape \(3,\)"),
+        ({"target": state([1.0, 2.0])}, "`target` must be a state of size 3; got 2 values"),
         ({"target": [np.nan, 1.0]}, "`target` must be finite"),
         ({"target": state([1, np.inf, 0])}, "`target` must be finite"),
         ({"target": state([1, 2, 3]), "hold": 0}, "`outputs` and `hold` must be left out"),
@@ -382,11 +382,17 @@ def test_zero_target_needs_no_energy():
         ({"target": 1.0, "hold": -1}, r"`hold` must be positions of outputs, in 0\.\.1; got -1"),
         ({"target": 1.0, "hold": True}, "`hold` must be positions of outputs"),
         ({"target": [1.0, 1.0], "outputs": [0, 0]}, "`outputs` must name each output once"),
-        ({"target": [1.0, 1.0], "weights": [1, 1, 1, 0]}, "`weights` must be 4 positive finite"),
-        ({"target": [1.0, 1.0], "weights": [1, 1, 1, np.inf]}, "`weights` must be 4 positive"),
-        ({"target": [1.0, 1.0], "weights": [1, 1]}, "`weights` must be 4 positive"),
-        ({"target": [1.0, 1.0], "weights": 2.0}, "`weights` must be 4 positive"),
-        ({"target": [1.0, 1.0], "weights": np.ones((4, 3))}, r"per layer and input \(4, 2\)"),
+        ({"target": [1.0, 1.0], "weights": [1, 1, 1, 0]}, r"`weights` must be positive; got 0\.0"),
+        ({"target": [1.0, 1.0], "weights": [1, 1, 1, np.inf]}, "`weights` must be finite"),
+        (
+            {"target": [1.0, 1.0], "weights": [1, 1]},
+            r"`weights` must have dims .*{'layer': 4}; got shape \(2,\)",
+        ),
+        ({"target": [1.0, 1.0], "weights": 2.0}, "`weights` must have dims"),
+        (
+            {"target": [1.0, 1.0], "weights": np.ones((4, 3))},
+            r"`weights` must have dims {'layer': 4, 'input': 2}",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -396,9 +402,11 @@ def test_bad_arguments(arguments, message):
 
 def test_arrays_with_unnamed_batch_dims_and_other_labels_are_refused():
     system = ltv.system(*random_arrays(0))
-    with pytest.raises(ValueError, match=r"`target` must be a number or one per output; got shape"):
+    with pytest.raises(
+        ValueError, match=r"`target` must have dims {'output': 2}; got shape \(5, 2\)"
+    ):
         ltv.minimum_energy(system, np.ones((5, 2)))
-    with pytest.raises(ValueError, match=r"`weights` must be \(layer\) or \(layer, input\); got"):
+    with pytest.raises(ValueError, match=r"`weights` must have dims .*; got shape \(5, 4, 2\)"):
         ltv.minimum_energy(system, [1.0, 0.0], weights=np.ones((5, 4, 2)))
     later = xr.DataArray(np.ones(4), dims=["layer"], coords={"layer": range(1, 5)})
     with pytest.raises(ValueError, match=r"`weights` must have the labels of the system along"):

@@ -325,15 +325,18 @@ SKEW = np.array([[1.0, 1e-6, 0], [0, 1, 0], [0, 0, 1]])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((I2, I2), r"`Q` must have dims \{'layer': 4, 'state': 3, 'state_2': 3\} .*; got"),
-        ((np.stack([EYE] * 3), I2), r"`Q` must have dims .*'layer': 3"),
-        ((EYE, EYE), r"`R` must have dims \{'layer': 4, 'input': 2, 'input_2': 2\}"),
-        ((EYE, I2, np.stack([EYE] * 4)), r"`terminal` must have dims \{'layer': 1,"),
+        (
+            (I2, I2),
+            r"`Q` must have dims .*'layer': 4, 'state': 3, 'state_2': 3\}; got shape \(2, 2\)",
+        ),
+        ((np.stack([EYE] * 3), I2), r"`Q` must have dims .*got shape \(3, 3, 3\)"),
+        ((EYE, EYE), r"`R` must have dims \{'input': 2, 'input_2': 2\} or"),
+        ((EYE, I2, np.stack([EYE] * 4)), r"`terminal` must have dims .*got shape \(4, 3, 3\)"),
         ((xr.DataArray(EYE, dims=["a", "b"]), I2), "`Q` must have dims"),
-        ((SKEW, I2), r"`Q` must be symmetric; got an asymmetry of 1\.0e-06"),
+        ((SKEW, I2), r"`Q` must be symmetric to 1e-12; got an asymmetry of 1\.0e-06"),
         ((EYE * np.nan, I2), "`Q` must be finite; got nan or inf"),
-        ((np.ones((2, 4, 3, 3)), I2), r"`Q` must be a matrix or one per layer; got shape \(2, 4"),
-        ((EYE, I2, SKEW), "`terminal` must be symmetric"),
+        ((np.ones((2, 4, 3, 3)), I2), r"`Q` must have dims .*got shape \(2, 4"),
+        ((EYE, I2, SKEW), "`terminal` must be symmetric to 1e-12"),
         ((-EYE, I2), r"`Q` must be positive semidefinite; got an eigenvalue of -1\.0e\+00"),
         ((EYE, I2, np.diag([1.0, 1.0, -1e-3])), "`terminal` must be positive semidefinite"),
         ((EYE, np.diag([1.0, 0.0])), r"`R` must be positive definite; got an eigenvalue of 0\.0"),
@@ -349,7 +352,7 @@ def test_infinite_cost_is_refused():
         ltv.lqr(ltv.system(*random_arrays(0)), np.diag([np.inf, 1.0, 1.0]), I2)
 
 
-WRONG = r"`K` must be a DataArray with dims \{'layer': 4, 'input': 2, 'state': 3\}; got "
+WRONG = r"`K` must have dims \{'layer': 4, 'input': 2, 'state': 3\}; got "
 LABELLED = xr.DataArray(
     np.ones((4, 2, 3)), dims=["layer", "input", "state"], coords={"layer": range(2, 6)}
 )
@@ -361,7 +364,7 @@ LABELLED = xr.DataArray(
         (xr.DataArray(np.ones((4, 3, 2)), dims=["layer", "input", "state"]), WRONG),
         (xr.DataArray(np.ones((3, 2, 3)), dims=["layer", "input", "state"]), WRONG),
         (xr.DataArray(np.ones((2, 3)), dims=["input", "state"]), WRONG),
-        (np.ones((4, 2, 3)), WRONG + "ndarray"),
+        (np.ones((4, 2)), WRONG + r"shape \(4, 2\)"),
         (LABELLED * np.nan, "`K` must be finite"),
         (LABELLED, r"`K` must have the labels of the system along 'layer', \[0 1 2 3\]; got \[2 3"),
     ],
@@ -369,3 +372,37 @@ LABELLED = xr.DataArray(
 def test_bad_feedback(K, message):
     with pytest.raises(ValueError, match=message):
         ltv.closed_loop(ltv.system(*random_arrays(0)), K)
+
+
+def test_complex_costs_and_feedback_are_refused():
+    system = ltv.system(*random_arrays(0))
+    with pytest.raises(TypeError, match="`Q` must be real"):
+        ltv.lqr(system, 1j * EYE, I2)
+    with pytest.raises(TypeError, match="`K` must be real"):
+        ltv.closed_loop(system, 1j * np.ones((4, 2, 3)))
+
+
+@pytest.mark.parametrize("spoil", [lambda q: -50 * q, lambda q: q + np.eye(3, k=1)])
+def test_a_bad_cost_is_found_beside_a_huge_one(spoil):
+    Q = np.stack([1e12 * EYE, EYE, EYE, EYE])
+    Q[2] = spoil(Q[2])
+    with pytest.raises(ValueError, match="`Q` must be"):
+        ltv.lqr(ltv.system(*random_arrays(0)), Q, I2)
+
+
+def test_states_that_do_not_exist_cost_nothing():
+    sizes = [1, 3, 2]
+    rng = np.random.default_rng(0)
+    system = ltv.system(
+        [rng.standard_normal((sizes[k + 1], sizes[k])) for k in range(2)],
+        [rng.standard_normal((sizes[k + 1], 1)) for k in range(2)],
+        [rng.standard_normal((1, n)) for n in sizes],
+    )
+    P = ltv.lqr(system, EYE, [[1.0]], EYE).P.values
+    for k, n in enumerate(sizes):
+        assert not P[k, n:].any()
+        assert not P[k, :, n:].any()
+        assert np.linalg.eigvalsh(P[k, :n, :n]).min() > 0
+    labelled = xr.DataArray(np.stack([EYE] * 2), dims=["layer", "state", "state_2"])
+    with pytest.raises(ValueError, match="`Q` must have the labels of the system along 'layer'"):
+        ltv.lqr(system, labelled.assign_coords(layer=[5, 6]), [[1.0]])

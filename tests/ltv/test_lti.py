@@ -556,3 +556,11 @@ def test_orders_above_the_rank_are_refused(use_slycot):
     siso = random_lti(4, 4, 1, 1, 0.9)
     with pytest.raises(ValueError, match=r"at most the rank, 3 .* got 4"):
         ltv.lti_balanced_truncation(siso, 4, 3, use_slycot=use_slycot)  # three inputs: rank 3
+
+
+def test_small_states_count_as_long_as_they_are_known(use_slycot):
+    """Hankel values that span eight orders of magnitude are all kept."""
+    lti = control.ss(np.diag([0.5, 0.4]), [[1.0], [1e-4]], [[1.0, 1e-4]], 0, 1)
+    values = ltv.lti_hankel_singular_values(lti, use_slycot=use_slycot)
+    assert 1e-10 < values[1] / values[0] < 1e-7
+    assert ltv.lti_balanced_truncation(lti, 2, use_slycot=use_slycot).nstates == 2

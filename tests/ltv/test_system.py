@@ -115,6 +115,10 @@ def with_nan(s):
         (lambda s: s.assign(D=s.D + 1), "`D` must be zero at the last depth"),
         (lambda s: s.assign_attrs(schema_version=99), "schema_version <= 1; got 99"),
         (lambda s: s.assign_attrs(schema_version="new"), "`schema_version` must be a whole number"),
+        (lambda s: s.assign_attrs(schema_version=1.9), "`schema_version` must be a whole number"),
+        (lambda s: s.assign_attrs(schema_version=-3), "whole number >= 1; got -3"),
+        (lambda s: s.assign_coords(order=s.order + 9), r"`order` must be in 0\.\.3"),
+        (lambda s: s.isel(layer=[0, 1, 3], depth=[0, 1, 2, 3]), "`layer` must count up by one"),
         (lambda s: s.isel(layer=[1, 0, 2, 3]), "`layer` must count up by one; got .1 0 2 3."),
         (lambda s: s.isel(depth=[4, 3, 2, 1, 0]), "`depth` must count up by one"),
         (lambda s: s.assign_coords(layer=[1.0, 2.0, 3.0, 4.0]), "`layer` must count up by one"),
@@ -217,9 +221,13 @@ def test_bad_arrays_are_refused():
     with pytest.raises(ValueError, match="`u` must have dims"):
         ltv.simulate(s, u)
     u = xr.DataArray(np.zeros((4, 2)), dims=["layer", "input"])
-    with pytest.raises(TypeError, match="`u` must be a DataArray"):
-        ltv.simulate(s, u.values)
+    with pytest.raises(ValueError, match=r"`u` must have dims .*got shape \(4, 3\)"):
+        ltv.simulate(s, np.zeros((4, 3)))
+    with pytest.raises(TypeError, match="`u` must be real"):
+        ltv.simulate(s, u * 1j)
+    with pytest.raises(ValueError, match="`u` must have the labels of the system along 'layer'"):
+        ltv.simulate(s, u.assign_coords(layer=range(1, 5)))
     with pytest.raises(ValueError, match="`u` must be finite"):
         ltv.simulate(s, u + np.nan)
-    with pytest.raises(ValueError, match="`x0` must have dims"):
-        ltv.simulate(s, u, xr.DataArray(np.zeros(2), dims=["state"]))
+    with pytest.raises(ValueError, match="`x0` must be a state of size 3; got 2 values"):
+        ltv.simulate(s, u, np.zeros(2))

@@ -104,3 +104,20 @@ def test_transition_is_the_product_of_the_maps_between():
     for start, stop in ((3, 2), (-1, 1), (0, 6)):
         with pytest.raises(ValueError, match="0 <= start <= stop <= 5"):
             ltv.transition(system, start, stop)
+
+
+def test_whole_labels_and_lists_are_wanted():
+    system = ltv.system(*random_arrays(0))
+    with pytest.raises(TypeError, match="`start` and `stop` must be whole numbers"):
+        ltv.window(system, 0.5, 2.7)
+    with pytest.raises(TypeError, match="`systems` must be a list of systems"):
+        ltv.concatenate(system)
+
+
+def test_the_larger_order_holds_at_a_joint():
+    left, right = ltv.system(*random_arrays(0)), ltv.system(*random_arrays(1))
+    left = left.assign(C=left.C.where(left.depth < 4, 0.0)).assign_coords(
+        order=("depth", [3, 3, 3, 3, 2])
+    )
+    right = right.assign_coords(order=("depth", [1, 3, 3, 3, 3]))
+    assert ltv.concatenate([left, right]).order.values.tolist() == [3, 3, 3, 3, 2, 3, 3, 3, 3]
