@@ -121,9 +121,13 @@ def _biorthogonal(W: np.ndarray, V: np.ndarray) -> np.ndarray:
 
     A small singular value carries an error of eps ||S|| ||R||, which its inverse root magnifies.
     """
+    used = (V != 0).any(-2)
+    identity = np.eye(V.shape[-1]) * (used[..., None, :] & used[..., None])
     for _ in range(3):
-        product = transposed(W) @ V
-        W = 2 * W - W @ transposed(product)
+        off = identity - transposed(W) @ V
+        if np.abs(off).max(initial=0.0) < 1e-13:
+            break
+        W = W + W @ transposed(off)
     return W
 
 

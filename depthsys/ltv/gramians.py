@@ -215,6 +215,10 @@ def frobenius(matrix: np.ndarray) -> np.ndarray:
     """Root of the summed squares of (..., rows, columns), without overflow or underflow."""
     if 0 in matrix.shape[-2:]:
         return np.zeros(matrix.shape[:-2])
+    with np.errstate(over="ignore"):
+        squares = np.einsum("...ij,...ij->...", matrix, matrix)
+    if ((squares > 1e-200) & (squares < 1e200)).all():
+        return np.sqrt(squares)
     largest = np.abs(matrix).max((-2, -1))
     scale = np.where(largest > 0, largest, 1.0)
     return scale * np.linalg.norm(matrix / scale[..., None, None], axis=(-2, -1))
