@@ -333,13 +333,8 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"`system` must store square A; got state_next={sizes['state_next']}, "
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
-    if "order" in system.coords and not bool(
-        ((system["order"] >= 0) & (system["order"] <= sizes["state"])).all()
-    ):
-        raise ValueError(
-            f"`order` must be in 0..{sizes['state']}, the size of the state; got "
-            f"{system['order'].values}. Drop the coordinate, or build the system again."
-        )
+    if "order" in system.coords:
+        _check_order(system)
     if np.any(system["D"].isel(depth=-1).values):
         raise ValueError(LAST_D)
     return system
@@ -387,6 +382,29 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
             f"`{name}` must be finite; got {values[tuple(where)]} at {place}. "
             "Find the layer that overflowed before building the system."
         )
+
+
+def _check_order(system: xr.Dataset) -> None:
+    """States beyond the order of a padded system do not exist: nothing enters or leaves them."""
+    n = system.sizes["state"]
+    order = system["order"].reset_coords(drop=True).drop_vars("depth", errors="ignore")
+    if not bool(((order >= 0) & (order <= n)).all()):
+        raise ValueError(
+            f"`order` must be in 0..{n}, the size of the state; got {order.values}. Drop the "
+            "coordinate, or build the system again."
+        )
+    if bool((order == n).all()):
+        return
+    missing = xr.DataArray(np.arange(n), dims=["state"]) >= order
+    before = missing.isel(depth=slice(-1)).rename(depth="layer")
+    after = missing.isel(depth=slice(1, None)).rename(depth="layer", state="state_next")
+    for name, beyond in (("A", before | after), ("B", after), ("C", missing)):
+        values = system[name].drop_vars(["layer", "depth"], errors="ignore")
+        if bool(((values != 0) & beyond).any()):
+            raise ValueError(
+                f"`{name}` must be zero in states beyond `order`; got other values. Drop the "
+                "coordinate `order` if these states exist."
+            )
 
 
 def _check_counts(system: xr.Dataset, dim: str) -> None:

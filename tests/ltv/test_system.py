@@ -231,3 +231,21 @@ def test_bad_arrays_are_refused():
         ltv.simulate(s, u + np.nan)
     with pytest.raises(ValueError, match="`x0` must be a state of size 3; got 2 values"):
         ltv.simulate(s, u, np.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+def test_states_beyond_the_order_must_be_empty(name):
+    rng = np.random.default_rng(0)
+    sizes = [1, 3, 2, 1]
+    system = ltv.system(
+        [rng.standard_normal((sizes[k + 1], sizes[k])) for k in range(3)],
+        [rng.standard_normal((sizes[k + 1], 2)) for k in range(3)],
+        [rng.standard_normal((2, n)) for n in sizes],
+    )
+    place = {"A": (1, 2, 0), "B": (1, 2, 0), "C": (2, 0, 2)}[name]  # state 2 at depth 2
+    system[name][place] = 1.0
+    with pytest.raises(ValueError, match=f"`{name}` must be zero in states beyond `order`"):
+        ltv.check(system)
+    ltv.check(system.drop_vars("order"))
+    system[name][place] = 0.0
+    ltv.check(system)

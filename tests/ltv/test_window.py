@@ -115,9 +115,10 @@ def test_whole_labels_and_lists_are_wanted():
 
 
 def test_the_larger_order_holds_at_a_joint():
-    left, right = ltv.system(*random_arrays(0)), ltv.system(*random_arrays(1))
-    left = left.assign(C=left.C.where(left.depth < 4, 0.0)).assign_coords(
-        order=("depth", [3, 3, 3, 3, 2])
-    )
-    right = right.assign_coords(order=("depth", [1, 3, 3, 3, 3]))
-    assert ltv.concatenate([left, right]).order.values.tolist() == [3, 3, 3, 3, 2, 3, 3, 3, 3]
+    """Two states leave the first system, the second one looks at one of them."""
+    ones = np.ones
+    left = ltv.system([ones((2, 3))], [ones((2, 1))], [ones((1, 3)), np.zeros((1, 2))])
+    right = ltv.system([ones((3, 1))], [ones((3, 1))], [ones((1, 1)), ones((1, 3))])
+    joined = ltv.concatenate([left, right])
+    assert joined.order.values.tolist() == [3, 2, 3]
+    np.testing.assert_array_equal(ltv.gains(joined).values.ravel(), [3, 3])
