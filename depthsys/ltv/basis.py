@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.gramians import System, noise_of, observability, reachability
+from depthsys.ltv.gramians import System, noise_of, observability, reachability, used_values
 from depthsys.ltv.matrix_free import (
     beside,
     check_finite,
@@ -32,7 +32,7 @@ from depthsys.ltv.matrix_free import (
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.project import project
 from depthsys.ltv.response import io_matrix
-from depthsys.ltv.system import as_named
+from depthsys.ltv.system import as_named, whole_number
 
 RTOL = 1e-12
 SEEN = 1e-12  # cosines nearer to zero are rounding
@@ -106,7 +106,7 @@ def balanced_basis(
                 W.append(V[-1])
                 continue
             U, s, Zt = np.linalg.svd(product, full_matrices=False)
-            known = (s > rtol * s[..., :1]) & (s > 10 * noise_of(R, S)[..., None])
+            known = used_values(s, rtol) & (s > 10 * noise_of(R, S)[..., None])
             scale = (np.where(known, s, 1.0) ** -0.5 * known)[..., None, :order]
             V.append(R @ (transposed(Zt)[..., :order] * scale))
             W.append(_biorthogonal(S @ (U[..., :order] * scale), V[-1]))
@@ -370,9 +370,7 @@ def _basis(
         raise ValueError(f"`rtol` must be between 0 and 1; got {method.rtol}. Try {RTOL:.0e}.")
     if order is None:
         return _smallest(system, method, tolerance)
-    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or order < 1:
-        raise ValueError(f"`order` must be a whole number >= 1; got {order!r}. Pass one.")
-    basis = _built(system, method, int(order))
+    basis = _built(system, method, whole_number(order, "order"))
     if (rank := int(basis["order"].max())) < order:
         raise RankError(
             f"`order` must be at most the rank, {rank} (method {method.name}, rtol "
@@ -479,7 +477,7 @@ def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     if columns.shape[-1] == 0:
         return columns
     U, s, _ = np.linalg.svd(columns, full_matrices=False)
-    return (U * (s > rtol * s[..., :1])[..., None, :])[..., :order]
+    return (U * used_values(s, rtol)[..., None, :])[..., :order]
 
 
 def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from depthsys.ltv.gramians import used_values
 from depthsys.ltv.matrix_free import MatrixFree, beside, labels, over_depth, state_sizes
 from depthsys.ltv.response import as_state, gains
 from depthsys.ltv.system import as_named, check, same_labels
@@ -200,7 +201,7 @@ def _least_energy(gain, target, cost, *, rtol):
     G = np.moveaxis(gain * scale[..., None, :], -3, -2)
     G = G.reshape(*G.shape[:-3], n_rows, n_layers * n_inputs)
     U, s, Zt = np.linalg.svd(G, full_matrices=False)
-    used = (s > rtol * s[..., :1]) & (s > 0)
+    used = used_values(s, rtol)
     shares = (np.swapaxes(U, -1, -2) @ target[..., None])[..., 0]
     z = np.swapaxes(Zt, -1, -2) @ (np.where(used, shares, 0.0) / np.where(used, s, 1.0))[..., None]
     predicted = (G @ z)[..., 0]

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from depthsys.ltv.control import state_gains
-from depthsys.ltv.gramians import System, reachability
+from depthsys.ltv.gramians import System, reachability, used_values
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     labels,
@@ -132,11 +132,6 @@ def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list
     total = np.linalg.norm(s, axis=-1)
     residual = ignored / np.where(total > 0, total, 1.0)
     return [used.sum(-1), total**2, least**2, volume, residual]
-
-
-def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
-    """Which singular values (..., index) count, relative to the first."""
-    return (s > rtol * s[..., :1]) & (s > 0)
 
 
 def reachable_fraction(

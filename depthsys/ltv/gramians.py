@@ -184,16 +184,8 @@ def hankel_singular_values(system: System) -> xr.DataArray:
 
 
 def _hankel_values(A, B, C) -> np.ndarray:
-    values = hankel_values(reachability(A, B), observability(A, C))
-    return stacked([v[..., None, :] for v in values], 1, max(v.shape[-1] for v in values))[
-        ..., 0, :
-    ]
-
-
-def hankel_values(R: list[np.ndarray], S: list[np.ndarray]) -> list[np.ndarray]:
-    """Singular values of S_k' R_k at every depth."""
     values = []
-    for k, (r, s) in enumerate(zip(R, S, strict=True)):
+    for k, (r, s) in enumerate(zip(reachability(A, B), observability(A, C), strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
         values.append(
@@ -201,7 +193,13 @@ def hankel_values(R: list[np.ndarray], S: list[np.ndarray]) -> list[np.ndarray]:
             if r.shape[-1]
             else np.zeros((*product.shape[:-2], 0))
         )
-    return values
+    rows = [v[..., None, :] for v in values]
+    return stacked(rows, 1, max(v.shape[-1] for v in values))[..., 0, :]
+
+
+def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
+    """Which singular values (..., index) count, relative to the first; none where all are zero."""
+    return s > rtol * s[..., :1]
 
 
 def noise_of(R: np.ndarray, S: np.ndarray) -> np.ndarray:

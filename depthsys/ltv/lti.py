@@ -14,7 +14,7 @@ import xarray as xr
 
 from depthsys.ltv.gramians import compressed, observability, reachability
 from depthsys.ltv.matrix_free import state_sizes
-from depthsys.ltv.system import DIMS, check
+from depthsys.ltv.system import DIMS, check, whole_number
 
 if TYPE_CHECKING:
     from control import StateSpace
@@ -179,9 +179,7 @@ def lti_balanced_truncation(
 
     values = lti_hankel_singular_values(lti, horizon, use_slycot=use_slycot).values
     rank = int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
-    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or order < 1:
-        raise ValueError(f"`order` must be a whole number >= 1; got {order!r}. Pass one.")
-    if order > rank:
+    if whole_number(order, "order") > rank:
         raise ValueError(
             f"`order` must be at most the rank, {rank} (rtol 1e-12); got {order}. A larger model "
             "would be the same model."
@@ -216,10 +214,8 @@ def _about(lti: Any, horizon: int | None, use_slycot: bool | None) -> tuple[dict
             f"`lti` must be stable over an infinite horizon; got spectral radius {radius:.4g}. "
             "Pass `horizon=`, the number of layers: finite Gramians need no stability."
         )
-    if horizon is not None and (
-        isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1
-    ):
-        raise ValueError(f"`horizon` must be a whole number >= 1; got {horizon!r}. Pass L.")
+    if horizon is not None:
+        whole_number(horizon, "horizon")
     installed = find_spec("slycot") is not None
     if use_slycot and not installed:
         raise ImportError(

@@ -151,8 +151,7 @@ def constant(
     >>> ltv.gains(s).values.ravel()
     array([0.25, 0.5 , 1.  ])
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
-        raise ValueError(f"`horizon` must be a whole number >= 1; got {horizon!r}. One layer each.")
+    whole_number(horizon, "horizon")
     if all(hasattr(A, name) for name in ("A", "B", "C", "D", "dt")):
         if not (B is None and C is None and D is None):
             raise TypeError("`B`, `C`, `D` must be left out beside a StateSpace; got some of them.")
@@ -446,6 +445,13 @@ def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.Da
     if not np.isfinite(value.values).all():
         raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
     return value.transpose(..., *wanted).astype(np.float64)
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A count of at least one, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number >= 1; got {value!r}. Pass a count.")
+    return int(value)
 
 
 def same_labels(array: xr.DataArray, like: xr.DataArray, dim: str, name: str) -> xr.DataArray:
