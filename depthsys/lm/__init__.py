@@ -3,6 +3,7 @@
 from depthsys.lm.accuracy import agreement, error_budget, gain_report
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.identify import Krylov, identify
+from depthsys.lm.jacobians import jacobians
 from depthsys.lm.linearize import linear_gains, mean_jvp, mean_vjp
 from depthsys.lm.model import DepthModel, Run
 from depthsys.lm.prompts import Splits, Texts, read_texts
@@ -19,6 +20,7 @@ __all__ = [
     "error_budget",
     "gain_report",
     "identify",
+    "jacobians",
     "linear_gains",
     "mean_difference",
     "mean_jvp",

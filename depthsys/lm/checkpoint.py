@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def read_config(name_or_path: str | Path):
+def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
     """Configuration of a supported model, read before its weights.
+
+    Code that comes with the model is run only with ``trust_remote_code``.
 
     Raises
     ------
@@ -32,8 +35,13 @@ def read_config(name_or_path: str | Path):
         if not Path(source).is_dir() and not _is_cached(source):
             # asks once; from_pretrained would try for half a minute when there is no network
             huggingface_hub.model_info(source, timeout=10)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub and its HTTP library raise many unrelated types
+        if "custom code" in str(error):
+            raise ValueError(
+                f"`model` must not need code of its own; got {source!r}: {first_line(error)} If "
+                "you have read that code, pass `trust_remote_code=True` to `DepthModel.load`."
+            ) from error
         raise ValueError(
             f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
             f"{first_line(error)} Check the spelling, or download the model first."
@@ -95,7 +103,9 @@ def refuse_config(config: Any) -> None:
     masked_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         config, "is_decoder", False
     )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or masked_only:
+    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or brings_code
+    if not known or masked_only:
         raise ValueError(
             f"`model` must be a causal language model; got the encoder-only or unknown type "
             f"{kind!r}. With bidirectional attention the context is not frozen: use a causal model."
@@ -137,6 +147,49 @@ def find_blocks(hf: Any) -> nn.ModuleList:
     return min(found, key=lambda item: item[0])[1]
 
 
+_PART_NAMES = {
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+    "mlp": ("mlp", "block_sparse_moe", "feed_forward", "ffn", "fc2"),
+}
+
+
+def find_parts(block: nn.Module) -> dict[str, nn.Module]:
+    """The attention and the MLP of a block, whose outputs are added to the residual stream."""
+    children = dict(block.named_children())
+    found = {}
+    for part, names in _PART_NAMES.items():
+        present = [name for name in names if name in children]
+        if not present:
+            raise ValueError(
+                f"`part` must exist in {type(block).__name__}, which has no child named one of "
+                f"{names}. Use part='block'."
+            )
+        found[part] = children[present[0]]
+        if "residual" in inspect.signature(type(found[part]).forward).parameters:
+            raise ValueError(
+                f"`part` must not hold the residual stream; {type(found[part]).__name__} adds it "
+                "inside, so it has no output of its own. Use part='block'."
+            )
+    return found
+
+
+def find_routers(hf: Any, block: nn.Module) -> list[nn.Module]:
+    """The routers of a block with experts, as the family declares them."""
+    recorders = getattr(hf.base_model, "_can_record_outputs", None) or {}
+    recorder = recorders.get("router_logits")
+    if recorder is None:
+        return []
+    return [module for module in block.modules() if isinstance(module, recorder.target_class)]
+
+
+def input_device(hf: Any) -> torch.device:
+    """Where token ids go, also when the embedding waits on disk (accelerate's hook knows)."""
+    embedding = hf.get_input_embeddings()
+    if embedding.weight.is_meta:
+        return torch.device(embedding._hf_hook.execution_device)
+    return embedding.weight.device
+
+
 def checked_fingerprint(hf: Any) -> str:
     """SHA-256 over configuration and weights; refuses weights that are not finite.
 
@@ -144,7 +197,7 @@ def checked_fingerprint(hf: Any) -> str:
     """
     config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in hf.state_dict().items():
+    for name, tensor in _weights(hf):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
                 f"`model` must have finite weights; {name!r} holds NaN or infinity. "
@@ -153,6 +206,25 @@ def checked_fingerprint(hf: Any) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _weights(hf: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and plain tensors of all weights: those of quantised ones, and offloaded ones too."""
+    weights = hf.state_dict()
+    if any(isinstance(t, torch.Tensor) and t.is_meta for t in weights.values()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        weights = get_state_dict_offloaded_model(hf)
+    for name, value in sorted(weights.items()):
+        yield from _plain_tensors(name, value)
+
+
+def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if hasattr(value, "__tensor_flatten__"):
+        for inner in value.__tensor_flatten__()[0]:
+            yield from _plain_tensors(f"{name}.{inner}", getattr(value, inner))
+    elif isinstance(value, torch.Tensor):
+        yield name, value
 
 
 _VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")

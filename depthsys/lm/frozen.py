@@ -1,96 +1,29 @@
-"""The last token with frozen context: its attention, its caches, and the maps of a run.
+"""The nominal run with frozen context, and its maps: what each block does to the last token.
 
-Free of Hugging Face: `depthsys.lm.model` hands in the modules and their arguments.
+Free of Hugging Face: `depthsys.lm.replay` calls the modules.
 """
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.sparse.linalg import LinearOperator
 
-from depthsys.lm.linearize import jacobian, jvp, vjp
+from depthsys.lm.attention import FrozenCache
+from depthsys.lm.linearize import Linearised, check_directions, jacobian
+from depthsys.lm.replay import Blocks, Calls
 
-if TYPE_CHECKING:
-    from depthsys.lm.model import DepthModel
-
-LAST_TOKEN_ATTENTION = "depthsys_last_token"
-
-
-def last_token_attention(
-    module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_
-):
-    """Attention of many copies of the last token: each sees the context and itself.
-
-    ``query`` is (prompt, head, copy, channel); ``key`` and ``value`` hold the context followed
-    by one row per copy. The copies do not see each other, so one call evaluates a block at many
-    states of the last token, with one set of frozen keys and values and no repetition of them.
-    """
-    if s_aux is not None:
-        raise NotImplementedError("attention sinks are not supported yet")
-    n_prompts, n_heads, n_copies, n_channels = query.shape
-    n_groups = key.shape[1]
-    scaling = n_channels**-0.5 if scaling is None else scaling
-    context, own = key[:, :, :-n_copies], key[:, :, -n_copies:, None]
-    # the heads that share a key go side by side: (prompt, group, copy, head in group, channel)
-    query = query.unflatten(1, (n_groups, -1)).transpose(2, 3)
-    rows = query.flatten(2, 3)
-    scores = rows @ context.transpose(-1, -2)
-    scores = scores.unflatten(2, (n_copies, -1))
-    scores = torch.cat([scores, (query * own).sum(-1, keepdim=True)], dim=-1) * scaling
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask is not None:
-        scores = scores + attention_mask[:, :, :, None, :]
-    weights = torch.softmax(scores, dim=-1)
-    mixed = weights[..., :-1].flatten(2, 3) @ value[:, :, :-n_copies]
-    mixed = mixed.unflatten(2, (n_copies, -1))
-    mixed = mixed + weights[..., -1:] * value[:, :, -n_copies:, None]
-    output = mixed.permute(0, 2, 1, 3, 4).reshape(n_prompts, n_copies, n_heads, -1)
-    return output, None
-
-
-class _StandInCache:
-    """What a block sees instead of a cache; anything but ``update`` is a family we do not know."""
-
-    is_compileable = False
-
-    def __getattr__(self, name: str):
-        raise AttributeError(
-            f"the block asks its cache for {name!r}, which a replay with frozen context does not "
-            "have (recurrent layers, keys and values shared between layers, ...)"
-        )
-
-
-class RecordingCache(_StandInCache):
-    """Keeps the keys and values of a whole-sequence pass through one block."""
-
-    def __init__(self) -> None:
-        self.key: Any = None
-        self.value: Any = None
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Note the keys and values of the sequence."""
-        self.key, self.value = key_states, value_states
-        return key_states, value_states
-
-
-class FrozenCache(_StandInCache):
-    """Serves frozen keys and values, and stores nothing: safe to call any number of times."""
-
-    def __init__(self, key: torch.Tensor, value: torch.Tensor):
-        self.key, self.value = key, value
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Context followed by the new rows."""
-        key = torch.cat([self.key, key_states], dim=-2)
-        return key, torch.cat([self.value, value_states], dim=-2)
+PARTS = ("block", "attention", "mlp")
+_OTHER = {"attention": "mlp", "mlp": "attention"}
 
 
 @dataclass(frozen=True)
 class FrozenBlock:
-    """Block ``layer`` as a map of the last token's state, for prompts of one length.
+    """Block ``layer`` as a map of the last token's state, for prompts of one batch.
 
     Attributes
     ----------
@@ -100,37 +33,130 @@ class FrozenBlock:
         Row numbers of these prompts among those that were asked for.
     x, x_next
         (prompt, feature): nominal state before and after the block.
+    router_margin
+        (prompt): how far the choice of experts is from changing, None without experts.
     """
 
     layer: int
     prompts: np.ndarray
     x: torch.Tensor
     x_next: torch.Tensor
-    _model: "DepthModel"
-    _call: tuple[tuple, dict]
+    router_margin: torch.Tensor | None
+    _blocks: Blocks
+    _calls: Calls
     _cache: FrozenCache
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """States (prompt, copy, feature) after the block; the copies are independent."""
-        with self._model.attention(LAST_TOKEN_ATTENTION):
-            return self._model.call_block(self.layer, self._call, states, self._cache)
+        return self._blocks.last_token(self.layer, self._calls, states, self._cache)
 
-    def jvp(self, directions: torch.Tensor) -> torch.Tensor:
+    def linearised(self, part: str = "block") -> Linearised:
+        """The block linearised at ``x``; with ``part`` the other part's output held constant.
+
+        "attention" is the Jacobian of the block when the MLP's output is held at its nominal
+        value, "mlp" the one when the attention's is. In a sequential block the two multiply,
+        A = A_mlp A_attention; in a parallel one A = A_attention + A_mlp - I.
+        """
+        if part != "block":
+            check_part(part)
+            _ = self.arrangement
+        return self._part_linearised(part)
+
+    def _part_linearised(self, part: str) -> Linearised:
+        with self._only(part):
+            return Linearised(self, self.x)
+
+    @cached_property
+    def arrangement(self) -> str:
+        """How the parts meet: "sequential" (the MLP reads what the attention wrote) or "parallel".
+
+        Found by comparing products of the parts with those of the whole block; ValueError if
+        neither holds, so that the parts of an unknown family are never wrong numbers.
+        """
+        v = torch.randn(1, self.x.shape[-1], generator=torch.Generator().manual_seed(0))
+        v = v.to(self.x)
+        whole, attention, mlp = (self._part_linearised(p) for p in PARTS)
+        expected, through = whole.jvp(v), attention.jvp(v)
+        found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
+        for name, product in found.items():
+            if float((product - expected).norm()) <= 1e-4 * float(expected.norm()):
+                return name
+        raise ValueError(
+            f"`part` must split the block into attention and MLP; those of layer {self.layer} "
+            "neither multiply nor add up to it. Use part='block'."
+        )
+
+    def jvp(self, directions: torch.Tensor, part: str = "block") -> torch.Tensor:
         """See `linearize.jvp`."""
-        return jvp(self, self.x, directions)
+        return self.linearised(part).jvp(directions)
 
-    def vjp(self, directions: torch.Tensor) -> torch.Tensor:
+    def vjp(self, directions: torch.Tensor, part: str = "block") -> torch.Tensor:
         """See `linearize.vjp`."""
-        return vjp(self, self.x, directions)
+        return self.linearised(part).vjp(directions)
 
-    def jacobian(self) -> torch.Tensor:
+    def jacobian(self, chunk: int | None = None, part: str = "block") -> torch.Tensor:
         """See `linearize.jacobian`."""
-        return jacobian(self, self.x)
+        return jacobian(self.linearised(part), chunk)
+
+    def only(self, prompt: int) -> "FrozenBlock":
+        """This block for one of its prompts, by row number."""
+        (row,) = np.flatnonzero(self.prompts == prompt)
+        at = slice(row, row + 1)
+        margin = None if self.router_margin is None else self.router_margin[at]
+        cache = FrozenCache(self._cache.key[at], self._cache.value[at])
+        calls = self._calls.only(at)
+        states = self.x[at], self.x_next[at]
+        return FrozenBlock(
+            self.layer, self.prompts[at], *states, margin, self._blocks, calls, cache
+        )
+
+    def _only(self, part: str):
+        if part == "block":
+            return contextlib.nullcontext()
+        return self._blocks.held(self.layer, _OTHER[part])
+
+
+class _MeanJacobian(LinearOperator):
+    """Mean over the prompts of some blocks of their Jacobians, as products."""
+
+    def __init__(self, blocks: list[FrozenBlock], part: str):
+        x = blocks[0].x
+        super().__init__(np.dtype(np.float64), (x.shape[-1], x.shape[-1]))
+        self._linear = [block.linearised(part) for block in blocks]
+        self._count = sum(len(block.prompts) for block in blocks)
+        self._like = x
+
+    def _matmat(self, X):
+        return self._product("jvp", X)
+
+    def _rmatmat(self, X):
+        return self._product("vjp", X)
+
+    def _matvec(self, x):
+        return self._matmat(np.reshape(x, (-1, 1)))[:, 0]
+
+    def _rmatvec(self, x):
+        return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
+
+    def _product(self, name: str, columns: np.ndarray) -> np.ndarray:
+        if np.iscomplexobj(columns):
+            raise TypeError("`X` must be real; got complex. Multiply both parts.")
+        rows = torch.as_tensor(np.array(np.transpose(columns))).to(self._like)
+        total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+        for linear in self._linear:
+            total += getattr(linear, name)(rows).double().sum(0)
+        return (total / self._count).T.cpu().numpy()
+
+
+def check_part(part: str) -> None:
+    """ValueError unless this names a part of a block."""
+    if part not in PARTS:
+        raise ValueError(f"`part` must be one of {PARTS}; got {part!r}. Pick one.")
 
 
 @dataclass(frozen=True)
 class FrozenRun:
-    """The nominal run of prompts of one length: one `FrozenBlock` per layer.
+    """The nominal run of the prompts of one batch: one `FrozenBlock` per layer.
 
     ``x`` is (depth, prompt, feature); ``prompts`` holds row numbers.
     """
@@ -139,17 +165,32 @@ class FrozenRun:
     prompts: np.ndarray
     x: torch.Tensor
 
+    @property
+    def router_margin(self) -> torch.Tensor | None:
+        """Router margin (prompt, layer), infinite in layers without a router; None without any."""
+        margins = [block.router_margin for block in self.blocks]
+        if all(margin is None for margin in margins):
+            return None
+        none = torch.full_like(self.x[0, :, 0], torch.inf)
+        return torch.stack([none if m is None else m.to(none) for m in margins], dim=1)
+
 
 @dataclass(frozen=True)
 class Run:
     """The nominal run of prompts of any lengths, kept in memory with its frozen context.
 
     Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
-    feature), and give float tensors on the model's device.
+    feature), and give tensors of the model's dtype on its device. ``part`` is "block",
+    "attention" or "mlp"; see `FrozenBlock.linearised`.
     """
 
     batches: list[FrozenRun]
     n_prompts: int
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return len(self.batches[0].blocks)
 
     @property
     def states(self) -> xr.DataArray:
@@ -161,32 +202,105 @@ class Run:
         dims = ("depth", "prompt", "feature")
         return xr.DataArray(states, dims=dims, coords={"depth": np.arange(len(first))})
 
-    def jvp(self, layer: int, directions: Any) -> torch.Tensor:
+    @property
+    def router_margin(self) -> xr.DataArray | None:
+        """How far the choice of experts is from changing (layer, prompt); None without experts.
+
+        The Jacobians hold for the routing of the nominal run. The unit is the router's own: the
+        gap in its logits (or corrected scores) between the last expert chosen and the first one
+        left out; infinite in layers without a router.
+        """
+        margin = np.empty((self.n_layers, self.n_prompts))
+        for batch in self.batches:
+            margins = batch.router_margin
+            if margins is None:
+                return None
+            margin[:, batch.prompts] = margins.T.double().cpu().numpy()
+        coords = {"layer": np.arange(self.n_layers)}
+        return xr.DataArray(margin, dims=("layer", "prompt"), coords=coords)
+
+    def jvp(self, layer: int, directions: Any, part: str = "block") -> torch.Tensor:
         """Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.jvp(d), directions)
+        return self._each(layer, lambda block, d: block.jvp(d, part), directions)
 
-    def vjp(self, layer: int, directions: Any) -> torch.Tensor:
+    def vjp(self, layer: int, directions: Any, part: str = "block") -> torch.Tensor:
         """Transposed Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.vjp(d), directions)
+        return self._each(layer, lambda block, d: block.vjp(d, part), directions)
 
-    def jacobian(self, layer: int) -> torch.Tensor:
-        """Full Jacobian of block ``layer``: (prompt, state_next, state)."""
-        return self._each(layer, lambda block, _: block.jacobian(), None)
+    def jacobian(self, layer: int, chunk: int | None = None, part: str = "block") -> torch.Tensor:
+        """Full Jacobian of block ``layer``: (prompt, state_next, state).
+
+        ``chunk`` is the number of its rows that are computed at a time.
+        """
+        return self._each(layer, lambda block, _: block.jacobian(chunk, part), None)
+
+    def transition(
+        self, start: int, stop: int, directions: Any, *, adjoint: bool = False
+    ) -> torch.Tensor:
+        r"""Directions carried from depth to depth: :math:`A_{stop-1} \cdots A_{start} v`.
+
+        With ``adjoint`` the directions live at depth ``stop`` and are carried back to ``start``
+        by the transposed product. Shape (prompt, direction, feature). With start = stop the
+        directions come back as they are.
+        """
+        if not 0 <= start <= stop <= self.n_layers:
+            raise ValueError(
+                f"`start` and `stop` must be depths with 0 <= start <= stop <= {self.n_layers}; "
+                f"got {start} and {stop}. Use `adjoint=True` to go back."
+            )
+
+        def carry(batch, d):
+            layers = range(start, stop)
+            d = d.expand(len(batch.prompts), *d.shape[-2:])
+            for layer in reversed(layers) if adjoint else layers:
+                linear = batch.blocks[layer].linearised()
+                d = linear.vjp(d) if adjoint else linear.jvp(d)
+            return d
+
+        return self._each_batch(carry, directions)
+
+    def linear_operator(
+        self, layer: int, prompt: int | None = None, part: str = "block"
+    ) -> LinearOperator:
+        """The Jacobian of block ``layer`` as a scipy LinearOperator (H, H); no H x H matrix.
+
+        ``matvec`` and ``matmat`` are Jacobian-vector products (many columns at once),
+        ``rmatvec`` and ``rmatmat`` transposed ones. ``prompt`` chooses one prompt of the run;
+        None is the mean over its prompts. It works in the model's dtype on its device, takes and
+        gives numpy arrays.
+        """
+        self._check_layer(layer)
+        if prompt is not None and not 0 <= prompt < self.n_prompts:
+            raise ValueError(
+                f"`prompt` must be in 0..{self.n_prompts - 1}; got {prompt}. None is the mean."
+            )
+        blocks = [batch.blocks[layer] for batch in self.batches]
+        if prompt is not None:
+            blocks = [b.only(prompt) for b in blocks if prompt in b.prompts]
+        return _MeanJacobian(blocks, part)
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(
+                f"`layer` must be in 0..{self.n_layers - 1}; got {layer}. Layers are maps."
+            )
 
     def _each(self, layer, function, directions) -> torch.Tensor:
-        n_layers = len(self.batches[0].blocks)
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"`layer` must be in 0..{n_layers - 1}; got {layer}. Layers are maps.")
+        self._check_layer(layer)
+        return self._each_batch(lambda batch, d: function(batch.blocks[layer], d), directions)
+
+    def _each_batch(self, function, directions) -> torch.Tensor:
         x = self.batches[0].x
         if directions is not None:
             directions = torch.as_tensor(directions, dtype=x.dtype, device=x.device)
+            check_directions(directions, self.n_prompts, x.shape[-1])
         outputs: Any = None
         for batch in self.batches:
             rows = torch.as_tensor(batch.prompts, device=x.device)
             part = directions
             if directions is not None and directions.dim() == 3:
                 part = directions[rows]
-            result = function(batch.blocks[layer], part)
+            result = function(batch, part)
             if outputs is None:
                 outputs = result.new_empty((self.n_prompts, *result.shape[1:]))
             outputs[rows] = result

@@ -93,9 +93,10 @@ def identify(
     xr.Dataset
         A system (see `ltv.system`) with ``V``, ``W``, ``v``; ``x_ref``, ``y_ref``, the nominal run
         in reduced coordinates; ``state_norm`` (depth), mean of ``||x_k||``; ``y_std``, standard
-        deviation of the nominal readout y_L over prompts (not with ``per_prompt``); and
-        ``gain_full`` (layer), the terminal gains of the same system before truncation. Full
-        provenance in attrs.
+        deviation of the nominal readout y_L over prompts (not with ``per_prompt``);
+        ``router_margin`` (layer) for models with experts, least over the prompts, see
+        `Run.router_margin`; and ``gain_full`` (layer), the terminal gains of the same system
+        before truncation. Full provenance in attrs.
 
     Notes
     -----
@@ -148,12 +149,14 @@ class _FullSystem:
     x: list[np.ndarray]
     state_norm: np.ndarray
     y: np.ndarray
+    router_margin: np.ndarray | None
 
 
 def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float) -> _FullSystem:
     directions = v.double().cpu().numpy()
     Q, A, x, norms = [directions[0][None, :, None]], [], [], []
     y = np.empty(len(texts))
+    margin = np.full(model.n_layers, np.inf)
     for layer, blocks in model.sweep(texts, "identify"):
         columns = torch.as_tensor(Q[-1][0].T.copy()).to(v)
         image = np.zeros((model.n_features, columns.shape[0]))
@@ -164,6 +167,8 @@ def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float
                 sums[i] += state.double().sum(0).cpu().numpy()
                 norm[i] += float(state.double().norm(dim=-1).sum())
             y[block.prompts] = (block.x_next.double() @ v[-1].double()).cpu().numpy()
+            if block.router_margin is not None:
+                margin[layer] = min(margin[layer], float(block.router_margin.min()))
         image /= len(texts)
         columns = beside(directions[layer + 1][:, None], image)
         Q.append(orthonormal(columns, model.n_features, rtol)[None])
@@ -174,7 +179,12 @@ def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float
             x.append(sums[1] / len(texts))
             norms.append(norm[1] / len(texts))
     return _FullSystem(
-        Q, [a[None] for a in A], [s[None] for s in x], np.array(norms)[None], y[None]
+        Q,
+        [a[None] for a in A],
+        [s[None] for s in x],
+        np.array(norms)[None],
+        y[None],
+        margin[None] if np.isfinite(margin).any() else None,
     )
 
 
@@ -190,7 +200,9 @@ def _identify_each(run, v: torch.Tensor, rtol: float) -> _FullSystem:
         A.append(np.swapaxes(Q[-1], 1, 2) @ image)
     x = run.x.double().cpu().numpy()
     norms = np.linalg.norm(x, axis=-1).T
-    return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None])
+    margin = run.router_margin
+    margin = None if margin is None else margin.double().cpu().numpy()
+    return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None], margin)
 
 
 def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> xr.Dataset:
@@ -222,6 +234,8 @@ def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> x
     system["gain_full"] = (("prompt", "layer"), _full_gains(full))
     system["state_norm"] = (("prompt", "depth"), full.state_norm)
     system["y_std"] = ("prompt", full.y.std(axis=1))
+    if full.router_margin is not None:
+        system["router_margin"] = (("prompt", "layer"), full.router_margin)
     return system
 
 

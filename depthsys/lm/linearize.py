@@ -4,7 +4,7 @@ A *block map* ``f`` takes states (prompt, copy, feature) to states of the same s
 copy; ``x`` (prompt, feature) is the nominal input. Derivatives are with respect to one copy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +15,61 @@ if TYPE_CHECKING:
     from depthsys.lm.model import DepthModel
     from depthsys.lm.prompts import Texts
 
-# Rows (prompts x copies) that go through a block at once: large enough for full matrix-product
-# speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
-ROWS = 512
+# Rows (prompts x directions) that go through a block at once: large enough for full
+# matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
+ROWS = 1024
 
 BlockMap = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Linearised:
+    r"""A block map linearised at ``x``: products with its Jacobian for any number of directions.
+
+    The map is evaluated once per prompt, and each product costs one matrix product per weight
+    and direction. Transposed products are reverse-mode derivatives; since
+    :math:`u \mapsto J^\top u` is linear, its own reverse-mode derivative is
+    :math:`v \mapsto J v` (the "double backward" product, J. Townsend, 2017, "A new trick for
+    calculating Jacobian vector products"). This needs no forward-mode rule of any operation, and
+    the directions share everything that depends on ``x`` alone.
+
+    Parameters
+    ----------
+    f
+        A block map.
+    x
+        (prompt, feature).
+    """
+
+    def __init__(self, f: BlockMap, x: torch.Tensor):
+        self.x = x
+        with torch.enable_grad():
+            self._x = x.detach()[:, None].clone().requires_grad_()
+            self._y = f(self._x)
+            self._u = torch.zeros_like(self._y).requires_grad_()
+            (self._pulled_back,) = torch.autograd.grad(self._y, self._x, self._u, create_graph=True)
+
+    def jvp(self, directions: torch.Tensor) -> torch.Tensor:
+        r"""Products :math:`J v` (prompt, direction, feature), as `linearize.jvp`."""
+        return self._products(self._pulled_back, self._u, directions)
+
+    def vjp(self, directions: torch.Tensor) -> torch.Tensor:
+        r"""Products :math:`J^\top w` (prompt, direction, feature), as `linearize.vjp`."""
+        return self._products(self._y, self._x, directions)
+
+    def _products(self, output, source, directions: torch.Tensor) -> torch.Tensor:
+        n_prompts, _, n_features = self._x.shape
+        check_directions(directions, n_prompts, n_features)
+        directions = directions.expand(n_prompts, *directions.shape[-2:])
+        n_parts = max(1, -(-n_prompts * directions.shape[1] // ROWS))
+        outputs = []
+        for part in directions.tensor_split(min(n_parts, directions.shape[1] or 1), dim=1):
+            seeds = part.transpose(0, 1)[:, :, None].contiguous()
+            # not is_grads_batched: its older vmap loops over directions in many operations
+            product = torch.func.vmap(
+                lambda seed: torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+            )(seeds)
+            outputs.append(product[:, :, 0].transpose(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def jvp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -39,10 +89,7 @@ def jvp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         (prompt, direction, feature).
     """
-    outputs = []
-    for primal, tangent in _chunks(x, directions):
-        outputs.append(torch.func.jvp(f, (primal,), (tangent,))[1])
-    return torch.cat(outputs, dim=1)
+    return Linearised(f, x).jvp(directions)
 
 
 def vjp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -50,34 +97,41 @@ def vjp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
     Same shapes as `jvp`: (prompt, direction, feature) out.
     """
-    outputs = []
-    for primal, cotangent in _chunks(x, directions):
-        with torch.enable_grad():
-            primal.requires_grad_()
-            outputs.append(torch.autograd.grad(f(primal), primal, cotangent)[0])
-    return torch.cat(outputs, dim=1)
+    return Linearised(f, x).vjp(directions)
 
 
-def _chunks(
-    x: torch.Tensor, directions: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Copies of x beside slices of the directions, at most `ROWS` rows at a time."""
-    if directions.shape[-1] != x.shape[-1]:
+def jacobian(linear: Linearised, chunk: int | None = None) -> torch.Tensor:
+    """Full Jacobian of a block for every prompt: (prompt, state_next, state).
+
+    ``chunk`` rows of each Jacobian are computed at a time (None: as many as make `ROWS` rows
+    over all prompts); fewer need less memory.
+    """
+    x = linear.x
+    n_prompts, n_features = x.shape
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"`chunk` must be >= 1 rows; got {chunk}. None chooses.")
+    size = max(1, ROWS // max(1, n_prompts)) if chunk is None else min(chunk, n_features)
+    identity = torch.eye(n_features, dtype=x.dtype, device=x.device)
+    whole = x.new_empty(n_prompts, n_features, n_features)
+    for start in range(0, n_features, size):
+        whole[:, start : start + size] = linear.vjp(identity[start : start + size])
+    return whole
+
+
+def check_directions(directions: torch.Tensor, n_prompts: int, n_features: int) -> None:
+    """ValueError unless these are (direction, feature) or (prompt, direction, feature)."""
+    shape = tuple(directions.shape)
+    if directions.dim() not in (2, 3) or shape[-1] != n_features:
         raise ValueError(
-            f"`directions` must have {x.shape[-1]} features in the last dim; got shape "
-            f"{tuple(directions.shape)}. Transpose them: one direction per row."
+            f"`directions` must have {n_features} features in the last dim, (direction, feature) "
+            f"or (prompt, direction, feature); got shape {shape}. Transpose them: one direction "
+            "per row."
         )
-    if directions.dim() == 2:
-        directions = directions.expand(x.shape[0], *directions.shape)
-    for part in directions.split(max(1, ROWS // x.shape[0]), dim=1):
-        # forward-mode AD refuses an expanded primal: its rows share memory
-        yield x[:, None, :].expand_as(part).clone(), part.contiguous()
-
-
-def jacobian(f: BlockMap, x: torch.Tensor) -> torch.Tensor:
-    """Full Jacobian of a block for every prompt: (prompt, state_next, state)."""
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    return vjp(f, x, identity)
+    if directions.dim() == 3 and shape[0] != n_prompts:
+        raise ValueError(
+            f"`directions` must be for {n_prompts} prompts; got shape {shape}. Leave the prompt "
+            "dim out to share them."
+        )
 
 
 def mean_jvp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> xr.DataArray:

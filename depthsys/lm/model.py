@@ -1,24 +1,19 @@
 """A Hugging Face causal language model as a sequence of maps of the last token's state.
 
-With `depthsys.lm.checkpoint` the only file that knows Hugging Face names. The model is wrapped,
-never rewritten: its own block modules are called with the last token's state replaced and the keys
-and values of the earlier tokens frozen. That is exact for a causal model, because the last token
-influences no earlier one.
-
-How a block is called (masks, positions, rotary tables) is learnt by a *dry run*: the model's
-own forward pass with every block replaced by "note the arguments, pass the state on". It costs
-an embedding look-up, and spares this package any knowledge of the family.
+With `depthsys.lm.checkpoint` and `depthsys.lm.replay` the only file that knows Hugging Face names.
+The model is wrapped, never rewritten: its own block modules are called with the last token's state
+replaced and the keys and values of the earlier tokens frozen. That is exact for a causal model,
+because the last token influences no earlier one.
 """
 
-import contextlib
 import hashlib
 import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -26,10 +21,7 @@ import torch
 import xarray as xr
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.cache_utils import Cache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthsys._version import __version__
 from depthsys.lm import contract
@@ -37,33 +29,16 @@ from depthsys.lm.checkpoint import (
     DTYPES,
     checked_device,
     checked_fingerprint,
-    find_blocks,
     first_line,
+    input_device,
     read_config,
     refuse_config,
 )
-from depthsys.lm.frozen import (
-    LAST_TOKEN_ATTENTION,
-    FrozenBlock,
-    FrozenCache,
-    FrozenRun,
-    RecordingCache,
-    Run,
-    last_token_attention,
-)
+from depthsys.lm.frozen import FrozenBlock, FrozenRun, Run
 from depthsys.lm.prompts import Texts, length_batches
+from depthsys.lm.replay import Blocks, Calls
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
-
-
-@dataclass(frozen=True)
-class _Calls:
-    """How the model calls its blocks for one batch, without the state and the cache."""
-
-    embedded: torch.Tensor
-    sequence: list[tuple[tuple, dict]]
-    step: list[tuple[tuple, dict]]
-    n_context: list[int]
 
 
 class DepthModel:
@@ -72,14 +47,18 @@ class DepthModel:
     Parameters
     ----------
     hf
-        A Hugging Face causal language model. It is put in eval mode and its parameters are
-        frozen; nothing else is changed.
+        A Hugging Face causal language model. It is put in eval mode, its parameters are frozen,
+        and experts run in their eager implementation; nothing else is changed.
     tokenizer
         Its tokenizer; needed only for texts, not for token ids.
     name
         What to call it in results.
     max_tokens
         Longer texts are cut on the right; never above the model's context.
+
+    left_padding
+        Run prompts of unlike length in one batch, padded on the left, instead of one batch per
+        length: fewer and larger batches for short texts. Exact either way.
 
     Attributes
     ----------
@@ -97,12 +76,20 @@ class DepthModel:
         If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
     """
 
-    def __init__(self, hf: Any, tokenizer: Any = None, *, name: str = "model", max_tokens=128):
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any = None,
+        *,
+        name: str = "model",
+        max_tokens: int = 128,
+        left_padding: bool = False,
+    ):
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
         refuse_config(hf.config)
-        parameter = next(hf.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        # weights may be spread over devices or quantised; the embedding sets where states live
+        self.device, self.dtype = input_device(hf), hf.get_input_embeddings().weight.dtype
         if self.dtype not in DTYPES.values():
             raise ValueError(
                 f"`model` must compute in {sorted(DTYPES)}; got {self.dtype}. Call `.float()`."
@@ -110,27 +97,16 @@ class DepthModel:
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self._text_config: Any = hf.config.get_text_config(decoder=True)
-        self._blocks: list[Any] = list(find_blocks(hf))
-        self._configs: list[Any] = list(
-            {
-                id(m.config): m.config
-                for m in hf.modules()
-                if hasattr(getattr(m, "config", None), "_attn_implementation")
-            }.values()
-        )
-        if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
-            ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
-            eager_mask = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
-            ALL_MASK_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, eager_mask)
-        self.n_layers = len(self._blocks)
-        self.n_features = self._text_config.hidden_size
-        context = getattr(self._text_config, "max_position_embeddings", None)
+        self.left_padding = left_padding
+        text_config: Any = hf.config.get_text_config(decoder=True)
+        self.n_layers = text_config.num_hidden_layers
+        self.n_features = text_config.hidden_size
+        context = getattr(text_config, "max_position_embeddings", None)
         self.max_tokens = max_tokens if context is None else min(max_tokens, context)
         self.fingerprint = checked_fingerprint(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
-            self._tuple_length = self._probe_output()
+            self.blocks = Blocks(hf)
             self.contract = contract.check(self)
         except _UNSUPPORTED as error:
             # whatever a family does that a replay cannot follow ends here, as a refusal
@@ -147,6 +123,9 @@ class DepthModel:
         device: str = "auto",
         dtype: str = "float32",
         max_tokens: int = 128,
+        left_padding: bool = False,
+        trust_remote_code: bool = False,
+        pickled_weights: bool = False,
     ) -> "DepthModel":
         """Load a model and its tokenizer with the Auto classes and check the contract.
 
@@ -160,12 +139,19 @@ class DepthModel:
             "float32" or "float64".
         max_tokens
             Longer texts are cut on the right.
+        left_padding
+            See the class.
+        trust_remote_code
+            Run Python code that comes with the model. Never done unless asked for here: it can do
+            anything you can.
+        pickled_weights
+            Read ``pytorch_model.bin`` (by torch's restricted unpickler) where there are no
+            safetensors weights.
 
         Raises
         ------
         ValueError
             If the path, the architecture, the weights, the device or the dtype is not usable.
-            Remote code is never run and pickled weights are never read.
         """
         torch_device = checked_device(device)
         if dtype not in DTYPES:
@@ -174,22 +160,24 @@ class DepthModel:
                 "float32 at least."
             )
         source = str(name_or_path)
-        config = read_config(source)
+        config = read_config(source, trust_remote_code=trust_remote_code)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
                 dtype=DTYPES[dtype],
-                trust_remote_code=False,
-                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                # None: safetensors first, then others
+                use_safetensors=None if pickled_weights else True,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             hf, info = loaded
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
                 f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
-                f"{first_line(error)} Save it again with `save_pretrained`."
+                f"{first_line(error)} Save it again with `save_pretrained`, or see "
+                "`trust_remote_code` and `pickled_weights`."
             ) from error
         if info["missing_keys"] or info["mismatched_keys"]:
             bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -204,7 +192,13 @@ class DepthModel:
                 f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
                 "Correct the configuration."
             )
-        return cls(hf.to(torch_device), tokenizer, name=source, max_tokens=max_tokens)
+        return cls(
+            hf.to(torch_device),
+            tokenizer,
+            name=source,
+            max_tokens=max_tokens,
+            left_padding=left_padding,
+        )
 
     def provenance(self, action: str) -> dict[str, str | int]:
         """Attrs of a result computed with this model; ``action`` goes into its history."""
@@ -218,6 +212,7 @@ class DepthModel:
             "dtype": self.dtype_name,
             "device": str(self.device),
             "max_tokens": self.max_tokens,
+            "left_padding": int(self.left_padding),
             "created": created,
             "history": f"{created} depthsys.lm.{action}",
         }
@@ -247,7 +242,7 @@ class DepthModel:
             # verbose=False: a text above the tokenizer's own limit is cut and counted here
             ids: Any = self.tokenizer(list(strings), verbose=False)["input_ids"]
         else:
-            ids = [list(row) for row in strings]
+            ids = [[int(token) for token in row] for row in strings]
         for number, row in enumerate(ids):
             if not row:
                 raise ValueError(
@@ -296,9 +291,9 @@ class DepthModel:
         """Nominal runs, one length batch at a time: memory does not grow with the prompts."""
         rows, _ = self.tokenize(prompts)
         with _progress(progress, len(rows), "prompt") as bar:
-            for batch in length_batches([len(row) for row in rows]):
-                yield self._frozen_run(self._ids(rows, batch), batch)
-                bar.update(len(batch))
+            for prompts in self._batches(rows):
+                yield self._frozen_run(rows, prompts)
+                bar.update(len(prompts))
 
     def sweep(
         self, prompts, progress: str | None = None
@@ -323,8 +318,8 @@ class DepthModel:
 
     def _blocks_of(self, layer, rows, spool, bar) -> Iterator[FrozenBlock]:
         spool.seek(0)
-        for prompts in length_batches([len(row) for row in rows]):
-            calls = self._dry_run(self._ids(rows, prompts))
+        for prompts in self._batches(rows):
+            calls = self._calls(rows, prompts)
             hidden, start = calls.embedded, spool.tell()
             if layer > 0:
                 count = hidden.numel()
@@ -336,12 +331,26 @@ class DepthModel:
             yield block
             bar.update(len(prompts))
 
-    def _ids(self, rows: list[list[int]], batch: np.ndarray) -> torch.Tensor:
-        return torch.tensor([rows[i] for i in batch], device=self.device)
+    def _batches(self, rows: list[list[int]]) -> list[np.ndarray]:
+        return length_batches([len(row) for row in rows], padded=self.left_padding)
+
+    def _calls(self, rows: list[list[int]], prompts: np.ndarray) -> Calls:
+        if self.hf.training:
+            raise ValueError(
+                "`model` must be in eval mode; got train mode, where dropout changes every run. "
+                "Call `model.hf.eval()`."
+            )
+        n_tokens = max(len(rows[i]) for i in prompts)
+        # a pad token is never read: any id will do
+        padded = [[0] * (n_tokens - len(rows[i])) + rows[i] for i in prompts]
+        lengths = torch.tensor([len(rows[i]) for i in prompts], device=self.device)
+        real = torch.arange(n_tokens, device=self.device) >= n_tokens - lengths[:, None]
+        ids = torch.tensor(padded, device=self.device)
+        return self.blocks.dry_run(ids, None if bool(real.all()) else real)
 
     @torch.no_grad()
-    def _frozen_run(self, ids: torch.Tensor, prompts: np.ndarray) -> FrozenRun:
-        calls = self._dry_run(ids)
+    def _frozen_run(self, rows: list[list[int]], prompts: np.ndarray) -> FrozenRun:
+        calls = self._calls(rows, prompts)
         hidden, blocks = calls.embedded, []
         for layer in range(self.n_layers):
             block, hidden = self._frozen_block(layer, prompts, hidden, calls)
@@ -351,184 +360,24 @@ class DepthModel:
 
     @torch.no_grad()
     def _frozen_block(
-        self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: _Calls
+        self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: Calls
     ) -> tuple[FrozenBlock, torch.Tensor]:
         """Pass whole sequences through one block and keep what the last token saw."""
-        recorder = RecordingCache()
-        after = self.call_block(layer, calls.sequence[layer], hidden, recorder)
+        after, frozen, margin = self.blocks.sequence(layer, calls, hidden)
         x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
         if not bool(torch.isfinite(x_next).all()):
             raise FloatingPointError(
                 f"`model` must have finite states; got a non-finite one after layer {layer}. "
                 "Use float32 or float64 weights that do not overflow."
             )
-        if recorder.key is None:
-            raise ValueError(
-                f"`model` must store keys and values in its cache; layer {layer} of "
-                f"{type(self.hf).__name__} did not. Recurrent layers have no frozen context."
-            )
-        # a sliding window keeps only the last tokens of the context
-        keep = slice(hidden.shape[1] - 1 - calls.n_context[layer], hidden.shape[1] - 1)
-        frozen = FrozenCache(
-            recorder.key[:, :, keep].contiguous(), recorder.value[:, :, keep].contiguous()
-        )
-        block = FrozenBlock(layer, prompts, x, x_next, self, calls.step[layer], frozen)
+        block = FrozenBlock(layer, prompts, x, x_next, margin, self.blocks, calls, frozen)
         return block, after
-
-    @torch.no_grad()
-    def _dry_run(self, ids: torch.Tensor) -> _Calls:
-        if self.hf.training:
-            raise ValueError(
-                "`model` must be in eval mode; got train mode, where dropout changes every run. "
-                "Call `model.hf.eval()`."
-            )
-        n_tokens = ids.shape[1]
-        ones = torch.ones_like(ids)
-        sequence, embedded = self._record_calls(ids, ones, DynamicCache(config=self.hf.config))
-        cache: Any = DynamicCache(config=self.hf.config)
-        if n_tokens > 1:
-            # only its length matters: the masks of the one-token step are made from it
-            blank = torch.zeros(1, 1, n_tokens - 1, 1, dtype=self.dtype, device=self.device)
-            for layer in range(self.n_layers):
-                cache.update(blank, blank, layer)
-            n_context = [cache.layers[layer].keys.shape[-2] for layer in range(self.n_layers)]
-        else:
-            n_context = [0] * self.n_layers
-        with self.attention(LAST_TOKEN_ATTENTION):
-            step, _ = self._record_calls(ids[:, -1:], ones, cache)
-        return _Calls(embedded, sequence, step, n_context)
-
-    def _record_calls(self, ids, mask, cache) -> tuple[list[tuple[tuple, dict]], torch.Tensor]:
-        """Run the model with blocks that only note how they are called."""
-        calls: list[tuple[tuple, dict]] = []
-        states: list[torch.Tensor] = []
-
-        def note(layer, args, kwargs):
-            states.append(args[0] if args else kwargs["hidden_states"])
-            calls.append(
-                (
-                    tuple(_without_cache(a) for a in (None, *args[1:])) if args else (),
-                    {k: _without_cache(a) for k, a in kwargs.items() if k != "hidden_states"},
-                )
-            )
-            return states[-1]
-
-        with self._blocks_replaced(note):
-            self.hf.base_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        if len(calls) != self.n_layers or states[0].dim() != 3:
-            raise ValueError(
-                f"`model` must call each of its {self.n_layers} blocks once with one residual "
-                f"stream; got {len(calls)} calls with states of shape {tuple(states[0].shape)}. "
-                "Multi-stream residuals have no single depth map."
-            )
-        return calls, states[0]
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
         """Logits (prompt, token) that the model's own head gives for last states x_L."""
-        with self._blocks_replaced(lambda *_: x_last[:, None, :]):
+        with self.blocks.replaced(lambda *_: x_last[:, None, :]):
             return self.hf(ids[:, -1:]).logits[:, -1]
-
-    @contextlib.contextmanager
-    def _blocks_replaced(self, function):
-        """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
-        # a block may carry a forward of its own on the instance (accelerate does that)
-        old = [block.__dict__.get("forward") for block in self._blocks]
-        try:
-            for layer, block in enumerate(self._blocks):
-                block.forward = self._replacement(layer, function)
-            yield
-        finally:
-            for block, forward in zip(self._blocks, old, strict=True):
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
-
-    def _replacement(self, layer, function):
-        def forward(*args, **kwargs):
-            state = function(layer, args, kwargs)
-            if self._tuple_length:
-                return (state, *[None] * (self._tuple_length - 1))
-            return state
-
-        return forward
-
-    def _probe_output(self) -> int:
-        """0 if blocks return a tensor, else the length of the tuple they return."""
-        seen: list[Any] = []
-        handle = self._blocks[0].register_forward_hook(lambda *a: seen.append(a[2]))
-        try:
-            with torch.no_grad():
-                self.hf.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
-        finally:
-            handle.remove()
-        return len(seen[0]) if isinstance(seen[0], tuple) else 0
-
-    def call_block(self, layer: int, call, hidden: torch.Tensor, cache) -> torch.Tensor:
-        """Call the original block module with another state and another cache."""
-        args, kwargs = call
-        args = tuple(cache if a is _CACHE else a for a in args)
-        kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
-        if args:
-            out = self._blocks[layer](hidden, *args[1:], **kwargs)
-        else:
-            out = self._blocks[layer](hidden_states=hidden, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
-    @contextlib.contextmanager
-    def attention(self, name: str):
-        """Switch the attention implementation for a while."""
-        old = [config._attn_implementation for config in self._configs]
-        try:
-            for config in self._configs:
-                config._attn_implementation = name
-            yield
-        finally:
-            for config, implementation in zip(self._configs, old, strict=True):
-                config._attn_implementation = implementation
-
-    def block_hooks(self, pre_hooks: dict[int, Any]) -> contextlib.ExitStack:
-        """Hook the input of blocks on the whole sequence: the slow way, for checks.
-
-        ``pre_hooks[layer](hidden)`` returns the hidden states (prompt, token, feature) to use;
-        the key L sees the output of the last block.
-        """
-        stack = contextlib.ExitStack()
-        for layer, function in pre_hooks.items():
-            if layer == self.n_layers:
-                handle = self._blocks[-1].register_forward_hook(_output_hook(function))
-            else:
-                handle = self._blocks[layer].register_forward_pre_hook(
-                    _input_hook(function), with_kwargs=True
-                )
-            stack.callback(handle.remove)
-        return stack
-
-
-def _input_hook(function):
-    def hook(module, args, kwargs):
-        if args:
-            return (function(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
-
-    return hook
-
-
-def _output_hook(function):
-    def hook(module, args, output):
-        if isinstance(output, tuple):
-            return (function(output[0]), *output[1:])
-        return function(output)
-
-    return hook
-
-
-_CACHE = object()  # marks the place of the cache among recorded arguments
-
-
-def _without_cache(argument):
-    return _CACHE if isinstance(argument, Cache) else argument
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

@@ -276,15 +276,27 @@ def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
 
 
 def length_batches(
-    lengths: Sequence[int], *, max_tokens: int = 1024, max_prompts: int = 32
+    lengths: Sequence[int],
+    *,
+    max_tokens: int = 1024,
+    max_prompts: int = 32,
+    padded: bool = False,
 ) -> list[np.ndarray]:
     """Row numbers grouped so that each batch has one length: no padding, no masks.
 
-    A batch holds at most ``max_prompts`` rows and ``max_tokens`` tokens (one row at least).
+    A batch holds at most ``max_prompts`` rows and ``max_tokens`` tokens (one row at least). With
+    ``padded`` a batch may mix lengths as long as at most a quarter of its tokens are padding.
     """
-    batches, array = [], np.asarray(lengths)
-    for length in np.unique(array):
-        rows = np.flatnonzero(array == length)
-        size = max(1, min(max_prompts, max_tokens // int(length)))
-        batches += [rows[i : i + size] for i in range(0, len(rows), size)]
-    return batches
+    array = np.asarray(lengths)
+    batches: list[list[int]] = []
+    for row in np.argsort(array, kind="stable").tolist():
+        batch = batches[-1] if batches else []
+        # rows come in rising length, so the new one sets the length of the batch
+        n_tokens = int(array[row]) * (len(batch) + 1)
+        filled = int(array[batch].sum()) + int(array[row])
+        fits = filled >= 0.75 * n_tokens if padded else filled == n_tokens
+        if batch and fits and len(batch) < max_prompts and n_tokens <= max_tokens:
+            batch.append(row)
+        else:
+            batches.append([row])
+    return [np.array(batch) for batch in batches]

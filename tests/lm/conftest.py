@@ -32,13 +32,13 @@ def labelled_ids(count, seed):
 def counted_block_calls(model, monkeypatch) -> list[tuple[int, int]]:
     """A list that fills with (layer, rows) of every block call of the model: cost as a count."""
     calls = []
-    original = model.call_block
+    original = model.blocks.call
 
     def counting(layer, call, hidden, cache):
         calls.append((layer, hidden.shape[0] * hidden.shape[1]))
         return original(layer, call, hidden, cache)
 
-    monkeypatch.setattr(model, "call_block", counting)
+    monkeypatch.setattr(model.blocks, "call", counting)
     return calls
 
 

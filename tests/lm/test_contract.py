@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from depthsys import lm
-from depthsys.lm import frozen
+from depthsys.lm import attention, linearize, replay
 from depthsys.lm import model as model_module
 from tests.conftest import tiny_gpt2, tiny_llama
 
@@ -35,17 +35,22 @@ def test_bidirectional_attention_is_refused(monkeypatch):
 
 
 def broken_attention(kind):
-    right = frozen.last_token_attention
+    right = attention.last_token_attention
 
     def wrong(module, query, key, value, mask, scaling=None, **kwargs):
+        frozen = attention._IN_USE.get()
+        other = attention.FrozenCache(frozen.key, frozen.value)
         if kind == "scaling":
             scaling *= 1.02
-        if kind == "context" and key.shape[2] > query.shape[2]:
-            key, value = key[:, :, 1:], value[:, :, 1:]
+        if kind == "context" and frozen.key.shape[2] > 0:
+            other = attention.FrozenCache(frozen.key[:, :, 1:], frozen.value[:, :, 1:])
             mask = None if mask is None else mask[..., 1:]
         if kind == "own value":
-            value = torch.cat([value[:, :, :-1], value[:, :, -1:] * 1.05], dim=2)
-        return right(module, query, key, value, mask, scaling, **kwargs)
+            value = value * 1.05
+        frozen.has_served = True
+        with other.in_use():
+            other.handed = key, value
+            return right(module, query, key, value, mask, scaling, **kwargs)
 
     return wrong
 
@@ -54,8 +59,8 @@ def broken_attention(kind):
 @pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
 def test_slightly_wrong_attention_is_refused(monkeypatch, kind, family):
     monkeypatch.setitem(
-        model_module.ALL_ATTENTION_FUNCTIONS._local_mapping,
-        model_module.LAST_TOKEN_ATTENTION,
+        replay.ALL_ATTENTION_FUNCTIONS._local_mapping,
+        replay.LAST_TOKEN_ATTENTION,
         broken_attention(kind),
     )
     with pytest.raises(ValueError, match=r"must be reproduced by replaying .* relative error"):
@@ -63,25 +68,34 @@ def test_slightly_wrong_attention_is_refused(monkeypatch, kind, family):
 
 
 def test_copies_that_see_each_other_are_refused(monkeypatch):
-    """The model's own eager attention treats the copies as further context."""
+    """Eager attention without a mask treats the copies as further context."""
     from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward
 
+    def seeing(module, query, key, value, mask, **kwargs):
+        frozen = attention._IN_USE.get()
+        frozen.has_served = True
+        key, value = torch.cat([frozen.key, key], 2), torch.cat([frozen.value, value], 2)
+        return eager_attention_forward(module, query, key, value, None, **kwargs)
+
     monkeypatch.setitem(
-        model_module.ALL_ATTENTION_FUNCTIONS._local_mapping,
-        model_module.LAST_TOKEN_ATTENTION,
-        lambda m, q, k, v, mask, **kwargs: eager_attention_forward(m, q, k, v, None, **kwargs),
+        replay.ALL_ATTENTION_FUNCTIONS._local_mapping, replay.LAST_TOKEN_ATTENTION, seeing
     )
-    with pytest.raises(ValueError, match="must respond to an injection"):
+    # as soon as there are three copies, the nominal one is off too
+    with pytest.raises(ValueError, match=r"must be reproduced|must respond to an injection"):
         lm.DepthModel(tiny_gpt2())
 
 
-def test_wrong_derivatives_are_refused(monkeypatch):
-    monkeypatch.setattr(frozen, "jvp", lambda f, x, d: 1.015 * lm.linearize.jvp(f, x, d))
-    with pytest.raises(ValueError, match="agree with central differences"):
-        lm.DepthModel(tiny_gpt2())
-    monkeypatch.undo()
-    monkeypatch.setattr(frozen, "vjp", lambda f, x, d: 1.001 * lm.linearize.vjp(f, x, d))
-    with pytest.raises(ValueError, match="Jacobians and transposed Jacobians that agree"):
+@pytest.mark.parametrize(
+    ("product", "factor", "reason"),
+    [
+        ("jvp", 1.015, "agree with central differences"),
+        ("vjp", 1.001, "Jacobians and transposed Jacobians that agree"),
+    ],
+)
+def test_wrong_derivatives_are_refused(monkeypatch, product, factor, reason):
+    right = getattr(linearize.Linearised, product)
+    monkeypatch.setattr(linearize.Linearised, product, lambda *args: factor * right(*args))
+    with pytest.raises(ValueError, match=reason):
         lm.DepthModel(tiny_gpt2())
 
 

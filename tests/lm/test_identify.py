@@ -7,7 +7,8 @@ import torch
 import xarray as xr
 
 from depthsys import lm, ltv
-from depthsys.lm.frozen import RecordingCache
+from depthsys.lm.attention import RecordingCache
+from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
@@ -108,7 +109,8 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     whole = lm.identify(tiny, tokens, concept)
     monkeypatch.setattr("depthsys.lm.linearize.ROWS", 3)
     monkeypatch.setattr(
-        "depthsys.lm.model.length_batches", lambda lengths: [np.array([i]) for i in range(20)]
+        "depthsys.lm.model.length_batches",
+        lambda lengths, padded: [np.array([i]) for i in range(20)],
     )
     single = lm.identify(tiny, tokens, concept)
     np.testing.assert_allclose(ltv.gains(single), ltv.gains(whole), rtol=1e-6)
@@ -117,7 +119,7 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
 def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypatch):
     """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
     model = lm.DepthModel(TINY["gpt2"]())
-    original = model.call_block
+    original = model.blocks.call
     peaks = []
 
     def weighing(layer, call, hidden, cache):
@@ -126,7 +128,7 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypat
             peaks[-1] = max(peaks[-1], sum(tensor.nbytes for tensor in live))
         return original(layer, call, hidden, cache)
 
-    monkeypatch.setattr(model, "call_block", weighing)
+    monkeypatch.setattr(model.blocks, "call", weighing)
     for count in (32, 160):  # one and five batches of one length
         tokens = LabelledIds([[i % 50, 7, 3, 4, 5, 6] for i in range(count)], np.arange(count) % 2)
         peaks.append(0)
@@ -138,12 +140,22 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypat
 def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
     tokens, concept, monkeypatch
 ):
+    """And the nominal map of each block once per prompt, which the directions share."""
     model = lm.DepthModel(TINY["gpt2"]())
     rows = counted_block_calls(model, monkeypatch)
+    original, directions = Linearised.jvp, []
+
+    def counted(linear, v):
+        product = original(linear, v)
+        directions.append(product.shape[0] * product.shape[1])
+        return product
+
+    monkeypatch.setattr(Linearised, "jvp", counted)
     lm.identify(model, tokens, concept)
     prefill = sum(len(ids) for ids in tokens.ids)
     for layer in range(3):
-        assert sum(n for at, n in rows if at == layer) == prefill + len(tokens) * (layer + 1)
+        assert sum(n for at, n in rows if at == layer) == prefill + len(tokens)
+    assert sum(directions) == len(tokens) * (1 + 2 + 3)
 
 
 def test_provenance(tiny, tokens, concept):

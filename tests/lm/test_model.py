@@ -297,11 +297,18 @@ def test_llama_with_one_key_per_head():
 
 
 def test_families_that_cannot_be_replayed_are_refused_with_a_reason():
-    from transformers import BloomConfig, BloomForCausalLM
+    hf = tiny_gpt2()
+    block = hf.transformer.h[1]
+    original = block.forward
 
-    config = BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)
-    with pytest.raises(ValueError, match="must be replayable block by block"):
-        lm.DepthModel(BloomForCausalLM(config))
+    def asking(hidden_states, past_key_values=None, *args, **kwargs):
+        if past_key_values is not None:
+            past_key_values.get_seq_length()
+        return original(hidden_states, past_key_values, *args, **kwargs)
+
+    block.forward = asking
+    with pytest.raises(ValueError, match=r"must be replayable block by block.*get_seq_length"):
+        lm.DepthModel(hf)
 
 
 def test_softcap_sliding_window_and_relu_are_exact():

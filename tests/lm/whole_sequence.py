@@ -57,14 +57,14 @@ def states(hf, ids: list[int]) -> np.ndarray:
     return torch.stack([first[0], *rest]).numpy()
 
 
-def jacobians(hf, ids: list[int]) -> np.ndarray:
+def jacobians(hf, ids: list[int], dtype=torch.float64) -> np.ndarray:
     """Dense Jacobian of every block on the last token, by whole-sequence autograd."""
     width = hf.config.hidden_size
     return np.stack(
         [
             torch.autograd.functional.jacobian(
                 lambda push, layer=layer: state_after(hf, ids, layer, {layer: push}),
-                torch.zeros(width, dtype=torch.float64),
+                torch.zeros(width, dtype=dtype),
             ).numpy()
             for layer in range(len(blocks(hf)))
         ]

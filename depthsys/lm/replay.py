@@ -1,0 +1,395 @@
+"""The blocks of a Hugging Face model: how they are called, and calls with another last token.
+
+With `depthsys.lm.checkpoint` and `depthsys.lm.model` the only file that knows Hugging Face names.
+
+How a block is called (masks, positions, rotary tables) is learnt by a *dry run*: the model's
+own forward pass with every block replaced by "note the arguments, pass the state on". It costs
+an embedding look-up, and spares this package any knowledge of the family.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from depthsys.lm.attention import (
+    LAST_TOKEN_ATTENTION,
+    AlteredKeysError,
+    FrozenCache,
+    RecordingCache,
+    RepeatingCache,
+    last_token_attention,
+)
+from depthsys.lm.checkpoint import find_blocks, find_parts, find_routers, input_device
+
+# Bytes of frozen context that may be repeated at once for a block with attention of its own.
+REPEATED_CONTEXT = 256 * 2**20
+
+_CACHE = object()  # marks the place of the cache among recorded arguments
+_Call = tuple[tuple, dict]
+
+
+class Blocks:
+    """The blocks of one model, callable with the last token's state replaced.
+
+    Attributes
+    ----------
+    copies_are
+        How a block takes many independent states of the last token: "tokens" if it calls
+        Hugging Face's attention interface with the keys its cache returns, which is then
+        `last_token_attention`; "rows" of the batch, with repeated context, if it has an attention
+        of its own or changes the keys in between.
+    """
+
+    def __init__(self, hf: Any):
+        self.hf = hf
+        self._list: list[Any] = list(find_blocks(hf))
+        self._configs: list[Any] = list(
+            {
+                id(m.config): m.config
+                for m in hf.modules()
+                if hasattr(getattr(m, "config", None), "_attn_implementation")
+            }.values()
+        )
+        self.routers = [find_routers(hf, block) for block in self._list]
+        self._takes_positions = "position_ids" in _parameters(hf.base_model)
+        if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
+            eager_mask = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+            ALL_MASK_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, eager_mask)
+        # the grouped kernels have no float64
+        if getattr(hf.config.get_text_config(), "_experts_implementation", None):
+            hf.set_experts_implementation("eager")
+        self.device = input_device(hf)
+        self._tuple_length = self._probe_output()
+        self.copies_are = self._probe_attention()
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    # ------------------------------------------------------------------ calling a block
+
+    def call(self, layer: int, call: _Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Call the original block module with another state and another cache."""
+        args, kwargs = call
+        args = tuple(cache if a is _CACHE else a for a in args)
+        kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
+        if args:
+            out = self._list[layer](hidden, *args[1:], **kwargs)
+        else:
+            out = self._list[layer](hidden_states=hidden, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def sequence(
+        self, layer: int, calls: "Calls", hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, FrozenCache, torch.Tensor | None]:
+        """Whole sequences through one block.
+
+        Returns the hidden states (prompt, token, feature), what the last token saw of the
+        context, and the router margin (prompt) of the last token, None without a router.
+        """
+        recorder, margins = RecordingCache(), []
+        with contextlib.ExitStack() as stack:
+            for router in self.routers[layer]:
+                handle = router.register_forward_hook(
+                    lambda m, _, out: margins.append(_router_margin(m, out, len(hidden)))
+                )
+                stack.callback(handle.remove)
+            after = self.call(layer, calls.sequence[layer], hidden, recorder)
+        if recorder.key is None:
+            raise ValueError(
+                f"`model` must store keys and values in its cache; layer {layer} of "
+                f"{type(self.hf).__name__} did not. Recurrent layers have no frozen context, and "
+                "layers that share keys and values are no map of one state."
+            )
+        # a sliding window keeps only the last tokens of the context
+        last = hidden.shape[1] - 1
+        keep = slice(last - calls.n_context[layer], last)
+        frozen = FrozenCache(
+            recorder.key[:, :, keep].contiguous(), recorder.value[:, :, keep].contiguous()
+        )
+        after = after.to(hidden.device)
+        if calls.real is not None:
+            # padding has no state: what a mask without a single open place makes of it (NaN, for
+            # one) must not reach the keys of the next block
+            after = torch.where(calls.real[:, :, None], after, hidden)
+        margin = torch.stack(margins).amin(0).to(hidden.device) if margins else None
+        return after, frozen, margin
+
+    def last_token(
+        self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
+    ) -> torch.Tensor:
+        """States (prompt, copy, feature) of the last token through one block, on frozen context."""
+        if self.copies_are == "tokens":
+            # experts view their input as rows, so it must be contiguous
+            states = states.contiguous()
+            with self.attention(LAST_TOKEN_ATTENTION), frozen.in_use():
+                return self.call(layer, calls.step(1)[layer], states, frozen).to(states.device)
+        size = frozen.key.nbytes + frozen.value.nbytes
+        n_parts = -(-states.shape[1] * size // REPEATED_CONTEXT) or 1
+        parts = torch.tensor_split(states, min(n_parts, states.shape[1] or 1), dim=1)
+        outputs = [self._copies_as_rows(layer, calls, part, frozen) for part in parts]
+        return torch.cat(outputs, dim=1)
+
+    def _copies_as_rows(self, layer, calls, states, frozen) -> torch.Tensor:
+        n_copies = states.shape[1]
+        rows = states.flatten(0, 1)[:, None]
+        with self.attention("eager"):
+            cache = RepeatingCache(frozen, n_copies)
+            out = self.call(layer, calls.step(n_copies)[layer], rows, cache).to(states.device)
+        return out[:, 0].unflatten(0, (-1, n_copies))
+
+    # ------------------------------------------------------------------ learning how
+
+    @torch.no_grad()
+    def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> "Calls":
+        """How the model calls its blocks on token ids (prompt, token).
+
+        ``real`` (prompt, token) is False at left padding; None if there is none.
+        """
+        mask = torch.ones_like(ids) if real is None else real.long()
+        sequence, embedded = self._record(ids, mask, DynamicCache(config=self.hf.config))
+        cache = self._blank_cache(ids.shape[1] - 1)
+        n_context = [
+            0 if ids.shape[1] == 1 else cache.layers[layer].keys.shape[-2]
+            for layer in range(len(self))
+        ]
+        return Calls(self, ids, mask, real, embedded, sequence, n_context)
+
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> list[_Call]:
+        """How the blocks are called on the last token alone, after the others."""
+        name = LAST_TOKEN_ATTENTION if self.copies_are == "tokens" else "eager"
+        with self.attention(name):
+            return self._record(ids[:, -1:], mask, self._blank_cache(ids.shape[1] - 1))[0]
+
+    def _blank_cache(self, n_tokens: int) -> Any:
+        """A cache of which only the length matters: masks and positions are made from it."""
+        cache: Any = DynamicCache(config=self.hf.config)
+        if n_tokens > 0:
+            blank = torch.zeros(1, 1, n_tokens, 1, device=self.device)
+            for layer in range(len(self)):
+                cache.update(blank, blank, layer)
+        return cache
+
+    def _record(self, ids, mask, cache) -> tuple[list[_Call], torch.Tensor]:
+        """Run the model with blocks that only note how they are called."""
+        calls: list[_Call] = []
+        states: list[torch.Tensor] = []
+
+        def note(layer, args, kwargs):
+            states.append(args[0] if args else kwargs["hidden_states"])
+            calls.append(
+                (
+                    tuple(_without_cache(a) for a in (None, *args[1:])) if args else (),
+                    {k: _without_cache(a) for k, a in kwargs.items() if k != "hidden_states"},
+                )
+            )
+            return states[-1]
+
+        positions = {}
+        if self._takes_positions and not bool(mask.all()):
+            # GPT-2 would count the padding
+            all_positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            positions["position_ids"] = all_positions[:, -ids.shape[1] :]
+        with self.replaced(note):
+            self.hf.base_model(
+                ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions
+            )
+        if len(calls) != len(self) or states[0].dim() != 3:
+            raise ValueError(
+                f"`model` must call each of its {len(self)} blocks once with one residual "
+                f"stream; got {len(calls)} calls with states of shape {tuple(states[0].shape)}. "
+                "Multi-stream residuals have no single depth map."
+            )
+        return calls, states[0]
+
+    def _probe_output(self) -> int:
+        """0 if blocks return a tensor, else the length of the tuple they return."""
+        seen: list[Any] = []
+        handle = self._list[0].register_forward_hook(lambda *a: seen.append(a[2]))
+        try:
+            with torch.no_grad():
+                self.hf.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        finally:
+            handle.remove()
+        return len(seen[0]) if isinstance(seen[0], tuple) else 0
+
+    @torch.no_grad()
+    def _probe_attention(self) -> str:
+        """How copies go through the blocks; see `copies_are`."""
+        self.copies_are = "tokens"
+        calls = self.dry_run(torch.zeros(1, 1, dtype=torch.long, device=self.device), None)
+        for layer in range(len(self)):
+            _, frozen, _ = self.sequence(layer, calls, calls.embedded)
+            try:
+                self.last_token(layer, calls, calls.embedded, frozen)
+            except AlteredKeysError:
+                return "rows"
+            if not frozen.has_served:
+                return "rows"
+        return "tokens"
+
+    # ------------------------------------------------------------------ switches and hooks
+
+    @contextlib.contextmanager
+    def replaced(self, function: Callable):
+        """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
+        # a block may carry a forward of its own on the instance (accelerate does that)
+        old = [block.__dict__.get("forward") for block in self._list]
+        try:
+            for layer, block in enumerate(self._list):
+                block.forward = self._replacement(layer, function)
+            yield
+        finally:
+            for block, forward in zip(self._list, old, strict=True):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
+
+    def _replacement(self, layer, function):
+        def forward(*args, **kwargs):
+            state = function(layer, args, kwargs)
+            if self._tuple_length:
+                return (state, *[None] * (self._tuple_length - 1))
+            return state
+
+        return forward
+
+    @contextlib.contextmanager
+    def attention(self, name: str):
+        """Switch the attention implementation for a while."""
+        old = [config._attn_implementation for config in self._configs]
+        try:
+            for config in self._configs:
+                config._attn_implementation = name
+            yield
+        finally:
+            for config, implementation in zip(self._configs, old, strict=True):
+                config._attn_implementation = implementation
+
+    @contextlib.contextmanager
+    def held(self, layer: int, part: str):
+        """Hold the output of the attention or the MLP of a block constant in derivatives."""
+        module = find_parts(self._list[layer])[part]
+        handle = module.register_forward_hook(lambda m, _, out: _detached(out))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def hooks(self, pre_hooks: dict[int, Any]) -> contextlib.ExitStack:
+        """Hook the input of blocks on the whole sequence: the slow way, for checks.
+
+        ``pre_hooks[layer](hidden)`` returns the hidden states (prompt, token, feature) to use;
+        the key L sees the output of the last block.
+        """
+        stack = contextlib.ExitStack()
+        for layer, function in pre_hooks.items():
+            if layer == len(self):
+                handle = self._list[-1].register_forward_hook(_output_hook(function))
+            else:
+                handle = self._list[layer].register_forward_pre_hook(
+                    _input_hook(function), with_kwargs=True
+                )
+            stack.callback(handle.remove)
+        return stack
+
+
+class Calls:
+    """How the model calls its blocks for one batch, without the state and the cache."""
+
+    def __init__(self, blocks: Blocks, ids, mask, real, embedded, sequence, n_context):
+        self.embedded: torch.Tensor = embedded
+        self.sequence: list[_Call] = sequence
+        self.n_context: list[int] = n_context
+        self.real: torch.Tensor | None = real
+        self._blocks, self._ids, self._mask = blocks, ids, mask
+        self._steps: dict[int, list[_Call]] = {}
+
+    def step(self, n_copies: int) -> list[_Call]:
+        """Calls of every block on the last token alone, each prompt ``n_copies`` times."""
+        if n_copies not in self._steps:
+            if len(self._steps) > 1:
+                self._steps.popitem()
+            ids, mask = (
+                t.repeat_interleave(n_copies, dim=0) if n_copies > 1 else t
+                for t in (self._ids, self._mask)
+            )
+            self._steps[n_copies] = self._blocks.step(ids, mask)
+        return self._steps[n_copies]
+
+    def only(self, rows: slice) -> "Calls":
+        """The calls for some of these prompts."""
+        real = None if self.real is None else self.real[rows]
+        return self._blocks.dry_run(self._ids[rows], real)
+
+
+def _router_margin(router, output, n_prompts: int) -> torch.Tensor:
+    """How far the choice of experts of each prompt's last token is from changing (prompt).
+
+    The gap between the last expert chosen and the first one left out, in the router's unit of
+    choice: its logit, or with a correction bias its corrected sigmoid score. Where experts are
+    first chosen by group, also the gap between groups, and the smaller one counts.
+    """
+    logits, _, chosen = output
+    n_experts = logits.shape[-1]
+    score = logits.detach().float().view(n_prompts, -1, n_experts)[:, -1]
+    chosen = chosen.view(n_prompts, -1, chosen.shape[-1])[:, -1]
+    bias = getattr(router, "e_score_correction_bias", None)
+    if bias is not None:
+        score = score.sigmoid() + bias
+    is_chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, value=True)
+    eligible = torch.ones_like(is_chosen)
+    margin = torch.full_like(score[:, 0], torch.inf)
+    n_groups = getattr(router, "num_group", 1) or 1
+    if bias is not None and n_groups > 1:
+        groups = score.unflatten(1, (n_groups, -1)).topk(2, dim=-1)[0].sum(-1)
+        ranked = groups.sort(dim=-1, descending=True)
+        kept = router.topk_group
+        if kept < n_groups:
+            margin = ranked.values[:, kept - 1] - ranked.values[:, kept]
+        open_groups = torch.zeros_like(groups, dtype=torch.bool)
+        open_groups.scatter_(1, ranked.indices[:, :kept], value=True)
+        eligible = open_groups.repeat_interleave(n_experts // n_groups, dim=1)
+    least = score.masked_fill(~is_chosen, torch.inf).amin(-1)
+    left_out = score.masked_fill(is_chosen | ~eligible, -torch.inf).amax(-1)
+    return torch.minimum(margin, least - left_out)
+
+
+def _parameters(module) -> set[str]:
+    return set(inspect.signature(type(module).forward).parameters)
+
+
+def _detached(output):
+    if isinstance(output, tuple):
+        return (output[0].detach(), *output[1:])
+    return output.detach()
+
+
+def _without_cache(argument):
+    return _CACHE if isinstance(argument, Cache) else argument
+
+
+def _input_hook(function):
+    def hook(module, args, kwargs):
+        if args:
+            return (function(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _output_hook(function):
+    def hook(module, args, output):
+        if isinstance(output, tuple):
+            return (function(output[0]), *output[1:])
+        return function(output)
+
+    return hook

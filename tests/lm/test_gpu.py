@@ -1,0 +1,150 @@
+"""GPU and CPU give the same numbers, to the tolerances of `TOLERANCE`.
+
+Run with ``python -m pytest -m gpu tests/lm/test_gpu.py``; skipped, with the reason, without a GPU.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from depthsys import lm
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+IDS = [[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [7], [1, 2]]
+
+# Largest difference between GPU and CPU over the largest value, per quantity. float64 is limited
+# by the norms and rotary tables of Llama, which Hugging Face computes in float32. TF32 rounds the
+# factors of every product to 11 bits; its limits are 4 to 10 times what the same rounding, imitated
+# on a CPU, gives for these models.
+TOLERANCE = {
+    ("gpt2", "float64"): {"states": 1e-12, "derivatives": 1e-11, "measured": 1e-9},
+    ("llama", "float64"): {"states": 1e-6, "derivatives": 1e-5, "measured": 1e-4},
+    ("gpt2", "float32"): {"states": 1e-5, "derivatives": 2e-5, "measured": 1e-4},
+    ("llama", "float32"): {"states": 1e-5, "derivatives": 2e-5, "measured": 1e-4},
+    ("gpt2", "TF32"): {"states": 1e-2, "derivatives": 0.02, "measured": 0.05},
+    ("llama", "TF32"): {"states": 1e-2, "derivatives": 0.1, "measured": 0.05},
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same random model on the CPU and on the GPU."""
+
+    cpu: lm.DepthModel
+    gpu: lm.DepthModel
+    limits: dict[str, float]
+
+    def check(self, kind: str, function) -> None:
+        """``function(model)`` must give the same arrays on both."""
+        for name, (ours, expected) in _common(function(self.gpu), function(self.cpu)).items():
+            assert ours.shape == expected.shape, name
+            assert np.isfinite(ours).all(), name
+            limit = self.limits[kind] * abs(expected).max()
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=limit, err_msg=name)
+
+
+def _common(ours: dict, expected: dict) -> dict:
+    assert ours.keys() == expected.keys()
+    return {name: (_array(ours[name]), _array(expected[name])) for name in expected}
+
+
+def _array(values: torch.Tensor | xr.DataArray) -> np.ndarray:
+    return values.double().cpu().numpy() if isinstance(values, torch.Tensor) else values.values
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    if torch.device(DEVICE).type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: torch.cuda.is_available() is False")
+    return DEVICE
+
+
+@pytest.fixture(scope="module", params=list(TOLERANCE), ids="-".join)
+def pair(request, device):
+    family, precision = request.param
+    hf = TINY[family]()
+    hf = hf.double() if precision == "float64" else hf
+    # the contract asks for more digits than TF32 has, so models are made with TF32 off
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    models = lm.DepthModel(hf), lm.DepthModel(copy.deepcopy(hf).to(device))
+    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+    yield Pair(*models, TOLERANCE[request.param])
+    torch.set_float32_matmul_precision(before)
+
+
+def directions(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def test_states(pair):
+    pair.check("states", lambda model: {"states": model.run(IDS).states})
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_maps_of_a_block(pair, layer):
+    shared, own = directions(0, 3, 16), directions(1, len(IDS), 3, 16)
+
+    def maps(model):
+        run = model.run(IDS)
+        return {
+            "jvp": run.jvp(layer, shared),
+            "jvp, a direction per prompt": run.jvp(layer, own),
+            "vjp": run.vjp(layer, shared),
+            "jacobian": run.jacobian(layer),
+        }
+
+    pair.check("derivatives", maps)
+
+
+def test_maps_stay_on_the_gpu(pair):
+    assert pair.gpu.run(IDS).jacobian(1).device.type == torch.device(DEVICE).type
+
+
+def test_mean_products(pair, tokens):
+    V = xr.DataArray(directions(2, 3, 2, 16), dims=("layer", "direction", "feature"))
+    pair.check("derivatives", lambda model: {"forward": lm.mean_jvp(model, tokens, V)})
+    pair.check("derivatives", lambda model: {"back": lm.mean_vjp(model, tokens, V)})
+
+
+def test_linear_gains(pair, tokens, concept):
+    def gains(model):
+        found = lm.linear_gains(model, tokens, concept)
+        return {name: found[name] for name in ("gain", "state_norm", "readout")}
+
+    pair.check("derivatives", gains)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_measured_gains(pair, tokens, concept, relative):
+    pair.check(
+        "measured",
+        lambda model: {"gain": lm.measure_gains(model, tokens, concept, relative=relative).gain},
+    )
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_identification(pair, tokens, concept, per_prompt):
+    def system(model):
+        found = lm.identify(model, tokens, concept, lm.Krylov(3), per_prompt=per_prompt)
+        names = ("A", "B", "C", "x_ref", "y_ref", "state_norm", "gain_full")
+        # a basis vector is fixed up to rounding over the length of its new part, so V is not
+        # compared but what it spans
+        basis = found["V"].rename(feature="other", state="s")
+        projector = xr.dot(basis, found["V"].rename(state="s"), dim="s")
+        return {name: found[name] for name in names} | {"V V'": projector}
+
+    pair.check("derivatives", system)
+
+
+def test_results_name_the_device(pair, tokens, concept):
+    found = lm.linear_gains(pair.gpu, tokens, concept)
+    assert found.attrs["device"].startswith(DEVICE)
+    assert lm.linear_gains(pair.cpu, tokens, concept).attrs["device"] == "cpu"
