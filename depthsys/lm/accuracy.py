@@ -62,7 +62,8 @@ def agreement(
     spread = gain.std(axis=0) / np.sqrt(len(gain))
     floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, 1)]
     result["noise_floor"] = ("layers", np.array(floor))
-    result.attrs = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
+    statistics = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
+    result.attrs = {**measured.attrs, **statistics}
     return result
 
 
@@ -192,7 +193,7 @@ def error_budget(
     return xr.Dataset(
         {"error": (("part", "layers", "bound"), np.array(error))},
         coords={"part": list(BUDGET), "layers": list(LAYER_SETS), "bound": list(BOUNDS)},
-        attrs={"n_bootstrap": n_bootstrap, "level": level},
+        attrs={**measured.attrs, "n_bootstrap": n_bootstrap, "level": level},
     )
 
 

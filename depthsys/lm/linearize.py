@@ -174,7 +174,9 @@ def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.Da
     for run in model.stream(texts, "mean Jacobian"):
         for block in run.blocks:
             total[block.layer] += getattr(block, product)(rows[block.layer]).double().sum(0)
-    return xr.DataArray((total / len(texts)).cpu().numpy(), dims=dims)
+    attrs = {**model.provenance(f"mean_{product}"), "prompts_sha256": texts.sha256}
+    mean = (total / len(texts)).cpu().numpy()
+    return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
 
 
 def linear_gains(model: "DepthModel", texts: "Texts", concept: xr.Dataset) -> xr.Dataset:

@@ -289,7 +289,11 @@ def required_energy(
             "response": (("schedule", "prompt"), played),
         },
         coords={"schedule": schedules["schedule"]},
-        attrs={"target": target},
+        attrs={
+            **model.provenance("required_energy"),
+            "target": target,
+            "prompts_sha256": texts.sha256,
+        },
     )
 
 

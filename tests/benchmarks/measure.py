@@ -31,6 +31,7 @@ def in_turns(
 
     Each side is called with the number of the round. There are at least two rounds (the first
     also warms up), then more until ``budget`` seconds are spent or ``max_rounds`` rounds are made.
+    A side that took more than half the budget is not run again.
     """
     results = {name: Side(np.inf, []) for name in sides}
     begin = time.perf_counter()
@@ -38,6 +39,8 @@ def in_turns(
         if number >= 2 and time.perf_counter() - begin > budget:
             break
         for name, function in sides.items():
+            if budget / 2 < results[name].seconds < np.inf:
+                continue
             spent, output = seconds(lambda f=function, n=number: f(n), device)
             results[name].seconds = min(results[name].seconds, spent)
             results[name].outputs.append(output)

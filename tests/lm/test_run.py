@@ -1,0 +1,247 @@
+"""The maps of a run: sub-blocks, transitions, operators, router margins, provenance."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from depthsys import lm, ltv
+from depthsys.lm.prompts import length_batches
+from tests.conftest import tiny_gpt2
+from tests.lm import whole_sequence
+
+IDS = [[3, 1, 4, 1, 5], [9, 2, 6], [5], [8, 9, 7, 9, 3]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lm.DepthModel(tiny_gpt2().double())
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.run(IDS)
+
+
+@pytest.fixture(scope="module")
+def A(model):
+    """Dense Jacobians (prompt, layer, state_next, state) by whole-sequence autograd."""
+    return np.stack([whole_sequence.jacobians(model.hf, ids) for ids in IDS])
+
+
+def test_jacobian_in_chunks(run, A):
+    for chunk in (None, 1, 5, 16, 100):
+        np.testing.assert_allclose(run.jacobian(1, chunk=chunk), A[:, 1], atol=1e-10)
+    with pytest.raises(ValueError, match="`chunk` must be >= 1 rows; got 0"):
+        run.jacobian(1, chunk=0)
+
+
+def test_transition_is_the_product_of_jacobians(run, A):
+    V = np.random.default_rng(0).standard_normal((len(IDS), 3, 16))
+    product = A[:, 2] @ A[:, 1]
+    np.testing.assert_allclose(run.transition(1, 3, V), V @ product.swapaxes(1, 2), atol=1e-9)
+    np.testing.assert_allclose(run.transition(1, 3, V, adjoint=True), V @ product, atol=1e-9)
+    shared = run.transition(0, 1, V[0])
+    np.testing.assert_allclose(shared, V[0] @ A[:, 0].swapaxes(1, 2), atol=1e-9)
+    np.testing.assert_array_equal(run.transition(2, 2, V), V)
+    for start, stop in ((2, 1), (-1, 2), (0, 4)):
+        with pytest.raises(ValueError, match="0 <= start <= stop <= 3"):
+            run.transition(start, stop, V)
+
+
+def test_linear_operator_of_one_prompt_and_of_the_mean(run, A):
+    X = np.random.default_rng(0).standard_normal((16, 3))
+    for prompt, matrix in [(None, A[:, 1].mean(0)), *((p, A[p, 1]) for p in range(len(IDS)))]:
+        operator = run.linear_operator(1, prompt)
+        assert operator.shape == (16, 16)
+        np.testing.assert_allclose(operator @ X, matrix @ X, atol=1e-10)
+        np.testing.assert_allclose(operator.H @ X, matrix.T @ X, atol=1e-10)
+        np.testing.assert_allclose(operator @ X[:, 0], matrix @ X[:, 0], atol=1e-10)
+        np.testing.assert_allclose(operator.rmatvec(X[:, 0]), matrix.T @ X[:, 0], atol=1e-10)
+    sigma = scipy.sparse.linalg.svds(operator, 3, rng=0)[1]
+    expected = np.linalg.svd(A[-1, 1], compute_uv=False)[:3]
+    np.testing.assert_allclose(np.sort(sigma)[::-1], expected, rtol=1e-8)
+    with pytest.raises(ValueError, match=r"`prompt` must be in 0..3; got 4"):
+        run.linear_operator(1, 4)
+    with pytest.raises(TypeError, match="must be real"):
+        operator @ (1j * X)
+
+
+def test_operators_hand_over_to_the_ltv_wing(run, A):
+    """Hankel singular values of the mean system at full order, with and without H x H matrices."""
+    rng, mean = np.random.default_rng(0), A.mean(0)
+    B = [rng.standard_normal((16, 2)) for _ in range(3)]
+    C = [np.zeros((1, 16)), *(rng.standard_normal((1, 16)) for _ in range(3))]
+    free = ltv.MatrixFree([run.linear_operator(layer) for layer in range(3)], B, C)
+    dense = ltv.system(mean, np.stack(B), np.stack(C))
+    np.testing.assert_allclose(ltv.gains(free), ltv.gains(dense), rtol=1e-9)
+    values = (ltv.hankel_singular_values(s).values for s in (free, dense))
+    free_values, dense_values = (v[:, :2] for v in values)
+    np.testing.assert_allclose(free_values, dense_values, rtol=1e-7, atol=1e-12)
+
+
+def dense_parts(hf, ids, layer):
+    """Jacobians of a GPT-2 block's two halves, by autograd on the modules themselves."""
+    block, kept = hf.transformer.h[layer], []
+    handle = block.register_forward_pre_hook(lambda m, args: kept.append(args[0]))
+    hf(torch.tensor([ids]), use_cache=False)
+    handle.remove()
+
+    def at(push):
+        hidden = kept[0].clone()
+        hidden[0, -1] = hidden[0, -1] + push
+        mask = torch.full((len(ids), len(ids)), -torch.inf, dtype=hidden.dtype).triu(1)
+        wrote = block.attn(block.ln_1(hidden), attention_mask=mask[None, None])[0]
+        return (hidden + wrote)[0, -1]
+
+    def after(middle):
+        return middle + block.mlp(block.ln_2(middle))
+
+    zero = torch.zeros(16, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian
+    return jacobian(at, zero).numpy(), jacobian(after, at(zero)).numpy()
+
+
+def test_parts_of_a_sequential_block(model, run, A):
+    for prompt, ids in enumerate(IDS):
+        attention, mlp = dense_parts(model.hf, ids, 1)
+        np.testing.assert_allclose(run.jacobian(1, part="attention")[prompt], attention, atol=1e-9)
+        np.testing.assert_allclose(run.jacobian(1, part="mlp")[prompt], mlp, atol=1e-9)
+    assert run.batches[0].blocks[1].arrangement == "sequential"
+    X = np.random.default_rng(0).standard_normal((16, 2))
+    operator = run.linear_operator(1, 3, part="mlp")
+    np.testing.assert_allclose(operator @ X, run.jacobian(1, part="mlp")[3].numpy() @ X, atol=1e-9)
+    with pytest.raises(ValueError, match=r"`part` must be one of .* got 'head'"):
+        run.jvp(1, X.T, part="head")
+
+
+def test_parts_that_do_not_make_up_the_block_are_refused():
+    """A third branch beside attention and MLP."""
+    hf = tiny_gpt2().double()
+    block = hf.transformer.h[0]
+    original = block.forward
+    block.forward = lambda x, *args, **kwargs: original(x, *args, **kwargs) + torch.tanh(x)
+    run = lm.DepthModel(hf).run(IDS[:1])
+    with pytest.raises(ValueError, match="must split the block into attention and MLP"):
+        run.jacobian(0, part="mlp")
+    run.jacobian(0)
+    run.jacobian(1, part="mlp")
+
+
+def test_maps_leave_no_hooks_behind(model, run):
+    before = [len(m._forward_hooks) for m in model.hf.modules()]
+    run.jvp(0, np.eye(16), part="attention")
+    assert [len(m._forward_hooks) for m in model.hf.modules()] == before
+    assert model.hf.config._attn_implementation != "depthsys_last_token"
+
+
+def tiny_mixtral(**changes):
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    settings |= {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.3}
+    return MixtralForCausalLM(MixtralConfig(**(settings | changes)))
+
+
+def test_router_margin_is_the_gap_in_the_logits_of_the_last_token():
+    hf = tiny_mixtral()
+    model = lm.DepthModel(hf)
+    margin = model.run(IDS).router_margin
+    assert margin.dims == ("layer", "prompt")
+    for prompt, ids in enumerate(IDS):
+        logits = hf(torch.tensor([ids]), output_router_logits=True).router_logits
+        for layer in range(2):
+            ranked = np.sort(logits[layer][-1].detach().numpy())[::-1]
+            gap = ranked[1] - ranked[2]
+            np.testing.assert_allclose(margin[layer, prompt], gap, rtol=1e-4)
+    assert 0 < model.contract["router_margin"] < np.inf
+    assert model.run(IDS).router_margin.min() > 0
+
+
+def test_the_routing_changes_beyond_the_margin_and_not_before():
+    """Push one router logit by hand: the margin is where the experts change."""
+    hf = tiny_mixtral(num_hidden_layers=1).double()
+    model = lm.DepthModel(hf)
+    ids = IDS[0]
+    margin = float(model.run([ids]).router_margin[0, 0])
+    router, chosen = hf.model.layers[0].mlp.gate, []
+    original = router.forward
+
+    def pushed(hidden, size):
+        logits = torch.nn.functional.linear(hidden, router.weight)
+        third = logits[-1].argsort(descending=True)[2]
+        logits[-1, third] += size
+        return set(logits[-1].topk(2).indices.tolist())
+
+    router.forward = lambda hidden: (
+        chosen.append([pushed(hidden, size) for size in (0.0, 0.99 * margin, 1.01 * margin)])
+        or original(hidden)
+    )
+    hf(torch.tensor([ids]))
+    at_rest, before, beyond = chosen[0]
+    assert at_rest == before != beyond
+
+
+def test_router_margin_goes_with_an_identification(concept):
+    from tests.lm.conftest import labelled_ids
+
+    model = lm.DepthModel(tiny_mixtral(num_hidden_layers=3))
+    tokens = labelled_ids(8, 0)
+    expected = model.run(tokens.ids).router_margin
+    system = lm.identify(model, tokens, concept)
+    np.testing.assert_allclose(system.router_margin, expected.min("prompt"), rtol=1e-5)
+    each = lm.identify(model, tokens, concept, per_prompt=True)
+    each_margin = each.router_margin.transpose("layer", "prompt")
+    np.testing.assert_allclose(each_margin, expected, rtol=1e-5)
+    assert model.run([[1, 2]]).router_margin is not None
+    assert lm.DepthModel(tiny_gpt2()).run([[1, 2]]).router_margin is None
+    assert "router_margin" not in lm.identify(lm.DepthModel(tiny_gpt2()), tokens, concept)
+
+
+def test_every_result_carries_the_contract(model, concept):
+    from tests.lm.conftest import labelled_ids
+
+    tokens = labelled_ids(8, 0)
+    directions = concept.direction[:3].expand_dims(direction=1).rename(depth="layer")
+    measured = lm.measure_gains(model, tokens, concept)
+    system = lm.identify(model, tokens, concept)
+    results = [
+        measured,
+        system,
+        lm.linear_gains(model, tokens, concept),
+        lm.mean_jvp(model, tokens, directions),
+        lm.mean_vjp(model, tokens, directions),
+        lm.jacobians(model, tokens.ids),
+        lm.agreement(system, measured),
+    ]
+    for result in results:
+        assert json.loads(result.attrs["contract"]) == model.contract, result.attrs
+
+
+def test_left_padding_gives_fewer_batches_and_the_same_numbers(model):
+    ids = [[i % 50] * n for i, n in enumerate([9, 10, 11, 12, 9, 12, 3])]
+    padded = lm.DepthModel(tiny_gpt2().double(), left_padding=True)
+    a, b = model.run(ids), padded.run(ids)
+    assert (len(a.batches), len(b.batches)) == (5, 2)
+    np.testing.assert_allclose(a.states, b.states, atol=1e-12)
+    V = np.random.default_rng(0).standard_normal((7, 2, 16))
+    for layer in range(3):
+        np.testing.assert_allclose(a.jvp(layer, V), b.jvp(layer, V), atol=1e-10)
+        np.testing.assert_allclose(a.vjp(layer, V), b.vjp(layer, V), atol=1e-10)
+        operators = (r.linear_operator(layer, 4) @ V[4].T for r in (a, b))
+        np.testing.assert_allclose(*operators, atol=1e-10)
+    assert b.batches[0].blocks[0]._calls.real is None  # the short prompt is alone
+    assert padded.provenance("x")["left_padding"] == 1
+
+
+def test_padded_batches_hold_every_row_once_and_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 60, size=200)
+    batches = length_batches(lengths, max_tokens=400, max_prompts=16, padded=True)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    for batch in batches:
+        tokens = len(batch) * lengths[batch].max()
+        assert len(batch) == 1 or (tokens <= 400 and lengths[batch].sum() >= 0.75 * tokens)
+    assert len(batches) < len(length_batches(lengths, max_tokens=400, max_prompts=16))
