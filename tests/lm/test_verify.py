@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,6 +10,9 @@ from depthsys.lm import verify
 from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import counted_block_calls, labelled_ids
+
+# the search needs none: `known_shifts` says what a schedule does
+NO_MODEL = SimpleNamespace(provenance=lambda action: {})
 
 
 @pytest.fixture(scope="module")
@@ -287,18 +292,18 @@ def test_search_reports_what_is_never_reached_and_what_is_not_monotone(monkeypat
         dims=["schedule", "layer"],
         coords={"schedule": names},
     )
-    found = lm.required_energy(None, texts, None, schedules, 2.0, amplitude=1.0)
+    found = lm.required_energy(NO_MODEL, texts, None, schedules, 2.0, amplitude=1.0)
     assert found.reached.values.tolist() == [False, True, True, False]
     np.testing.assert_allclose(found.energy.sel(schedule="linear"), 16, rtol=1e-6)
     assert np.isnan(found.energy.sel(schedule="saturates"))
     assert found.monotone.values.tolist() == [True, True, False, False]
     # weights change the unit: the same crossing costs four times as much
     weighted = lm.required_energy(
-        None, texts, None, schedules[1:2], 2.0, amplitude=1.0, weights=np.array([1, 4.0, 1])
+        NO_MODEL, texts, None, schedules[1:2], 2.0, amplitude=1.0, weights=np.array([1, 4.0, 1])
     )
     np.testing.assert_allclose(weighted.energy, 64, rtol=1e-6)
     # a negative target is reached from the other side
-    down = lm.required_energy(None, texts, None, schedules[3:], -2.0, amplitude=1.0)
+    down = lm.required_energy(NO_MODEL, texts, None, schedules[3:], -2.0, amplitude=1.0)
     np.testing.assert_allclose(down.energy, 16, rtol=1e-6)
     np.testing.assert_allclose(down.response, -2.0, rtol=1e-6)
 
