@@ -16,6 +16,14 @@ DATA = Path(os.environ.get("DEPTHSYS_TEST_DATA", Path(__file__).parents[2] / "sh
 SHARED_MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-models-table",
+        action="store_true",
+        help="rewrite the table of docs/models.md from what tests/lm/test_families.py measures",
+    )
+
+
 def tiny_gpt2(**changes) -> GPT2LMHeadModel:
     """Random GPT-2, 3 blocks, H = 16, weights large enough to be clearly nonlinear."""
     torch.manual_seed(0)
