@@ -148,3 +148,22 @@ def test_results_name_the_device(pair, tokens, concept):
     found = lm.linear_gains(pair.gpu, tokens, concept)
     assert found.attrs["device"].startswith(DEVICE)
     assert lm.linear_gains(pair.cpu, tokens, concept).attrs["device"] == "cpu"
+
+
+def test_blocks_on_two_devices_give_the_same_numbers():
+    """accelerate's map over a GPU and the CPU: each block is replayed where its weights are."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    accelerate = pytest.importorskip("accelerate")
+    others = ("wte", "wpe", "drop", "ln_f")
+    places = {f"transformer.{name}": 0 for name in others} | {"lm_head": 0}
+    places |= {"transformer.h.0": 0, "transformer.h.1": "cpu", "transformer.h.2": 0}
+    hf = accelerate.dispatch_model(TINY["gpt2"]().double(), places, main_device=0)
+    spread, whole = lm.DepthModel(hf), lm.DepthModel(TINY["gpt2"]().double())
+    a, b = spread.run(IDS), whole.run(IDS)
+    np.testing.assert_allclose(a.states, b.states, rtol=1e-10, atol=1e-12)
+    V = np.eye(16)[:3]
+    for layer in range(3):
+        assert a.jvp(layer, V).is_cuda
+        np.testing.assert_allclose(a.jvp(layer, V).cpu(), b.jvp(layer, V), atol=1e-10)
+        np.testing.assert_allclose(a.vjp(layer, V).cpu(), b.vjp(layer, V), atol=1e-10)
