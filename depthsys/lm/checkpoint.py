@@ -176,10 +176,39 @@ def find_parts(block: nn.Module) -> dict[str, nn.Module]:
 def find_routers(hf: Any, block: nn.Module) -> list[nn.Module]:
     """The routers of a block with experts, as the family declares them."""
     recorders = getattr(hf.base_model, "_can_record_outputs", None) or {}
-    recorder = recorders.get("router_logits")
-    if recorder is None:
-        return []
-    return [module for module in block.modules() if isinstance(module, recorder.target_class)]
+    declared = recorders.get("router_logits", [])
+    declared = declared if isinstance(declared, (list, tuple)) else [declared]
+    classes = tuple(getattr(one, "target_class", one) for one in declared)
+    return [module for module in block.modules() if isinstance(module, classes)]
+
+
+def has_experts(block: nn.Module) -> bool:
+    """Whether a block chooses among experts, as far as names tell."""
+    return any("expert" in type(module).__name__.lower() for module in block.modules())
+
+
+def check_padding(config: Any, max_tokens: int) -> None:
+    """ValueError if a padded batch may change the positions of its shorter prompts."""
+    text = config.get_text_config(decoder=True)
+    for rope in _rope_settings(getattr(text, "rope_parameters", None)):
+        limit = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if rope.get("rope_type") == "longrope" and limit and max_tokens > limit:
+            raise ValueError(
+                f"`left_padding` must not mix prompts below and above {limit} tokens in a model "
+                f"with longrope, which chooses one set of frequencies per batch; got "
+                f"max_tokens={max_tokens}. Use left_padding=False, or max_tokens={limit}."
+            )
+
+
+def _rope_settings(found: Any) -> Iterator[dict]:
+    """The rotary settings in a configuration: one, or one per layer type."""
+    if isinstance(found, dict):
+        if "rope_type" in found:
+            yield found
+        for value in found.values():
+            yield from _rope_settings(value)
 
 
 def input_device(hf: Any) -> torch.device:

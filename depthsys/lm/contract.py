@@ -35,6 +35,8 @@ def check(model: "DepthModel") -> dict[str, float]:
         Largest relative error of ``causality`` (an earlier token moved when the last one was
         changed), ``states`` and ``logits`` (nominal run), ``injection`` (a perturbed run, many
         copies at once), ``jvp`` (against central differences), ``adjoint`` (<Jv, w> = <v, J'w>).
+        For models with experts also ``router_margin``, the least one seen (see
+        `Run.router_margin`), NaN where the router's rule is not known.
 
     Raises
     ------
@@ -60,9 +62,9 @@ def check(model: "DepthModel") -> dict[str, float]:
                     f"{lengths[-1]} tokens. This family is not supported."
                 )
             report[name] = max(report[name], error)
-        margins = [float(m.min()) for b in run.blocks if (m := b.router_margin) is not None]
-        if margins:
-            report["router_margin"] = min([report.get("router_margin", float("inf")), *margins])
+        if (margin := run.router_margin) is not None:
+            least = float(margin.min())  # NaN if one is
+            report["router_margin"] = min(report.get("router_margin", least), least)
     return report
 
 

@@ -208,7 +208,7 @@ class Run:
 
         The Jacobians hold for the routing of the nominal run. The unit is the router's own: the
         gap in its logits (or corrected scores) between the last expert chosen and the first one
-        left out; infinite in layers without a router.
+        left out; infinite in layers without experts, NaN where the router's rule is not known.
         """
         margin = np.empty((self.n_layers, self.n_prompts))
         for batch in self.batches:

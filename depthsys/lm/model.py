@@ -27,6 +27,7 @@ from depthsys._version import __version__
 from depthsys.lm import contract
 from depthsys.lm.checkpoint import (
     DTYPES,
+    check_padding,
     checked_device,
     checked_fingerprint,
     first_line,
@@ -103,6 +104,8 @@ class DepthModel:
         self.n_features = text_config.hidden_size
         context = getattr(text_config, "max_position_embeddings", None)
         self.max_tokens = max_tokens if context is None else min(max_tokens, context)
+        if left_padding:
+            check_padding(hf.config, self.max_tokens)
         self.fingerprint = checked_fingerprint(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:

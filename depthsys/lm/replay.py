@@ -26,7 +26,13 @@ from depthsys.lm.attention import (
     RepeatingCache,
     last_token_attention,
 )
-from depthsys.lm.checkpoint import find_blocks, find_parts, find_routers, input_device
+from depthsys.lm.checkpoint import (
+    find_blocks,
+    find_parts,
+    find_routers,
+    has_experts,
+    input_device,
+)
 
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
@@ -40,6 +46,8 @@ class Blocks:
 
     Attributes
     ----------
+    margins_are_known
+        False if a router chooses by a rule that is not known here (tried on random states).
     copies_are
         How a block takes many independent states of the last token: "tokens" if it calls
         Hugging Face's attention interface with the keys its cache returns, which is then
@@ -57,7 +65,15 @@ class Blocks:
                 if hasattr(getattr(m, "config", None), "_attn_implementation")
             }.values()
         )
-        self.routers = [find_routers(hf, block) for block in self._list]
+        self._routers = [find_routers(hf, block) for block in self._list]
+        self._has_experts = [
+            bool(routers) or has_experts(block)
+            for routers, block in zip(self._routers, self._list, strict=True)
+        ]
+        width = hf.config.get_text_config(decoder=True).hidden_size
+        self.margins_are_known = all(
+            _rule_is_known(router, width) for routers in self._routers for router in routers
+        )
         self._takes_positions = "position_ids" in _parameters(hf.base_model)
         if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
@@ -92,11 +108,12 @@ class Blocks:
         """Whole sequences through one block.
 
         Returns the hidden states (prompt, token, feature), what the last token saw of the
-        context, and the router margin (prompt) of the last token, None without a router.
+        context, and the router margin (prompt) of the last token: None without experts, NaN where
+        the rule of the router is not known.
         """
         recorder, margins = RecordingCache(), []
         with contextlib.ExitStack() as stack:
-            for router in self.routers[layer]:
+            for router in self._routers[layer]:
                 handle = router.register_forward_hook(
                     lambda m, _, out: margins.append(_router_margin(m, out, len(hidden)))
                 )
@@ -119,7 +136,11 @@ class Blocks:
             # padding has no state: what a mask without a single open place makes of it (NaN, for
             # one) must not reach the keys of the next block
             after = torch.where(calls.real[:, :, None], after, hidden)
-        margin = torch.stack(margins).amin(0).to(hidden.device) if margins else None
+        margin = None
+        if self._has_experts[layer]:
+            margin = hidden.new_full(hidden.shape[:1], torch.nan)
+            if margins and self.margins_are_known:
+                margin = torch.stack(margins).amin(0).to(margin)
         return after, frozen, margin
 
     def last_token(
@@ -336,8 +357,11 @@ def _router_margin(router, output, n_prompts: int) -> torch.Tensor:
 
     The gap between the last expert chosen and the first one left out, in the router's unit of
     choice: its logit, or with a correction bias its corrected sigmoid score. Where experts are
-    first chosen by group, also the gap between groups, and the smaller one counts.
+    first chosen by group, also the gap between groups, and the smaller one counts. A negative
+    gap says that this router chooses by another rule; NaN that it gives no such outputs.
     """
+    if not isinstance(output, tuple) or len(output) != 3 or output[2].is_floating_point():
+        return torch.full((n_prompts,), torch.nan)
     logits, _, chosen = output
     n_experts = logits.shape[-1]
     score = logits.detach().float().view(n_prompts, -1, n_experts)[:, -1]
@@ -361,6 +385,19 @@ def _router_margin(router, output, n_prompts: int) -> torch.Tensor:
     least = score.masked_fill(~is_chosen, torch.inf).amin(-1)
     left_out = score.masked_fill(is_chosen | ~eligible, -torch.inf).amax(-1)
     return torch.minimum(margin, least - left_out)
+
+
+def _rule_is_known(router, width: int) -> bool:
+    """Whether a router chooses as `_router_margin` thinks, for many random states."""
+    weight = next(router.parameters())
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(256, width, generator=generator).to(weight)
+    try:
+        with torch.no_grad():
+            margin = _router_margin(router, router(states), len(states))
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False  # called in another way, with more than the states
+    return bool((margin >= 0).all())
 
 
 def _parameters(module) -> set[str]:
