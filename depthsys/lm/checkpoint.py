@@ -142,7 +142,7 @@ def find_blocks(hf: Any) -> nn.ModuleList:
     if not found:
         raise ValueError(
             f"`model` must hold a list of {n_layers} blocks; {type(hf).__name__} has none. "
-            "This family is not supported."
+            "It cannot be used."
         )
     return min(found, key=lambda item: item[0])[1]
 
@@ -227,7 +227,8 @@ def checked_fingerprint(hf: Any) -> str:
     config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in _weights(hf):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        plain = tensor.float() if tensor.itemsize == 1 else tensor  # float8 knows no isfinite
+        if plain.is_floating_point() and not bool(torch.isfinite(plain).all()):
             raise ValueError(
                 f"`model` must have finite weights; {name!r} holds NaN or infinity. "
                 "The file is damaged or the training diverged."

@@ -4,6 +4,7 @@ Free of Hugging Face: `depthsys.lm.replay` calls the modules.
 """
 
 import contextlib
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 from depthsys.lm.attention import FrozenCache
-from depthsys.lm.linearize import Linearised, check_directions, jacobian
+from depthsys.lm.linearize import Linearised, as_directions, check_directions, jacobian
 from depthsys.lm.replay import Blocks, Calls
 
 PARTS = ("block", "attention", "mlp")
@@ -45,6 +46,9 @@ class FrozenBlock:
     _blocks: Blocks
     _calls: Calls
     _cache: FrozenCache
+
+    def __repr__(self) -> str:
+        return f"FrozenBlock(layer {self.layer}, {len(self.prompts)} prompts)"
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """States (prompt, copy, feature) after the block; the copies are independent."""
@@ -165,6 +169,9 @@ class FrozenRun:
     prompts: np.ndarray
     x: torch.Tensor
 
+    def __repr__(self) -> str:
+        return f"FrozenRun({len(self.prompts)} prompts, {len(self.blocks)} layers)"
+
     @property
     def router_margin(self) -> torch.Tensor | None:
         """Router margin (prompt, layer), infinite in layers without a router; None without any."""
@@ -181,11 +188,21 @@ class Run:
 
     Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
     feature), and give tensors of the model's dtype on its device. ``part`` is "block",
-    "attention" or "mlp"; see `FrozenBlock.linearised`.
+    "attention" or "mlp"; see `FrozenBlock.linearised`. ``n_cut`` prompts were longer than the
+    model's ``max_tokens`` and were cut on the right: their last token is another one.
     """
 
     batches: list[FrozenRun]
     n_prompts: int
+    n_cut: int = 0
+
+    def __repr__(self) -> str:
+        x = self.batches[0].x
+        dtype = str(x.dtype).removeprefix("torch.")
+        return (
+            f"Run({self.n_prompts} prompts, {self.n_cut} of them cut; {self.n_layers} layers, "
+            f"{x.shape[-1]} features, {len(self.batches)} batches, {dtype}, {x.device})"
+        )
 
     @property
     def n_layers(self) -> int:
@@ -280,19 +297,20 @@ class Run:
         return _MeanJacobian(blocks, part)
 
     def _check_layer(self, layer: int) -> None:
-        if not 0 <= layer < self.n_layers:
+        if isinstance(layer, float) or not 0 <= layer < self.n_layers:
             raise ValueError(
                 f"`layer` must be in 0..{self.n_layers - 1}; got {layer}. Layers are maps."
             )
 
     def _each(self, layer, function, directions) -> torch.Tensor:
         self._check_layer(layer)
+        layer = operator.index(layer)
         return self._each_batch(lambda batch, d: function(batch.blocks[layer], d), directions)
 
     def _each_batch(self, function, directions) -> torch.Tensor:
         x = self.batches[0].x
         if directions is not None:
-            directions = torch.as_tensor(directions, dtype=x.dtype, device=x.device)
+            directions = as_directions(directions, x)
             check_directions(directions, self.n_prompts, x.shape[-1])
         outputs: Any = None
         for batch in self.batches:

@@ -271,8 +271,6 @@ def _provenance(model, texts, concept, method, order, readout, per_prompt) -> di
         "order": order,
         "per_prompt": int(per_prompt),
         "n_prompts": len(texts),
-        "n_cut": model.tokenize(texts)[1],
-        "prompts_sha256": texts.sha256,
-        "tokens_sha256": model.tokens_sha256(texts),
+        **model.which(texts),
         "step": "exact Jacobian (no step)",
     }

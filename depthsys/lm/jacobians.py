@@ -14,8 +14,14 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 from zarr.codecs import Crc32cCodec
 
+from depthsys.lm.checkpoint import checked_fingerprint
 from depthsys.lm.linearize import ROWS
 from depthsys.ltv.system import STAMP
 
@@ -99,7 +105,7 @@ def jacobians(
     A layer counts as done after all of it is written. A resumed run reads the finished layers
     back, computes from the first one that is not whole, and passes the prompts through the
     blocks before it without derivatives. On one machine, with as many threads, the result has
-    the same bits as that of an uninterrupted run. One run at a time may write to an ``out``.
+    the same bits as that of an uninterrupted run. A second run on the same ``out`` is refused.
 
     References
     ----------
@@ -127,19 +133,16 @@ def jacobians(
     True
     """
     _check_share(memory_share)
-    rows, n_cut = model.tokenize(prompts)
+    rows, _ = model.tokenize(prompts)
     layout = _layout(model, len(rows) if per_prompt else None)
     attrs = {
         **STAMP,
         **model.provenance("jacobians"),
         "per_prompt": int(per_prompt),
         "n_prompts": len(rows),
-        "n_cut": n_cut,
-        "tokens_sha256": model.tokens_sha256(rows),
+        **model.which(prompts),
         "step": "exact Jacobian (no step)",
     }
-    if (sha256 := getattr(prompts, "sha256", None)) is not None:
-        attrs["prompts_sha256"] = sha256  # token ids have none but their own
     if out is None:
         _check_memory(_size(layout), memory_share)
         arrays = {name: np.empty(v.shape, v.dtype) for name, v in layout.items()}
@@ -147,17 +150,23 @@ def jacobians(
             pass
         data = {name: (layout[name].dims, array) for name, array in arrays.items()}
         return xr.Dataset(data, coords=_coords(layout), attrs=attrs)
-    store = _Store.checked(Path(out), layout, _identity(attrs), overwrite)
-    arrays, done = store.opened()
-    try:
-        for layer in _layers(model, rows, arrays, done):
-            store.mark(layer + 1)
-    except BaseException as error:
-        error.add_note(
-            f"The finished layers are kept in {str(store.partial)!r}: the same call goes on there."
+    if checked_fingerprint(model.hf) != model.fingerprint:
+        raise ValueError(
+            "`model` must keep the weights it was wrapped with; they have changed. Wrap it again."
         )
-        raise
-    store.publish(attrs)
+    store = _Store.checked(Path(out), layout, _identity(attrs), overwrite)
+    with store.locked():
+        arrays, done = store.opened()
+        try:
+            for layer in _layers(model, rows, arrays, done):
+                store.mark(layer + 1)
+        except BaseException as error:
+            error.add_note(
+                f"The finished layers are kept in {str(store.partial)!r}: the same call goes on "
+                "there."
+            )
+            raise
+        store.publish(attrs)
     return xr.open_zarr(store.out, chunks=None)
 
 
@@ -435,6 +444,7 @@ class _Store:
                 "progress.json",
                 "progress.json.new",
                 "replaced",
+                "lock",
             }
             if strange:
                 raise ValueError(
@@ -445,7 +455,8 @@ class _Store:
         try:
             progress = json.loads((self.partial / "progress.json").read_text())
             begun, done = progress["identity"], int(progress["layers_done"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            begun.get  # noqa: B018  a mapping
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"`out` must have readable progress; got {type(error).__name__} in "
                 f"{str(self.partial / 'progress.json')!r}. Choose another name, or delete that "
@@ -464,18 +475,33 @@ class _Store:
             )
         return done
 
-    def opened(self) -> tuple[dict[str, zarr.Array], int]:
-        """The arrays to write to, and how many of their layers are there and whole."""
-        if self.done > 0:
-            arrays: Any = {n: zarr.open_array(self._path(n), mode="r+") for n in self.layout}
-            return arrays, next((n for n in range(self.done) if not _whole(arrays, n)), self.done)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs from the same ``out``; the system frees the lock when a process ends."""
         try:
             self.partial.mkdir(exist_ok=True)
+            file = (self.partial / "lock").open("w")
         except OSError as error:
             raise ValueError(
                 f"`out` must lie in a writable folder; got {str(self.out)!r}: {error.strerror}. "
                 "Choose another."
             ) from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ValueError(
+                        f"`out` must not be written by two runs at once; {str(self.partial)!r} is "
+                        "in use. Wait for the other run, or choose another `out`."
+                    ) from error
+            yield
+
+    def opened(self) -> tuple[dict[str, zarr.Array], int]:
+        """The arrays to write to, and how many of their layers are there and whole."""
+        if self.done > 0:
+            arrays: Any = {n: zarr.open_array(self._path(n), mode="r+") for n in self.layout}
+            return arrays, next((n for n in range(self.done) if not _whole(arrays, n)), self.done)
         for name in ("store", "replaced"):
             shutil.rmtree(self.partial / name, ignore_errors=True)
         self.mark(0)

@@ -5,7 +5,7 @@ copy; ``x`` (prompt, feature) is the nominal input. Derivatives are with respect
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,8 +41,13 @@ class Linearised:
     """
 
     def __init__(self, f: BlockMap, x: torch.Tensor):
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
+                "Use torch.no_grad(), or neither."
+            )
         self.x = x
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             self._x = x.detach()[:, None].clone().requires_grad_()
             self._y = f(self._x)
             self._u = torch.zeros_like(self._y).requires_grad_()
@@ -65,9 +70,10 @@ class Linearised:
         for part in directions.tensor_split(min(n_parts, directions.shape[1] or 1), dim=1):
             seeds = part.transpose(0, 1)[:, :, None].contiguous()
             # not is_grads_batched: its older vmap loops over directions in many operations
-            product = torch.func.vmap(
-                lambda seed: torch.autograd.grad(output, source, seed, retain_graph=True)[0]
-            )(seeds)
+            with torch.autocast(seeds.device.type, enabled=False):
+                product = torch.func.vmap(
+                    lambda seed: torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+                )(seeds)
             outputs.append(product[:, :, 0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
@@ -118,9 +124,29 @@ def jacobian(linear: Linearised, chunk: int | None = None) -> torch.Tensor:
     return whole
 
 
+def as_directions(directions: Any, like: torch.Tensor) -> torch.Tensor:
+    """Real, finite directions as a tensor of the dtype and device of ``like``."""
+    if not isinstance(directions, torch.Tensor):
+        # torch takes no negative strides
+        directions = torch.as_tensor(np.ascontiguousarray(directions))
+    if directions.is_complex():
+        raise TypeError(
+            "`directions` must be real; got complex. Multiply the real and imaginary parts."
+        )
+    directions = directions.to(like)
+    if not bool(torch.isfinite(directions).all()):
+        raise ValueError("`directions` must be finite; got NaN or infinity. Leave those out.")
+    return directions
+
+
 def check_directions(directions: torch.Tensor, n_prompts: int, n_features: int) -> None:
     """ValueError unless these are (direction, feature) or (prompt, direction, feature)."""
     shape = tuple(directions.shape)
+    if directions.dim() == 1:
+        raise ValueError(
+            f"`directions` must be rows, (direction, feature); got shape {shape}. "
+            "Write v[None] for one direction."
+        )
     if directions.dim() not in (2, 3) or shape[-1] != n_features:
         raise ValueError(
             f"`directions` must have {n_features} features in the last dim, (direction, feature) "
@@ -164,7 +190,10 @@ def mean_vjp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> x
 
 def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.DataArray:
     dims = ("layer", "direction", "feature")
-    rows = torch.as_tensor(directions.transpose(*dims).values).to(model.device, model.dtype)
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    if "layer" in directions.coords:
+        directions = directions.sortby("layer")
+    rows = as_directions(directions.transpose(*dims).values, like)
     if rows.shape[0] != model.n_layers:
         raise ValueError(
             f"`directions` must have {model.n_layers} layers; got {rows.shape[0]}. "
@@ -174,7 +203,7 @@ def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.Da
     for run in model.stream(texts, "mean Jacobian"):
         for block in run.blocks:
             total[block.layer] += getattr(block, product)(rows[block.layer]).double().sum(0)
-    attrs = {**model.provenance(f"mean_{product}"), "prompts_sha256": texts.sha256}
+    attrs = {**model.provenance(f"mean_{product}"), **model.which(texts)}
     mean = (total / len(texts)).cpu().numpy()
     return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
 
@@ -218,7 +247,7 @@ def linear_gains(model: "DepthModel", texts: "Texts", concept: xr.Dataset) -> xr
         attrs={
             **model.provenance("linear_gains"),
             "kind": "exact linear",
-            "prompts_sha256": texts.sha256,
+            **model.which(texts),
         },
     )
 

@@ -8,6 +8,7 @@ because the last token influences no earlier one.
 
 import hashlib
 import json
+import operator
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,8 @@ class DepthModel:
         Report of the check made at load: largest relative errors of the replay against the
         model's own forward pass, of Jacobians against central differences, and so on.
     fingerprint, revision
-        SHA-256 over configuration and weights; commit on the Hugging Face hub, or "local".
+        SHA-256 over configuration and weights when the model was wrapped (wrap it again after you
+        edit them); commit on the Hugging Face hub, or "local".
 
     Raises
     ------
@@ -86,6 +88,11 @@ class DepthModel:
         max_tokens: int = 128,
         left_padding: bool = False,
     ):
+        if not hasattr(hf, "config"):
+            raise TypeError(
+                f"`hf` must be a Hugging Face model; got {hf!r}. To load one, use "
+                "`DepthModel.load(name_or_folder)`."
+            )
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
         refuse_config(hf.config)
@@ -103,19 +110,20 @@ class DepthModel:
         self.n_layers = text_config.num_hidden_layers
         self.n_features = text_config.hidden_size
         context = getattr(text_config, "max_position_embeddings", None)
-        self.max_tokens = max_tokens if context is None else min(max_tokens, context)
+        self._max_tokens = max_tokens if context is None else min(max_tokens, context)
         if left_padding:
             check_padding(hf.config, self.max_tokens)
-        self.fingerprint = checked_fingerprint(hf)
+        self._versions = _versions(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
+            self.fingerprint = checked_fingerprint(hf)
             self.blocks = Blocks(hf)
             self.contract = contract.check(self)
         except _UNSUPPORTED as error:
             # whatever a family does that a replay cannot follow ends here, as a refusal
             raise ValueError(
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
-                f"not: {type(error).__name__}: {first_line(error)} This family is not supported."
+                f"not: {type(error).__name__}: {first_line(error)} It cannot be used."
             ) from error
 
     @classmethod
@@ -174,13 +182,19 @@ class DepthModel:
                 use_safetensors=None if pickled_weights else True,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             hf, info = loaded
         except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
-                f"`model` must hold safetensors weights and a tokenizer; got {source!r}: "
+                f"`model` must hold safetensors weights; got {source!r}: "
                 f"{first_line(error)} Save it again with `save_pretrained`, or see "
                 "`trust_remote_code` and `pickled_weights`."
+            ) from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(
+                f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
+                "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."
             ) from error
         if info["missing_keys"] or info["mismatched_keys"]:
             bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -221,6 +235,25 @@ class DepthModel:
         }
 
     @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut on the right; never above the model's context."""
+        return self._max_tokens
+
+    def which(self, prompts) -> dict[str, str | int]:
+        """Attrs that say which prompts a result is of, and how many of them were cut."""
+        rows, n_cut = self.tokenize(prompts)
+        tokens = self.tokens_sha256(rows)
+        # token ids and plain lists have no fingerprint but that of their tokens
+        sha256 = getattr(prompts, "sha256", tokens)
+        return {"prompts_sha256": sha256, "tokens_sha256": tokens, "n_cut": n_cut}
+
+    def __repr__(self) -> str:
+        return (
+            f"DepthModel({self.name!r}, {type(self.hf).__name__}, L={self.n_layers}, "
+            f"H={self.n_features}, {self.dtype_name}, {self.device})"
+        )
+
+    @property
     def dtype_name(self) -> str:
         """Name of the dtype: float32 or float64."""
         return str(self.dtype).removeprefix("torch.")
@@ -245,7 +278,7 @@ class DepthModel:
             # verbose=False: a text above the tokenizer's own limit is cut and counted here
             ids: Any = self.tokenizer(list(strings), verbose=False)["input_ids"]
         else:
-            ids = [[int(token) for token in row] for row in strings]
+            ids = [_token_ids(row) for row in strings]
         for number, row in enumerate(ids):
             if not row:
                 raise ValueError(
@@ -288,7 +321,7 @@ class DepthModel:
 
     def run(self, prompts: Texts | Sequence[str] | Sequence[Sequence[int]]) -> Run:
         """Nominal run of texts or token ids, all kept in memory (see `stream` for many)."""
-        return Run(list(self.stream(prompts)), len(prompts))
+        return Run(list(self.stream(prompts)), len(prompts), self.tokenize(prompts)[1])
 
     def stream(self, prompts, progress: str | None = None) -> Iterator[FrozenRun]:
         """Nominal runs, one length batch at a time: memory does not grow with the prompts."""
@@ -338,10 +371,10 @@ class DepthModel:
         return length_batches([len(row) for row in rows], padded=self.left_padding)
 
     def _calls(self, rows: list[list[int]], prompts: np.ndarray) -> Calls:
-        if self.hf.training:
+        if self._versions != _versions(self.hf):
             raise ValueError(
-                "`model` must be in eval mode; got train mode, where dropout changes every run. "
-                "Call `model.hf.eval()`."
+                "`model` must keep the weights it was wrapped with; they have changed, and its "
+                "fingerprint and contract are those of the old ones. Wrap it again."
             )
         n_tokens = max(len(rows[i]) for i in prompts)
         # a pad token is never read: any id will do
@@ -381,6 +414,23 @@ class DepthModel:
         """Logits (prompt, token) that the model's own head gives for last states x_L."""
         with self.blocks.replaced(lambda *_: x_last[:, None, :]):
             return self.hf(ids[:, -1:]).logits[:, -1]
+
+
+def _token_ids(row: Any) -> list[int]:
+    try:
+        if isinstance(row, str) or any(isinstance(token, (bool, np.bool_)) for token in row):
+            raise TypeError
+        return [operator.index(token) for token in row]
+    except TypeError as error:
+        raise TypeError(
+            f"`prompts` must be a list of texts or of lists of token ids; got {row!r} among the "
+            "prompts. Write [[1, 2, 3]] for one prompt."
+        ) from error
+
+
+def _versions(hf: Any) -> list[tuple[int, int]]:
+    """What changes when weights are replaced or written to (but not through ``.data``)."""
+    return [(id(p), p._version) for p in hf.parameters() if not p.is_meta]
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

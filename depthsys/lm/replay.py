@@ -9,6 +9,8 @@ an embedding look-up, and spares this package any knowledge of the family.
 
 import contextlib
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,7 @@ from depthsys.lm.checkpoint import (
     find_blocks,
     find_parts,
     find_routers,
+    first_line,
     has_experts,
     input_device,
 )
@@ -37,6 +40,7 @@ from depthsys.lm.checkpoint import (
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
 
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _CACHE = object()  # marks the place of the cache among recorded arguments
 _Call = tuple[tuple, dict]
 
@@ -57,6 +61,8 @@ class Blocks:
 
     def __init__(self, hf: Any):
         self.hf = hf
+        # switches and hooks are on modules that threads, and other wrappers, share
+        self._lock = _LOCKS.setdefault(hf, threading.RLock())
         self._list: list[Any] = list(find_blocks(hf))
         self._configs: list[Any] = list(
             {
@@ -83,8 +89,16 @@ class Blocks:
         if getattr(hf.config.get_text_config(), "_experts_implementation", None):
             hf.set_experts_implementation("eager")
         self.device = input_device(hf)
+        self._hooks = [self._hook_count(layer) for layer in range(len(self))]
+        self._own_hooks = 0
+        self._check_own_forward()
         self._tuple_length = self._probe_output()
         self.copies_are = self._probe_attention()
+
+    @property
+    def runs_eager(self) -> bool:
+        """Whether the model's own attention is the eager one."""
+        return all(config._attn_implementation == "eager" for config in self._configs)
 
     def __len__(self) -> int:
         return len(self._list)
@@ -93,13 +107,21 @@ class Blocks:
 
     def call(self, layer: int, call: _Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
         """Call the original block module with another state and another cache."""
+        block = self._list[layer]
+        if any(module.training for module in block.modules()):
+            raise ValueError(
+                f"`model` must be in eval mode; layer {layer} is in train mode, where dropout "
+                "changes every run. Call `model.hf.eval()`."
+            )
         args, kwargs = call
         args = tuple(cache if a is _CACHE else a for a in args)
         kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
-        if args:
-            out = self._list[layer](hidden, *args[1:], **kwargs)
-        else:
-            out = self._list[layer](hidden_states=hidden, **kwargs)
+        # the numbers are in the model's dtype, whatever surrounds the call
+        with torch.autocast(hidden.device.type, enabled=False):
+            if args:
+                out = block(hidden, *args[1:], **kwargs)
+            else:
+                out = block(hidden_states=hidden, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def sequence(
@@ -112,7 +134,8 @@ class Blocks:
         the rule of the router is not known.
         """
         recorder, margins = RecordingCache(), []
-        with contextlib.ExitStack() as stack:
+        with self._lock, contextlib.ExitStack() as stack:
+            self._check_hooks(layer)
             for router in self._routers[layer]:
                 handle = router.register_forward_hook(
                     lambda m, _, out: margins.append(_router_margin(m, out, len(hidden)))
@@ -147,6 +170,11 @@ class Blocks:
         self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
     ) -> torch.Tensor:
         """States (prompt, copy, feature) of the last token through one block, on frozen context."""
+        with self._lock:
+            self._check_hooks(layer)
+            return self._last_token(layer, calls, states, frozen)
+
+    def _last_token(self, layer, calls, states, frozen) -> torch.Tensor:
         if self.copies_are == "tokens":
             # experts view their input as rows, so it must be contiguous
             states = states.contiguous()
@@ -167,6 +195,23 @@ class Blocks:
         return out[:, 0].unflatten(0, (-1, n_copies))
 
     # ------------------------------------------------------------------ learning how
+
+    def _hook_count(self, layer: int) -> int:
+        return sum(
+            # transformers leaves hooks behind that only record (output_hidden_states=True)
+            not str(getattr(hook, "__module__", "")).startswith("transformers.")
+            for module in self._list[layer].modules()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            for hook in hooks.values()
+        )
+
+    def _check_hooks(self, layer: int) -> None:
+        """Refuse a hook that was put on a block after the model was wrapped and checked."""
+        if self._hook_count(layer) != self._hooks[layer] + self._own_hooks:
+            raise ValueError(
+                f"`model` must keep the hooks it had when it was wrapped; those of layer {layer} "
+                "have changed. Remove the new ones, or wrap the model again to check it with them."
+            )
 
     @torch.no_grad()
     def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> "Calls":
@@ -230,6 +275,24 @@ class Blocks:
             )
         return calls, states[0]
 
+    @torch.no_grad()
+    def _check_own_forward(self) -> None:
+        """What the model cannot do by itself is not the replay's fault."""
+        used = {config._attn_implementation for config in self._configs}
+        if any(name and "flex" in name for name in used):
+            raise ValueError(
+                "`model` must have the attention implementation eager or sdpa; got "
+                "flex_attention, which is compiled for each shape. Load it with "
+                "attn_implementation='sdpa'."
+            )
+        try:
+            self.hf(torch.zeros(1, 3, dtype=torch.long, device=self.device))
+        except Exception as error:  # anything a model's code may raise
+            raise ValueError(
+                f"`model` must run by itself; {type(self.hf).__name__} in {self.hf.dtype} does "
+                f"not: {type(error).__name__}: {first_line(error)} Try float32."
+            ) from error
+
     def _probe_output(self) -> int:
         """0 if blocks return a tensor, else the length of the tuple they return."""
         seen: list[Any] = []
@@ -262,17 +325,18 @@ class Blocks:
     def replaced(self, function: Callable):
         """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
         # a block may carry a forward of its own on the instance (accelerate does that)
-        old = [block.__dict__.get("forward") for block in self._list]
-        try:
-            for layer, block in enumerate(self._list):
-                block.forward = self._replacement(layer, function)
-            yield
-        finally:
-            for block, forward in zip(self._list, old, strict=True):
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
+        with self._lock:
+            old = [block.__dict__.get("forward") for block in self._list]
+            try:
+                for layer, block in enumerate(self._list):
+                    block.forward = self._replacement(layer, function)
+                yield
+            finally:
+                for block, forward in zip(self._list, old, strict=True):
+                    if forward is None:
+                        del block.forward
+                    else:
+                        block.forward = forward
 
     def _replacement(self, layer, function):
         def forward(*args, **kwargs):
@@ -286,24 +350,28 @@ class Blocks:
     @contextlib.contextmanager
     def attention(self, name: str):
         """Switch the attention implementation for a while."""
-        old = [config._attn_implementation for config in self._configs]
-        try:
-            for config in self._configs:
-                config._attn_implementation = name
-            yield
-        finally:
-            for config, implementation in zip(self._configs, old, strict=True):
-                config._attn_implementation = implementation
+        with self._lock:
+            old = [config._attn_implementation for config in self._configs]
+            try:
+                for config in self._configs:
+                    config._attn_implementation = name
+                yield
+            finally:
+                for config, implementation in zip(self._configs, old, strict=True):
+                    config._attn_implementation = implementation
 
     @contextlib.contextmanager
     def held(self, layer: int, part: str):
         """Hold the output of the attention or the MLP of a block constant in derivatives."""
         module = find_parts(self._list[layer])[part]
-        handle = module.register_forward_hook(lambda m, _, out: _detached(out))
-        try:
-            yield
-        finally:
-            handle.remove()
+        with self._lock:
+            handle = module.register_forward_hook(lambda m, _, out: _detached(out))
+            self._own_hooks += 1
+            try:
+                yield
+            finally:
+                handle.remove()
+                self._own_hooks -= 1
 
     def hooks(self, pre_hooks: dict[int, Any]) -> contextlib.ExitStack:
         """Hook the input of blocks on the whole sequence: the slow way, for checks.

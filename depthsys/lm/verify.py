@@ -54,6 +54,11 @@ def measure_gains(
     ------
     ValueError
         If ``eps`` is not positive and finite.
+
+    Notes
+    -----
+    Hugging Face computes norms, softmax or rotary tables of most families in float32 even in a
+    float64 model: keep ``eps`` above 1e-3 of the norm of the states there too.
     """
     check_eps(eps)
     if difference not in ("central", "forward"):
@@ -81,7 +86,7 @@ def measure_gains(
             "step": eps,
             "relative": int(relative),
             "difference": difference,
-            "prompts_sha256": texts.sha256,
+            **model.which(texts),
         },
     )
 
@@ -180,7 +185,7 @@ def play(
     return xr.Dataset(
         {"response": (("prompt", "scale"), response)},
         coords={"scale": factors[0]},
-        attrs={**model.provenance("play"), "prompts_sha256": texts.sha256},
+        attrs={**model.provenance("play"), **model.which(texts)},
     )
 
 
@@ -292,7 +297,7 @@ def required_energy(
         attrs={
             **model.provenance("required_energy"),
             "target": target,
-            "prompts_sha256": texts.sha256,
+            **model.which(texts),
         },
     )
 
@@ -398,6 +403,6 @@ def compare_energies(
         "target": target,
         "energy": energy,
         "best_layer": int(ranked.argmin()),
-        "prompts_sha256": texts.sha256,
+        **model.which(texts),
     }
     return table

@@ -495,7 +495,8 @@ def test_provenance(gpt2, tokens, tmp_path):
     assert ds.attrs["per_prompt"] == 0
     assert ds.attrs["history"].endswith("depthsys.lm.jacobians")
     ds.to_netcdf(tmp_path / "small.nc", engine="h5netcdf")
-    assert "prompts_sha256" not in lm.jacobians(gpt2, tokens.ids).attrs
+    plain = lm.jacobians(gpt2, tokens.ids).attrs
+    assert plain["prompts_sha256"] == plain["tokens_sha256"] == ds.attrs["tokens_sha256"]
     long = LabelledIds([[1] * 50, [2]], np.arange(2))
     assert lm.jacobians(gpt2, long).attrs["n_cut"] == 1
 

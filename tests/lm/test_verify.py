@@ -12,7 +12,7 @@ from tests.lm import whole_sequence
 from tests.lm.conftest import counted_block_calls, labelled_ids
 
 # the search needs none: `known_shifts` says what a schedule does
-NO_MODEL = SimpleNamespace(provenance=lambda action: {})
+NO_MODEL = SimpleNamespace(provenance=lambda action: {}, which=lambda prompts: {})
 
 
 @pytest.fixture(scope="module")
