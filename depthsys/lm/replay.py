@@ -61,8 +61,6 @@ class Blocks:
 
     def __init__(self, hf: Any):
         self.hf = hf
-        # switches and hooks are on modules that threads, and other wrappers, share
-        self._lock = _LOCKS.setdefault(hf, threading.RLock())
         self._list: list[Any] = list(find_blocks(hf))
         self._configs: list[Any] = list(
             {
@@ -94,6 +92,11 @@ class Blocks:
         self._check_own_forward()
         self._tuple_length = self._probe_output()
         self.copies_are = self._probe_attention()
+
+    @property
+    def _lock(self) -> Any:
+        """Switches and hooks are on modules that threads, and other wrappers, share."""
+        return _LOCKS.setdefault(self.hf, threading.RLock())
 
     @property
     def runs_eager(self) -> bool:

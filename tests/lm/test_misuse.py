@@ -1,5 +1,6 @@
 """What users do to a model beside or after wrapping it must be seen, not give wrong numbers."""
 
+import copy
 import threading
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_threads_share_a_model(model):
         thread.join()
     assert failures == []
     assert model.hf.config._attn_implementation != "depthsys_last_token"
+
+
+def test_a_run_can_be_copied(model):
+    run = model.run(IDS)
+    other = copy.deepcopy(run)
+    np.testing.assert_array_equal(other.jacobian(1), run.jacobian(1))
 
 
 def test_autocast_does_not_lower_the_dtype():
