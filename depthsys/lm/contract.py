@@ -24,7 +24,7 @@ DIFFERENCE_LIMIT = 1e-2
 # each prompt the best one counts: a long step may cross the kink of a ReLU or change the choice of
 # experts, a short one is closer to rounding. A wrong Jacobian is wrong in all of them.
 STEPS = (3e-3, 3e-4, 1e-4)
-N_DIRECTIONS = 3
+N_DIRECTIONS = 2
 
 
 @torch.no_grad()
