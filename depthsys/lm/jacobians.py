@@ -454,9 +454,8 @@ class _Store:
             return 0
         try:
             progress = json.loads((self.partial / "progress.json").read_text())
-            begun, done = progress["identity"], int(progress["layers_done"])
-            begun.get  # noqa: B018  a mapping
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            begun, done = dict(progress["identity"]), int(progress["layers_done"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"`out` must have readable progress; got {type(error).__name__} in "
                 f"{str(self.partial / 'progress.json')!r}. Choose another name, or delete that "

@@ -5,6 +5,7 @@ copy; ``x`` (prompt, feature) is the nominal input. Derivatives are with respect
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,16 +53,21 @@ class Linearised:
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             self._x = x.detach()[:, None].clone().requires_grad_()
             self._y = f(self._x)
-            self._u = torch.zeros_like(self._y).requires_grad_()
-            (self._pulled_back,) = torch.autograd.grad(self._y, self._x, self._u, create_graph=True)
 
     def jvp(self, directions: torch.Tensor) -> torch.Tensor:
         r"""Products :math:`J v` (prompt, direction, feature), as `linearize.jvp`."""
-        return self._products(self._pulled_back, self._u, directions)
+        return self._products(*self._pull_back, directions)
 
     def vjp(self, directions: torch.Tensor) -> torch.Tensor:
         r"""Products :math:`J^\top w` (prompt, direction, feature), as `linearize.vjp`."""
         return self._products(self._y, self._x, directions)
+
+    @cached_property
+    def _pull_back(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """J'u and u, whose derivative is J; not needed by transposed products."""
+        with torch.enable_grad(), torch.autocast(self.x.device.type, enabled=False):
+            u = torch.zeros_like(self._y).requires_grad_()
+            return torch.autograd.grad(self._y, self._x, u, create_graph=True)[0], u
 
     def _products(self, output, source, directions: torch.Tensor) -> torch.Tensor:
         n_prompts, _, n_features = self._x.shape

@@ -479,3 +479,9 @@ def test_models_page_states_the_limits_of_the_check():
     limits = f"a relative error of {in_single:.0e} ({in_double:.0e} in float64), and "
     limits += f"{contract.DIFFERENCE_LIMIT:.0e} for derivatives"
     assert limits.replace("e-0", "e-") in page
+
+
+def test_readme_names_as_many_families_as_are_tested():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    counts = {int(n) for n in re.findall(r"(\d+) families", readme)}
+    assert counts == {len(FAMILIES)}
