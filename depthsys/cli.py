@@ -1,4 +1,4 @@
-"""The command line: `depthsys demo | identify | gains | control`.
+"""The command line: `depthsys demo | identify | gains | control | compare`.
 
 Heavy imports happen inside the commands, so that `--help` and bad input answer at once.
 """
@@ -15,11 +15,16 @@ from depthsys import demo as demo_package
 from depthsys._version import __version__
 from depthsys.job import (
     ALL_FILES,
+    BASES,
+    COMPARISON_FILES,
+    CONCEPTS,
     CONTROL_FILES,
     GAIN_FILES,
     Job,
     OutputFolder,
+    Plan,
     Settings,
+    check_eps,
     check_model,
     is_system,
 )
@@ -45,6 +50,18 @@ OptionalTexts = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if absent.")]
 Order = Annotated[int | None, typer.Option(help="Largest reduced order.  [default: 32 or H]")]
+Basis = Annotated[
+    str | None,
+    typer.Option(help=f"Reduction method: {', '.join(BASES)}.  [default: krylov]"),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Instead of --order: the largest error, a fraction of the system's norm."),
+]
+Concept = Annotated[
+    str | None,
+    typer.Option(help=f"Direction: {', '.join(CONCEPTS)}.  [default: mean_difference]"),
+]
 ReadoutHelp = "concept, or profile: every depth (for ltv; terminal gains are the same).  "
 Readout = Annotated[str | None, typer.Option(help=ReadoutHelp + "[default: concept]")]
 Moved = Annotated[
@@ -108,7 +125,9 @@ def demo(
         str, typer.Option(help=f"One of {', '.join(demo_package.MODELS)}.")
     ] = "demo_128x12",
     concept: Annotated[str, typer.Option(help="sentiment or domain.")] = "sentiment",
+    basis: Basis = None,
     order: Order = None,
+    tolerance: Tolerance = None,
     split: Split = None,
     seed: Seed = None,
     eps: Eps = 0.1,
@@ -127,9 +146,10 @@ def demo(
         names = ", ".join(demo_package.MODELS)
         raise ValueError(f"`--model` must be one of {names}; got {model!r}. Pick one.")
     target = OutputFolder.checked(out, ["texts.csv", *ALL_FILES], force)
-    settings = Settings.given(order, None, split, seed, None)
-    _check_eps(eps)
-    check_model(model, settings, device, dtype)
+    settings = Settings.given(basis=basis, order=order, tolerance=tolerance, split=split, seed=seed)
+    check_eps(eps)
+    _, width = check_model(model, device, dtype)
+    settings.method().size(width)
     target.write("texts.csv", lambda path: _write_demo_texts(path, concept, settings))
     job = Job.from_model(model, out / "texts.csv", settings, device, dtype)
     job.identify(target)
@@ -143,7 +163,10 @@ def identify(
     model: Model,
     texts: TextsFile,
     out: Out,
+    basis: Basis = None,
     order: Order = None,
+    tolerance: Tolerance = None,
+    concept: Concept = None,
     readout: Readout = None,
     per_prompt: Annotated[
         bool, typer.Option("--per-prompt", help="Also write one system per operating prompt.")
@@ -160,7 +183,16 @@ def identify(
     Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
     """
     target = OutputFolder.checked(out, ALL_FILES, force)
-    settings = Settings.given(order, readout, split, seed, max_tokens)
+    settings = Settings.given(
+        basis=basis,
+        order=order,
+        tolerance=tolerance,
+        concept=concept,
+        readout=readout,
+        split=split,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
     job = Job.from_model(model, texts, settings, device, dtype)
     job.identify(target, per_prompt=per_prompt)
     job.finish(target, "identify.txt")
@@ -173,7 +205,10 @@ def gains(
     texts: OptionalTexts = None,
     eps: Eps = 0.1,
     model: Moved = None,
+    basis: Basis = None,
     order: Order = None,
+    tolerance: Tolerance = None,
+    concept: Concept = None,
     readout: Readout = None,
     split: Split = None,
     seed: Seed = None,
@@ -186,9 +221,18 @@ def gains(
 
     Example: `depthsys gains run/system.nc --eps 0.1 --out run`
     """
-    _check_eps(eps)
+    check_eps(eps)
     target = OutputFolder.checked(out, _outputs(source, GAIN_FILES), force)
-    settings = Settings.given(order, readout, split, seed, max_tokens)
+    settings = Settings.given(
+        basis=basis,
+        order=order,
+        tolerance=tolerance,
+        concept=concept,
+        readout=readout,
+        split=split,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
     job = Job.from_source(source, texts, settings, device, dtype, model)
     job.identify(target)
     job.gains(target, eps)
@@ -203,7 +247,10 @@ def control(
     target: Target = None,
     energy: Energy = "absolute",
     model: Moved = None,
+    basis: Basis = None,
     order: Order = None,
+    tolerance: Tolerance = None,
+    concept: Concept = None,
     readout: Readout = None,
     split: Split = None,
     seed: Seed = None,
@@ -218,21 +265,79 @@ def control(
     """
     _check_control(target, energy)
     place = OutputFolder.checked(out, _outputs(source, CONTROL_FILES), force)
-    settings = Settings.given(order, readout, split, seed, max_tokens)
+    settings = Settings.given(
+        basis=basis,
+        order=order,
+        tolerance=tolerance,
+        concept=concept,
+        readout=readout,
+        split=split,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
     job = Job.from_source(source, texts, settings, device, dtype, model)
     job.identify(place)
     job.control(place, target, energy)
     job.finish(place, "control.txt")
 
 
+@app.command()
+def compare(
+    model: Model,
+    texts: TextsFile,
+    out: Out,
+    methods: Annotated[
+        str | None, typer.Option(help=f"Out of {','.join(BASES)}.  [default: all of them]")
+    ] = None,
+    orders: Annotated[
+        str | None, typer.Option(help="Rising numbers of states.  [default: 1,2,4,8,16,32 up to H]")
+    ] = None,
+    eps: Eps = 0.1,
+    each: Annotated[
+        int | None,
+        typer.Option(
+            help="So many held-out prompts also get a system of their own; 0: none.  [default: 64]"
+        ),
+    ] = None,
+    concept: Concept = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(help="profile: every depth; or concept: the last.  [default: profile]"),
+    ] = None,
+    split: Split = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    force: Force = False,
+) -> None:
+    """Compare reduction methods by order, on the full model: OUT/comparison.nc and figures.
+
+    Every method at every order, from the same texts: agreement with the gains measured on held-out
+    prompts, where the error comes from, exact errors beside what is proved, and cost.
+
+    Example: `depthsys compare ./my-model reviews.csv --methods ensemble,krylov --out cmp`
+    """
+    settings = Settings.given(
+        concept=concept,
+        readout=readout or "profile",
+        split=split,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+    plan = Plan.given(
+        methods=methods, orders=orders, eps=eps, n_each=each, n_held_out=2 * settings.split[2]
+    )
+    target = OutputFolder.checked(out, COMPARISON_FILES, force)
+    plan = plan.for_width(check_model(model, device, dtype)[1])
+    job = Job.from_model(model, texts, settings, device, dtype)
+    job.compare(target, plan)
+    job.finish(target, "comparison.txt")
+
+
 def _outputs(source: str, files: list[str]) -> list[str]:
     """What a step makes out of date: its own files, or everything if it identifies first."""
     return files if is_system(source) else ALL_FILES
-
-
-def _check_eps(eps: float) -> None:
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"`--eps` must be positive and finite; got {eps}. The default is 0.1.")
 
 
 def _check_control(target: float | None, energy: str) -> None:

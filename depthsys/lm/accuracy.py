@@ -24,6 +24,8 @@ def agreement(
 ) -> xr.Dataset:
     """How well one predicted gain curve agrees with measured gains, with bootstrap intervals.
 
+    With several inputs or outputs the curve holds all of them, layer by layer.
+
     Parameters
     ----------
     predicted
@@ -46,34 +48,47 @@ def agreement(
         that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
         sampling noise and its interval, a percentile one, lies too high.
     """
-    curve = _curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
-    gain = measured["gain"].transpose("prompt", "layer").values
-    if curve.shape != gain.shape[1:]:
+    curve = gain_curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
+    gain = measured["gain"].transpose("prompt", "layer", ...)
+    if dict(curve.sizes) != {d: n for d, n in gain.sizes.items() if d != "prompt"}:
         raise ValueError(
-            f"`predicted` must have {gain.shape[1]} layers like `measured`; got {curve.shape}. "
-            "Use the same model for both."
+            f"`predicted` must have the layers, outputs and inputs of `measured`, "
+            f"{dict(gain.sizes)}; got {dict(curve.sizes)}. Use the same model and readout for both."
         )
+    first = gain[0, 0].size  # values of layer 0
+    curve, gain = curve.values.ravel(), _flat(gain)
     means = _bootstrap_means(gain, n_bootstrap, seed)
     result = xr.Dataset(coords={"layers": list(LAYER_SETS), "bound": list(BOUNDS)})
     for name, metric in _METRICS.items():
-        table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, 1)]
+        table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, first)]
         result[name] = (("layers", "bound"), np.array(table))
     # what a perfect prediction would show: the standard error of the measured mean
     spread = gain.std(axis=0) / np.sqrt(len(gain))
-    floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, 1)]
+    floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, first)]
     result["noise_floor"] = ("layers", np.array(floor))
     statistics = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
     result.attrs = {**measured.attrs, **statistics}
     return result
 
 
-def _curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool) -> np.ndarray:
+def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) -> xr.DataArray:
+    """Terminal gains (layer) of a system, mean over its batch; output and input if several.
+
+    ``relative`` multiplies by ``state_norm``: per fraction of the state instead of per unit.
+    """
+    channels = ("layer", "output", "input")
     if isinstance(predicted, xr.DataArray):
-        return predicted.squeeze([d for d in predicted.dims if d != "layer"]).values
-    gain = ltv.gains(predicted).isel(output=0, input=0)
-    if relative:
-        gain = gain * predicted["state_norm"].values[..., :-1]
-    return gain.mean([d for d in gain.dims if d != "layer"]).values
+        gain = predicted
+    else:
+        gain = ltv.gains(predicted)
+        if relative:
+            norm = predicted["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
+            gain = gain * norm.drop_vars(["layer", "order"], errors="ignore")
+        gain = gain.mean(_batch(gain))
+    single = [d for d in gain.dims if d != "layer" and gain.sizes[d] == 1]
+    return gain.squeeze(single, drop=True).transpose(
+        *(d for d in channels if d in gain.dims and d not in single)
+    )
 
 
 def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
@@ -173,12 +188,15 @@ def error_budget(
     _check_same_prompts("linear_operating", linear_operating, "system", system)
     if measured.attrs.get("relative", 0):
         raise ValueError("`measured` must hold absolute gains; got relative ones. Measure again.")
-    truth, linear = (d["gain"].values for d in (measured, linear_held_out))
+    truth, linear, operating = (
+        _flat(d["gain"]) for d in (measured, linear_held_out, linear_operating)
+    )
+    first = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
     # one seed: the same prompts are resampled in both held-out curves
     truth, linear = (_bootstrap_means(g, n_bootstrap, seed) for g in (truth, linear))
-    operating = _bootstrap_means(linear_operating["gain"].values, n_bootstrap, seed + 1)
-    full = _full_curve(system)
-    reduced = _curve(system, relative=False)
+    operating = _bootstrap_means(operating, n_bootstrap, seed + 1)
+    full = gain_curve(system["gain_full"].mean(_batch(system["gain_full"]))).values.ravel()
+    reduced = gain_curve(system).values.ravel()
     pairs = {
         "nonlinearity": (linear, truth),
         "averaging": (full, operating[:1]),
@@ -187,7 +205,7 @@ def error_budget(
         "total": (reduced, truth),
     }
     error = [
-        [_bounds(_relative_l2(a[..., skip:], b[..., skip:]), level) for skip in (0, 1)]
+        [_bounds(_relative_l2(a[..., skip:], b[..., skip:]), level) for skip in (0, first)]
         for a, b in (pairs[part] for part in BUDGET)
     ]
     return xr.Dataset(
@@ -197,9 +215,24 @@ def error_budget(
     )
 
 
-def _full_curve(system: xr.Dataset) -> np.ndarray:
-    full = system["gain_full"]
-    return full.mean([d for d in full.dims if d != "layer"]).values
+def relative_l2_bounds(
+    linear: xr.Dataset, measured: xr.Dataset, n_bootstrap: int, seed: int, level: float = 0.95
+) -> np.ndarray:
+    """Relative L2 distance of mean linear from mean measured gains: (layers, bound)."""
+    first = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
+    means = (_bootstrap_means(_flat(d["gain"]), n_bootstrap, seed) for d in (linear, measured))
+    a, b = means
+    return np.array([_bounds(_relative_l2(a[:, skip:], b[:, skip:]), level) for skip in (0, first)])
+
+
+def _flat(gain: xr.DataArray) -> np.ndarray:
+    """Gains (prompt, layer x output x input)."""
+    gain = gain.transpose("prompt", "layer", *(d for d in ("output", "input") if d in gain.dims))
+    return gain.values.reshape(len(gain), -1)
+
+
+def _batch(gain: xr.DataArray) -> list:
+    return [d for d in gain.dims if d not in ("layer", "output", "input")]
 
 
 def _check_same_prompts(name: str, data: xr.Dataset, other_name: str, other: xr.Dataset) -> None:
@@ -255,8 +288,8 @@ def gain_report(
     report["measured_gain_relative"] = measured_relative["gain"]
     report["linear_gain"] = linear_held_out["gain"]
     report["linear_gain_operating"] = linear_operating["gain"].rename(prompt="prompt_operating")
-    report["surrogate_gain"] = ("layer", _curve(system, relative=False))
-    report["full_gain"] = ("layer", _full_curve(system))
+    report["surrogate_gain"] = ("layer", gain_curve(system).values)
+    report["full_gain"] = ("layer", system["gain_full"].mean(_batch(system["gain_full"])).values)
     # how the gains were measured, and beside it how the system was made
     made = {f"system_{key}": system.attrs[key] for key in _SYSTEM_ATTRS if key in system.attrs}
     report.attrs = {**report.attrs, **measured.attrs, **made}

@@ -1,14 +1,32 @@
-"""Concept directions, and how well they separate texts they were not fitted on."""
+"""Concept directions, and how well they separate texts they were not fitted on.
+
+Every function but `several` takes a model and labelled texts and gives one direction per depth, of
+unit length and pointing towards class 1. Fits are made depth by depth, in float64.
+"""
 
 import json
+import math
+import tempfile
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from numbers import Real
 
 import numpy as np
+import scipy.linalg
 import torch
 import xarray as xr
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
+from sklearn.covariance import LedoitWolf
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
+from depthsys._version import __version__
 from depthsys.lm.model import DepthModel
 from depthsys.lm.prompts import Texts
+
+_IN_MEMORY = 2**28  # bytes of states; more than that wait in a temporary file
+_NORMAL_975 = 1.959963984540054  # quantile of the normal distribution for 95 % intervals
 
 
 def mean_difference(
@@ -32,60 +50,593 @@ def mean_difference(
     -------
     xr.Dataset
         ``direction`` (depth, feature), unit length; ``distance`` (depth), norm of the mean
-        difference, in the unit of the state; with ``held_out`` also ``auc`` (depth), the area
-        under the ROC curve of ``v_k' x_k`` there (0.5 = no separation).
+        difference, in the unit of the state. With ``held_out`` also ``auc`` (depth), the area
+        under the ROC curve of ``v_k' x_k`` there (0.5 = no separation, ties count one half), and
+        ``auc_low``, ``auc_high`` (depth), its 95 % interval over texts: Newcombe's method 5 [2]_,
+        the score interval with Hanley and McNeil's variance. Unlike DeLong's it keeps a width
+        where the AUC is 1. It says nothing of the texts that the direction was fitted on, and is
+        too narrow where one class has far fewer texts and far more spread than the other. Where
+        the interval at the last depth does not lie above 0.5, attrs hold a ``warning``.
 
     Raises
     ------
     ValueError
-        If the two class means coincide at some depth: there is no direction.
+        If a class has no text, if all texts are the same, or if the two class means coincide at
+        some depth: there is no direction.
 
     References
     ----------
     .. [1] arXiv 2603.12541 (low-order linear depth dynamics), concept directions.
+    .. [2] Newcombe (2006), Statistics in Medicine 25, 559-573, doi:10.1002/sim.2324.
     """
+    _check_texts(model, concept, held_out, least=1)
+    difference = _difference(model, concept)
+    distance = np.linalg.norm(difference, axis=-1)
+    return _result(model, concept, held_out, "mean_difference", difference, {"distance": distance})
+
+
+def whitened(model: DepthModel, concept: Texts, *, held_out: Texts | None = None) -> xr.Dataset:
+    r"""Linear discriminant (LDA) direction at every depth.
+
+    :math:`v_k \propto \Sigma_k^{-1} (\operatorname{mean}_{class 1} x_k -
+    \operatorname{mean}_{class 0} x_k)`, normalised, where :math:`\Sigma_k = (1 - s_k) S_k + s_k
+    \operatorname{tr}(S_k) / H \cdot I`, S_k is the covariance of the states about the mean of
+    their own class, pooled over both classes (divided by the number of texts), and s_k the
+    shrinkage of Ledoit and Wolf [1]_.
+
+    Parameters
+    ----------
+    model
+        The model.
+    concept
+        The texts that define the direction, two or more per class.
+    held_out
+        Other texts, on which the separation is measured.
+
+    Returns
+    -------
+    xr.Dataset
+        ``direction`` (depth, feature), unit length; ``shrinkage`` (depth), s_k from 0 to 1. With
+        ``held_out`` also ``auc``, ``auc_low``, ``auc_high`` (depth), see `mean_difference`.
+
+    Raises
+    ------
+    ValueError
+        As `mean_difference`; if a class has fewer than two texts; if the states do not vary
+        inside the classes at some depth or their covariance is singular in spite of the shrinkage.
+
+    Notes
+    -----
+    All states are kept, in a temporary file above 256 MB, and one dense H x H covariance.
+
+    References
+    ----------
+    .. [1] Ledoit and Wolf (2004), doi:10.1016/S0047-259X(03)00096-4.
+    """
+    _check_texts(model, concept, held_out, least=2)
+    x = _empty_states(model, concept)
+    difference = _difference(model, concept, keep=x)
+    w, shrinkage = np.empty_like(difference), np.empty(len(x))
+    for depth, states in enumerate(x):
+        inside = _inside_classes(states, concept.labels)
+        _check_spread(model, states, inside, depth)
+        fit = LedoitWolf(assume_centered=True, store_precision=False).fit(inside)
+        shrinkage[depth] = fit.shrinkage_
+        w[depth] = _solve(fit.covariance_, difference[depth], depth)
+    return _result(model, concept, held_out, "whitened", w, {"shrinkage": shrinkage})
+
+
+def logistic(
+    model: DepthModel,
+    concept: Texts,
+    *,
+    held_out: Texts | None = None,
+    C: float = 1.0,
+    max_iterations: int = 1000,
+) -> xr.Dataset:
+    r"""Weight of an L2-regularised logistic regression at every depth.
+
+    :math:`v_k \propto w`, normalised, where w and the intercept b minimise :math:`\tfrac12
+    \|w\|^2 + C \sum_i \log(1 + e^{-t_i (w^\top z_i + b)})` over the texts i with t_i = 1 for class
+    1 and -1 for class 0. States are centred and divided by ONE number per depth, :math:`z_i =
+    (x_i - \bar x) / s`, s² = mean square over texts and features of the centred states. So the
+    penalty is the same in all directions of the state space (scaling feature by feature would
+    change the geometry), and C means what it does after scikit-learn's ``StandardScaler`` on
+    average over features.
+
+    Parameters
+    ----------
+    model
+        The model.
+    concept
+        The texts that define the direction, two or more per class. Classes are not reweighted.
+    held_out
+        Other texts, on which the separation is measured.
+    C
+        Inverse strength of the penalty, above 0. For C -> 0 the direction is the mean difference.
+    max_iterations
+        Most L-BFGS iterations at one depth. A fit has converged when the largest entry of the
+        gradient has fallen by 1e-6.
+
+    Returns
+    -------
+    xr.Dataset
+        ``direction`` (depth, feature), unit length; ``scale`` (depth), s, in the unit of the
+        state. With ``held_out`` also ``auc``, ``auc_low``, ``auc_high`` (depth), see
+        `mean_difference`.
+
+    Raises
+    ------
+    ValueError
+        As `mean_difference`; if a class has fewer than two texts, if an option is out of range,
+        or if the fit does not converge at some depth.
+
+    Notes
+    -----
+    All states are kept, in a temporary file above 256 MB.
+
+    References
+    ----------
+    .. [1] scikit-learn, ``sklearn.linear_model.LogisticRegression``, solver "lbfgs".
+    """
+    if not (isinstance(C, Real) and 0 < C < math.inf):
+        raise ValueError(f"`C` must be a number above 0; got {C!r}. The default is 1.")
+    if max_iterations < 1:
+        raise ValueError(
+            f"`max_iterations` must be >= 1; got {max_iterations}. The default is 1000."
+        )
+    _check_texts(model, concept, held_out, least=2)
+    x = _empty_states(model, concept)
+    difference = _difference(model, concept, keep=x)
+    w, scale = np.empty_like(difference), np.empty(len(x))
+    for depth, states in enumerate(x):
+        centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
+        scale[depth] = np.sqrt((centred**2).mean())
+        z = centred / scale[depth]
+        w[depth] = _logistic_weight(z, concept.labels, C, max_iterations, depth)
+    settings = {"C": float(C), "max_iterations": max_iterations}
+    return _result(model, concept, held_out, "logistic", w, {"scale": scale}, settings)
+
+
+def pca(
+    model: DepthModel,
+    concept: Texts,
+    *,
+    held_out: Texts | None = None,
+    centered: bool = False,
+    seed: int = 0,
+) -> xr.Dataset:
+    """First principal component of paired differences at every depth.
+
+    Each class is shuffled, the i-th text of class 1 is paired with the i-th of class 0 (the same
+    pairs at all depths; surplus texts of the larger class stay without a pair), and v_k is the
+    first right singular vector of the differences D (pair, feature) of their states. Its sign is
+    such that class 1 scores higher than class 0 on average over the concept texts.
+
+    Parameters
+    ----------
+    model
+        The model.
+    concept
+        The texts that define the direction, two or more per class.
+    held_out
+        Other texts, on which the separation is measured.
+    centered
+        Subtract the mean difference from D first. Then v_k is where pairs differ most from one
+        another, not from zero, and need not separate the classes.
+    seed
+        Of the pairing.
+
+    Returns
+    -------
+    xr.Dataset
+        ``direction`` (depth, feature), unit length; ``explained`` (depth), the share of the sum of
+        squares of D along it, 0 to 1. With ``held_out`` also ``auc``, ``auc_low``, ``auc_high``
+        (depth), see `mean_difference`.
+
+    Raises
+    ------
+    ValueError
+        As `mean_difference`; if a class has fewer than two texts or ``seed`` is negative; if at
+        some depth the first component is not unique or has no sign.
+
+    Notes
+    -----
+    Texts paired at random also differ in all but the concept: where that is most of the
+    difference, v_k shows it and not the concept. ``auc`` tells.
+
+    All states are kept, in a temporary file above 256 MB.
+
+    References
+    ----------
+    .. [1] Zou et al. (2023), Representation Engineering, arXiv 2310.01405: linear artificial
+       tomography. There differences are centred, and pairs are of random texts or of one text
+       under two instructions.
+    """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"`seed` must be a whole number >= 0; got {seed!r}. The default is 0.")
+    _check_texts(model, concept, held_out, least=2)
+    x = _empty_states(model, concept)
+    difference = _difference(model, concept, keep=x)
+    zeros, ones = _pairs(concept.labels, seed)
+    v, explained = np.empty_like(difference), np.empty(len(x))
+    for depth, states in enumerate(x):
+        pairs = states[ones].astype(np.float64) - states[zeros]
+        if centered:
+            pairs -= pairs.mean(axis=0)
+        v[depth], explained[depth] = _first_component(pairs, difference[depth], depth)
+    settings = {"centered": int(centered), "seed": int(seed), "n_pairs": len(ones)}
+    return _result(model, concept, held_out, "pca", v, {"explained": explained}, settings)
+
+
+def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dataset:
+    """Several concepts of one model in one Dataset.
+
+    Parameters
+    ----------
+    concepts
+        Name -> concept with ``direction`` (depth, feature) of unit length, for example from
+        `mean_difference`. They may differ in texts and method.
+    rtol
+        At every depth the smallest singular value of the matrix of all directions must exceed
+        this part of the largest (for two directions: half the angle between them, in radians).
+
+    Returns
+    -------
+    xr.Dataset
+        ``direction`` (depth, input, feature), the coordinate ``input`` holds the names in the
+        given order; and every other variable (depth) that all concepts have, such as ``auc``, as
+        (depth, input). Attrs that all concepts share; ``concepts``, the attrs of each as JSON;
+        ``warning`` if a concept has one.
+
+    Raises
+    ------
+    TypeError
+        If ``concepts`` is not a mapping from names to Datasets with ``direction``.
+    ValueError
+        If it is empty; if models or sizes differ, a direction is not finite or not of unit length,
+        there are more directions than features, or they are linearly dependent at some depth.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> def unit(feature):  # the same direction at depths 0..2 of a model with 4 features
+    ...     return xr.Dataset({"direction": (("depth", "feature"), np.eye(4)[[feature] * 3])})
+    >>> dict(several({"mood": unit(0), "topic": unit(2)}).sizes)
+    {'depth': 3, 'input': 2, 'feature': 4}
+    >>> several({"mood": unit(0), "same": unit(0)})
+    Traceback (most recent call last):
+    ...
+    ValueError: `concepts` must have linearly independent directions; those of ['mood', 'same'] ...
+    """
+    _check_concepts(concepts)
+    names, found = list(concepts), list(concepts.values())
+    direction = np.stack([_direction(concept) for concept in found], axis=1)
+    _check_directions(direction, names, rtol)
+    depth = np.arange(len(direction))
+    result = xr.Dataset(coords={"depth": depth, "input": names})
+    result["direction"] = (("depth", "input", "feature"), direction)
+    for name in found[0].data_vars:
+        if all(name in concept and concept[name].dims == ("depth",) for concept in found):
+            columns = [concept[name].values for concept in found]
+            result[name] = (("depth", "input"), np.stack(columns, axis=1))
+    result.attrs = _joint_attrs(concepts)
+    return result
+
+
+# -------------------------------------------------------------------------------- fits
+
+
+def _empty_states(model: DepthModel, texts: Texts) -> np.ndarray:
+    """Room for the states (depth, prompt, feature) of all texts, in the model's dtype."""
+    shape = (model.n_layers + 1, len(texts), model.n_features)
+    dtype = np.dtype(model.dtype_name)
+    if math.prod(shape) * dtype.itemsize <= _IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:  # the map keeps the file alive
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+
+
+def _difference(model: DepthModel, concept: Texts, keep: np.ndarray | None = None) -> np.ndarray:
+    """Mean of class 1 minus mean of class 0 (depth, feature); fills ``keep`` with all states."""
     sums = np.zeros((2, model.n_layers + 1, model.n_features))
     norm = np.zeros(model.n_layers + 1)
     for run in model.stream(concept, "concept direction"):
         labels = concept.labels[run.prompts]
-        x = run.x.double().cpu().numpy()
+        states = run.x.cpu().numpy()
+        if keep is not None:
+            keep[:, run.prompts] = states
+        x = states.astype(np.float64)
         norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(concept)
         for label in (0, 1):
             sums[label] += x[:, labels == label].sum(axis=1)
     counts = np.bincount(concept.labels, minlength=2)
-    if counts.min() == 0:
-        raise ValueError(
-            f"`concept` must hold texts of both classes; got {counts.tolist()}. Split again."
-        )
     difference = sums[1] / counts[1] - sums[0] / counts[0]
-    distance = np.linalg.norm(difference, axis=-1)
-    rounding = 10 * torch.finfo(model.dtype).eps * norm
-    if (distance <= rounding).any():
+    coincide = np.linalg.norm(difference, axis=-1) <= 10 * torch.finfo(model.dtype).eps * norm
+    if coincide.any():
         raise ValueError(
             "`concept` must have different class means at every depth; they coincide at depth "
-            f"{int((distance <= rounding).argmax())}. Do all texts end in the same token? Without "
+            f"{int(coincide.argmax())}. Do all texts end in the same token? Without "
             "position embeddings they then start in the same state: vary the endings."
         )
-    direction = difference / distance[:, None]
+    return difference
+
+
+def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """States (prompt, feature) minus the mean of their own class."""
+    inside = states.astype(np.float64)
+    for label in (0, 1):
+        inside[labels == label] -= inside[labels == label].mean(axis=0)
+    return inside
+
+
+def _check_spread(model: DepthModel, states: np.ndarray, inside: np.ndarray, depth: int) -> None:
+    rounding = 10 * torch.finfo(model.dtype).eps * np.linalg.norm(states)
+    if np.linalg.norm(inside) <= rounding:
+        raise ValueError(
+            "`concept` must have states that vary inside the classes; got a single state per "
+            f"class at depth {depth}. Vary the endings, or use `mean_difference`."
+        )
+
+
+def _solve(covariance: np.ndarray, difference: np.ndarray, depth: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", scipy.linalg.LinAlgWarning)
+        try:
+            return scipy.linalg.solve(covariance, difference, assume_a="pos")
+        except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning) as error:
+            raise ValueError(
+                "`concept` must have an invertible covariance inside the classes after "
+                f"shrinkage; got a singular one at depth {depth}. Add texts."
+            ) from error
+
+
+def _logistic_weight(
+    z: np.ndarray, labels: np.ndarray, C: float, max_iterations: int, depth: int
+) -> np.ndarray:
+    # the gradient at w = 0: a fixed tolerance would stop there where classes hardly differ
+    gradient = (labels - labels.mean()) @ z / len(z)
+    fit = LogisticRegression(C=C, max_iter=max_iterations, tol=1e-6 * abs(gradient).max())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            return fit.fit(z, labels).coef_[0]
+        except ConvergenceWarning as error:
+            raise ValueError(
+                f"`max_iterations` must suffice for the fit at depth {depth}; got "
+                f"{max_iterations} with C = {C:g}. Raise it or lower `C`."
+            ) from error
+
+
+def _pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of class 0 and of class 1, paired at random."""
+    rng = np.random.default_rng(seed)
+    zeros, ones = (rng.permutation(np.flatnonzero(labels == label)) for label in (0, 1))
+    count = min(len(zeros), len(ones))
+    return zeros[:count], ones[:count]
+
+
+def _first_component(
+    pairs: np.ndarray, difference: np.ndarray, depth: int
+) -> tuple[np.ndarray, float]:
+    """First right singular vector, signed along ``difference``, and its share of the squares."""
+    _, singular, rows = np.linalg.svd(pairs, full_matrices=False)
+    if singular[0] - singular[1:2].sum() <= 1e-6 * singular[0]:
+        raise ValueError(
+            "`concept` must have pairs whose differences have one first component; got singular "
+            f"values {singular[:2].round(6).tolist()} at depth {depth}. Add texts, or use "
+            "another `seed` or `mean_difference`."
+        )
+    along = float(rows[0] @ difference)
+    if abs(along) <= 1e-6 * np.linalg.norm(difference):
+        raise ValueError(
+            "`concept` must have class means that differ along the first component, which gives "
+            f"it its sign; at depth {depth} they do not. Use `mean_difference`."
+        )
+    return math.copysign(1, along) * rows[0], float(singular[0] ** 2 / (singular**2).sum())
+
+
+# -------------------------------------------------------------------------------- results
+
+
+def _check_texts(model: DepthModel, concept: Texts, held_out: Texts | None, least: int) -> None:
+    """What can be refused before the model runs."""
+    for name, texts, number in (("concept", concept, least), ("held_out", held_out, 1)):
+        if texts is None:
+            continue
+        counts = np.bincount(texts.labels, minlength=2)
+        if counts.min() == 0:
+            raise ValueError(
+                f"`{name}` must hold texts of both classes; got {counts.tolist()}. Split again."
+            )
+        if counts.min() < number:
+            raise ValueError(
+                f"`{name}` must hold at least {number} texts per class; got {counts.tolist()}. "
+                "Add texts, or use `mean_difference`."
+            )
+    rows, n_cut = model.tokenize(concept)
+    if all(row == rows[0] for row in rows):
+        raise ValueError(
+            f"`concept` must hold different texts; got the same {len(rows[0])} tokens "
+            f"{len(rows)} times ({n_cut} texts were cut). Vary them or raise `max_tokens`."
+        )
+
+
+def _result(
+    model: DepthModel,
+    concept: Texts,
+    held_out: Texts | None,
+    method: str,
+    w: np.ndarray,
+    extra: dict[str, np.ndarray],
+    settings: Mapping[str, str | int | float] = {},
+) -> xr.Dataset:
+    """A Dataset of the normalised ``w`` (depth, feature), with its separation of held-out texts."""
+    length = np.linalg.norm(w, axis=-1)
+    bad = ~(np.isfinite(length) & (length > 0))
+    if bad.any():
+        raise ValueError(
+            f"`concept` must give a finite direction other than zero; got one of length "
+            f"{length[bad][0]} at depth {int(bad.argmax())} by {method}. Use `mean_difference`."
+        )
+    direction = w / length[:, None]
     result = xr.Dataset(
-        {"direction": (("depth", "feature"), direction), "distance": ("depth", distance)},
+        {"direction": (("depth", "feature"), direction)}
+        | {name: ("depth", values) for name, values in extra.items()},
         coords={"depth": np.arange(model.n_layers + 1)},
         attrs={
-            **model.provenance("mean_difference"),
-            "method": "mean_difference",
+            **model.provenance(method),
+            "method": method,
             "classes": json.dumps(list(concept.classes)),
             "prompts_sha256": concept.sha256,
+            **settings,
         },
     )
     if held_out is not None:
-        result["auc"] = ("depth", _auc(model, held_out, direction))
+        auc, low, high = _separation(_scores(model, held_out, direction), held_out.labels)
+        result["auc"], result["auc_low"], result["auc_high"] = (
+            ("depth", values) for values in (auc, low, high)
+        )
         result.attrs["auc_prompts_sha256"] = held_out.sha256
+        result.attrs["auc_interval"] = "95 %, Newcombe (2006) method 5"
+        result.attrs |= _warning(auc[-1], low[-1], high[-1])
     return result
 
 
-def _auc(model: DepthModel, texts: Texts, direction: np.ndarray) -> list[float]:
+def _warning(auc: float, low: float, high: float) -> dict[str, str]:
+    """An attr for a direction that does not separate the classes as it should; or none."""
+    if low > 0.5:
+        return {}
+    verdict = "does not separate held-out texts" if high >= 0.5 else "orders held-out texts wrongly"
+    return {
+        "warning": f"the direction {verdict} at the last depth: AUC {auc:.2f} "
+        f"[{low:.2f}, {high:.2f}]"
+    }
+
+
+def _scores(model: DepthModel, texts: Texts, direction: np.ndarray) -> np.ndarray:
+    """Readout v_k' x_k (depth, prompt)."""
     scores = np.empty((model.n_layers + 1, len(texts)))
     for run in model.stream(texts, "separation"):
-        x = run.x.double().cpu().numpy()
+        x = run.x.cpu().numpy().astype(np.float64)
         scores[:, run.prompts] = np.einsum("kpf,kf->kp", x, direction)
-    return [float(roc_auc_score(texts.labels, row)) for row in scores]
+    return scores
+
+
+def _separation(
+    scores: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUC of scores (depth, prompt) from the rank sum of class 1, and its 95 % interval."""
+    n0, n1 = np.bincount(labels, minlength=2).tolist()
+    ranks = rankdata(scores, axis=-1)[:, labels == 1].sum(axis=-1)
+    auc = (ranks - n1 * (n1 + 1) / 2) / (n0 * n1)
+    return auc, _auc_limit(auc, n0, n1, 0.0), _auc_limit(auc, n0, n1, 1.0)
+
+
+def _auc_limit(auc: np.ndarray, n0: int, n1: int, end: float) -> np.ndarray:
+    r"""Limit towards ``end`` of the 95 % interval of an AUC, Newcombe's method 5.
+
+    The interval holds every :math:`\theta` with :math:`|AUC - \theta| \le z \sqrt{V(\theta)}`,
+    :math:`V = \theta (1 - \theta) [1 + (\bar n - 1)((1 - \theta) / (2 - \theta) + \theta / (1 +
+    \theta))] / (n_0 n_1)`, :math:`\bar n = (n_0 + n_1) / 2`. Found by bisection.
+    """
+    inside, outside = auc, np.full_like(auc, end)
+    for _ in range(50):
+        t = (inside + outside) / 2
+        spread = 1 + ((n0 + n1) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+        variance = t * (1 - t) * spread / (n0 * n1)
+        holds = abs(auc - t) <= _NORMAL_975 * np.sqrt(variance)
+        inside, outside = np.where(holds, t, inside), np.where(holds, outside, t)
+    return inside
+
+
+# -------------------------------------------------------------------------------- several
+
+
+def _check_concepts(concepts: Mapping[str, xr.Dataset]) -> None:
+    if not isinstance(concepts, Mapping):
+        raise TypeError(
+            f"`concepts` must be a mapping from names to concepts; got a "
+            f'{type(concepts).__name__}. Write {{"mood": concept}}.'
+        )
+    if not concepts:
+        raise ValueError("`concepts` must hold at least one concept; got none. Add one.")
+    for name, concept in concepts.items():
+        dims = concept["direction"].dims if _has_direction(concept) else None
+        if not isinstance(name, str) or dims is None or set(dims) != {"depth", "feature"}:
+            raise TypeError(
+                "`concepts` must map names to Datasets with `direction` (depth, feature); got "
+                f"{type(concept).__name__} with dims {dims} for {name!r}. "
+                "Compute it with `mean_difference`."
+            )
+    shapes = {name: _direction(concept).shape for name, concept in concepts.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"`concepts` must be of one size (depth, feature); got {shapes}. Compute them with "
+            "one model."
+        )
+    models = {name: concept.attrs.get("model_fingerprint") for name, concept in concepts.items()}
+    if len(set(models.values())) > 1:
+        raise ValueError(
+            f"`concepts` must be of one model; got the fingerprints {models}. Compute them with "
+            "one model; a direction of your own needs attrs['model_fingerprint'] beside others."
+        )
+
+
+def _has_direction(concept: object) -> bool:
+    return isinstance(concept, xr.Dataset) and "direction" in concept
+
+
+def _direction(concept: xr.Dataset) -> np.ndarray:
+    return concept["direction"].transpose("depth", "feature").values.astype(np.float64)
+
+
+def _check_directions(direction: np.ndarray, names: list[str], rtol: float) -> None:
+    """ValueError unless (depth, input, feature) has independent unit rows at every depth."""
+    length = np.linalg.norm(direction, axis=-1)
+    wrong = ~(abs(length - 1) <= 1e-5)  # also where it is not a number
+    if wrong.any():
+        depth, which = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            f"`concepts` must have finite directions of length 1; got length "
+            f"{length[depth, which]:.6g} at depth {depth} of {names[which]!r}. Divide by it."
+        )
+    n_features = direction.shape[-1]
+    if len(names) > n_features:
+        raise ValueError(
+            f"`concepts` must hold at most as many directions as the model has features, "
+            f"{n_features}; got {len(names)}. Leave some out."
+        )
+    singular = np.linalg.svd(direction, compute_uv=False)
+    ratio = singular[:, -1] / singular[:, 0]
+    if (ratio < rtol).any():
+        raise ValueError(
+            f"`concepts` must have linearly independent directions; those of {names} have "
+            f"singular values with ratio {ratio.min():.1e} < {rtol:g} at depth "
+            f"{int(ratio.argmin())}. Leave out one that the others hold already."
+        )
+
+
+def _joint_attrs(concepts: Mapping[str, xr.Dataset]) -> dict[str, str | int | float]:
+    # through JSON, because attrs that come from a file hold numpy scalars
+    text = json.dumps(
+        {name: concept.attrs for name, concept in concepts.items()},
+        default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value),
+    )
+    each = json.loads(text)
+    first, *others = each.values()
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(attrs.get(key) == value for attrs in others)
+    }
+    warned = [f"{name}: {attrs['warning']}" for name, attrs in each.items() if "warning" in attrs]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        **shared,
+        "depthsys_version": __version__,
+        "created": created,
+        "history": f"{created} depthsys.lm.several",
+        "concepts": text,
+        **({"warning": "; ".join(warned)} if warned else {}),
+    }

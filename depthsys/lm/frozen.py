@@ -50,6 +50,11 @@ class FrozenBlock:
     def __repr__(self) -> str:
         return f"FrozenBlock(layer {self.layer}, {len(self.prompts)} prompts)"
 
+    @property
+    def context_bytes(self) -> int:
+        """Memory of the frozen keys and values."""
+        return self._cache.key.nbytes + self._cache.value.nbytes
+
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """States (prompt, copy, feature) after the block; the copies are independent."""
         return self._blocks.last_token(self.layer, self._calls, states, self._cache)

@@ -1,73 +1,43 @@
 """A model, prompts and a concept -> a low-order linear time-varying system."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.lm.exact import restricted_each, restricted_mean
+from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.linearize import io_map, squeezed
+from depthsys.lm.methods import Ensemble, Krylov, Method
 from depthsys.lm.model import DepthModel
+from depthsys.lm.nominal import EachNominal, MeanNominal, Setting, nominal_run
 from depthsys.lm.prompts import Texts
-from depthsys.ltv.basis import orthonormal
-from depthsys.ltv.matrix_free import beside
+from depthsys.lm.readouts import LogitDifference
 
-DEFAULT_ORDER = 32
-RTOL = {"float32": 1e-5, "float64": 1e-9}
-READOUTS = ("concept", "profile")
-
-
-@dataclass(frozen=True)
-class Krylov:
-    """Propagated Krylov basis: concept direction first, then the most recent injections.
-
-    ``V_k = orth[v_k, A_{k-1} v_{k-1}, A_{k-1} A_{k-2} v_{k-2}, ...]``, first ``order`` columns,
-    and W = V, dependent columns left out. At depth k at most k + 1 directions exist: the
-    coordinate ``order(depth)`` of the system says how many there are, so an order above L
-    truncates nothing. Below that the error of this one-sided projection need not fall with every
-    step of the order.
-
-    Parameters
-    ----------
-    order
-        Largest size of the reduced state; None means 32, or H if that is smaller.
-    rtol
-        A direction whose part outside the earlier ones is below ``rtol`` of its length is
-        dependent on them and dropped; None means 1e-5 in float32 and 1e-9 in float64, where the
-        Jacobian products end.
-    """
-
-    order: int | None = None
-    rtol: float | None = None
-
-    def checked_order(self, n_features: int) -> int:
-        """The order for states in R^H; ValueError if it is not in 1..H."""
-        if self.order is None:
-            return min(DEFAULT_ORDER, n_features)
-        if not 1 <= self.order <= n_features:
-            raise ValueError(
-                f"`order` must be in 1..{n_features}, the width of the model; got {self.order}. "
-                "Ask for a smaller one."
-            )
-        return self.order
+Reduce = Callable[..., xr.Dataset]
 
 
 def identify(
     model: DepthModel,
     texts: Texts,
     concept: xr.Dataset,
-    method: Krylov | None = None,
+    method: Method | None = None,
     *,
-    readout: str = "concept",
+    inputs: str = "concept",
+    readout: str | LogitDifference | xr.DataArray = "concept",
     per_prompt: bool = False,
     keep_basis: bool = True,
 ) -> xr.Dataset:
     r"""Reduced system of the mean (or of each prompt's) frozen-context Jacobians.
 
     With :math:`\bar A_l` the mean over prompts of :math:`\partial f_l/\partial x` at the nominal
-    state: :math:`\hat A_l = V_{l+1}^\top \bar A_l V_l`,
-    :math:`\hat B_l = V_{l+1}^\top \bar A_l v_l`, :math:`\hat C_k = C_k V_k`.
+    state: :math:`\hat A_l = W_{l+1}^\top \bar A_l V_l`,
+    :math:`\hat B_l = W_{l+1}^\top \bar A_l v_l`, :math:`\hat C_k = C_k V_k`. `Ensemble` reduces
+    the mean response of the prompts instead of the response of the mean.
 
     Parameters
     ----------
@@ -77,12 +47,17 @@ def identify(
         The operating prompts.
     concept
         ``direction`` (depth, feature), unit length: injected at the input of each block, and
-        read at the end.
+        read at the end; (depth, input, feature) for several.
     method
-        The basis; `Krylov()` by default.
+        The basis: `Krylov()` (the default), `Arnoldi`, `Pod`, `Adjoint`, `TwoSided`, `Balanced`,
+        `Random` or `Ensemble`, with their settings.
+    inputs
+        "concept": B = A v; "free": every direction of R^H may be pushed, B = A (for `Adjoint`,
+        `Balanced`, `Random` and `Ensemble`).
     readout
         "concept": ``y_L = v_L' x_L`` only; "profile": ``y_k = v_k' x_k`` for k = 1..L (the
-        terminal gains are the same).
+        terminal gains are the same); a `LogitDifference`; or a matrix (output, feature) read at
+        the last depth, or (depth, output, feature).
     per_prompt
         One system per prompt, with its own basis, along the batch dim ``prompt``.
     keep_basis
@@ -91,152 +66,188 @@ def identify(
     Returns
     -------
     xr.Dataset
-        A system (see `ltv.system`) with ``V``, ``W``, ``v``; ``x_ref``, ``y_ref``, the nominal run
-        in reduced coordinates; ``state_norm`` (depth), mean of ``||x_k||``; ``y_std``, standard
-        deviation of the nominal readout y_L over prompts (not with ``per_prompt``);
-        ``router_margin`` (layer) for models with experts, least over the prompts, see
-        `Run.router_margin`; and ``gain_full`` (layer), the terminal gains of the same system
-        before truncation. Full provenance in attrs.
+        A system (see `ltv.system`) with ``V``, ``W`` (not for `Ensemble`: each prompt has its
+        own), ``v``; ``x_ref``, ``y_ref``, the nominal run in reduced coordinates and its readout;
+        ``state_norm`` (depth), mean of ``||x_k||``; ``y_std``, standard deviation of the nominal
+        y_L over prompts (not with ``per_prompt``); ``router_margin`` (layer) for models with
+        experts, least over the prompts, see `Run.router_margin`; and ``gain_full`` (layer, and
+        output, input where there are several), the terminal gains before truncation. Full
+        provenance in attrs; an order above the rank is no error, but ``note`` says so.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit, or no input reaches any output.
 
     Notes
     -----
-    One prefill of the prompts plus, at layer l, l + 1 Jacobian-vector products per prompt. No
-    H x H matrix is formed and memory does not grow with the number of prompts (the output of
-    ``per_prompt`` does).
+    `Krylov` costs one prefill of the prompts plus, at layer l, l + 1 Jacobian-vector products per
+    prompt and input; `Ensemble` one prefill plus one transposed product per layer and output (L + 1
+    - l of them with the profile readout). No H x H matrix is formed and memory does not grow with
+    the number of prompts (the output of ``per_prompt`` does).
 
-    The full mean system restricted to what the injections can reach has at most L + 1 states per
-    depth, so it is propagated whole, and truncation to ``order`` is a slice of it: this is why the
-    exact gains before truncation cost nothing extra.
+    The full-order system restricted to what the injections can reach has few states per depth, so
+    it is propagated whole and reduced by the functions of `depthsys.ltv` (see `exact_system`).
     """
     method = Krylov() if method is None else method
-    order = method.checked_order(model.n_features)
-    rtol = RTOL[model.dtype_name] if method.rtol is None else method.rtol
-    method = replace(method, rtol=rtol)
-    if readout not in READOUTS:
-        raise ValueError(f"`readout` must be one of {READOUTS}; got {readout!r}. Pick one.")
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"`method` must be one of the methods of lm, such as lm.Krylov(order=4); got "
+            f"{method!r}. Make one."
+        )
+    size = method.size(model.n_features)
+    setting = Setting.checked(model, concept, inputs, readout, method.rtol)
+    method = replace(method, rtol=setting.rtol)
+    if setting.free and not method.takes_free_inputs:
+        raise ValueError(
+            f"`inputs` must be 'concept' for {type(method).__name__}: with free inputs everything "
+            "is reached. Use Ensemble, Balanced, Adjoint or Random."
+        )
     if len(texts) == 0:
         raise ValueError("`texts` must hold at least one prompt; got none. Split again.")
-    v = model.directions(concept)
     if per_prompt:
-        parts: list[xr.Dataset] = []
-        rows: list[np.ndarray] = []
-        for run in model.stream(texts, "identify"):
-            parts.append(_systems(_identify_each(run, v, rtol), order, readout, keep_basis))
-            rows.append(run.prompts)
-        parts = _same_size(parts)
-        system = xr.concat(parts, dim="prompt").isel(prompt=np.argsort(np.concatenate(rows)))
-        system = system.assign_coords(prompt=np.arange(len(texts))).drop_vars("y_std")
+        system = _each_prompt(setting, texts, method, size, keep_basis)
     else:
-        full = _identify_mean(model, texts, v, rtol)
-        system = _systems(full, order, readout, keep_basis).isel(prompt=0)
-    exact = concept["direction"].transpose("depth", "feature").values.astype(np.float64)
-    system["v"] = (("depth", "feature", "input"), exact[:, :, None])
-    system.attrs.update(_provenance(model, texts, concept, method, order, readout, per_prompt))
+        system = _mean_of_prompts(setting, texts, method, size, keep_basis)
+    if not setting.free:
+        v = np.swapaxes(setting.v.double().cpu().numpy(), 1, 2)
+        if "input" not in concept["direction"].dims:  # not rounded to the dtype of the model
+            v = concept["direction"].transpose("depth", "feature").values[:, :, None]
+        system["v"] = (("depth", "feature", "input"), v.astype(np.float64))
+    system.attrs.update(_provenance(setting, texts, concept, method, size, per_prompt))
     return ltv.check(system)
 
 
-@dataclass(frozen=True)
-class _FullSystem:
-    """What injections reach, before truncation, for a batch of P prompts (P = 1 for the mean).
+def full_system(
+    setting: Setting, texts: Texts, method: Method, size: int
+) -> tuple[xr.Dataset, Reduce]:
+    """What a method reduces, and the function that reduces it to an order or a tolerance."""
+    if isinstance(method, Ensemble):
+        response = mean_response(setting, texts)
+        return response, lambda **wanted: ltv.realization(response["io"], **wanted)
+    columns = method.columns(setting, texts, size)
+    small = restricted_mean(setting, texts, observable=method.observable, columns=columns)
+    return small, lambda **wanted: ltv.project(small, method.basis(small, columns, **wanted))
 
-    Q[k] (P, H, d_k) orthonormal, first column v_k, prompts with fewer directions padded with
-    zero columns; A[l] (P, d_{l+1}, d_l); x[k] (P, H), the
-    nominal state; y (P, prompts behind each system), the nominal readouts.
+
+def reduced(method: Method, reduce: Reduce, size: int) -> xr.Dataset:
+    """The system of the wanted order, of the rank if that is smaller, or within the tolerance."""
+    if method.tolerance is not None:
+        return reduce(tolerance=method.tolerance, rtol=method.rtol)
+    system = reduced_to(reduce, size, method.rtol)
+    if method.order is None:  # nobody asked for so many
+        system.attrs.pop("note", None)
+    return system
+
+
+def reduced_to(reduce: Reduce, order: int, rtol: float | None) -> xr.Dataset:
+    """The system of that order; of the rank if that is smaller, with a ``note`` in attrs."""
+    try:
+        return reduce(order=order, rtol=rtol)
+    except ltv.RankError as error:
+        if error.rank == 0:
+            raise ValueError(
+                "`concept` must reach the readout; got rank 0: no push changes what is read. "
+                "Choose another readout or direction."
+            ) from error
+        system = reduce(order=error.rank, rtol=rtol)
+        found = system["order"]
+        found = found.max([d for d in found.dims if d != "depth"]).values.tolist()
+        system.attrs["note"] = (
+            f"order {order} is above the rank: the states per depth are {found}, and nothing "
+            "is truncated"
+        )
+        return system
+
+
+def mean_response(setting: Setting, texts: Texts) -> xr.Dataset:
+    """Mean over prompts of the exact linear input-output maps, streamed.
+
+    ``io`` (depth, output, layer, input), with what `identify` says of the nominal run.
     """
+    model = setting.model
+    nominal = MeanNominal(setting, len(texts))
+    total: Any = 0.0
+    for run in model.stream(texts, "ensemble"):
+        nominal.note_run(run)
+        total = total + io_each(setting, run).sum("prompt")
+    io = total / len(texts)
+    found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
+    found["gain_full"] = _terminal(io)
+    return found.assign(io=io)
 
-    Q: list[np.ndarray]
-    A: list[np.ndarray]
-    x: list[np.ndarray]
-    state_norm: np.ndarray
-    y: np.ndarray
-    router_margin: np.ndarray | None
 
-
-def _identify_mean(model: DepthModel, texts: Texts, v: torch.Tensor, rtol: float) -> _FullSystem:
-    directions = v.double().cpu().numpy()
-    Q, A, x, norms = [directions[0][None, :, None]], [], [], []
-    y = np.empty(len(texts))
-    margin = np.full(model.n_layers, np.inf)
-    for layer, blocks in model.sweep(texts, "identify"):
-        columns = torch.as_tensor(Q[-1][0].T.copy()).to(v)
-        image = np.zeros((model.n_features, columns.shape[0]))
-        sums, norm = np.zeros((2, model.n_features)), np.zeros(2)
-        for block in blocks:
-            image += block.jvp(columns).double().sum(0).T.cpu().numpy()
-            for i, state in enumerate((block.x, block.x_next)):
-                sums[i] += state.double().sum(0).cpu().numpy()
-                norm[i] += float(state.double().norm(dim=-1).sum())
-            y[block.prompts] = (block.x_next.double() @ v[-1].double()).cpu().numpy()
-            if block.router_margin is not None:
-                margin[layer] = min(margin[layer], float(block.router_margin.min()))
-        image /= len(texts)
-        columns = beside(directions[layer + 1][:, None], image)
-        Q.append(orthonormal(columns, model.n_features, rtol)[None])
-        A.append(Q[-1][0].T @ image)
-        x.append(sums[0] / len(texts))
-        norms.append(norm[0] / len(texts))
-        if layer == model.n_layers - 1:
-            x.append(sums[1] / len(texts))
-            norms.append(norm[1] / len(texts))
-    return _FullSystem(
-        Q,
-        [a[None] for a in A],
-        [s[None] for s in x],
-        np.array(norms)[None],
-        y[None],
-        margin[None] if np.isfinite(margin).any() else None,
+def io_each(setting: Setting, run: FrozenRun) -> xr.DataArray:
+    """The exact linear input-output map of every prompt of a batch."""
+    rows = setting.readout.rows_at(setting.model, run.x[-1])
+    values = io_map(run, None if setting.free else setting.v, rows).cpu().numpy()
+    depths = np.arange(values.shape[1])
+    return xr.DataArray(
+        values,
+        dims=("prompt", "depth", "output", "layer", "input"),
+        coords={"depth": depths, "layer": depths[:-1]},
     )
 
 
-def _identify_each(run, v: torch.Tensor, rtol: float) -> _FullSystem:
-    directions = v.double().cpu().numpy()
-    n_prompts = len(run.prompts)
-    Q, A = [np.broadcast_to(directions[0][:, None], (n_prompts, directions.shape[1], 1))], []
-    for block in run.blocks:
-        columns = torch.as_tensor(np.swapaxes(Q[-1], 1, 2).copy()).to(v)
-        image = np.swapaxes(block.jvp(columns).double().cpu().numpy(), 1, 2)
-        first = directions[block.layer + 1][:, None]
-        Q.append(orthonormal(beside(first, image), len(first), rtol))
-        A.append(np.swapaxes(Q[-1], 1, 2) @ image)
-    x = run.x.double().cpu().numpy()
-    norms = np.linalg.norm(x, axis=-1).T
-    margin = run.router_margin
-    margin = None if margin is None else margin.double().cpu().numpy()
-    return _FullSystem(Q, A, list(x), norms, (x[-1] @ directions[-1])[:, None], margin)
+def _terminal(io: xr.DataArray) -> xr.DataArray:
+    last = io.isel(depth=-1, drop=True).transpose(..., "layer", "output", "input")
+    return squeezed(last.values, *map(str, last.dims))
 
 
-def _systems(full: _FullSystem, order: int, readout: str, keep_basis: bool) -> xr.Dataset:
-    """Truncate to the first columns of Q and store as a Dataset with the batch dim prompt."""
-    n_layers = len(full.A)
-    sizes = np.array([min(order, q.shape[2]) for q in full.Q])
-    n_prompts, size = full.Q[0].shape[0], int(sizes.max())
-    A = np.zeros((n_prompts, n_layers, size, size))
-    C = np.zeros((n_prompts, n_layers + 1, 1, size))
-    for layer, a in enumerate(full.A):
-        rows, columns = sizes[layer + 1], sizes[layer]
-        A[:, layer, :rows, :columns] = a[:, :rows, :columns]
-    # v_k is the first column of Q_k, so it is the first reduced coordinate
-    B = A[:, :, :, :1].copy()
-    C[:, (1 if readout == "profile" else n_layers) :, 0, 0] = 1.0
-    system = ltv.system(A, B, C, batch_dims=["prompt"])
-    found = [np.abs(q).max(axis=1).astype(bool).sum(axis=1) for q in full.Q]
-    order_of = np.minimum(np.stack(found, axis=1), order)
-    system = system.assign_coords(order=(("prompt", "depth"), order_of))
-    V = np.zeros((n_prompts, n_layers + 1, full.Q[0].shape[1], size))
-    for depth, q in enumerate(full.Q):
-        V[:, depth, :, : sizes[depth]] = q[:, :, : sizes[depth]]
-    x_ref = np.stack([np.einsum("pfr,pf->pr", V[:, k], x) for k, x in enumerate(full.x)], axis=1)
-    system["x_ref"] = (("prompt", "depth", "state"), x_ref)
-    system["y_ref"] = (("prompt", "depth", "output"), np.einsum("pkor,pkr->pko", C, x_ref))
-    if keep_basis:
-        system["V"] = (("prompt", "depth", "feature", "state"), V)
-        system["W"] = system["V"].copy()
-    system["gain_full"] = (("prompt", "layer"), _full_gains(full))
-    system["state_norm"] = (("prompt", "depth"), full.state_norm)
-    system["y_std"] = ("prompt", full.y.std(axis=1))
-    if full.router_margin is not None:
-        system["router_margin"] = (("prompt", "layer"), full.router_margin)
-    return system
+_NOMINAL = ("y_ref", "state_norm", "y_std", "router_margin", "gain_full")
+
+
+def _mean_of_prompts(setting, texts, method, size, keep_basis) -> xr.Dataset:
+    full, reduce = full_system(setting, texts, method, size)
+    system = reduced(method, reduce, size)
+    return _finished(system, full, keep_basis)
+
+
+def _finished(system: xr.Dataset, full: xr.Dataset, keep_basis: bool) -> xr.Dataset:
+    """The reduced system with what is known of the nominal run, and its bases if wanted."""
+    about = {
+        name: full[name].drop_vars("order", errors="ignore") for name in _NOMINAL if name in full
+    }
+    system = system.assign(about).drop_vars("hankel_singular_values", errors="ignore")
+    return system if keep_basis else system.drop_vars(["V", "W"], errors="ignore")
+
+
+def _each_prompt(setting, texts, method, size, keep_basis) -> xr.Dataset:
+    parts: list[xr.Dataset] = []
+    rows: list[np.ndarray] = []
+    for run in setting.model.stream(texts, "identify"):
+        full, reduce = full_system_each(setting, run, method, size)
+        system = _finished(reduced(method, reduce, size), full, keep_basis)
+        parts.append(system.drop_vars("v", errors="ignore"))
+        rows.append(run.prompts)
+    notes = [part.attrs["note"] for part in parts if "note" in part.attrs]
+    parts = _same_size(parts)
+    system = xr.concat(
+        parts,
+        dim="prompt",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        combine_attrs="drop_conflicts",
+    )
+    system = system.isel(prompt=np.argsort(np.concatenate(rows)))
+    if notes:
+        system.attrs["note"] = notes[0]
+    return system.assign_coords(prompt=np.arange(len(texts)))
+
+
+def full_system_each(
+    setting: Setting, run: FrozenRun, method: Method, size: int
+) -> tuple[xr.Dataset, Reduce]:
+    """`full_system` of every prompt of a batch."""
+    if isinstance(method, Ensemble):
+        io = io_each(setting, run)
+        full = xr.Dataset(nominal_run(EachNominal(setting, run)))
+        full["gain_full"] = _terminal(io)
+        return full, lambda **wanted: ltv.realization(io, **wanted)
+    columns = method.columns_each(setting, run, size)
+    small = restricted_each(setting, run, observable=method.observable, columns=columns)
+    return small, lambda **wanted: ltv.project(small, method.basis(small, columns, **wanted))
 
 
 def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:
@@ -249,26 +260,17 @@ def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:
     ]
 
 
-def _full_gains(full: _FullSystem) -> np.ndarray:
-    n_layers = len(full.A)
-    row = np.zeros((full.A[-1].shape[0], 1, full.A[-1].shape[1]))
-    row[:, :, 0] = 1.0
-    gains = np.empty((row.shape[0], n_layers))
-    for layer in reversed(range(n_layers)):
-        row = row @ full.A[layer]
-        gains[:, layer] = row[:, 0, 0]  # B_l is the first column of A_l
-    return gains
-
-
-def _provenance(model, texts, concept, method, order, readout, per_prompt) -> dict:
+def _provenance(setting, texts, concept, method, size, per_prompt) -> dict:
+    model = setting.model
     return {
         **model.provenance("identify"),
-        "readout": readout,
+        "inputs": "free" if setting.free else "concept",
+        "readout": setting.readout.name,
         "concept": concept.attrs.get("method", "given"),
         "classes": concept.attrs.get("classes", "[]"),
         "method": type(method).__name__,
         "settings": json.dumps(asdict(method)),
-        "order": order,
+        "order": size,
         "per_prompt": int(per_prompt),
         "n_prompts": len(texts),
         **model.which(texts),

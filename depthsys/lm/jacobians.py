@@ -231,7 +231,8 @@ def _layers(model: "DepthModel", rows, arrays: Mapping[str, Any], done: int) -> 
     if done == model.n_layers:
         return
     write = _write_mean if arrays["A"].ndim == 3 else _write_each
-    for layer, blocks in model.sweep(rows, "Jacobians"):
+    for blocks in model.sweep(rows, "Jacobians"):
+        layer = blocks.layer
         if layer < done:
             continue  # the sweep itself passes the prompts through this block
         write(model, layer, blocks, arrays, len(rows))

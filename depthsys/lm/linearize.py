@@ -12,7 +12,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys.lm.readouts import LogitDifference, checked_readout
+
 if TYPE_CHECKING:
+    from depthsys.lm.frozen import FrozenRun
     from depthsys.lm.model import DepthModel
     from depthsys.lm.prompts import Texts
 
@@ -216,57 +219,102 @@ def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.Da
     return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
 
 
-def linear_gains(model: "DepthModel", texts: "Texts", concept: xr.Dataset) -> xr.Dataset:
+def io_map(run: "FrozenRun", inputs: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    r"""The exact linear input-output map of every prompt, from the outputs backwards.
+
+    Rows :math:`s \leftarrow A_l^\top s` are carried from every depth that is read to layer 0, all
+    in one pass: :math:`G[k, l] = C_k A_{k-1} \cdots A_l V_l`.
+
+    Parameters
+    ----------
+    run
+        A batch of prompts.
+    inputs
+        V_l as rows (depth, input, feature); None for free inputs, V_l = I.
+    rows
+        C_k (depth, prompt, output, feature).
+
+    Returns
+    -------
+    torch.Tensor
+        (prompt, depth, output, layer, input), float64.
+    """
+    n_depths, n_prompts, n_outputs, n_features = rows.shape
+    n_inputs = n_features if inputs is None else inputs.shape[1]
+    shape = (n_prompts, n_depths, n_outputs, n_depths - 1, n_inputs)
+    whole = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    carried, depths = rows[0][:, :0], []  # one block of n_outputs rows per depth
+    for block in reversed(run.blocks):
+        layer = block.layer
+        if bool((rows[layer + 1] != 0).any()):
+            carried = torch.cat([rows[layer + 1], carried], dim=1)
+            depths.insert(0, layer + 1)
+        if depths:
+            carried = block.vjp(carried)
+            here = carried if inputs is None else carried @ inputs[layer].mT
+            whole[:, depths, :, layer] = here.double().unflatten(1, (len(depths), n_outputs))
+    return whole
+
+
+def linear_gains(
+    model: "DepthModel",
+    texts: "Texts",
+    concept: xr.Dataset,
+    *,
+    readout: "str | LogitDifference | xr.DataArray" = "concept",
+) -> xr.Dataset:
     r"""Exact linear gain of every layer and prompt, by one backward pass per batch.
 
-    :math:`g_l = (\partial y_L/\partial x_l)\, v_l` with :math:`y_L = v_L^\top x_L`: the shift of
-    the readout per unit injection at the input of block l, to first order.
+    :math:`g_l = (\partial y_L/\partial x_l)\, v_l`: the shift of the readout at the last depth per
+    unit injection at the input of block l, to first order.
 
     Parameters
     ----------
     model, texts
         The model and the prompts.
     concept
-        ``direction`` (depth, feature).
+        ``direction`` (depth, feature), or (depth, input, feature).
+    readout
+        See `identify`; of a profile the last depth counts.
 
     Returns
     -------
     xr.Dataset
-        ``gain`` (prompt, layer), unit of the readout per unit of the state;
-        ``state_norm`` (prompt, layer), norm of the nominal x_l; ``readout`` (prompt), nominal y_L.
+        ``gain`` (prompt, layer), unit of the readout per unit of the state, with the further dims
+        output and input where there are several; ``state_norm`` (prompt, layer), norm of the
+        nominal x_l; ``readout`` (prompt), nominal y_L, with a dim output where there are several.
     """
     v = model.directions(concept)
-    gain = np.empty((len(texts), model.n_layers))
-    norm = np.empty_like(gain)
-    readout = np.empty(len(texts))
+    reader = checked_readout(model, readout, concept)
+    gain = np.empty((len(texts), model.n_layers, reader.n_outputs, v.shape[1]))
+    norm = np.empty(gain.shape[:2])
+    value = np.empty((len(texts), reader.n_outputs))
     for run in model.stream(texts, "linear gains"):
-        gradients = _readout_gradients(run, v[-1])
-        rows = run.prompts
-        gain[rows] = torch.einsum("lpf,lf->pl", gradients, v[:-1]).double().cpu().numpy()
-        norm[rows] = run.x[:-1].norm(dim=-1).T.double().cpu().numpy()
-        readout[rows] = (run.x[-1] @ v[-1]).double().cpu().numpy()
+        rows = reader.rows_at(model, run.x[-1]).clone()
+        rows[:-1] = 0
+        whole = io_map(run, v, rows)[:, -1].transpose(1, 2)
+        gain[run.prompts] = whole.cpu().numpy()
+        norm[run.prompts] = run.x[:-1].norm(dim=-1).T.double().cpu().numpy()
+        with torch.no_grad():
+            value[run.prompts] = reader.values(model, run.x[-1][:, None])[:, 0].cpu().numpy()
     return xr.Dataset(
         {
-            "gain": (("prompt", "layer"), gain),
+            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
             "state_norm": (("prompt", "layer"), norm),
-            "readout": ("prompt", readout),
+            "readout": squeezed(value, "prompt", "output"),
         },
         coords={"layer": np.arange(model.n_layers)},
         attrs={
             **model.provenance("linear_gains"),
             "kind": "exact linear",
+            "readout": reader.name,
             **model.which(texts),
         },
     )
 
 
-def _readout_gradients(run, v_last: torch.Tensor) -> torch.Tensor:
-    """Gradient of y_L with respect to the input of every block: (layer, prompt, feature)."""
-    with torch.enable_grad():
-        # a zero added to the input of each block collects the gradient at that depth
-        taps = [torch.zeros_like(block.x).requires_grad_() for block in run.blocks]
-        x = run.x[0]
-        for block, tap in zip(run.blocks, taps, strict=True):
-            x = block((x + tap)[:, None, :])[:, 0, :]
-        gradients = torch.autograd.grad((x @ v_last).sum(), taps)
-    return torch.stack(gradients)
+def squeezed(values: np.ndarray, *dims: str) -> xr.DataArray:
+    """The values without the dims output and input where there is only one."""
+    array = xr.DataArray(values, dims=dims)
+    single = [d for d in ("output", "input") if array.sizes.get(d) == 1]
+    return array.squeeze(single)

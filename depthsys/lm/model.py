@@ -10,7 +10,6 @@ import hashlib
 import json
 import operator
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +38,7 @@ from depthsys.lm.checkpoint import (
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, Run
 from depthsys.lm.prompts import Texts, length_batches
 from depthsys.lm.replay import Blocks, Calls
+from depthsys.lm.sweep import Layer, Sweep
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
 
@@ -254,6 +254,11 @@ class DepthModel:
         )
 
     @property
+    def numpy_dtype(self) -> np.dtype:
+        """The dtype as numpy's."""
+        return np.dtype(self.dtype_name)
+
+    @property
     def dtype_name(self) -> str:
         """Name of the dtype: float32 or float64."""
         return str(self.dtype).removeprefix("torch.")
@@ -300,22 +305,46 @@ class DepthModel:
         return hashlib.sha256(json.dumps(self.tokenize(prompts)[0]).encode()).hexdigest()
 
     def directions(self, concept: xr.Dataset) -> torch.Tensor:
-        """Concept directions (depth, feature), unit length, as a tensor of this model."""
-        v = concept["direction"].transpose("depth", "feature").values
-        expected = (self.n_layers + 1, self.n_features)
-        if v.shape != expected or not np.isfinite(v).all():
+        """Concept directions (depth, input, feature), unit length, as a tensor of this model.
+
+        ``concept`` holds ``direction`` (depth, feature), or (depth, input, feature) for several
+        inputs per layer.
+        """
+        direction = concept["direction"]
+        if "input" not in direction.dims:
+            direction = direction.expand_dims("input")
+        v = direction.transpose("depth", "input", "feature").values
+        expected = (self.n_layers + 1, v.shape[1], self.n_features)
+        if v.shape != expected or v.shape[1] < 1 or not np.isfinite(v).all():
             raise ValueError(
-                f"`concept` must hold a finite direction (depth, feature) of shape {expected}; "
-                f"got {v.shape}. Compute it with this model."
+                "`concept` must hold a finite direction (depth, feature), or (depth, input, "
+                f"feature), of shape {(expected[0], expected[2])} per input; "
+                f"got {concept['direction'].shape}. Compute it with this model."
             )
-        norms = np.linalg.norm(v, axis=1)
+        norms = np.linalg.norm(v, axis=-1)
         if abs(norms - 1).max() > 1e-6:
-            worst = int(abs(norms - 1).argmax())
+            depth, _ = np.unravel_index(abs(norms - 1).argmax(), norms.shape)
+            worst = norms[depth][abs(norms[depth] - 1).argmax()]
             raise ValueError(
-                f"`concept` must hold directions of unit length; got norm {norms[worst]:.7g} at "
-                f"depth {worst}. Divide by the norm."
+                f"`concept` must hold directions of unit length; got norm {worst:.7g} at "
+                f"depth {depth}. Divide by the norm; a zero direction is none."
+            )
+        if v.shape[1] > self.n_features:
+            raise ValueError(
+                f"`concept` must hold at most {self.n_features} directions per depth, the width of "
+                f"the model; got {v.shape[1]}. For all of R^H use `inputs='free'`."
             )
         return torch.as_tensor(v, dtype=self.dtype, device=self.device)
+
+    def direction(self, concept: xr.Dataset) -> torch.Tensor:
+        """The one direction (depth, feature) of a concept; ValueError for several."""
+        v = self.directions(concept)
+        if v.shape[1] != 1:
+            raise ValueError(
+                f"`concept` must hold one direction per depth here; got {v.shape[1]}. Select one: "
+                "`concept.isel(input=0)`."
+            )
+        return v[:, 0]
 
     # ---------------------------------------------------------------- runs
 
@@ -326,51 +355,35 @@ class DepthModel:
     def stream(self, prompts, progress: str | None = None) -> Iterator[FrozenRun]:
         """Nominal runs, one length batch at a time: memory does not grow with the prompts."""
         rows, _ = self.tokenize(prompts)
-        with _progress(progress, len(rows), "prompt") as bar:
-            for prompts in self._batches(rows):
+        with self.progress(progress, len(rows), "prompt") as bar:
+            for prompts in self.batches(rows):
                 yield self._frozen_run(rows, prompts)
                 bar.update(len(prompts))
 
-    def sweep(
-        self, prompts, progress: str | None = None
-    ) -> Iterator[tuple[int, Iterator[FrozenBlock]]]:
-        """Layer by layer, all prompts of a layer before the next layer.
+    def sweep(self, prompts, progress: str | None = None) -> Iterator[Layer]:
+        """Layer by layer, all prompts of a layer before the next layer; see `Sweep`.
 
-        Yields (layer, blocks), where ``blocks`` iterates over length batches. A direction at
-        depth l + 1 may thus depend on an average over all prompts at layer l, at the price of
-        one prefill in all. The hidden states of the prompts wait in a temporary file (tokens x H
-        numbers), so memory does not grow with the number of prompts.
+        Each `Layer` iterates over the `FrozenBlock` of every batch.
         """
-        rows, _ = self.tokenize(prompts)
-        with (
-            tempfile.TemporaryFile() as spool,
-            _progress(progress, len(rows) * self.n_layers, "block") as bar,
-        ):
-            for layer in range(self.n_layers):
-                blocks = self._blocks_of(layer, rows, spool, bar)
-                yield layer, blocks
-                for _ in blocks:  # a caller may stop early; the states must still advance
-                    pass
+        with Sweep(self, prompts) as sweep:
+            yield from sweep.forward(progress)
 
-    def _blocks_of(self, layer, rows, spool, bar) -> Iterator[FrozenBlock]:
-        spool.seek(0)
-        for prompts in self._batches(rows):
-            calls = self._calls(rows, prompts)
-            hidden, start = calls.embedded, spool.tell()
-            if layer > 0:
-                count = hidden.numel()
-                values = np.fromfile(spool, dtype=_numpy_dtype(self.dtype), count=count)
-                hidden = torch.from_numpy(values).view(hidden.shape).to(self.device)
-            block, hidden = self._frozen_block(layer, prompts, hidden, calls)
-            spool.seek(start)
-            hidden.cpu().numpy().tofile(spool)
-            yield block
-            bar.update(len(prompts))
+    def progress(self, title: str | None, total: int, unit: str):
+        """A bar for work over two seconds, on a terminal only."""
+        disable = True if title is None else None
+        return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
 
-    def _batches(self, rows: list[list[int]]) -> list[np.ndarray]:
-        return length_batches([len(row) for row in rows], padded=self.left_padding)
+    def batches(self, rows: list[list[int]]) -> list[np.ndarray]:
+        """Row numbers of prompts that run together: more of them in narrow models."""
+        return length_batches(
+            [len(row) for row in rows],
+            max_tokens=max(1024, 2**19 // self.n_features),
+            max_prompts=max(32, 2**14 // self.n_features),
+            padded=self.left_padding,
+        )
 
-    def _calls(self, rows: list[list[int]], prompts: np.ndarray) -> Calls:
+    def calls(self, rows: list[list[int]], prompts: np.ndarray) -> Calls:
+        """The arguments with which the model calls its blocks on these prompts."""
         if self._versions != _versions(self.hf):
             raise ValueError(
                 "`model` must keep the weights it was wrapped with; they have changed, and its "
@@ -386,16 +399,16 @@ class DepthModel:
 
     @torch.no_grad()
     def _frozen_run(self, rows: list[list[int]], prompts: np.ndarray) -> FrozenRun:
-        calls = self._calls(rows, prompts)
+        calls = self.calls(rows, prompts)
         hidden, blocks = calls.embedded, []
         for layer in range(self.n_layers):
-            block, hidden = self._frozen_block(layer, prompts, hidden, calls)
+            block, hidden = self.frozen_block(layer, prompts, hidden, calls)
             blocks.append(block)
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
         return FrozenRun(blocks, prompts, x)
 
     @torch.no_grad()
-    def _frozen_block(
+    def frozen_block(
         self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: Calls
     ) -> tuple[FrozenBlock, torch.Tensor]:
         """Pass whole sequences through one block and keep what the last token saw."""
@@ -408,6 +421,12 @@ class DepthModel:
             )
         block = FrozenBlock(layer, prompts, x, x_next, margin, self.blocks, calls, frozen)
         return block, after
+
+    def head(self, x_last: torch.Tensor) -> torch.Tensor:
+        """Logits (row, token) of the model's own final norm and unembedding, for x_L (row, H)."""
+        ids = torch.zeros(len(x_last), 1, dtype=torch.long, device=self.device)
+        with self.blocks.replaced(lambda *_: x_last[:, None, :]):
+            return self.hf(ids).logits[:, -1]
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
@@ -431,13 +450,3 @@ def _token_ids(row: Any) -> list[int]:
 def _versions(hf: Any) -> list[tuple[int, int]]:
     """What changes when weights are replaced or written to (but not through ``.data``)."""
     return [(id(p), p._version) for p in hf.parameters() if not p.is_meta]
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    return np.dtype(str(dtype).removeprefix("torch."))
-
-
-def _progress(title: str | None, total: int, unit: str):
-    """A bar for work over two seconds, on a terminal only."""
-    disable = True if title is None else None
-    return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)

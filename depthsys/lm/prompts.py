@@ -48,6 +48,10 @@ class Texts:
         rows = [[text, int(label)] for text, label in zip(self.texts, self.labels, strict=True)]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
+    def first(self, count: int) -> "Texts":
+        """The first ``count`` texts, or all if there are fewer."""
+        return self._take(np.arange(min(count, len(self))))
+
     def split(
         self, *, concept: int = 400, operating: int = 200, held_out: int = 200, seed: int = 0
     ) -> "Splits":

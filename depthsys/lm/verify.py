@@ -1,14 +1,17 @@
 """What the full nonlinear model does: measured gains, played schedules, energies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import xarray as xr
 
 from depthsys import ltv
-from depthsys.lm.model import DepthModel, FrozenRun
+from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.linearize import squeezed
+from depthsys.lm.model import DepthModel
 from depthsys.lm.prompts import Texts
+from depthsys.lm.readouts import LogitDifference, Readout, checked_readout
 
 # Copies x prompts that are replayed at once, without derivatives.
 ROWS = 4096
@@ -24,6 +27,7 @@ def measure_gains(
     eps: float = 0.1,
     relative: bool = False,
     difference: str = "central",
+    readout: str | LogitDifference | xr.DataArray = "concept",
 ) -> xr.Dataset:
     r"""Measured gain of every layer and prompt on the full nonlinear model.
 
@@ -36,19 +40,22 @@ def measure_gains(
     model, texts
         The model and the prompts.
     concept
-        ``direction`` (depth, feature).
+        ``direction`` (depth, feature), or (depth, input, feature).
     eps
         Step, in the unit of the state; with ``relative`` a fraction of its norm.
     relative
         Inject ``s = eps ||x_l||`` of each prompt instead of ``s = eps``.
     difference
         "central", or "forward" for the one-sided ``[y_L(+s v_l) - y_L] / eps``.
+    readout
+        See `identify`; of a profile the last depth counts.
 
     Returns
     -------
     xr.Dataset
         ``gain`` (prompt, layer): unit of the readout per unit of the state, or per fraction of
-        the state's norm with ``relative``.
+        the state's norm with ``relative``; with the further dims output and input where there are
+        several.
 
     Raises
     ------
@@ -66,19 +73,21 @@ def measure_gains(
             f"`difference` must be 'central' or 'forward'; got {difference!r}. Pick one."
         )
     v = model.directions(concept)
-    identity = torch.eye(model.n_layers, dtype=model.dtype, device=model.device)
+    reader = checked_readout(model, readout, concept)
+    one_each = _one_each(model, v)
     # the last copy of a forward difference is never pushed: it is the nominal run
-    ends = torch.zeros_like(identity[:1]) if difference == "forward" else -identity
-    pushes = eps * torch.cat([identity, ends])
-    gain = np.empty((len(texts), model.n_layers))
+    ends = torch.zeros_like(one_each[:1]) if difference == "forward" else -one_each
+    pushes = eps * torch.cat([one_each, ends])
+    gain = np.empty((len(texts), model.n_layers, v.shape[1], reader.n_outputs))
     for run in model.stream(texts, "measured gains"):
         _check_step(run, eps, relative)
-        size = run.x[:-1].norm(dim=-1).T[:, None, :] if relative else 1.0
-        y = _readouts(run, v, pushes * size)
+        size = run.x[:-1].norm(dim=-1).T[:, None, :, None] if relative else 1.0
+        y = _readouts(model, run, v, pushes * size, reader)
         width = 2 * eps if difference == "central" else eps
-        gain[run.prompts] = (y[:, : model.n_layers] - y[:, model.n_layers :]) / width
+        slope = (y[:, : len(one_each)] - y[:, len(one_each) :]) / width
+        gain[run.prompts] = slope.reshape(-1, *gain.shape[1:])
     return xr.Dataset(
-        {"gain": (("prompt", "layer"), gain)},
+        {"gain": squeezed(gain.swapaxes(2, 3), "prompt", "layer", "output", "input")},
         coords={"layer": np.arange(model.n_layers)},
         attrs={
             **model.provenance("measure_gains"),
@@ -86,6 +95,7 @@ def measure_gains(
             "step": eps,
             "relative": int(relative),
             "difference": difference,
+            "readout": reader.name,
             **model.which(texts),
         },
     )
@@ -97,12 +107,16 @@ def check_target(target: float) -> None:
         raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
 
 
+class SmallStepError(ValueError):
+    """A step that drowns in the rounding of the states."""
+
+
 def _check_step(run: FrozenRun, eps: float, relative: bool) -> None:
     """Refuse a step that drowns in the rounding of the states."""
     scale = 1.0 if relative else float(run.x[:-1].norm(dim=-1).max())
     least = 100 * torch.finfo(run.x.dtype).eps * scale
     if eps < least:
-        raise ValueError(
+        raise SmallStepError(
             f"`eps` must be well above the rounding of the states; got {eps:.1e} where "
             f"{least:.1e} is the least in {str(run.x.dtype).removeprefix('torch.')}. Use a larger "
             "step or float64."
@@ -115,21 +129,50 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"`eps` must be positive and finite; got {eps}. The default is 0.1.")
 
 
-@torch.no_grad()
-def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarray:
-    """Readout y_L (prompt, copy) when copy c is pushed by ``pushes[..., c, l] v_l`` at layer l.
+def _one_each(model: DepthModel, v: torch.Tensor) -> torch.Tensor:
+    """A unit push at every layer and input in turn: (copy, layer, input)."""
+    count = model.n_layers * v.shape[1]
+    identity = torch.eye(count, dtype=model.dtype, device=model.device)
+    return identity.unflatten(1, (model.n_layers, v.shape[1]))
 
-    ``pushes`` is (copy, layer) or (prompt, copy, layer). A copy is nominal until its first push,
-    so it joins the batch there.
 
-    Raises FloatingPointError if a push is so large that a state overflows.
+def deviations(run: FrozenRun, v: torch.Tensor, eps: float) -> np.ndarray:
+    """How the states answer a push at each layer and input, per unit of the push.
+
+    Central differences with the step ``eps`` on the full nonlinear model: (prompt, depth, feature,
+    push), float64; zero up to the layer of the push.
     """
-    n_prompts, n_layers = run.x.shape[1], len(run.blocks)
-    pushes = pushes.expand(n_prompts, *pushes.shape[-2:])
-    size = max(1, ROWS // n_prompts)
-    if pushes.shape[1] > size:
-        return np.hstack([_readouts(run, v, part) for part in pushes.split(size, dim=1)])
-    pushed = (pushes != 0).any(0)
+    check_eps(eps)
+    _check_step(run, eps, relative=False)
+    n_layers, n_inputs, n_features = len(run.blocks), v.shape[1], v.shape[2]
+    one_each = torch.eye(n_layers * n_inputs).to(v).unflatten(1, (n_layers, n_inputs))
+    shape = (run.x.shape[1], n_layers + 1, n_features, n_layers * n_inputs)
+    found = np.zeros(shape)
+    with torch.no_grad():
+        for depth, copies, x in _replay(run, v, eps * torch.cat([one_each, -one_each])):
+            signs = torch.where(copies < len(one_each), 1.0, -1.0).to(x.device, torch.float64)
+            # both copies of a push have joined by now; their nominal parts cancel
+            half = signs[:, None] * x.double() / (2 * eps)
+            at = (copies % len(one_each)).cpu().numpy()
+            values = np.moveaxis(half.cpu().numpy(), 1, 2)
+            for column, push in enumerate(at):
+                found[:, depth, :, push] += values[..., column]
+    return found
+
+
+def _replay(
+    run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """States of copies pushed by ``pushes[..., c, l, i] v_li`` at the input of block l.
+
+    ``pushes`` is (copy, layer, input) or (prompt, copy, layer, input). A copy is nominal until its
+    first push, so it joins the batch there. Yields depth 1..L, the numbers of the copies that have
+    joined, and their states (prompt, copy, feature).
+    """
+    n_layers = len(run.blocks)
+    pushed = (pushes != 0).any(-1)
+    while pushed.dim() > 2:
+        pushed = pushed.any(0)
     # a copy that is never pushed (argmax of zeros is 0) goes through the same replay as the others
     first = pushed.int().argmax(-1)
     order = torch.argsort(first, stable=True)
@@ -138,15 +181,31 @@ def _readouts(run: FrozenRun, v: torch.Tensor, pushes: torch.Tensor) -> np.ndarr
     for layer, block in enumerate(run.blocks):
         joining = starts[layer] - x.shape[1]
         x = torch.cat([x, block.x[:, None].expand(-1, joining, -1)], dim=1)
-        if x.shape[1] > 0:
-            x = block(x + pushes[:, order[: x.shape[1]], layer, None] * v[layer])
-    y = x.double() @ v[-1].double()
+        copies = order[: x.shape[1]]
+        if len(copies):
+            x = block(x + pushes[..., copies, layer, :] @ v[layer])
+            yield layer + 1, copies, x
+
+
+@torch.no_grad()
+def _readouts(model: DepthModel, run: FrozenRun, v, pushes: torch.Tensor, reader: Readout):
+    """Readout y_L (prompt, copy, output) when copies are pushed as in `_replay`.
+
+    Raises FloatingPointError if a push is so large that a state overflows.
+    """
+    n_prompts = run.x.shape[1]
+    size = max(1, ROWS // n_prompts)
+    if pushes.shape[-3] > size:
+        parts = pushes.split(size, dim=-3)
+        return np.concatenate([_readouts(model, run, v, part, reader) for part in parts], axis=1)
+    *_, (_, copies, x) = _replay(run, v, pushes)
+    y = reader.values(model, x)
     if not bool(torch.isfinite(y).all()):
         raise FloatingPointError(
             "the states must stay finite; a push of size "
             f"{float(pushes.abs().max()):.1e} overflows. Use a smaller step or target."
         )
-    return y[:, torch.argsort(order)].cpu().numpy()
+    return y[:, torch.argsort(copies)].cpu().numpy()
 
 
 def play(
@@ -156,6 +215,7 @@ def play(
     plan: xr.Dataset,
     *,
     scale: Sequence[float] = (1.0,),
+    readout: str | LogitDifference | xr.DataArray = "concept",
 ) -> xr.Dataset:
     """Play a schedule on the full nonlinear model: what the readout really does.
 
@@ -164,41 +224,61 @@ def play(
     model, texts, concept
         The model, the prompts and the directions (depth, feature).
     plan
-        ``u`` (layer, input) with one input, from `ltv.minimum_energy` or made by hand.
+        ``u`` (layer, input), from `ltv.minimum_energy` or made by hand.
     scale
         Factors on the whole schedule.
+    readout
+        See `identify`; of a profile the last depth counts.
 
     Returns
     -------
     xr.Dataset
-        ``response`` (prompt, scale): y_L with the schedule minus y_L without.
+        ``response`` (prompt, scale): y_L with the schedule minus y_L without; with a dim output
+        where there are several.
     """
     u = plan["u"]
-    if dict(u.sizes) != {"layer": model.n_layers, "input": 1}:
+    n_inputs = model.directions(concept).shape[1]
+    if dict(u.sizes) != {"layer": model.n_layers, "input": n_inputs}:
         raise ValueError(
-            f"`plan` must hold u (layer={model.n_layers}, input=1); got {dict(u.sizes)}. "
-            "Select one schedule of a batch first."
+            f"`plan` must hold u (layer={model.n_layers}, input={n_inputs}); got "
+            f"{dict(u.sizes)}. Select one schedule of a batch first."
         )
-    schedule = u.transpose("input", "layer").values
+    schedule = u.transpose("layer", "input").values[None]
     factors = np.asarray(scale, dtype=np.float64)[None]
-    response = _shifts(model, texts, concept, schedule, factors, "play")[:, 0]
+    response = _all_shifts(model, texts, concept, schedule, factors, "play", readout)[:, 0]
     return xr.Dataset(
-        {"response": (("prompt", "scale"), response)},
+        {"response": squeezed(response, "prompt", "scale", "output")},
         coords={"scale": factors[0]},
         attrs={**model.provenance("play"), **model.which(texts)},
     )
 
 
 def _shifts(model, texts, concept, schedules, scales, title) -> np.ndarray:
-    """Shift of y_L (prompt, schedule, scale); schedules (schedule, layer), scales likewise."""
+    """Shift of the concept readout (prompt, schedule, scale); schedules (schedule, layer)."""
+    pushes = schedules[:, :, None]
+    return _all_shifts(model, texts, concept, pushes, scales, title, "concept")[..., 0]
+
+
+def _all_shifts(model, texts, concept, schedules, scales, title, readout) -> np.ndarray:
+    """Shift of y_L (prompt, schedule, scale, output).
+
+    ``schedules`` (schedule, layer, input), ``scales`` (schedule, scale).
+    """
     v = model.directions(concept)
-    pushes = torch.as_tensor(schedules[:, None, :] * scales[:, :, None]).flatten(0, 1).to(v)
+    reader = checked_readout(model, readout, concept)
+    if schedules.shape[-1] != v.shape[1]:
+        raise ValueError(
+            f"`schedules` must have the {v.shape[1]} inputs of the concept; got "
+            f"{schedules.shape[-1]}. Select one direction: `concept.isel(input=0)`."
+        )
+    pushes = schedules[:, None] * scales[:, :, None, None]
+    pushes = torch.as_tensor(pushes).flatten(0, 1).to(v)
     # the appended copy is not pushed: the nominal run through the same replay
     pushes = torch.cat([pushes, torch.zeros_like(pushes[:1])])
-    shift = np.empty((len(texts), *scales.shape))
+    shift = np.empty((len(texts), *scales.shape, reader.n_outputs))
     for run in model.stream(texts, title):
-        y = _readouts(run, v, pushes)
-        shift[run.prompts] = (y[:, :-1] - y[:, -1:]).reshape(-1, *scales.shape)
+        y = _readouts(model, run, v, pushes, reader)
+        shift[run.prompts] = (y[:, :-1] - y[:, -1:]).reshape(-1, *shift.shape[1:])
     return shift
 
 

@@ -13,6 +13,7 @@ from depthsys.ltv.basis import (
     krylov_basis,
     pod_basis,
     random_basis,
+    span_basis,
     two_sided_basis,
 )
 from depthsys.ltv.compare import compare
@@ -39,6 +40,7 @@ from depthsys.ltv.lti import (
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.project import project
+from depthsys.ltv.realization import parallel, realization
 from depthsys.ltv.response import embed, gains, io_matrix, simulate, transition
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
 from depthsys.ltv.window import concatenate, window
@@ -79,13 +81,16 @@ __all__ = [
     "modal_controllability",
     "observability_factors",
     "observability_gramian",
+    "parallel",
     "pod_basis",
     "project",
     "random_basis",
     "reachability_factors",
     "reachability_gramian",
     "reachable_fraction",
+    "realization",
     "simulate",
+    "span_basis",
     "state_gains",
     "system",
     "transition",

@@ -202,7 +202,7 @@ def arnoldi_basis(
             basis = orthonormal(start[0][..., k, :, :] if start else last_input, order, rtol)
             a, done = A[min(k, len(A) - 1)], 0
             while done < basis.shape[-1] and _count(basis).min() < order:
-                basis = _extended(basis, a @ basis[..., done : done + 1], rtol)
+                basis = extended(basis, a @ basis[..., done : done + 1], rtol)
                 done += 1
             Q.append(_packed(basis)[..., :order])
         return Q, Q
@@ -343,6 +343,30 @@ def random_basis(
         "random", core, "A", rtol, {"sizes": state_sizes(system), **_start(start, system)}
     )
     return _basis(system, method, order, tolerance).assign_attrs(seed=seed)
+
+
+def span_basis(
+    system: System,
+    order: int | None = None,
+    *,
+    columns: ArrayLike | xr.DataArray,
+    tolerance: float | None = None,
+    rtol: float = RTOL,
+) -> xr.Dataset:
+    """``orth[columns_k]``, W = V: Galerkin projection onto directions of your own.
+
+    ``columns`` (depth, state) or (depth, state, column), the most important first.
+
+    Other parameters, results and errors as for `krylov_basis`.
+    """
+
+    def core(A, columns, *, order):
+        sizes = [a.shape[-1] for a in A] + [A[-1].shape[-2]]
+        Q = [orthonormal(columns[..., k, :n, :], order, rtol) for k, n in enumerate(sizes)]
+        return Q, Q
+
+    given = {"columns": _columns(columns, system, "columns", "column")}
+    return _basis(system, _Method("span", core, "A", rtol, given), order, tolerance)
 
 
 @dataclass(frozen=True)
@@ -490,12 +514,14 @@ def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     if (np.abs(part) > rtol * np.linalg.norm(wide, axis=-2)).all():
         return (Q * np.sign(part)[..., None, :])[..., :order]  # along the columns, not against
     empty = np.zeros((*columns.shape[:-1], 0))
-    return _packed(_extended(empty, columns, rtol))[..., :order]
+    return _packed(extended(empty, columns, rtol))[..., :order]
 
 
-def _extended(Q: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:
+def extended(Q: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:
     """Q and what is new in the columns; a member of a batch with nothing new gets a zero column."""
     for j in range(columns.shape[-1]):
+        if (_count(Q) == Q.shape[-2]).all():
+            break  # Q spans everything
         column = columns[..., j : j + 1]
         rest = column
         for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
@@ -511,7 +537,10 @@ def _count(Q: np.ndarray) -> np.ndarray:
     return (Q != 0).any(-2).sum(-1)
 
 
+def packing(Q: np.ndarray) -> np.ndarray:
+    """The order of the columns that moves zero ones to the end, for every member of a batch."""
+    return np.argsort(~(Q != 0).any(-2), axis=-1, kind="stable")
+
+
 def _packed(Q: np.ndarray) -> np.ndarray:
-    """The columns with zero ones moved to the end, for every member of a batch."""
-    order = np.argsort(~(Q != 0).any(-2), axis=-1, kind="stable")
-    return np.take_along_axis(Q, order[..., None, :], axis=-1)
+    return np.take_along_axis(Q, packing(Q)[..., None, :], axis=-1)

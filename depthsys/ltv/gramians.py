@@ -1,5 +1,7 @@
 """Square-root Gramians and Hankel singular values of a linear time-varying system."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
@@ -8,6 +10,7 @@ from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
     check_finite,
+    in_parts,
     labels,
     over_depth,
     stacked,
@@ -17,6 +20,7 @@ from depthsys.ltv.matrix_free import (
 from depthsys.ltv.system import as_named
 
 System = xr.Dataset | MatrixFree
+MAP_DIMS = ("depth", "output", "layer", "input")
 
 
 def reachability_factors(
@@ -157,17 +161,29 @@ def observability_gramian(system: System) -> xr.DataArray:
     return xr.dot(S, S.rename(state="state_2"), dim="column").rename("Q")
 
 
-def hankel_singular_values(system: System) -> xr.DataArray:
+def hankel_singular_values(system: System | xr.DataArray) -> xr.DataArray:
     r"""Hankel singular values at every depth, largest first.
 
     :math:`\sigma_i(k)` are the singular values of :math:`S_k^\top R_k`, that is of the Hankel
     block that maps the inputs before depth k to the outputs from depth k on.
+
+    Parameters
+    ----------
+    system
+        A system, or its input-output map alone: a DataArray (depth, output, layer, input) as
+        `io_matrix` returns it.
 
     Returns
     -------
     xr.DataArray
         ``hankel_singular_values`` (depth, index), unit output/input; zero beyond the number of
         inputs so far or outputs to come. MATLAB: `hsvd`, for LTI.
+
+    Raises
+    ------
+    ValueError
+        If the system is not valid (see `check`), or a map has other dims, is not finite or not
+        causal.
 
     Notes
     -----
@@ -179,6 +195,8 @@ def hankel_singular_values(system: System) -> xr.DataArray:
     ----------
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     """
+    if isinstance(system, xr.DataArray):
+        return _values_of_map(checked_map(system, "system")).rename("hankel_singular_values")
     values = over_depth(_hankel_values, system, "ABC", [["depth", "index"]])
     return values.rename("hankel_singular_values").assign_coords(depth=labels(system, "depth"))
 
@@ -193,8 +211,78 @@ def _hankel_values(A, B, C) -> np.ndarray:
             if r.shape[-1]
             else np.zeros((*product.shape[:-2], 0))
         )
+    return in_rows(values)
+
+
+def in_rows(values: list[np.ndarray]) -> np.ndarray:
+    """Vectors (..., index) of varying length as (..., depth, index), padded with zeros."""
     rows = [v[..., None, :] for v in values]
     return stacked(rows, 1, max(v.shape[-1] for v in values))[..., 0, :]
+
+
+def _values_of_map(io: xr.DataArray) -> xr.DataArray:
+    def core(G: np.ndarray) -> np.ndarray:
+        return in_rows([np.linalg.svd(f, compute_uv=False) for f in hankel_factors(G)])
+
+    dims = ["depth", "index"]
+    return xr.apply_ufunc(
+        lambda G: in_parts(core, (G,), [MAP_DIMS], [dims]),
+        io,
+        input_core_dims=[list(MAP_DIMS)],
+        output_core_dims=[dims],
+    )
+
+
+def hankel_factors(G: np.ndarray) -> list[np.ndarray]:
+    """F_k (..., row, column) with F_k F_k' = H_k H_k' for the Hankel blocks at depths 0..L.
+
+    H_k has the rows of depth k and later, and the columns of the layers before k: the rows of
+    H_{k-1} but the first, and the columns of one more layer. Compressed at every depth, so that the
+    number of inputs counts once.
+    """
+    *batch, n_depths, p, n_layers, m = G.shape
+    factors = [np.zeros((*batch, n_depths * p, 0))]
+    for k in range(1, n_layers + 1):
+        new = G[..., k:, :, k - 1, :].reshape(*batch, (n_depths - k) * p, m)
+        factors.append(compressed(beside(factors[-1][..., p:, :], new)))
+    return factors
+
+
+def checked_map(io: Any, name: str = "io") -> xr.DataArray:
+    """An input-output map (..., depth, output, layer, input) with labels, in float64.
+
+    TypeError for a system; ValueError unless it is finite and causal, with L layers and L + 1
+    depths.
+    """
+    if isinstance(io, (xr.Dataset, MatrixFree)):
+        raise TypeError(
+            f"`{name}` must be an input-output map; got a {type(io).__name__}. Take the map of a "
+            "system with `ltv.io_matrix(system)`."
+        )
+    io = as_named(io, name, dict.fromkeys(MAP_DIMS))
+    sizes = io.sizes
+    if 0 in io.shape or sizes["depth"] != sizes["layer"] + 1:
+        raise ValueError(
+            f"`{name}` must have L >= 1 layers, L + 1 depths and nothing empty; got {dict(sizes)}. "
+            "Inputs act at depths 0..L-1, and the last output is y_L: add it, or drop a layer."
+        )
+    if taken := {"state", "state_next", "index"} & set(io.dims):
+        raise ValueError(
+            f"`{name}` must name its batch dims otherwise than a system does; got {sorted(taken)}. "
+            "Rename them."
+        )
+    depth, layer = (xr.DataArray(np.arange(sizes[d]), dims=[d]) for d in ("depth", "layer"))
+    early = (io != 0) & (layer > depth)
+    if bool(early.any()):
+        first = np.argwhere(early.values)[0]
+        place = ", ".join(f"{d}={io[d].values[i]}" for d, i in zip(early.dims, first, strict=True))
+        raise ValueError(
+            f"`{name}` must be causal, zero where the layer is after the depth; got "
+            f"{io.values[tuple(first)]} at {place}. Sort layers and depths, or set such entries to "
+            "zero."
+        )
+    io = io.drop_vars("order", errors="ignore")  # of the system that the map comes from
+    return io.assign_coords(depth=io["depth"], layer=io["layer"])
 
 
 def used_values(s: np.ndarray, rtol: float) -> np.ndarray:

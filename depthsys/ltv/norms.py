@@ -71,18 +71,21 @@ def resolution(system: System) -> xr.DataArray:
     return over_depth(core, system, "ABCD", [[]]).rename("resolution")
 
 
-def hankel_norm(system: System) -> xr.DataArray:
-    """Largest Hankel singular value over all depths, output/input."""
+def hankel_norm(system: System | xr.DataArray) -> xr.DataArray:
+    """Largest Hankel singular value over all depths, output/input. Takes an `io_matrix`, too."""
     return hankel_singular_values(system).max(["depth", "index"]).rename("hankel_norm")
 
 
-def error_bounds(system: System, order: int | Sequence[int] | xr.DataArray) -> xr.Dataset:
+def error_bounds(
+    system: System | xr.DataArray, order: int | Sequence[int] | xr.DataArray
+) -> xr.Dataset:
     r"""What is proved about the error ``||G - G_r||`` (induced norm) of a model of order ``order``.
 
     Parameters
     ----------
     system
-        The full system.
+        The full system, or its input-output map alone (depth, output, layer, input), as
+        `io_matrix` returns it: the bounds are then those of `realization`.
     order
         Largest number of states per depth, 0 or more; several give a dim ``order``. A DataArray
         (depth) says how many are kept at every depth, for example ``basis.order``: that counts
@@ -96,7 +99,8 @@ def error_bounds(system: System, order: int | Sequence[int] | xr.DataArray) -> x
         ``lower``
             :math:`\max_k \sigma_{r+1}(k)`: no model of that order, however made, is better.
         ``upper_distinct``
-            Twice the sum of the distinct truncated values, proved for `balanced_basis`.
+            Twice the sum of the distinct truncated values, proved for `balanced_basis` and
+            `realization`.
         ``upper_segment``
             Sum over truncated indices i of the cheapest split of the depths into segments, each
             costing :math:`2\sigma_i(a)` times the product of the rises
@@ -112,7 +116,7 @@ def error_bounds(system: System, order: int | Sequence[int] | xr.DataArray) -> x
     Raises
     ------
     ValueError
-        If ``order`` is negative or not whole.
+        If ``order`` is negative or not whole, or a map is not valid.
 
     Notes
     -----

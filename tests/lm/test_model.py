@@ -88,7 +88,8 @@ def test_model_is_left_as_it_was(tiny):
 
 def test_sweep_visits_every_prompt_at_every_layer_and_agrees_with_run(tiny):
     states = tiny.run(IDS).states.values
-    for layer, blocks in tiny.sweep(IDS):
+    for blocks in tiny.sweep(IDS):
+        layer = blocks.layer
         seen = []
         for block in blocks:
             seen += block.prompts.tolist()
@@ -100,8 +101,8 @@ def test_sweep_visits_every_prompt_at_every_layer_and_agrees_with_run(tiny):
 def test_sweep_goes_on_when_a_layer_is_not_used(tiny):
     states = tiny.run(IDS).states.values
     last = None
-    for _, blocks in tiny.sweep(IDS):
-        last = next(blocks)
+    for blocks in tiny.sweep(IDS):
+        last = next(iter(blocks))
     np.testing.assert_allclose(last.x_next, states[-1][last.prompts], rtol=1e-12)
 
 

@@ -4,100 +4,7 @@ import pytest
 import xarray as xr
 
 from depthsys import ltv, plot
-
-
-@pytest.fixture
-def gains():
-    rng = np.random.default_rng(0)
-    bounds = {"layers": ["all", "without_layer_0"], "bound": ["estimate", "low", "high"]}
-    error = np.tile([0.02, 0.01, 0.03], (5, 2, 1))
-    error[1, :, 1:] = np.nan
-    error[3, :] = [1e-17, np.nan, np.nan]
-    return xr.Dataset(
-        {
-            "measured_gain": (("prompt", "layer"), 1 + rng.random((9, 4))),
-            "linear_gain": (("prompt", "layer"), 1 + rng.random((9, 4))),
-            "surrogate_gain": ("layer", [4.0, 3.0, 2.0, 1.0]),
-            "error_budget": (("part", "layers", "bound"), error),
-        },
-        coords={"layer": range(4), "part": list("abcde"), **bounds},
-    )
-
-
-@pytest.fixture
-def energies():
-    multiple = [1.0, 2.0, np.nan, 30.0]
-    names = ["minimum_energy", "uniform", "first_layer", "last_layer"]
-    return xr.Dataset(
-        {
-            "multiple": ("schedule", multiple),
-            "monotone": ("schedule", [True, True, False, True]),
-            "layer_pushed": ("schedule", [-1, -1, 0, 2]),
-            "u": ("layer", [0.1, -0.2, 0.3]),
-        },
-        coords={"schedule": names, "layer": range(3)},
-        attrs={"target": 5.0, "energy": "absolute"},
-    )
-
-
-def test_gain_curves_show_the_means_with_and_without_layer_0(gains):
-    _, axes = plot.figure(columns=2)
-    plot.gain_curves(tuple(axes), gains)
-    for skip, ax in enumerate(axes):
-        lines = {line.get_label(): line for line in ax.lines}
-        mean = gains.measured_gain.mean("prompt")[skip:]
-        np.testing.assert_allclose(lines["measured, mean"].get_ydata(), mean)
-        np.testing.assert_allclose(lines["surrogate"].get_ydata(), gains.surrogate_gain[skip:])
-        np.testing.assert_allclose(lines["surrogate"].get_xdata(), gains.layer[skip:])
-        assert ax.get_xlabel()
-        assert ax.get_ylabel()
-
-
-def test_error_budget_bars_are_percentages_and_zero_is_said(gains):
-    _, (ax,) = plot.figure()
-    plot.error_budget(ax, gains)
-    widths = [bar.get_width() for bar in ax.patches[:5]]
-    np.testing.assert_allclose(widths, [2, 2, 2, 1e-15, 2])
-    texts = [text.get_text() for text in ax.texts]
-    assert texts.count("0 (to rounding)") == 2
-    assert texts.count("2 %") == 8
-
-
-def test_energies_say_not_reached(energies):
-    _, (ax,) = plot.figure()
-    plot.energies(ax, energies)
-    assert [text.get_text() for text in ax.texts] == [
-        "1 x",
-        "2 x",
-        "not reached (not monotone)",
-        "30 x",
-    ]
-    assert [label.get_text() for label in ax.get_yticklabels()][2] == "first layer (0)"
-
-
-def test_energies_when_nothing_is_reached(energies, tmp_path):
-    fig, (ax,) = plot.figure()
-    plot.energies(ax, energies.assign(multiple=energies.multiple * np.nan))
-    plot.save(fig, tmp_path / "a.png", "png")
-    assert {text.get_text() for text in ax.texts} == {"not reached", "not reached (not monotone)"}
-
-
-def test_schedule_shows_the_injections(energies):
-    _, (ax,) = plot.figure()
-    plot.schedule(ax, energies)
-    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], energies.u)
-    assert "shift of 5" in ax.get_title()
-
-
-def test_saved_figures_are_whole_and_reproducible(energies, tmp_path):
-    for name in ("a.svg", "b.svg"):
-        fig, (ax,) = plot.figure()
-        plot.schedule(ax, energies)
-        plot.save(fig, tmp_path / name, "svg")
-    plot.save(fig, tmp_path / "a.png", "png")
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert b"minimum-energy schedule" in (tmp_path / "a.svg").read_bytes()
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+from tests.plot.drawing import drawn, labels_of, lines_of, styles_of
 
 
 @pytest.fixture
@@ -112,26 +19,6 @@ def graded():
     """Hankel singular values (depth, index) with zeros and one value that is rounding noise."""
     values = [[0.0, 0.0, 0.0], [8.0, 0.0, 0.0], [4.0, 1e-3, 1e-18]]
     return xr.DataArray(values, dims=["depth", "index"], coords={"depth": [3, 4, 5]})
-
-
-def drawn(tmp_path, function, *arguments, **settings):
-    """The Axes and, as saving finds faults that plotting does not, the figure saved."""
-    fig, (ax,) = plot.figure()
-    function(ax, *arguments, **settings)
-    plot.save(fig, tmp_path / "a.png", "png")
-    return ax
-
-
-def lines_of(ax):
-    return {line.get_label(): line for line in ax.lines}
-
-
-def labels_of(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def styles_of(lines):
-    return {(line.get_marker(), line.get_linestyle()) for line in lines}
 
 
 def test_hankel_map_shows_every_value_and_leaves_zeros_blank(system, tmp_path):
@@ -440,22 +327,3 @@ def test_error_curves_refuse_other_tables(table):
         plot.error_curves(ax, table.expand_dims("prompt"))
     with pytest.raises(ValueError, match=r"`norm` must be positive; got 0"):
         plot.error_curves(ax, table.assign(norm=0.0))
-
-
-def test_schedule_takes_a_plan_with_several_inputs(tmp_path):
-    rng = np.random.default_rng(0)
-    u = xr.DataArray(rng.standard_normal((5, 2)), dims=["layer", "input"]).assign_coords(
-        layer=range(3, 8)
-    )
-    _, (ax,) = plot.figure()
-    plot.schedule(ax, xr.Dataset({"u": u}))
-    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(2, 5)
-    np.testing.assert_allclose(heights, u.T)
-    middles = np.array([bar.get_x() + bar.get_width() / 2 for bar in ax.patches]).reshape(2, 5)
-    np.testing.assert_allclose(middles.mean(0), range(3, 8))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["input 0", "input 1"]
-
-
-def test_a_figure_may_have_rows():
-    _, axes = plot.figure(columns=3, rows=2)
-    assert len(axes) == 6

@@ -1,0 +1,406 @@
+"""One table of reduction methods against orders, checked on the full nonlinear model."""
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.lm.accuracy import agreement, error_budget, gain_curve
+from depthsys.lm.concepts import mean_difference
+from depthsys.lm.exact import restricted_mean
+from depthsys.lm.identify import (
+    full_system,
+    full_system_each,
+    io_each,
+    mean_response,
+    reduced_to,
+)
+from depthsys.lm.linear_range import linear_range
+from depthsys.lm.linearize import linear_gains
+from depthsys.lm.methods import METHODS, Balanced, Ensemble, Method
+from depthsys.lm.model import DepthModel
+from depthsys.lm.nominal import Setting
+from depthsys.lm.prompts import Splits, Texts
+from depthsys.lm.readouts import LogitDifference
+from depthsys.lm.verify import check_eps, measure_gains
+from depthsys.ltv.norms import bounds_of, spectral_norm
+
+REFERENCES = ("mean_system", "mean_response")
+_PROVED = {Balanced: "mean_system", Ensemble: "mean_response"}
+_AUC = ("auc", "auc_low", "auc_high")
+_INJECTION = xr.Variable("injection", ["absolute", "relative"])
+_STORED = ("A", "B", "C", "D", "V", "W")
+_MAP = ("depth", "output", "layer", "input")
+
+
+def compare(
+    model: DepthModel,
+    texts: Splits,
+    methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
+    orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    concept: xr.Dataset | None = None,
+    readout: str | LogitDifference | xr.DataArray = "profile",
+    eps: float = 0.1,
+    n_each: int | None = 64,
+    ablate_eps: bool = True,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Every reduction method at every order: against the full model, and against what is proved.
+
+    Two linear systems are the references: ``mean_system``, that of the mean Jacobians, and
+    ``mean_response``, the mean of the prompts' exact linear responses. All methods but `Ensemble`
+    reduce the first; the second is what a surrogate shared by prompts should have.
+
+    Parameters
+    ----------
+    model
+        The model.
+    texts
+        Splits: concept (for the direction), operating (for identification), held_out (for checks).
+    methods
+        Names of `METHODS`, or a mapping from names of your own to methods with settings (their
+        ``order`` is ignored).
+    orders
+        Rising whole numbers, at most the width of the model.
+    concept
+        Directions; by default `mean_difference` on ``texts.concept``.
+    readout
+        See `identify`. The profile is what reduction methods are compared with; its terminal
+        gains are those of the concept readout.
+    eps
+        Step of the measured gains.
+    n_each
+        So many held-out prompts also get a system each, by every method; None for all, 0 for
+        none.
+    ablate_eps
+        Also find the step at which the response stops being linear, see `linear_range`.
+    n_bootstrap, seed
+        Of the 95 % percentile intervals, which resample prompts.
+
+    Returns
+    -------
+    xr.Dataset
+        Against the full nonlinear model, per method (``basis``) and order:
+
+        ``spearman``, ``pearson``, ``relative_l2``, ``max_relative_error``
+            (basis, order, injection, layers, bound), see `agreement`; on held-out prompts, absolute
+            and relative injections, with and without layer 0. ``noise_floor`` (injection,
+            layers). ``relative_l2_operating`` (basis, order, layers, bound): against gains
+            measured on the operating prompts.
+        ``error_budget``
+            (basis, order, part, layers, bound), see `error_budget`.
+        ``surrogate_gain``
+            (basis, order, layer), beside ``measured_gain``, ``linear_gain`` (prompt, layer),
+            ``measured_gain_operating``, ``linear_gain_operating`` (prompt_operating, layer) and
+            ``mean_system_gain`` (layer); with output and input where there are several.
+
+        Against the full linear systems (``reference``), in output/input:
+
+        ``error``, ``h2_error``, ``terminal_error``
+            (basis, order, reference): exact induced, Frobenius and terminal-gain errors of the
+            input-output map; ``norm``, ``h2_norm``, ``terminal_norm`` (reference).
+        ``lower``, ``ratio``, ``upper``
+            No model of that order is better than ``lower`` (order, reference); ``ratio`` is
+            error / lower, NaN where lower is below ``resolution`` (reference), what the rounding
+            of the products explains; ``upper`` (basis, order, reference) is proved for balanced
+            against the mean system and for ensemble against the mean response, NaN elsewhere.
+
+        Cost:
+
+        ``seconds``, ``bytes``, ``states``
+            (basis, order): wall time of identification (of the largest order: the smaller ones
+            are cut from it) and reduction; the stored matrices; the states really kept at any
+            depth.
+
+        Linearity: ``step_error``, ``step_limit``, see `linear_range`.
+
+        One system per prompt (``basis_each``), on the first ``n_each`` held-out prompts:
+        ``prompt_gain`` (basis_each, order, prompt_each, layer), ``prompt_relative_l2`` against the
+        measured gains of that prompt, ``prompt_error``, ``prompt_error_ratio``, ``prompt_lower``,
+        ``prompt_upper``, ``prompt_norm`` against its exact linear map; and ``prompt_seconds``
+        (basis_each), for all these prompts and orders.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit; before any long work.
+
+    Notes
+    -----
+    Times are single runs on whatever machine this is: informative, not a benchmark.
+    """
+    named = named_methods(methods)
+    sizes = checked_orders(orders, model.n_features)
+    check_eps(eps)
+    if n_each is not None and n_each < 0:
+        raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
+    if concept is None:
+        concept = mean_difference(model, texts.concept, held_out=texts.held_out)
+    setting = Setting.checked(model, concept, "concept", readout, None)
+    statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
+    truth = _Truth(model, texts, concept, readout, eps, statistics)
+    references = _References(setting, texts.operating, sizes)
+    parts = [
+        _method_table(setting, texts, name, method, sizes, truth, references)
+        for name, method in named.items()
+    ]
+    # each part says in its attrs where an order is above the rank
+    table = xr.concat(parts, dim=xr.Variable("basis", list(named)), combine_attrs="drop_conflicts")
+    table = references.finished(table).assign(truth.variables)
+    linearity = xr.Dataset()
+    if ablate_eps:
+        linearity = linear_range(
+            model, texts.held_out, concept, readout=readout, linear=truth.linear, **statistics
+        )
+        table = table.assign(linearity[["step_error", "step_limit"]])
+    table = table.assign({name: concept[name] for name in _AUC if name in concept})
+    if n_each != 0:
+        chosen = texts.held_out if n_each is None else texts.held_out.first(n_each)
+        table = table.assign(_each_prompt(setting, chosen, named, sizes, truth.measured))
+    table.attrs = {
+        **table.attrs,
+        **model.provenance("compare"),
+        **model.which(texts.held_out),
+        **{f"operating_{key}": value for key, value in model.which(texts.operating).items()},
+        "readout": setting.readout.name,
+        "concept": concept.attrs.get("method", "given"),
+        "eps": eps,
+        "n_layers": model.n_layers,
+        "n_features": model.n_features,
+        "n_parameters": sum(p.numel() for p in model.hf.parameters()),
+        "n_held_out": len(texts.held_out),
+        "n_operating": len(texts.operating),
+        "level": 0.95,
+        **statistics,
+    }
+    if "step_note" in linearity.attrs:
+        table.attrs["step_note"] = linearity.attrs["step_note"]
+    if "warning" in concept.attrs:
+        table.attrs["concept_warning"] = concept.attrs["warning"]
+    return table.assign_coords(layer=np.arange(model.n_layers))
+
+
+def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+    """Methods by name; ValueError or TypeError for unknown, equal or missing ones."""
+    if isinstance(methods, Mapping):
+        named = dict(methods)
+    elif isinstance(methods, str):
+        raise TypeError(f"`methods` must be a list of names; got {methods!r}. Write [{methods!r}].")
+    else:
+        unknown = [m for m in methods if m not in METHODS]
+        if unknown or len(set(methods)) < len(methods):
+            raise ValueError(
+                f"`methods` must be different names among {list(METHODS)}; got {list(methods)}. "
+                "Pass a mapping from names to methods for other settings."
+            )
+        named = {name: METHODS[name]() for name in methods}
+    if not named or not all(isinstance(m, Method) for m in named.values()):
+        raise TypeError(
+            f"`methods` must hold at least one method such as lm.Krylov(); got {methods!r}. Make "
+            "them, for example {'krylov': lm.Krylov()}."
+        )
+    return named
+
+
+def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
+    """Rising whole numbers in 1..H, or ValueError."""
+    sizes = np.atleast_1d(np.asarray(orders))
+    whole = sizes.dtype.kind in "iu" and sizes.ndim == 1 and sizes.size > 0
+    if not whole or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] > n_features:
+        raise ValueError(
+            f"`orders` must be rising whole numbers in 1..{n_features}, the width of the model; "
+            f"got {orders!r}. For example [1, 2, 4, 8]."
+        )
+    return [int(r) for r in sizes]
+
+
+class _Truth:
+    """What the full model does: measured and exact linear gains of both kinds of prompts."""
+
+    def __init__(self, model: DepthModel, texts: Splits, concept, readout, eps, statistics):
+        def measure(prompts: Texts, relative: bool = False) -> xr.Dataset:
+            return measure_gains(
+                model, prompts, concept, eps=eps, relative=relative, readout=readout
+            )
+
+        self.measured = measure(texts.held_out)
+        self.relative = measure(texts.held_out, relative=True)
+        self.operating = measure(texts.operating)
+        self.linear, self.linear_operating = (
+            linear_gains(model, prompts, concept, readout=readout)
+            for prompts in (texts.held_out, texts.operating)
+        )
+        self._statistics = statistics
+
+    def agreement(self, system: xr.Dataset) -> xr.Dataset:
+        """All that is said about one surrogate beside these gains."""
+        fits = [agreement(system, m, **self._statistics) for m in (self.measured, self.relative)]
+        row = xr.concat(fits, dim=_INJECTION).drop_vars("noise_floor")
+        operating = agreement(system, self.operating, **self._statistics)
+        row["relative_l2_operating"] = operating["relative_l2"]
+        budget = error_budget(
+            system, self.measured, self.linear, self.linear_operating, **self._statistics
+        )
+        row["error_budget"] = budget["error"]
+        row["surrogate_gain"] = gain_curve(system).drop_vars("layer", errors="ignore")
+        row.attrs = {}
+        return row
+
+    @property
+    def variables(self) -> dict[str, xr.DataArray]:
+        """The gains of all prompts, and the noise floor of their mean."""
+        both = self.measured, self.relative
+        perfect = [agreement(m["gain"].mean("prompt"), m, n_bootstrap=1) for m in both]
+        rename = {"prompt": "prompt_operating"}
+        return {
+            "noise_floor": xr.concat([fit["noise_floor"] for fit in perfect], dim=_INJECTION),
+            "measured_gain": self.measured["gain"],
+            "measured_gain_relative": self.relative["gain"],
+            "linear_gain": self.linear["gain"],
+            "measured_gain_operating": self.operating["gain"].rename(rename),
+            "linear_gain_operating": self.linear_operating["gain"].rename(rename),
+        }
+
+
+def _method_table(
+    setting: Setting,
+    texts: Splits,
+    name: str,
+    method: Method,
+    orders: list[int],
+    truth: "_Truth",
+    references: "_References",
+) -> xr.Dataset:
+    """All rows of one method."""
+    begin = perf_counter()
+    full, reduce = full_system(setting, texts.operating, method, orders[-1])
+    shared = perf_counter() - begin
+    rows, note = [], {}
+    for order in orders:
+        begin = perf_counter()
+        system = reduced_to(reduce, order, setting.rtol)
+        seconds = shared + perf_counter() - begin
+        system = system.assign({v: full[v] for v in ("state_norm", "gain_full")})
+        system.attrs |= setting.model.which(texts.operating)
+        row = truth.agreement(system).assign(references.errors(system, type(method)))
+        row["seconds"] = seconds
+        row["bytes"] = sum(system[v].nbytes for v in _STORED if v in system)
+        row["states"] = int(system["order"].max())
+        rows.append(row)
+        if "note" in system.attrs:
+            note = {f"note_{name}": system.attrs["note"]}
+    return xr.concat(rows, dim=xr.Variable("order", orders)).assign_attrs(note)
+
+
+class _References:
+    """The input-output maps of the full linear systems, their norms and certificates."""
+
+    def __init__(self, setting: Setting, operating: Texts, orders: list[int]):
+        mean = ltv.io_matrix(restricted_mean(setting, operating, observable=False))
+        response = mean_response(setting, operating)["io"]
+        maps = [mean.transpose(*_MAP), response.transpose(*_MAP)]
+        self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
+        self.values = ltv.hankel_singular_values(self.maps)
+        self.lower = ltv.error_bounds(self.maps, orders)["lower"]
+        # products in the model's dtype: what a difference of two of them cannot resolve
+        self.resolution = spectral_norm(self.maps) * 10 * np.finfo(setting.model.dtype_name).eps
+
+    def errors(self, system: xr.Dataset, kind: type[Method]) -> dict[str, xr.DataArray]:
+        """Exact errors against both references, and the proved bound."""
+        difference = self.maps - ltv.io_matrix(system).transpose(*_MAP)
+        upper = xr.full_like(self.resolution, np.nan)
+        if kind in _PROVED:
+            proved = bounds_of(self.values, system["order"])["upper"]
+            upper = proved.where(proved["reference"] == _PROVED[kind])
+        return {"error": spectral_norm(difference), "upper": upper, **_sizes(difference, "error")}
+
+    def finished(self, table: xr.Dataset) -> xr.Dataset:
+        """The table with what does not depend on the method."""
+        ratio = (table["error"] / self.lower).where(self.lower > self.resolution)
+        terminal = self.maps.isel(depth=-1, drop=True).transpose("reference", "layer", ...)
+        single = [d for d in ("output", "input") if terminal.sizes[d] == 1]
+        gain = terminal.sel(reference="mean_system", drop=True).squeeze(single, drop=True)
+        about = {
+            "lower": self.lower,
+            "ratio": ratio,
+            "resolution": self.resolution,
+            "norm": spectral_norm(self.maps),
+            "mean_system_gain": gain.drop_vars("layer"),
+        }
+        return table.assign(about | _sizes(self.maps, "norm"))
+
+
+def _sizes(maps: xr.DataArray, name: str) -> dict[str, xr.DataArray]:
+    squares = (maps**2).sum(["output", "layer", "input"])
+    return {
+        f"h2_{name}": squares.sum("depth") ** 0.5,
+        f"terminal_{name}": squares.isel(depth=-1, drop=True) ** 0.5,
+    }
+
+
+def _each_prompt(
+    setting: Setting,
+    texts: Texts,
+    named: Mapping[str, Method],
+    orders: list[int],
+    measured: xr.Dataset,
+) -> xr.Dataset:
+    """Systems of single prompts: their gains, and their errors against that prompt's own map."""
+    truth = measured["gain"].isel(prompt=slice(len(texts))).rename(prompt="prompt_each")
+    truth = truth.transpose("prompt_each", "layer", ...)
+    parts, rows = [], []
+    seconds = dict.fromkeys(named, 0.0)
+    for run in setting.model.stream(texts, "one system per prompt"):
+        exact = io_each(setting, run)
+        bounds = ltv.error_bounds(exact, orders)
+        tables = []
+        for name, method in named.items():
+            begin = perf_counter()
+            _, reduce = full_system_each(setting, run, method, orders[-1])
+            systems = [reduced_to(reduce, order, setting.rtol) for order in orders]
+            seconds[name] += perf_counter() - begin
+            proved = type(method) in _PROVED
+            values = ltv.hankel_singular_values(exact) if proved else None
+            tables.append(
+                xr.concat(
+                    [_prompt_row(s, exact, values) for s in systems],
+                    dim=xr.Variable("order", orders),
+                )
+            )
+        table = xr.concat(tables, dim=xr.Variable("basis_each", list(named)))
+        table["prompt_lower"] = bounds["lower"]
+        table["prompt_norm"] = spectral_norm(exact)
+        parts.append(table)
+        rows.append(run.prompts)
+    whole = xr.concat(parts, dim="prompt", data_vars="all").isel(
+        prompt=np.argsort(np.concatenate(rows))
+    )
+    whole = whole.rename(prompt="prompt_each")
+    resolution = whole["prompt_norm"] * 10 * np.finfo(setting.model.dtype_name).eps
+    ratio = whole["prompt_error"] / whole["prompt_lower"]
+    whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
+    channels = [d for d in truth.dims if d != "prompt_each"]
+    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(channels) ** 0.5
+    whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
+    whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
+    return whole
+
+
+def _prompt_row(system: xr.Dataset, exact: xr.DataArray, values: xr.DataArray | None):
+    error = spectral_norm(exact - ltv.io_matrix(system))
+    gain = ltv.gains(system).transpose("prompt", "layer", "output", "input")
+    single = [d for d in ("output", "input") if gain.sizes[d] == 1]
+    upper = error * np.nan
+    if values is not None:
+        upper = bounds_of(values, system["order"])["upper"]
+    return xr.Dataset(
+        {
+            "prompt_gain": gain.squeeze(single, drop=True).drop_vars("layer"),
+            "prompt_error": error,
+            "prompt_upper": upper,
+        }
+    ).drop_vars(["order", "depth"], errors="ignore")

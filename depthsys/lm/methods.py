@@ -1,0 +1,353 @@
+"""The reduction methods of `identify` and their settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.lm.exact import Columns
+from depthsys.lm.frozen import FrozenBlock, FrozenRun
+from depthsys.lm.nominal import Setting
+from depthsys.lm.prompts import Texts
+from depthsys.lm.sweep import Sweep
+from depthsys.lm.verify import deviations
+from depthsys.ltv.basis import extended, orthonormal, packing
+from depthsys.ltv.matrix_free import transposed
+
+DEFAULT_ORDER = 32
+LARGEST_ORDER = 64  # how many directions are prepared for a tolerance
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings that all methods share.
+
+    Parameters
+    ----------
+    order
+        Largest size of the reduced state; None means 32, or H if that is smaller.
+    tolerance
+        Instead of ``order``: the smallest order whose exact error ``||G - G_r||`` is at most
+        ``tolerance ||G||``, G being the full-order system of the same prompts.
+    rtol
+        A direction whose part outside the earlier ones is below ``rtol`` of its length is
+        dependent on them and dropped; None means 1e-5 in float32 and 1e-9 in float64, where the
+        Jacobian products end.
+    """
+
+    order: int | None = None
+    tolerance: float | None = None
+    rtol: float | None = None
+
+    name: ClassVar[str] = ""
+    observable: ClassVar[bool] = False  # needs what the outputs see
+    takes_free_inputs: ClassVar[bool] = False
+
+    def size(self, n_features: int) -> int:
+        """The largest number of directions that may be asked for; ValueError if not in 1..H."""
+        if self.order is not None and self.tolerance is not None:
+            raise ValueError(
+                f"`order` and `tolerance` must not both be given; got {self.order} and "
+                f"{self.tolerance}. Leave one out."
+            )
+        if self.tolerance is not None:
+            if not 0 < self.tolerance < np.inf:
+                raise ValueError(
+                    f"`tolerance` must be a number > 0; got {self.tolerance}. Try 0.01."
+                )
+            return min(LARGEST_ORDER, n_features)
+        if self.order is None:
+            return min(DEFAULT_ORDER, n_features)
+        whole = isinstance(self.order, (int, np.integer)) and not isinstance(self.order, bool)
+        if not whole or not 1 <= self.order <= n_features:
+            raise ValueError(
+                f"`order` must be in 1..{n_features}, the width of the model; got {self.order}. "
+                "Ask for a smaller one."
+            )
+        return int(self.order)
+
+    def columns(self, setting: Setting, texts: Texts, size: int) -> Columns | None:
+        """Directions of the task (1, depth, feature, column) that the basis is made of."""
+        return None
+
+    def columns_each(self, setting: Setting, run: FrozenRun, size: int) -> Columns | None:
+        """The same for every prompt of a batch (prompt, depth, feature, column)."""
+        return None
+
+    def basis(self, small: xr.Dataset, columns: Columns | None, **size: Any) -> xr.Dataset:
+        """The basis in the coordinates of the restricted system."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Krylov(Method):
+    """Propagated Krylov basis: concept direction first, then the most recent injections.
+
+    ``V_k = orth[v_k, A_{k-1} v_{k-1}, A_{k-1} A_{k-2} v_{k-2}, ...]``, first ``order`` columns,
+    and W = V, dependent columns left out. At depth k at most (k + 1) m directions exist: the
+    coordinate ``order(depth)`` of the system says how many there are, so an order above (L + 1) m
+    truncates nothing. Below that the error of this one-sided projection need not fall with every
+    step of the order. Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "krylov"
+
+    def basis(self, small, columns, **size):
+        """`ltv.krylov_basis` that starts with the concept directions."""
+        return ltv.krylov_basis(small, start=_concept(small), **size)
+
+
+@dataclass(frozen=True)
+class Arnoldi(Method):
+    """Krylov space of each frozen layer: ``V_k = orth[v_k, A_k v_k, A_k^2 v_k, ...]``, W = V.
+
+    With the mean Jacobian of that layer (A_{L-1} at the last depth). The powers need all prompts
+    one after the other: ``order`` passes through each block, unless its contexts fit in memory.
+    Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "arnoldi"
+
+    def columns(self, setting, texts, size):
+        """Orthonormal Krylov columns of the mean Jacobians."""
+        found: list[np.ndarray] = []
+        model = setting.model
+        with Sweep(model, texts) as sweep:
+            for layer in sweep.forward("Arnoldi columns"):
+                blocks = layer.held()
+                linear = _Repeated(blocks)
+
+                def product(q, linear=linear):
+                    rows = torch.as_tensor(transposed(q)[0].copy())
+                    rows = rows.to(model.device, model.dtype)
+                    parts = [part.double().sum(0).cpu().numpy() for part in linear.jvp(rows)]
+                    return transposed(np.sum(parts, axis=0))[None] / len(texts)
+
+                depths = [layer.layer] + [model.n_layers] * (layer.layer == model.n_layers - 1)
+                for depth in depths:
+                    found.append(_powers(_start(setting, depth, 1), product, size, setting.rtol))
+        return _stacked(found)
+
+    def columns_each(self, setting, run, size):
+        """Orthonormal Krylov columns of every prompt's Jacobians."""
+        found = []
+        for depth in range(len(run.blocks) + 1):
+            block = run.blocks[min(depth, len(run.blocks) - 1)]
+            linear = block.linearised()
+
+            def product(q, linear=linear, x=block.x):
+                rows = torch.as_tensor(transposed(q).copy()).to(x)
+                return transposed(linear.jvp(rows).double().cpu().numpy())
+
+            start = _start(setting, depth, len(run.prompts))
+            found.append(_powers(start, product, size, setting.rtol))
+        return _stacked(found)
+
+    def basis(self, small, columns, **size):
+        """The columns in the restricted coordinates."""
+        return ltv.span_basis(small, columns=_coordinates(small, columns), **size)
+
+
+@dataclass(frozen=True)
+class Pod(Method):
+    """Leading left singular vectors of recorded state deviations, W = V.
+
+    Each layer of each prompt is pushed by ``+-eps v_l`` on the full nonlinear model; the snapshots
+    at depth k are ``[x_k(+) - x_k(-)] / (2 eps)`` for all layers before it and all prompts.
+    Parameters as for `Method`, and ``eps``, the step in the unit of the state.
+    """
+
+    eps: float = 0.1
+    name: ClassVar[str] = "pod"
+
+    def columns(self, setting, texts, size):
+        """Leading left singular vectors, times singular values, over all prompts."""
+        width = setting.model.n_features
+        kept = max(4 * size, 256)  # exact where H is no larger
+        factors = [np.zeros((width, 0)) for _ in range(setting.model.n_layers + 1)]
+        for run in setting.model.stream(texts, "record injections"):
+            snapshots = deviations(run, setting.v, self.eps)
+            for depth, factor in enumerate(factors):
+                factor = np.hstack([factor, *snapshots[:, depth]])
+                full = factor.shape[1] > 4 * kept
+                factors[depth] = _compressed(factor, kept) if full else factor
+        return _stacked([_compressed(factor, size)[None] for factor in factors])
+
+    def columns_each(self, setting, run, size):
+        """The snapshots themselves."""
+        return deviations(run, setting.v, self.eps)
+
+    def basis(self, small, columns, **size):
+        """`ltv.pod_basis` of the snapshots."""
+        snapshots = _coordinates(small, columns).rename(column="sample")
+        return ltv.pod_basis(small, snapshots=snapshots, **size)
+
+
+@dataclass(frozen=True)
+class Adjoint(Method):
+    """What the outputs see: ``V_k = orth[v_k, leading left singular vectors of S_k]``, W = V.
+
+    Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "adjoint"
+    observable: ClassVar[bool] = True
+    takes_free_inputs: ClassVar[bool] = True
+
+    def basis(self, small, columns, **size):
+        """`ltv.adjoint_basis` that starts with the concept directions."""
+        start = _concept(small) if "v" in small else None
+        return ltv.adjoint_basis(small, start=start, **size)
+
+
+@dataclass(frozen=True)
+class TwoSided(Method):
+    """Dominant reachable states for V, dominant observable ones for W; see `ltv.two_sided_basis`.
+
+    Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "two_sided"
+    observable: ClassVar[bool] = True
+
+    def basis(self, small, columns, **size):
+        """`ltv.two_sided_basis`."""
+        return ltv.two_sided_basis(small, **size)
+
+
+@dataclass(frozen=True)
+class Balanced(Method):
+    """Balanced truncation of the mean system, or of each prompt's; see `ltv.balanced_basis`.
+
+    Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "balanced"
+    observable: ClassVar[bool] = True
+    takes_free_inputs: ClassVar[bool] = True
+
+    def basis(self, small, columns, **size):
+        """`ltv.balanced_basis`."""
+        return ltv.balanced_basis(small, **size)
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """``V_k = orth[v_k, random directions]``, W = V: the baseline of the ablation.
+
+    Directions are standard normal in R^H, drawn from ``seed`` for every depth and shared by all
+    prompts. Parameters as for `Method`, and ``seed``.
+    """
+
+    seed: int = 0
+    name: ClassVar[str] = "random"
+    takes_free_inputs: ClassVar[bool] = True
+
+    def columns(self, setting, texts, size):
+        """Concept directions, then random ones."""
+        return self._drawn(setting, 1, size)
+
+    def columns_each(self, setting, run, size):
+        """The same for every prompt."""
+        return self._drawn(setting, len(run.prompts), size)
+
+    def _drawn(self, setting: Setting, n_prompts: int, size: int) -> np.ndarray:
+        found = []
+        for depth in range(setting.model.n_layers + 1):
+            rng = np.random.default_rng([self.seed, depth])
+            drawn = rng.standard_normal((size, setting.model.n_features)).T
+            start = _start(setting, depth, n_prompts)
+            drawn = np.broadcast_to(drawn, (n_prompts, *drawn.shape))
+            found.append(np.concatenate([start, drawn], axis=-1))
+        return _stacked(found)
+
+    def basis(self, small, columns, **size):
+        """The columns in the restricted coordinates."""
+        return ltv.span_basis(small, columns=_coordinates(small, columns), **size)
+
+
+@dataclass(frozen=True)
+class Ensemble(Method):
+    r"""Balanced truncation of the ensemble of prompts: no averaging error.
+
+    The mean response of N prompts is itself a linear time-varying system (states stacked, inputs
+    shared, outputs averaged) with the Hankel blocks :math:`\frac1N \sum_p S_k(p)^\top R_k(p)`. All
+    that balancing needs of it, :math:`S_{l+1}^\top A_l R_l` and so on, are entries of its
+    input-output map, the mean of the prompts' exact maps: one pass backwards per prompt, then
+    `ltv.realization`. Each prompt has its own pair of bases, so the system stores none. With the
+    concept readout order 1 has the mean exact gains. Parameters as for `Method`.
+    """
+
+    name: ClassVar[str] = "ensemble"
+    takes_free_inputs: ClassVar[bool] = True
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (Ensemble, Balanced, TwoSided, Krylov, Arnoldi, Pod, Adjoint, Random)
+}
+
+
+# ------------------------------------------------------------------------------- columns
+
+
+def _concept(small: xr.Dataset) -> xr.DataArray:
+    """The concept directions in restricted coordinates (depth, state, column)."""
+    return xr.dot(small["V"], small["v"], dim="feature").rename(input="column")
+
+
+def _coordinates(small: xr.Dataset, columns: Columns | None) -> xr.DataArray:
+    """Columns (prompt, depth, feature, column) in restricted coordinates."""
+    if columns is None:
+        raise RuntimeError("this basis is made of columns")
+    given = xr.DataArray(columns, dims=("prompt", "depth", "feature", "column"))
+    if "prompt" not in small.dims:
+        given = given.isel(prompt=0)
+    return xr.dot(small["V"].drop_vars(["depth", "prompt"], errors="ignore"), given, dim="feature")
+
+
+def _start(setting: Setting, depth: int, n_prompts: int) -> np.ndarray:
+    v = transposed(setting.v[depth].double().cpu().numpy())
+    return np.broadcast_to(v, (n_prompts, *v.shape))
+
+
+def _powers(start: np.ndarray, product: Callable, size: int, rtol: float) -> np.ndarray:
+    """orth[start, A start, A^2 start, ...] up to ``size`` columns."""
+    basis = orthonormal(start, size, rtol)
+    done = 0
+    while done < basis.shape[-1] and (basis != 0).any(-2).sum(-1).min() < size:
+        basis = extended(basis, product(basis[..., done : done + 1]), rtol)
+        done += 1
+    return np.take_along_axis(basis, packing(basis)[..., None, :], axis=-1)[..., :size]
+
+
+class _Repeated:
+    """Products with the Jacobians of the same blocks again and again."""
+
+    def __init__(self, blocks):
+        # held blocks are linearised once; others are computed again for every product
+        self._blocks = blocks
+        self._linear = [b.linearised() for b in blocks] if isinstance(blocks, list) else None
+
+    def jvp(self, rows: torch.Tensor):
+        """Products (prompt, direction, feature) of every block."""
+        if self._linear is not None:
+            return (linear.jvp(rows) for linear in self._linear)
+        return (block.jvp(rows) for block in self._blocks if isinstance(block, FrozenBlock))
+
+
+def _compressed(factor: np.ndarray, kept: int) -> np.ndarray:
+    """At most ``kept`` columns with the same left singular vectors and values, largest first."""
+    U, s, _ = np.linalg.svd(factor, full_matrices=False)
+    return (U * s)[:, :kept]
+
+
+def _stacked(columns: list[np.ndarray]) -> np.ndarray:
+    """Columns (prompt, feature, column) of every depth as (prompt, depth, feature, column)."""
+    width = max(1, *(c.shape[-1] for c in columns))
+    padded = [np.pad(c, [(0, 0), (0, 0), (0, width - c.shape[-1])]) for c in columns]
+    return np.stack(padded, axis=1)

@@ -1,0 +1,134 @@
+"""A task's surrogate on new prompts: what error to expect, and a cheap correction per prompt."""
+
+import numpy as np
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.lm.accuracy import gain_curve
+from depthsys.lm.linearize import linear_gains
+from depthsys.lm.model import DepthModel
+from depthsys.lm.prompts import Texts
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Dataset:
+    r"""What error a surrogate shared by prompts will have on a prompt it has not seen.
+
+    A-priori: nothing is computed on the new prompt. The error on each operating prompt is taken
+    as if the surrogate had been identified without it: with N prompts the mean gain without
+    prompt p is :math:`\bar g - (g_p - \bar g)/(N - 1)`, and the surrogate is shifted by as much
+    (exact for `Ensemble` with the concept readout, a first-order estimate for the others).
+
+    Parameters
+    ----------
+    system
+        From `identify`, one system.
+    linear_operating
+        `linear_gains` on the operating prompts of the system.
+
+    Returns
+    -------
+    xr.Dataset
+        ``relative_l2`` (prompt), the leave-one-out error of the terminal gains relative to those
+        of that prompt; ``expected`` (quantile: 0.1, 0.5, 0.9), its quantiles: an error below the
+        0.9 quantile is to be expected for nine new prompts of ten from the same source.
+
+    Raises
+    ------
+    ValueError
+        If the gains are of other prompts than the system's, or of fewer than two.
+    """
+    if linear_operating.attrs.get("prompts_sha256") != system.attrs.get("prompts_sha256"):
+        raise ValueError(
+            "`linear_operating` must come from the operating prompts of `system`; got another "
+            "fingerprint. Use `lm.linear_gains(model, texts.operating, concept)`."
+        )
+    gain = _gains(linear_operating)
+    n = gain.sizes["prompt"]
+    if n < 2:
+        raise ValueError(f"`linear_operating` must hold two prompts at least; got {n}. Add some.")
+    without = gain_curve(system) - (gain - gain.mean("prompt")) / (n - 1)
+    error = _relative(without, gain)
+    quantiles = error.quantile(list(QUANTILES), dim="prompt")
+    return xr.Dataset(
+        {"relative_l2": error, "expected": quantiles},
+        attrs={**linear_operating.attrs, "kind": "leave-one-out"},
+    )
+
+
+def corrected(
+    system: xr.Dataset, model: DepthModel, texts: Texts, concept: xr.Dataset
+) -> xr.Dataset:
+    """The surrogate corrected for each new prompt: exact terminal gains, by one backward pass.
+
+    The residual between a prompt's exact linear gains and those of the surrogate is itself a
+    system of order 1 per output (a terminal readout has Hankel blocks of that rank), which is put
+    in parallel with the surrogate. No new identification is made.
+
+    Parameters
+    ----------
+    system
+        From `identify`, one system with the readout "concept" or "profile".
+    model, texts, concept
+        The model, the new prompts and the directions of the system.
+
+    Returns
+    -------
+    xr.Dataset
+        Systems along the batch dim ``prompt``, with the states of the surrogate and one more per
+        output; outputs before the last depth are those of the surrogate. ``error_before`` (prompt)
+        is the relative L2 error of the surrogate's gains on each prompt, exact a posteriori.
+
+    Raises
+    ------
+    ValueError
+        If the system has a batch dim, another readout, or directions that are not the concept's.
+    """
+    _check_fits(system, model, concept)
+    linear = linear_gains(model, texts, concept)
+    residual = (_gains(linear) - gain_curve(system)).transpose("prompt", "layer", ...)
+    channels = [d for d in ("output", "input") if d not in residual.dims]
+    residual = residual.expand_dims(channels).transpose("prompt", "layer", "output", "input")
+    n_prompts, n_layers, n_outputs, n_inputs = residual.shape
+    io = np.zeros((n_prompts, n_layers + 1, n_outputs, n_layers, n_inputs))
+    io[:, -1] = np.moveaxis(residual.values, 1, 2)
+    correction = ltv.realization(
+        xr.DataArray(io, dims=("prompt", "depth", "output", "layer", "input")),
+        rtol=float(np.finfo(model.dtype_name).eps),
+    )
+    whole = ltv.parallel(system, correction)
+    whole["error_before"] = _relative(gain_curve(system), _gains(linear))
+    whole.attrs |= {**model.which(texts), **model.provenance("corrected"), "per_prompt": 1}
+    return whole
+
+
+def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> None:
+    if "prompt" in system.dims:
+        raise ValueError(
+            "`system` must be one system shared by prompts; got a batch. A prompt's own system "
+            "needs no correction."
+        )
+    if system.attrs.get("readout") not in ("concept", "profile"):
+        raise ValueError(
+            "`system` must read the concept at the last depth (readout 'concept' or 'profile'); "
+            f"got {system.attrs.get('readout')!r}. Identify with one of these."
+        )
+    v = model.directions(concept).double().cpu().numpy()
+    known = system["v"].transpose("depth", "input", "feature").values if "v" in system else None
+    if known is None or known.shape != v.shape or abs(known - v).max() > 1e-5:
+        raise ValueError(
+            "`concept` must be the one of `system`; got other directions. Pass the Dataset that "
+            "`identify` got."
+        )
+
+
+def _gains(linear: xr.Dataset) -> xr.DataArray:
+    return linear["gain"].drop_vars("layer", errors="ignore")
+
+
+def _relative(curve: xr.DataArray, gain: xr.DataArray) -> xr.DataArray:
+    """Relative L2 distance of curves from the gains of each prompt (prompt)."""
+    channels = [d for d in gain.dims if d != "prompt"]
+    curve = curve.drop_vars("layer", errors="ignore")
+    return ((curve - gain) ** 2).sum(channels) ** 0.5 / (gain**2).sum(channels) ** 0.5

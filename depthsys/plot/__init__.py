@@ -1,0 +1,46 @@
+"""Datasets -> matplotlib Axes, for every wing. Imports none of them.
+
+Each function draws into given Axes and returns nothing; `save` writes a figure as PNG and SVG.
+Curves differ in marker and line style as well as in colour, so that they survive greyscale.
+"""
+
+from depthsys.plot.comparison import (
+    agreement_by_order,
+    agreement_by_size,
+    budget_bars,
+    certified_errors,
+    linear_range,
+    prompt_spread,
+)
+from depthsys.plot.control import energies, schedule
+from depthsys.plot.gains import error_budget, gain_curves
+from depthsys.plot.ltv import (
+    energy_ellipsoid,
+    error_curves,
+    gramian_eigenvalues,
+    hankel_lines,
+    hankel_map,
+    io_image,
+)
+from depthsys.plot.style import figure, save
+
+__all__ = [
+    "figure",
+    "save",
+    "gain_curves",
+    "error_budget",
+    "schedule",
+    "energies",
+    "hankel_map",
+    "hankel_lines",
+    "gramian_eigenvalues",
+    "energy_ellipsoid",
+    "io_image",
+    "error_curves",
+    "agreement_by_order",
+    "agreement_by_size",
+    "budget_bars",
+    "certified_errors",
+    "linear_range",
+    "prompt_spread",
+]

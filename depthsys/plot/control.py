@@ -1,0 +1,64 @@
+"""Figures of schedules and of the energy they take."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from depthsys.plot.style import BLACK, BLUE, layer_axis
+
+
+def schedule(ax: Axes, energies: xr.Dataset) -> None:
+    """The minimum-energy injection per layer: ``u`` (layer) or (layer, input)."""
+    u = energies["u"]
+    if "input" not in u.dims:
+        u = u.expand_dims(input=1)
+    n_inputs = u.sizes["input"]
+    hatches = ["", "///", "...", "xxx"]
+    for i in range(n_inputs):
+        shift = 0.7 * ((i + 0.5) / n_inputs - 0.5)
+        style: dict = {"color": BLUE} if i == 0 else {"facecolor": "w", "edgecolor": BLUE}
+        values = u.isel(input=i)
+        hatch = hatches[i % len(hatches)]
+        label = f"input {i}"
+        ax.bar(u["layer"] + shift, values, width=0.7 / n_inputs, hatch=hatch, label=label, **style)
+    if n_inputs > 1:
+        ax.legend(frameon=False, fontsize="small")
+    ax.axhline(0, color=BLACK, lw=0.8)
+    layer_axis(ax)
+    ax.set_ylabel("injection $u_l$ (unit of the state)")
+    if "target" in energies.attrs:
+        shift = float(energies.attrs["target"])
+        ax.set_title(f"minimum-energy schedule for a shift of {shift:.3g}")
+
+
+def energies(ax: Axes, energies: xr.Dataset) -> None:
+    """Energy of every schedule as a multiple of the minimum-energy schedule's, log scale.
+
+    Uses ``multiple``, ``monotone``, ``layer_pushed`` (schedule) and attrs ``target``, ``energy``.
+    """
+    multiple = energies["multiple"].values
+    names = [
+        str(name).replace("_", " ") + (f" ({layer})" if layer >= 0 else "")
+        for name, layer in zip(
+            energies["schedule"].values, energies["layer_pushed"].values, strict=True
+        )
+    ]
+    rows = np.arange(len(names))
+    finite = np.isfinite(multiple)
+    # bars on a log axis start at 1: shorter than the reference points left, longer points right
+    known = multiple[finite]
+    ax.barh(rows[finite], known - 1, left=1, color=BLUE, height=0.6)
+    ax.plot(known, rows[finite], "o", color=BLACK, ms=5)
+    ax.set_xscale("log")
+    low, high = (known.min(), known.max()) if len(known) else (1.0, 1.0)
+    ax.set_xlim(min(0.5, low / 3), max(10.0, high * 30))
+    for row, value, smooth in zip(rows, multiple, energies["monotone"].values, strict=True):
+        text = f"{value:.3g} x" if np.isfinite(value) else "not reached"
+        text += "" if smooth else " (not monotone)"
+        at = max(value, 1.0) if np.isfinite(value) else 1.0
+        ax.annotate(text, (at, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.axvline(1, color=BLACK, lw=1)
+    ax.set_yticks(rows, names)
+    ax.invert_yaxis()
+    ax.set_xlabel("energy on the full model / that of the minimum-energy schedule")
+    ax.set_title(f"shift of {energies.attrs['target']:.3g}, {energies.attrs['energy']} energy")

@@ -1,0 +1,223 @@
+"""The comparison against the functions that it puts together, and against dense algebra."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import lm, ltv
+from depthsys.lm import methods
+from tests.lm import whole_sequence
+from tests.lm.conftest import LabelledIds, labelled_ids
+from tests.lm.test_methods import dense_system, directions, io, rows_of, stacked_ensemble
+
+ORDERS = [1, 2, 3]
+
+
+class Ids(LabelledIds):
+    """With the `first` of `Texts`."""
+
+    def first(self, count):
+        return Ids(self.ids[:count], self.labels[:count], sha256=f"{self.sha256} :{count}")
+
+
+def ids(count, seed):
+    made = labelled_ids(count, seed)
+    return Ids(made.ids, made.labels, sha256=made.sha256)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return SimpleNamespace(concept=ids(10, 1), operating=ids(6, 2), held_out=ids(7, 3))
+
+
+@pytest.fixture(scope="module")
+def table(tiny, splits, concept):
+    return lm.compare(
+        tiny, splits, list(methods.METHODS), ORDERS, concept=concept, eps=0.01, n_each=4,
+        n_bootstrap=50,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def maps(tiny, splits, concept):
+    """Dense input-output maps of the mean system and of the mean response."""
+    A = np.stack([whole_sequence.jacobians(tiny.hf, row) for row in splits.operating.ids])
+    v = directions(concept)
+    C = rows_of("profile", v)
+    return {
+        "mean_system": dense_system(A.mean(0), v, C),
+        "mean_response": stacked_ensemble(A, v, C),
+    }
+
+
+def matrix(system):
+    values = io(system)
+    return values.reshape(values.shape[0] * values.shape[1], -1)
+
+
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_rows_are_what_each_function_says_alone(tiny, splits, concept, table, maps, name):
+    measured = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01)
+    relative = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01, relative=True)
+    operating = lm.measure_gains(tiny, splits.operating, concept, eps=0.01)
+    linear = [lm.linear_gains(tiny, t, concept) for t in (splits.held_out, splits.operating)]
+    for order in ORDERS:
+        row = table.sel(basis=name, order=order)
+        method = methods.METHODS[name](order=order)
+        system = lm.identify(tiny, splits.operating, concept, method, readout="profile")
+        close = {"rtol": 1e-4, "atol": 1e-6}
+        np.testing.assert_allclose(row.surrogate_gain, ltv.gains(system)[:, 0, 0], **close)
+        fits = {"absolute": measured, "relative": relative}
+        for injection, truth in fits.items():
+            fit = lm.agreement(system, truth, n_bootstrap=50)
+            for metric in ("spearman", "pearson", "relative_l2", "max_relative_error"):
+                mine = row[metric].sel(injection=injection)
+                np.testing.assert_allclose(mine, fit[metric], **close)
+            np.testing.assert_allclose(row.noise_floor.sel(injection=injection), fit.noise_floor)
+        fit = lm.agreement(system, operating, n_bootstrap=50)
+        np.testing.assert_allclose(row.relative_l2_operating, fit.relative_l2, **close)
+        budget = lm.error_budget(system, measured, *linear, n_bootstrap=50)
+        np.testing.assert_allclose(row.error_budget, budget.error, **close)
+        assert row.states == int(system.order.max())
+        stored = [system[v].nbytes for v in "ABCDVW" if v in system]
+        assert row.bytes == sum(stored)
+        for reference, full in maps.items():
+            off = matrix(full) - matrix(system)
+            error = row.sel(reference=reference)
+            np.testing.assert_allclose(error.error, np.linalg.norm(off, 2), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(error.h2_error, np.linalg.norm(off), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                error.terminal_error, np.linalg.norm(off[-1]), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_certificates_hold_and_are_those_of_the_dense_systems(table, maps):
+    for reference, full in maps.items():
+        part = table.sel(reference=reference)
+        np.testing.assert_allclose(part.norm, ltv.induced_norm(full), rtol=1e-5)
+        np.testing.assert_allclose(part.h2_norm, ltv.h2_norm(full), rtol=1e-5)
+        np.testing.assert_allclose(
+            part.lower, ltv.error_bounds(full, ORDERS).lower, atol=1e-5 * float(part.norm)
+        )
+        slack = 1e-5 * float(part.norm)
+        assert bool((part.error >= part.lower - slack).all())
+        known = part.upper.notnull()
+        certified = {"mean_system": "balanced", "mean_response": "ensemble"}[reference]
+        assert known.any("order").sel(basis=certified)
+        assert int(known.any("order").sum()) == 1
+        assert bool((part.error <= part.upper + slack).where(known, True).all())
+        known = part.lower > part.resolution
+        ratio = (part.error / part.lower).where(known)
+        np.testing.assert_allclose(part.ratio, ratio.transpose(*part.ratio.dims))
+
+
+def test_some_methods_lose_and_ensemble_does_not(table):
+    """The table must tell methods apart, or it compares nothing."""
+    error = table.error.sel(reference="mean_response", order=1)
+    assert float(error.sel(basis="random")) > 2 * float(error.sel(basis="ensemble"))
+    assert float(table.error_budget.sel(basis="ensemble", part="averaging").max()) < 1e-9
+    assert (
+        float(table.error_budget.sel(basis="krylov", part="averaging", bound="estimate").max())
+        > 0.01
+    )
+
+
+@pytest.mark.parametrize("name", ["ensemble", "krylov", "pod", "balanced"])
+def test_prompts_have_their_own_systems(tiny, splits, concept, table, name):
+    first = splits.held_out.first(4)
+    measured = lm.measure_gains(tiny, first, concept, eps=0.01).gain.values
+    for order in ORDERS:
+        method = methods.METHODS[name](order=order)
+        systems = lm.identify(tiny, first, concept, method, readout="profile", per_prompt=True)
+        gains = ltv.gains(systems)[..., 0, 0].transpose("prompt", "layer").values
+        row = table.sel(basis_each=name, order=order)
+        np.testing.assert_allclose(row.prompt_gain, gains, rtol=1e-4, atol=1e-5)
+        miss = np.linalg.norm(gains - measured, axis=1) / np.linalg.norm(measured, axis=1)
+        np.testing.assert_allclose(row.prompt_relative_l2, miss, rtol=1e-2, atol=1e-5)
+        for prompt in range(4):
+            A = whole_sequence.jacobians(tiny.hf, first.ids[prompt])
+            v = directions(concept)
+            full = dense_system(A, v, rows_of("profile", v))
+            off = matrix(full) - matrix(systems.isel(prompt=prompt))
+            one = row.isel(prompt_each=prompt)
+            np.testing.assert_allclose(
+                one.prompt_error, np.linalg.norm(off, 2), rtol=1e-3, atol=1e-5
+            )
+            lower = ltv.error_bounds(full, order).lower
+            np.testing.assert_allclose(one.prompt_lower, lower, rtol=1e-4, atol=1e-5)
+            assert one.prompt_error >= one.prompt_lower - 1e-5
+            if name in ("ensemble", "balanced"):
+                assert one.prompt_error <= one.prompt_upper + 1e-5
+
+
+def test_the_direction_is_the_mean_difference_unless_given(tiny, splits):
+    table = lm.compare(tiny, splits, ["ensemble"], [1], n_each=0, n_bootstrap=10)
+    v = lm.mean_difference(tiny, splits.concept, held_out=splits.held_out)
+    system = lm.identify(tiny, splits.operating, v, lm.Ensemble(order=1), readout="profile")
+    np.testing.assert_allclose(table.surrogate_gain[0, 0], ltv.gains(system)[:, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(table.auc, v.auc)
+    assert "prompt_gain" not in table
+    assert table.attrs["concept"] == "mean_difference"
+    assert table.attrs.get("concept_warning") == v.attrs.get("warning")
+    assert all(isinstance(value, (int, float, str)) for value in table.attrs.values())
+
+
+def test_a_method_of_your_own_settings(tiny, splits, concept):
+    mine = {"early": lm.Pod(eps=0.01), "late": lm.Pod(eps=1.0)}
+    table = lm.compare(tiny, splits, mine, [2], concept=concept, n_each=0, n_bootstrap=10)
+    assert table.basis.values.tolist() == ["early", "late"]
+    assert abs(table.surrogate_gain[0] - table.surrogate_gain[1]).max() > 1e-4
+
+
+def test_the_step_where_linearity_ends(tiny, splits, concept):
+    found = lm.linear_range(tiny, splits.held_out, concept, limit=0.05, n_bootstrap=20)
+    linear = lm.linear_gains(tiny, splits.held_out, concept).gain.values.mean(0)
+    for step in found.step.values[[3, -1]]:
+        truth = np.mean(
+            [
+                whole_sequence.measured_gains(tiny.hf, row, concept.direction.values, step)
+                for row in splits.held_out.ids
+            ],
+            axis=0,
+        )
+        miss = np.linalg.norm(linear - truth) / np.linalg.norm(truth)
+        mine = found.step_error.sel(step=step, layers="all", bound="estimate")
+        np.testing.assert_allclose(mine, miss, rtol=1e-3, atol=1e-6)
+    error = found.step_error.sel(bound="estimate")
+    for layers in ("all", "without_layer_0"):
+        limit = float(found.step_limit.sel(layers=layers))
+        curve = error.sel(layers=layers)
+        before = curve.sel(step=curve.step[curve.step < limit])
+        after = curve.sel(step=curve.step[curve.step > limit])
+        assert bool((before <= 0.05).all())
+        assert float(after[0]) > 0.05
+
+
+def test_bad_arguments(tiny, splits, concept):
+    def compare(*arguments, **options):
+        return lm.compare(tiny, splits, *arguments, concept=concept, **options)
+
+    with pytest.raises(ValueError, match="`methods` must be different names among"):
+        compare(["krylof"])
+    with pytest.raises(ValueError, match="`methods` must be different names among"):
+        compare(["krylov", "krylov"])
+    with pytest.raises(TypeError, match="`methods` must be a list of names"):
+        compare("krylov")
+    with pytest.raises(TypeError, match="`methods` must hold at least one method"):
+        compare([])
+    with pytest.raises(TypeError, match="`methods` must hold at least one method"):
+        compare({"mine": ltv.krylov_basis})
+    for orders in ([], [2, 1], [0, 1], [1.5], [1, 17], "all"):
+        with pytest.raises(ValueError, match=r"`orders` must be rising whole numbers in 1..16"):
+            compare(["krylov"], orders)
+    with pytest.raises(ValueError, match="`eps` must be positive"):
+        compare(["krylov"], [1], eps=0.0)
+    with pytest.raises(ValueError, match="`n_each` must be >= 0"):
+        compare(["krylov"], [1], n_each=-1)
+    with pytest.raises(ValueError, match="`limit` must be a number > 0"):
+        lm.linear_range(tiny, splits.held_out, concept, limit=0.0)
+    zero = xr.Dataset({"direction": concept.direction * 0})
+    with pytest.raises(ValueError, match="a zero direction is none"):
+        lm.compare(tiny, splits, ["krylov"], [1], concept=zero)

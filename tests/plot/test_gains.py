@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import plot
+
+
+@pytest.fixture
+def gains():
+    rng = np.random.default_rng(0)
+    bounds = {"layers": ["all", "without_layer_0"], "bound": ["estimate", "low", "high"]}
+    error = np.tile([0.02, 0.01, 0.03], (5, 2, 1))
+    error[1, :, 1:] = np.nan
+    error[3, :] = [1e-17, np.nan, np.nan]
+    return xr.Dataset(
+        {
+            "measured_gain": (("prompt", "layer"), 1 + rng.random((9, 4))),
+            "linear_gain": (("prompt", "layer"), 1 + rng.random((9, 4))),
+            "surrogate_gain": ("layer", [4.0, 3.0, 2.0, 1.0]),
+            "error_budget": (("part", "layers", "bound"), error),
+        },
+        coords={"layer": range(4), "part": list("abcde"), **bounds},
+    )
+
+
+def test_gain_curves_show_the_means_with_and_without_layer_0(gains):
+    _, axes = plot.figure(columns=2)
+    plot.gain_curves(tuple(axes), gains)
+    for skip, ax in enumerate(axes):
+        lines = {line.get_label(): line for line in ax.lines}
+        mean = gains.measured_gain.mean("prompt")[skip:]
+        np.testing.assert_allclose(lines["measured, mean"].get_ydata(), mean)
+        np.testing.assert_allclose(lines["surrogate"].get_ydata(), gains.surrogate_gain[skip:])
+        np.testing.assert_allclose(lines["surrogate"].get_xdata(), gains.layer[skip:])
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+
+
+def test_error_budget_bars_are_percentages_and_zero_is_said(gains):
+    _, (ax,) = plot.figure()
+    plot.error_budget(ax, gains)
+    widths = [bar.get_width() for bar in ax.patches[:5]]
+    np.testing.assert_allclose(widths, [2, 2, 2, 1e-15, 2])
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("0 (to rounding)") == 2
+    assert texts.count("2 %") == 8
