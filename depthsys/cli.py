@@ -34,7 +34,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="The depth of a language model as a low-order linear time-varying system.",
+    help="The depth of a language model as a low-order linear time-varying system.\n\n"
+    "Example: `depthsys demo --out demo`, then `depthsys COMMAND --help`",
 )
 
 MODEL_HELP = (
@@ -287,7 +288,7 @@ def compare(
     texts: TextsFile,
     out: Out,
     methods: Annotated[
-        str | None, typer.Option(help=f"Out of {','.join(BASES)}.  [default: all of them]")
+        str | None, typer.Option(help=f"Out of {', '.join(BASES)}.  [default: all]")
     ] = None,
     orders: Annotated[
         str | None, typer.Option(help="Rising numbers of states.  [default: 1,2,4,8,16,32 up to H]")
@@ -316,7 +317,7 @@ def compare(
     Every method at every order, from the same texts: agreement with the gains measured on held-out
     prompts, where the error comes from, exact errors beside what is proved, and cost.
 
-    Example: `depthsys compare ./my-model reviews.csv --methods ensemble,krylov --out cmp`
+    Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
     settings = Settings.given(
         concept=concept,

@@ -1,6 +1,7 @@
 """The command line on the smallest embedded model: what it writes, and what it refuses."""
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -174,6 +175,69 @@ def test_identify_gains_and_control_from_a_model(run, tmp_path, texts):
     assert load(tmp_path / "c" / "schedule.nc").attrs["energy"] == "relative"
 
 
+def test_basis_tolerance_and_concept_reach_the_stored_system(run, tmp_path, texts):
+    common = ["demo_48x4", texts, *SMALL]
+    options = ["--basis", "ensemble", "--order", "2", "--concept", "whitened"]
+    code, shown, err = run("identify", *common, *options, "--out", tmp_path / "a")
+    assert code == 0, err
+    system = ltv.check(load(tmp_path / "a" / "system.nc"))
+    attrs = system.attrs
+    assert (attrs["method"], attrs["order"], attrs["concept"]) == ("Ensemble", 2, "whitened")
+    assert (system.auc_low <= system.auc).all()
+    assert (system.auc <= system.auc_high).all()
+    assert "V" not in system
+    # the concept readout has rank 1: that is said, in the file and in the summary
+    assert "order 2 is above the rank" in attrs["note"]
+    assert f"- {attrs['note']}" in shown
+    assert "Ensemble, order 1 (2 asked for), concept readout" in shown
+    low, high = float(system.auc_low[-1]), float(system.auc_high[-1])
+    assert f"{float(system.auc[-1]):.2f} [{low:.2f}, {high:.2f}] at depth 4" in shown
+
+    # gains and control go on from a system without bases, and say the same of it
+    stored = tmp_path / "a" / "system.nc"
+    code, shown, err = run("gains", stored, "--out", tmp_path / "b", "--device", "cpu")
+    assert code == 0, err
+    gains = load(tmp_path / "b" / "gains.nc")
+    np.testing.assert_array_equal(gains.surrogate_gain, ltv.gains(system).values.ravel())
+    assert gains.attrs["system_method"] == "Ensemble"
+    assert f"- {attrs['note']}" in shown
+    code, _, err = run("control", stored, "--target", "0.3", "--out", tmp_path / "b")
+    assert code == 0, err
+
+    code, shown, err = run(
+        "identify", *common, "--basis", "balanced", "--tolerance", "0.2", "--readout", "profile",
+        "--out", tmp_path / "c",
+    )  # fmt: skip
+    assert code == 0, err
+    system = load(tmp_path / "c" / "system.nc")
+    assert json.loads(system.attrs["settings"])["tolerance"] == 0.2
+    assert system.attrs["method"] == "Balanced"
+    assert f"Balanced, order {int(system.order.max())} for tolerance 0.2" in shown
+    assert "note" not in system.attrs
+
+
+def test_a_direction_without_separation_is_said_in_every_result(run, tmp_path, texts):
+    rng = np.random.default_rng(0)
+    with texts.open() as file:
+        rows = list(csv.reader(file))[1:]
+    shuffled = tmp_path / "shuffled.csv"
+    labels = rng.permutation([label for _, label in rows])
+    with shuffled.open("w", newline="") as file:
+        given = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
+        csv.writer(file).writerows([("text", "label"), *given])
+    code, shown, err = run("gains", "demo_48x4", shuffled, *SMALL, "--out", tmp_path / "a")
+    assert code == 0, err
+    warning = load(tmp_path / "a" / "system.nc").attrs["concept_warning"]
+    assert "at the last depth: AUC" in warning
+    said = f"- {warning}; gains are real, but do not call them gains of the concept"
+    assert said in shown
+    assert load(tmp_path / "a" / "gains.nc").attrs["concept_warning"] == warning
+    code, shown, _ = run("control", tmp_path / "a" / "system.nc", "--out", tmp_path / "a")
+    assert code == 0
+    assert said in shown
+    assert load(tmp_path / "a" / "schedule.nc").attrs["concept_warning"] == warning
+
+
 FILES = {
     "EMPTY.csv": "",
     "THREE.csv": "text,label\na,0\nb,1\nc,2\n",
@@ -189,6 +253,12 @@ BAD = {
     "neither. Check the path": ["./no-model", "TEXTS", *SMALL],
     "`order` must be in 1..48": [*OK, *SMALL, "--order", "49"],
     "`--order` must be >= 1": [*OK, *SMALL, "--order", "0"],
+    "`--basis` must be one of ensemble, balanced": [*OK, *SMALL, "--basis", "svd"],
+    "`--tolerance` must be a number > 0": [*OK, *SMALL, "--tolerance", "0"],
+    "`--order` and `--tolerance` must not both be given; got 3 and 0.1": [
+        *OK, *SMALL, "--order", "3", "--tolerance", "0.1"
+    ],
+    "`--concept` must be mean_difference, whitened": [*OK, *SMALL, "--concept", "svm"],
     "`--split` must be three positive numbers": [*OK, "--split", "400/200"],
     "`--seed` must be >= 0": [*OK, *SMALL, "--seed", "-1"],
     "`--max-tokens` must be >= 1": [*OK, *SMALL, "--max-tokens", "0"],
@@ -196,7 +266,7 @@ BAD = {
     "`--dtype` must be": [*OK, *SMALL, "--dtype", "float16"],
     "`device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
     "`--out` must be a writable folder": [*OK, *SMALL, "--out", "EMPTY.csv/run"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", BAD)
@@ -222,6 +292,9 @@ def test_bad_input_is_one_clear_line_before_any_work(run, tmp_path, texts, messa
         (["gains", "MODEL"], "`TEXTS` must be given with a model"),
         (["gains", "absent.nc"], "`SYSTEM.nc` must be an existing file"),
         (["gains", "absent.nc", "--order", "3"], "already holds its settings"),
+        (["gains", "absent.nc", "--basis", "pod"], "already holds its settings"),
+        (["control", "absent.nc", "--concept", "pca"], "already holds its settings"),
+        (["control", "absent.nc", "--tolerance", "0.1"], "already holds its settings"),
         (["gains", "MODEL", "TEXTS", "--model", "x"], "`--model` must be left out"),
         (["demo", "--model", "other"], "`--model` must be one of"),
         (["demo", "--model", "demo_48x4", "--concept", "other"], "`concept` must be one of"),
@@ -335,7 +408,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     assert not (tmp_path / "out" / "demo.txt").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "identify", "gains", "control"])
+@pytest.mark.parametrize("command", ["demo", "identify", "gains", "control", "compare"])
 def test_help_shows_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0

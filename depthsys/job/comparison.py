@@ -13,7 +13,7 @@ from depthsys.job.folder import OutputFolder
 if TYPE_CHECKING:
     import xarray as xr
 
-_ROUNDING = 1e-10  # a relative error below this is rounding
+_LEAST = 1e-3  # percent; less is rounding of float32, or not worth telling
 _MIDDLE = 4  # the order of a surrogate that is meant to be small
 _MAIN = {"layers": "all", "injection": "absolute"}
 
@@ -71,80 +71,77 @@ def print_comparison(console: Console, table: "xr.Dataset") -> list[str]:
     all_orders = table["order"].values
     orders = sorted({int(all_orders[0]), middle_order(table), int(all_orders[-1])})
     chosen = table.sel(order=orders)
-    console.print(_agreement_table(chosen))
-    console.print(_linear_table(chosen))
-    console.print(_budget_table(table))
+    for shown in (_agreement_table(chosen), _linear_table(chosen), _budget_table(table)):
+        console.print()
+        console.print(shown)
     return verdicts(table)
 
 
 def _agreement_table(table: "xr.Dataset") -> Table:
-    shown = Table(
-        title="Agreement with measured gains, 95 % intervals over prompts", box=box.SIMPLE
+    shown = _table(
+        "Agreement with measured gains: relative L2 error with 95 % interval, and correlation",
+        ("method", "order", "all layers", "without layer 0", "operating", "Spearman"),
+        left=("method", "all layers", "without layer 0", "Spearman"),
     )
-    for name, justify in (
-        ("method", "left"),
-        ("order", "right"),
-        ("relative L2", "left"),
-        ("without layer 0", "left"),
-        ("on operating prompts", "left"),
-        ("Spearman", "left"),
-    ):
-        shown.add_column(name, justify=justify, no_wrap=True)
     for name, order, row, last in _rows(table):
-        operating = row["relative_l2_operating"].sel(layers="all")
+        operating = row["relative_l2_operating"].sel(layers="all", bound="estimate")
         shown.add_row(
             name,
             order,
             percent(row["relative_l2"].sel(_MAIN).values),
             percent(row["relative_l2"].sel(_MAIN | {"layers": "without_layer_0"}).values),
-            percent(operating.values),
+            percent([float(operating)]),
             _correlation(row["spearman"].sel(_MAIN).values),
             end_section=last,
         )
     floor = table["noise_floor"].sel(injection="absolute")
-    shown.add_row(
-        "noise",
-        "",
-        *(percent([float(floor.sel(layers=layers))]) for layers in ("all", "without_layer_0")),
+    noise = (percent([float(floor.sel(layers=name))]) for name in ("all", "without_layer_0"))
+    shown.add_row("noise", "", *noise)
+    shown.caption = (
+        "held-out prompts (noise: what they show to a perfect prediction); operating: those that "
+        "the systems are made of"
     )
     return shown
 
 
-def _linear_table(table: "xr.Dataset") -> Table:
+def _table(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table:
     shown = Table(
-        title="Exact error against the full linear systems, and cost",
-        caption="times the least that any model of that order has; single run",
+        title=title,
         box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
     )
-    names = [str(name).replace("_", " ") for name in table["reference"].values]
-    for name in ("method", "order", "states", *names, "seconds", "bytes"):
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for name in columns:
+        shown.add_column(name, justify="left" if name in left else "right")
+    return shown
+
+
+def _linear_table(table: "xr.Dataset") -> Table:
+    references = [str(name) for name in table["reference"].values]
+    names = [name.replace("_", " ") for name in references]
+    columns = ("method", "order", "states", *names, "seconds", "bytes")
+    title = "Exact error of the input-output map / norm of the full linear system, and cost"
+    shown = _table(title, columns, left=("method",))
     for name, order, row, last in _rows(table):
         errors = []
-        for reference in table["reference"].values:
+        for reference in references:
             part = row.sel(reference=reference)
-            error = percent([float(part["error"] / part["norm"])])
             ratio = float(part["ratio"])
-            errors.append(error + (f" (x {ratio:.3g})" if np.isfinite(ratio) else ""))
-        seconds, states = float(row["seconds"]), int(row["states"])
-        shown.add_row(
-            name,
-            order,
-            str(states),
-            *errors,
-            f"{seconds:.2g}",
-            _size(float(row["bytes"])),
-            end_section=last,
-        )
+            times = f" (x {_digits(ratio, 3)})" if np.isfinite(ratio) else ""
+            errors.append(percent([float(part["error"] / part["norm"])]) + times)
+        states, seconds = str(int(row["states"])), f"{float(row['seconds']):.2g}"
+        size = _size(float(row["bytes"]))
+        shown.add_row(name, order, states, *errors, seconds, size, end_section=last)
+    shown.caption = "x n: n times the least error that a model of that order can have"
     return shown
 
 
 def _budget_table(table: "xr.Dataset") -> Table:
     order = int(table["order"].max())
     parts = [str(part) for part in table["part"].values]
-    shown = Table(title=f"Error budget at order {order}, relative L2, all layers", box=box.SIMPLE)
-    for name in ("method", *parts):
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    title = f"Error budget at order {order}: relative L2, all layers"
+    shown = _table(title, ("method", *parts), left=("method",))
     budget = table["error_budget"].sel(order=order, layers="all", bound="estimate")
     for name in table["basis"].values:
         values = [percent([float(budget.sel(basis=name, part=part))]) for part in parts]
@@ -165,8 +162,8 @@ def percent(values) -> str:
     estimate, *bounds = (100 * float(value) for value in values)
     if not np.isfinite(estimate):
         return "not known"
-    if abs(estimate) <= 100 * _ROUNDING:
-        return "0"
+    if estimate < _LEAST:
+        return f"< {_LEAST:g} %"
     text = f"{_digits(estimate, 3)} %"
     if bounds and np.isfinite(bounds).all():
         text += f" [{_digits(bounds[0], 2)}, {_digits(bounds[1], 2)}]"
@@ -176,33 +173,30 @@ def percent(values) -> str:
 def _digits(value: float, digits: int) -> str:
     """That many digits, and all before the decimal point."""
     large = 10**digits - 0.5 <= abs(value) < 1e7
-    return f"{value:.0f}" if large else f"{value:.{digits}g}"
+    return f"{value:.0f}" if large else f"{value:#.{digits}g}".rstrip(".")
 
 
 def _correlation(values) -> str:
     estimate, low, high = map(float, values)
     if not np.isfinite(estimate):
         return "not known"
-    return f"{estimate:.3f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low + high) else "")
+    return f"{estimate:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low + high) else "")
 
 
 def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} {unit}"
+    powers = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+    unit = next((unit for unit, size in powers.items() if n_bytes >= size), "B")
+    return f"{n_bytes / powers.get(unit, 1):.3g} {unit}"
 
 
 # --------------------------------------------------------------------------- what was found
 
 
 @dataclass(frozen=True)
-class _Best:
-    """A method at the smallest order that gives its smallest error, to the digits shown."""
+class _Miss:
+    """Relative L2 error of a method at an order: estimate, low and high."""
 
     name: str
-    order: int
     values: tuple[float, float, float]
 
     @property
@@ -211,101 +205,96 @@ class _Best:
         known = [value for value in self.values if np.isfinite(value)]
         return min(known), max(known)
 
-    def __str__(self) -> str:
-        return f"{self.name} at order {self.order}"
-
 
 def verdicts(table: "xr.Dataset") -> list[str]:
     """What the numbers say and how far to trust them."""
-    ranked = _ranked(table)
-    if not ranked:
-        return ["no method has a relative L2 error that is a number: look at the gains"]
-    best = ranked[0]
-    found = [
-        _who_is_best(ranked),
-        _beside_the_noise(table, best),
-        _largest_part(table, best),
-        _linear_range(table),
-        _certificates(table),
-    ]
+    small, large = middle_order(table), int(table["order"].max())
+    ranked = _ranked(table, small)
+    found = []
+    if ranked:
+        found += [_who_is_best(ranked, small), _largest_part(table, ranked[0].name, small)]
+    else:
+        found.append(f"no method has a known relative L2 error at order {small}")
+    if large > small:
+        found.append(_who_is_best(_ranked(table, large), large))
+    found += [_linear_range(table), _certificates(table)]
+    beyond = _beyond_the_rank(table, large)
+    if beyond:
+        found.append(beyond)
     if "prompt_relative_l2" in table:
-        found.append(_single_prompts(table))
+        found.append(_single_prompts(table, small))
     return found
 
 
-def _ranked(table: "xr.Dataset") -> list[_Best]:
-    values = table["relative_l2"].sel(_MAIN).transpose("basis", "order", "bound")
-    found = []
-    for name, rows in zip(table["basis"].values, values.values, strict=True):
-        estimates = np.where(np.isfinite(rows[:, 0]), rows[:, 0], np.inf)
-        if np.isfinite(estimates.min()):
-            first = int((estimates <= 1.001 * estimates.min()).argmax())
-            order = int(table["order"][first])
-            found.append(_Best(str(name), order, tuple(map(float, rows[first]))))
-    return sorted(found, key=lambda best: best.values[0])
+def _ranked(table: "xr.Dataset", order: int) -> list[_Miss]:
+    """Methods by error on held-out prompts, without those whose error is not known."""
+    values = table["relative_l2"].sel(_MAIN).sel(order=order).transpose("basis", "bound").values
+    misses = [
+        _Miss(str(name), (float(row[0]), float(row[1]), float(row[2])))
+        for name, row in zip(table["basis"].values, values, strict=True)
+    ]
+    known = [miss for miss in misses if np.isfinite(miss.values[0])]
+    return sorted(known, key=lambda miss: miss.values[0])
 
 
-def _who_is_best(ranked: list[_Best]) -> str:
-    best, *others = ranked
-    text = f"smallest relative L2 error of all layers: {best}, {percent(best.values)}"
+def _who_is_best(ranked: list[_Miss], order: int) -> str:
+    if not ranked:
+        return f"no method has a known relative L2 error at order {order}"
+    best = ranked[0]
+    # the same curve but for rounding, as of every method that truncates nothing
+    same = [miss for miss in ranked if miss.values[0] <= 1.001 * best.values[0]]
+    others = ranked[len(same) :]
+    text = (
+        f"order {order}: {_listed([miss.name for miss in same])} "
+        f"{'has' if len(same) == 1 else 'have'} the smallest relative L2 error, "
+        f"{percent(best.values)}"
+    )
     if not others:
         return text
     if not np.isfinite(best.values).all():
-        return f"{text}; without intervals nothing says how sure that is"
-    close = [other for other in others if other.interval[0] <= best.interval[1]]
-    if not close:
-        return (
-            f"{text}; its interval lies below that of the next, {others[0]} with "
-            f"{percent(others[0].values)}"
-        )
-    names = _listed([f"{other.name} (order {other.order})" for other in close])
-    return f"{text}; by their intervals it cannot be told from {names}"
+        return f"{text}; without an interval nothing says how sure that is"
+    close = [miss for miss in others if miss.interval[0] <= best.interval[1]]
+    if close:
+        names = _listed([f"{miss.name} ({percent(miss.values[:1])})" for miss in close])
+        return f"{text}; by their intervals it cannot be told from {names}"
+    return (
+        f"{text}; its interval lies below all others, next {others[0].name}, "
+        f"{percent(others[0].values)}"
+    )
 
 
-def _beside_the_noise(table: "xr.Dataset", best: _Best) -> str:
-    n_prompts = table.sizes["prompt"]
+def _largest_part(table: "xr.Dataset", name: str, order: int) -> str:
+    row = table.sel(basis=name, order=order)
+    error = float(row["relative_l2"].sel(_MAIN).sel(bound="estimate"))
     floor = float(table["noise_floor"].sel(_MAIN))
-    noise = f"{n_prompts} held-out prompts alone show {percent([floor])} to a perfect prediction"
-    if best.values[0] <= floor:
-        text = f"{noise}: the error of {best} is sampling noise, and lesser ones cannot be seen"
-    else:
-        text = f"{noise}: the error of {best} is {best.values[0] / floor:.2g} times that"
-    operating = table["relative_l2_operating"].sel(basis=best.name, order=best.order, layers="all")
-    return f"{text}; on the operating prompts it is {percent(operating.values)}"
-
-
-def _largest_part(table: "xr.Dataset", best: _Best) -> str:
-    budget = table["error_budget"].sel(layers="all", bound="estimate").drop_sel(part="total")
-    parts = []
-    last = int(table["order"].max())
-    for name, order in ((best.name, best.order), *((str(n), last) for n in table["basis"].values)):
-        values = budget.sel(basis=name, order=order)
-        if np.isfinite(values).any():
-            part = str(values["part"].values[int(values.fillna(-1).values.argmax())])
-            parts.append((name, order, part, float(values.sel(part=part))))
-    if not parts:
-        return "no part of the error budget is known"
-    name, order, part, value = parts[0]
-    text = f"largest part of the error of {name} at order {order}: {part}, {percent([value])}"
-    others = [entry for entry in parts[1:] if entry[0] != best.name]
-    if others:
-        name, order, part, value = max(others, key=lambda entry: entry[3])
-        text += f"; of any method at order {order}: {part}, {percent([value])}, in {name}"
-    return f"{text} (parts may cancel each other)"
+    budget = row["error_budget"].sel(layers="all", bound="estimate").drop_sel(part="total")
+    beside = "below" if error <= floor else f"{_digits(error / floor, 2)} times"
+    text = (
+        f"that error of {name} is {beside} the sampling noise of {table.sizes['prompt']} held-out "
+        f"prompts, {percent([floor])}"
+    )
+    known = budget.dropna("part")
+    if not known.size:
+        return text
+    largest = known.isel(part=int(known.values.argmax()))
+    text += f"; its largest part is {largest['part'].item()}, {percent([float(largest)])}"
+    # parts are distances between curves: that their sum is larger than the total is usual
+    if float(largest) > 1.5 * error:
+        text += ", more than the whole: its parts cancel each other, which is partly luck"
+    return text
 
 
 def _linear_range(table: "xr.Dataset") -> str:
     limit = float(table["step_limit"].sel(layers="all"))
-    steps = table["step"].values
-    error = table["step_error"].sel(layers="all", bound="estimate")
-    text = "exact linear gains miss the measured ones"
+    error = table["step_error"].sel(layers="all", bound="estimate").dropna("step")
+    text = "exact linear gains (all layers) miss the measured ones by"
     if np.isfinite(limit):
-        return f"{text} by 5 % at injections of {limit:.2g} (all layers)"
-    if (error < 0.05).all():
-        return f"{text} by less than 5 % up to injections of {steps.max():g} (all layers)"
-    if (error > 0.05).all():
-        return f"{text} by more than 5 % at all injections from {steps.min():g} (all layers)"
-    return f"{text} by 5 % at an injection that is not known"
+        return f"{text} 5 % at injections of {limit:.2g}"
+    if error.size and (error < 0.05).all():
+        return f"{text} less than 5 % up to injections of {float(error['step'].max()):g}"
+    if error.size and (error > 0.05).all():
+        return f"{text} more than 5 % at all injections from {float(error['step'].min()):g}"
+    return f"{text} 5 % at an injection that is not known"
 
 
 def _certificates(table: "xr.Dataset") -> str:
@@ -318,27 +307,41 @@ def _certificates(table: "xr.Dataset") -> str:
             f"{n_outside} of {count} exact errors lie outside their certificates by more than "
             "rounding: do not trust them"
         )
-    proved = [
-        str(name)
-        for name in table["basis"].values
-        if np.isfinite(table["upper"].sel(basis=name)).any()
-    ]
+    bounded = table["upper"].notnull().any(["order", "reference"])
+    proved = [str(name) for name in table["basis"].values[bounded.values]]
     above = f", and below the upper bound where one is proved ({_listed(proved)})" if proved else ""
     return f"all {count} exact errors lie above the lower bound{above}"
 
 
-def _single_prompts(table: "xr.Dataset") -> str:
-    order = middle_order(table)
+def _beyond_the_rank(table: "xr.Dataset", order: int) -> str:
+    """One line in place of a note for every method."""
+    states = table["states"].sel(order=order)
+    few = [
+        f"{name} ({int(states.sel(basis=name))} states)"
+        for name in table["basis"].values
+        if f"note_{name}" in table.attrs and int(states.sel(basis=name)) < order
+    ]
+    if not few:
+        return ""
+    return f"order {order} is above the rank of {_listed(few)}: nothing is truncated there"
+
+
+def _single_prompts(table: "xr.Dataset", order: int) -> str:
     errors = table["prompt_relative_l2"].sel(order=order)
     median = errors.median("prompt_each")
+    n_prompts = errors.sizes["prompt_each"]
+    text = f"one system for each of {n_prompts} prompts, order {order}:"
     if not np.isfinite(median).any():
-        return f"one system per prompt at order {order}: no error is a number"
-    name = str(median["basis_each"].values[int(median.fillna(np.inf).values.argmin())])
-    low, high = errors.sel(basis_each=name).quantile([0.05, 0.95], "prompt_each").values
+        return f"{text} no error is known"
+    smallest = float(median.min())
+    names = [str(name) for name in median["basis_each"].values[median.values <= 1.001 * smallest]]
+    have = "has" if len(names) == 1 else "have"
+    # few prompts have no tails
+    tail, those = (0.05, "the middle 90 %") if n_prompts >= 20 else (0.0, "all of them")
+    low, high = errors.sel(basis_each=names[0]).quantile([tail, 1 - tail], "prompt_each").values
     return (
-        f"one system per prompt at order {order}: {name} has the smallest median error, "
-        f"{percent([float(median.sel(basis_each=name))])}; 90 % of {errors.sizes['prompt_each']} "
-        f"prompts lie from {percent([low])} to {percent([high])}"
+        f"{text} {_listed(names)} {have} the smallest median relative L2 error, "
+        f"{percent([smallest])}; {those} lie from {percent([low])} to {percent([high])}"
     )
 
 

@@ -1,6 +1,7 @@
 """What the options of the commands mean, and what of them can be refused before any work."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,7 @@ def _parse_orders(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     # more digits than any width has: int() of thousands of them would raise an error of its own
     orders = [int(p) for p in parts if p.isascii() and p.isdecimal() and len(p) < 10]
-    rising = all(a < b for a, b in zip(orders, orders[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(orders))
     if len(orders) < len(parts) or not rising or orders[0] < 1:
         raise ValueError(
             f"`--orders` must be rising whole numbers >= 1; got {text!r}. Write them as in 1,2,4,8."

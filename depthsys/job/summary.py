@@ -49,11 +49,9 @@ def attr_notes(result: "xr.Dataset") -> list[str]:
             f"{result.attrs['concept_warning']}; gains are real, but do not call them gains of "
             "the concept"
         )
-    if "note" in result.attrs:
-        notes.append(str(result.attrs["note"]))
-    for name, note in result.attrs.items():
-        if str(name).startswith("note_"):
-            notes.append(f"{str(name).removeprefix('note_')}: {note}")
+    for name in ("note", "step_note"):
+        if name in result.attrs:
+            notes.append(str(result.attrs[name]))
     return notes
 
 

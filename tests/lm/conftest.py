@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from depthsys.lm.prompts import length_batches
+
 
 @dataclass(frozen=True)
 class LabelledIds:
@@ -40,6 +42,13 @@ def counted_block_calls(model, monkeypatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(model.blocks, "call", counting)
     return calls
+
+
+def batches_of_32(monkeypatch) -> None:
+    """Narrow models run more prompts together; here as many as wide ones do."""
+    monkeypatch.setattr(
+        "depthsys.lm.model.length_batches", lambda lengths, **_: length_batches(lengths)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,9 @@ import xarray as xr
 from depthsys import lm, ltv
 from depthsys.lm.attention import RecordingCache
 from depthsys.lm.linearize import Linearised
-from depthsys.lm.prompts import length_batches
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
+from tests.lm.conftest import LabelledIds, batches_of_32, counted_block_calls, labelled_ids
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +120,7 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypat
     """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
     model = lm.DepthModel(TINY["gpt2"]())
     original = model.blocks.call
-    monkeypatch.setattr(
-        "depthsys.lm.model.length_batches", lambda lengths, **_: length_batches(lengths)
-    )
+    batches_of_32(monkeypatch)
     peaks = []
 
     def weighing(layer, call, hidden, cache):

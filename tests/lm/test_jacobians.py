@@ -18,7 +18,7 @@ from depthsys.lm.frozen import FrozenBlock
 from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import LabelledIds, labelled_ids
+from tests.lm.conftest import LabelledIds, batches_of_32, labelled_ids
 
 ROOT = Path(__file__).parents[2]
 # the function hides its module among the attributes of depthsys.lm
@@ -130,6 +130,7 @@ def test_sums_over_prompts_are_made_in_float64(monkeypatch):
         batches.append(len(sizes))
         return sizes.expand(-1, *directions.shape)
 
+    batches_of_32(monkeypatch)
     model = lm.DepthModel(TINY["gpt2"](n_layer=1))
     monkeypatch.setattr(Linearised, "vjp", rows)
     ds = lm.jacobians(model, [[3, 1, 4]] * 300)
@@ -146,6 +147,7 @@ def test_every_block_is_linearised_once_per_batch(gpt2, tokens, monkeypatch):
 
 def test_live_memory_of_the_mean_does_not_grow_with_the_number_of_prompts(monkeypatch):
     """Bytes of all tensors alive when rows of Jacobians are there, and how many rows there are."""
+    batches_of_32(monkeypatch)
     model = lm.DepthModel(TINY["gpt2"](n_layer=1))
     original, peaks, sizes = Linearised.vjp, [], []
 
