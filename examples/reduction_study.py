@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with weights/ and tasks/")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "reduction")
     parser.add_argument("--jobs", type=int, default=1, help="pairs at a time, one thread each")
-    parser.add_argument("--each", type=int, default=32, help="prompts with a system of their own")
+    parser.add_argument("--each", type=int, default=16, help="prompts with a system of their own")
     parser.add_argument("--split", default="400/200/200", help="texts per class")
     parser.add_argument("--only", default="", help="regular expression on 'model-task'")
     parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")

@@ -1,6 +1,6 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
-from depthsys.lm.accuracy import agreement, error_budget, gain_report
+from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare
 from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
 from depthsys.lm.exact import exact_system
@@ -45,6 +45,7 @@ __all__ = [
     "compare_energies",
     "corrected",
     "error_budget",
+    "error_gap",
     "exact_system",
     "expected_error",
     "gain_report",

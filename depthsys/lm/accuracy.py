@@ -3,6 +3,8 @@
 Datasets in, Datasets out: no model is run here.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
@@ -71,6 +73,45 @@ def agreement(
     return result
 
 
+def error_gap(
+    first: xr.Dataset | xr.DataArray,
+    second: xr.Dataset | xr.DataArray,
+    measured: xr.Dataset,
+    *,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.DataArray:
+    """Relative L2 error of one prediction minus that of another, on the same resampled prompts.
+
+    Paired: two predictions whose own intervals overlap may still be told apart, because an
+    unlucky draw of prompts harms both.
+
+    Parameters
+    ----------
+    first, second, measured, n_bootstrap, level, seed
+        See `agreement`.
+
+    Returns
+    -------
+    xr.DataArray
+        ``gap`` (layers, bound); above zero the second prediction is better.
+    """
+    relative = bool(measured.attrs.get("relative", 0))
+    a, b = (gain_curve(curve, relative=relative).values.ravel() for curve in (first, second))
+    channels = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
+    means = _bootstrap_means(_flat(measured["gain"]), n_bootstrap, seed)
+    table = [
+        _bounds(
+            _relative_l2(a[skip:], means[:, skip:]) - _relative_l2(b[skip:], means[:, skip:]),
+            level,
+        )
+        for skip in (0, channels)
+    ]
+    coords = {"layers": list(LAYER_SETS), "bound": list(BOUNDS)}
+    return xr.DataArray(np.array(table), coords, ("layers", "bound"), name="gap")
+
+
 def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) -> xr.DataArray:
     """Terminal gains (layer) of a system, mean over its batch; output and input if several.
 
@@ -94,9 +135,14 @@ def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) 
 def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
     """Mean over prompts (first row), then of resampled prompts: (1 + n_bootstrap, layer)."""
     n = len(gain)
+    return np.vstack([gain.mean(axis=0), _resamples(n, n_bootstrap, seed) @ gain / n])
+
+
+@lru_cache(maxsize=4)
+def _resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each of n prompts is drawn: (resample, prompt). A comparison asks many times."""
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
-    return np.vstack([gain.mean(axis=0), counts @ gain / n])
+    return rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64)
 
 
 def _relative_norm(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,10 +7,11 @@ import numpy as np
 import xarray as xr
 
 from depthsys import ltv
-from depthsys.lm.accuracy import agreement, error_budget, gain_curve
+from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.exact import restricted_mean
 from depthsys.lm.identify import (
+    Reduce,
     full_system,
     full_system_each,
     io_each,
@@ -90,7 +91,8 @@ def compare(
             (basis, order, injection, layers, bound), see `agreement`; on held-out prompts, absolute
             and relative injections, with and without layer 0. ``noise_floor`` (injection,
             layers). ``relative_l2_operating`` (basis, order, layers, bound): against gains
-            measured on the operating prompts.
+            measured on the operating prompts. ``relative_l2_gap`` (basis, order, layers, bound):
+            ``relative_l2`` minus that of the first method at that order, paired, see `error_gap`.
         ``error_budget``
             (basis, order, part, layers, bound), see `error_budget`.
         ``surrogate_gain``
@@ -151,6 +153,7 @@ def compare(
     # each part says in its attrs where an order is above the rank
     table = xr.concat(parts, dim=xr.Variable("basis", list(named)), combine_attrs="drop_conflicts")
     table = references.finished(table).assign(truth.variables)
+    table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
     linearity = xr.Dataset()
     if ablate_eps:
         linearity = linear_range(
@@ -250,6 +253,18 @@ class _Truth:
         row.attrs = {}
         return row
 
+    def gaps(self, curves: xr.DataArray) -> xr.DataArray:
+        """Paired differences of the errors of all curves to those of the first basis."""
+        columns = []
+        for order in curves["order"].values:
+            same = curves.sel(order=order, drop=True)
+            rows = [
+                error_gap(row.drop_vars("basis"), same[0], self.measured, **self._statistics)
+                for row in same
+            ]
+            columns.append(xr.concat(rows, dim=curves["basis"]))
+        return xr.concat(columns, dim=curves["order"]).transpose("basis", "order", ...)
+
     @property
     def variables(self) -> dict[str, xr.DataArray]:
         """The gains of all prompts, and the noise floor of their mean."""
@@ -279,8 +294,12 @@ def _method_table(
     begin = perf_counter()
     full, reduce = full_system(setting, texts.operating, method, orders[-1])
     shared = perf_counter() - begin
-    rows, note = [], {}
+    rows: list[xr.Dataset] = []
+    note: dict[str, str] = {}
     for order in orders:
+        if note:  # above the rank nothing changes
+            rows.append(rows[-1])
+            continue
         begin = perf_counter()
         system = reduced_to(reduce, order, setting.rtol)
         seconds = shared + perf_counter() - begin
@@ -361,7 +380,7 @@ def _each_prompt(
         for name, method in named.items():
             begin = perf_counter()
             _, reduce = full_system_each(setting, run, method, orders[-1])
-            systems = [reduced_to(reduce, order, setting.rtol) for order in orders]
+            systems = _up_to_rank(reduce, orders, setting.rtol)
             seconds[name] += perf_counter() - begin
             proved = type(method) in _PROVED
             values = ltv.hankel_singular_values(exact) if proved else None
@@ -388,6 +407,15 @@ def _each_prompt(
     whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
     return whole
+
+
+def _up_to_rank(reduce: Reduce, orders: list[int], rtol: float) -> list[xr.Dataset]:
+    """The system of every order; above the rank nothing changes."""
+    systems: list[xr.Dataset] = []
+    for order in orders:
+        done = systems and "note" in systems[-1].attrs
+        systems.append(systems[-1] if done else reduced_to(reduce, order, rtol))
+    return systems
 
 
 def _prompt_row(system: xr.Dataset, exact: xr.DataArray, values: xr.DataArray | None):

@@ -221,3 +221,21 @@ def test_bad_arguments(tiny, splits, concept):
     zero = xr.Dataset({"direction": concept.direction * 0})
     with pytest.raises(ValueError, match="a zero direction is none"):
         lm.compare(tiny, splits, ["krylov"], [1], concept=zero)
+
+
+def test_gaps_are_paired_differences_to_the_first_method(splits, tiny, concept, table):
+    measured = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01).gain.values
+    rng = np.random.default_rng(0)
+    n = len(measured)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=50)
+    means = np.vstack([measured.mean(0), counts @ measured / n])
+    for skip, layers in enumerate(("all", "without_layer_0")):
+        a, b = (
+            np.linalg.norm(table.surrogate_gain.sel(basis=name, order=2).values[skip:]
+                           - means[:, skip:], axis=1) / np.linalg.norm(means[:, skip:], axis=1)
+            for name in ("krylov", "ensemble")
+        )  # fmt: skip
+        gap = table.relative_l2_gap.sel(basis="krylov", order=2, layers=layers)
+        expected = [(a - b)[0], *np.quantile((a - b)[1:], [0.025, 0.975])]
+        np.testing.assert_allclose(gap, expected, rtol=1e-3, atol=1e-5)
+    assert bool((table.relative_l2_gap.sel(basis="ensemble") == 0).all())
