@@ -69,7 +69,7 @@ def three_cells(ax, names: dict) -> None:
     for i, style in enumerate(("-", "--", ":")):
         place = (0.2, 0.5, 0.75)[i]
         ax.plot(y.depth, y.isel(output=i), style, color="k", label=f"thermometer at {place} m")
-    ax.bar(plan.layer, plan.u.isel(input=0), color=plot.SKY, label="heating rate (K/s)")
+    ax.bar(plan.layer, plan.u.isel(input=0), color="#56B4E9", label="heating rate (K/s)")
     ax.set_xlabel("depth (steps of 2 s)")
     ax.set_ylabel("temperature (K), heating rate (K/s)")
     ax.set_title("10, 20 and 10 K with the least energy")

@@ -29,13 +29,15 @@ def draw_comparison(target: OutputFolder, table: "xr.Dataset") -> None:
 
     fig, axes = plot.figure(13.0, 4.4, columns=2)
     for ax, reference in zip(axes, table["reference"].values, strict=True):
-        plot.certified_errors(ax, table, str(reference))
+        plot.certified_errors(ax, table, str(reference), legend=False)
+    plot.shared_legend(axes)
     target.figure("certified_errors", fig)
 
     orders = sorted({middle_order(table), int(table["order"].max())})
     fig, axes = plot.figure(8.0, (1.4 + 0.5 * n_methods) * len(orders), rows=len(orders))
     for ax, order in zip(axes, orders, strict=True):
-        plot.budget_bars(ax, table, order)
+        limit = plot.budget_limit(table, orders)
+        plot.budget_bars(ax, table, order, limit=limit, legend=order == orders[0])
     target.figure("budget_bars", fig)
 
     fig, axes = plot.figure(8.0, 4.0)
@@ -43,9 +45,8 @@ def draw_comparison(target: OutputFolder, table: "xr.Dataset") -> None:
     target.figure("linear_range", fig)
 
     if "prompt_relative_l2" in table:
-        each = table[["prompt_relative_l2", "basis"]].rename(prompt_each="prompt")
         fig, axes = plot.figure(max(6.4, 1.1 * n_methods), 4.0)
-        plot.prompt_spread(axes[0], each, middle_order(table))
+        plot.prompt_spread(axes[0], table, middle_order(table))
         target.figure("prompt_spread", fig)
 
 

@@ -4,10 +4,9 @@ Each function draws into given Axes and returns nothing; `save` writes a figure 
 Curves differ in marker and line style as well as in colour, so that they survive greyscale.
 """
 
+from depthsys.plot.budget import budget_bars, budget_limit
 from depthsys.plot.comparison import (
     agreement_by_order,
-    agreement_by_size,
-    budget_bars,
     certified_errors,
     linear_range,
     prompt_spread,
@@ -22,11 +21,13 @@ from depthsys.plot.ltv import (
     hankel_map,
     io_image,
 )
-from depthsys.plot.style import figure, save
+from depthsys.plot.sizes import agreement_by_size
+from depthsys.plot.style import figure, save, shared_legend
 
 __all__ = [
     "figure",
     "save",
+    "shared_legend",
     "gain_curves",
     "error_budget",
     "schedule",
@@ -40,6 +41,7 @@ __all__ = [
     "agreement_by_order",
     "agreement_by_size",
     "budget_bars",
+    "budget_limit",
     "certified_errors",
     "linear_range",
     "prompt_spread",

@@ -16,6 +16,7 @@ from depthsys.plot.style import (
     GREY,
     SKY,
     STYLES,
+    basis_styles,
     check_dims,
     coordinate,
     depth_axis,
@@ -279,10 +280,16 @@ def error_curves(ax: Axes, table: xr.Dataset) -> None:
         If a variable is missing, there are batch dims, or the norm is not positive.
     """
     error_lines(ax, table, _proved)
+    legend_beside(ax)
 
 
-def error_lines(ax: Axes, table: xr.Dataset, certificates: Callable[..., None]) -> None:
-    """Lines of `error_curves` over ``certificates(ax, names, orders, lower, upper, bottom)``."""
+def error_lines(
+    ax: Axes, table: xr.Dataset, certificates: Callable[..., None], scale: float = 1.0
+) -> None:
+    """Lines of `error_curves` over ``certificates(ax, names, orders, lower, upper, bottom)``.
+
+    Errors and bounds are multiplied by the scale: 100 gives percent.
+    """
     wanted = ["error", "lower", "norm", "resolution", "upper"]
     if not set(wanted) <= set(table):
         raise ValueError(
@@ -293,27 +300,29 @@ def error_lines(ax: Axes, table: xr.Dataset, certificates: Callable[..., None]) 
     if not 0 < norm < np.inf:
         raise ValueError(f"`norm` must be positive; got {norm}. A system without gain has none.")
     orders, names = coordinate(table, "order"), coordinate(table, "basis")
-    errors, upper = (table[name].transpose(*dims).values / norm for name in ("error", "upper"))
-    lower, tiny = table["lower"].values / norm, 10 * float(table["resolution"]) / norm
+    unit = norm / scale
+    errors, upper = (table[name].transpose(*dims).values / unit for name in ("error", "upper"))
+    lower, tiny = table["lower"].values / unit, 10 * float(table["resolution"]) / unit
     bottom, top = log_range(errors, upper, lower, tiny=tiny)
     certificates(ax, names, orders, lower, upper, bottom)
     zero = errors <= tiny
-    for row, name in enumerate(names):
-        style = STYLES[row % len(STYLES)]
+    with_zeros = np.flatnonzero(zero.any(axis=1)).tolist()
+    styles = basis_styles([str(name) for name in names])
+    for row, (name, style) in enumerate(zip(names, styles, strict=True)):
         label = str(name) if np.isfinite(errors[row]).any() else f"{name} (no value)"
         ax.plot(orders, np.where(zero[row], np.nan, errors[row]), label=label, **style)
-        if zero[row].any():
-            zero_markers(ax, orders[zero[row]], row, len(names), style)
+        if row in with_zeros:
+            zero_markers(ax, orders[zero[row]], with_zeros.index(row), len(with_zeros), style)
     log_axis_with_zeros(ax, bottom, top, zeros=bool(zero.any()))
     order_axis(ax, orders)
     ax.set_ylabel("error / norm of the full system")
-    legend_beside(ax)
 
 
 def _proved(ax: Axes, names, orders, lower, upper, bottom: float) -> None:
     """The certified band and its edges, as far as they lie above ``bottom``."""
     upper = np.fmax.reduce(upper, axis=0)
-    tick = "_" if len(orders) == 1 else ""
+    # an order without neighbours would leave no trace of a line
+    tick = "_"
     drawn = upper >= bottom
     if drawn.any():
         low = np.maximum(lower, bottom)

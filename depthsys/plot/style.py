@@ -1,5 +1,7 @@
 """What all figures share: size, saving, colours, axes, and reading Datasets by dim name."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,20 +13,33 @@ from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 # Okabe and Ito's palette: distinct for colour-blind readers, and in lightness.
 BLACK, BLUE, ORANGE, GREY, SKY = "#000000", "#0072B2", "#E69F00", "#8C8C8C", "#56B4E9"
-GREEN, RED, PURPLE = "#009E73", "#D55E00", "#CC79A7"
+GREEN, RED, PURPLE, DARK = "#009E73", "#D55E00", "#CC79A7", "#555555"
+# All markers have an inside, as an open one means 0 to rounding.
 STYLES: list[dict] = [
-    {"color": color, "marker": marker, "ls": line, "ms": 5, "lw": 1.3}
+    # those with arms look smaller than they are
+    {"color": color, "marker": marker, "ls": line, "ms": 6.5 if marker in "PX*" else 5, "lw": 1.3}
     for color, marker, line in (
         (BLACK, "o", "-"),
         (BLUE, "s", "--"),
         (ORANGE, "^", "-."),
-        (RED, "x", "-"),
+        (RED, "v", "-"),
         (SKY, "D", ":"),
-        (GREEN, "+", "--"),
-        (PURPLE, "v", "-"),
-        (BLACK, "*", ":"),
+        (GREEN, "P", (0, (4, 1.5))),
+        (PURPLE, "X", (0, (5, 1, 1, 1, 1, 1))),
+        (DARK, "*", ":"),
     )
 ]
+# The two balanced bases are what the others are compared with, and chance is the least of them.
+_BASES: dict[str, dict] = {
+    "ensemble": STYLES[0] | {"ms": 6.5, "lw": 2.2},
+    "balanced": STYLES[1] | {"ms": 5.5, "lw": 1.9},
+    "two_sided": STYLES[2],
+    "krylov": STYLES[3],
+    "arnoldi": STYLES[4],
+    "pod": STYLES[5],
+    "adjoint": STYLES[6],
+    "random": STYLES[7] | {"color": GREY, "lw": 0.9},
+}
 STRIP = 0.15  # height of the strip for errors of 0, in heights of the Axes
 
 
@@ -44,6 +59,23 @@ def save(fig: Figure, path: Path, kind: str) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "depthsys"}):
         metadata = {"Date": None} if kind == "svg" else None
         fig.savefig(path, format=kind, dpi=150, metadata=metadata)
+
+
+def basis_styles(names: Sequence[str]) -> list[dict]:
+    """A style per name: that of the basis it names, or else the first one still free."""
+    styles: dict[int, dict] = {}
+    free = dict(enumerate(_BASES))
+    for row in sorted(range(len(names)), key=lambda row: names[row] not in _BASES):
+        known = set(re.findall(r"\w+", names[row])) & set(_BASES)
+        place = list(_BASES).index(known.pop()) if len(known) == 1 else None
+        if place in free:
+            styles[row] = _BASES[free.pop(place)]
+    for row in range(len(names)):
+        if row not in styles:
+            place = next(iter(free), row % len(STYLES))
+            free.pop(place, None)
+            styles[row] = STYLES[place]
+    return [styles[row] for row in range(len(names))]
 
 
 def layer_axis(ax: Axes) -> None:
@@ -74,23 +106,37 @@ def log_axis(ax: Axes) -> None:
 def order_axis(ax: Axes, orders: np.ndarray) -> None:
     """Numbers of states along x, rising; in powers of 2 where they span a factor of 16."""
     ax.set_xlabel("order (number of states)")
-    if not by_powers(orders):
-        count_axis(ax, orders)
-        return
-    ax.set_xscale("log", base=2)
-    ax.set_xlim(orders[0] / 2**0.5, orders[-1] * 2**0.5)
-    shown = [orders[-1]]
-    for order in orders[-2::-1]:
+    at = np.asarray(orders, float)
+    if by_powers(orders):
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(orders[0] / 2**0.5, orders[-1] * 2**0.5)
+        at = np.log(at)
+    else:
+        ax.set_xlim(orders[0] - 0.5, orders[-1] + 0.5)
+    shown = [len(at) - 1]
+    for row in range(len(at) - 2, -1, -1):
         # closer ones would write over each other
-        if shown[-1] / order >= (orders[-1] / orders[0]) ** (1 / 20):
-            shown.append(order)
-    ax.set_xticks(shown[::-1], [str(order) for order in shown[::-1]])
+        if at[shown[-1]] - at[row] >= (at[-1] - at[0]) / 20:
+            shown.append(row)
+    ax.set_xticks([orders[i] for i in shown[::-1]], [str(orders[i]) for i in shown[::-1]])
     ax.set_xticks([], minor=True)
 
 
 def by_powers(orders: np.ndarray) -> bool:
     """Whether `order_axis` is logarithmic."""
     return bool(0 < 16 * orders[0] <= orders[-1])
+
+
+def percent_axis(ax: Axes) -> None:
+    """Plain numbers along a log y axis, once its limits are set."""
+    low, high = ax.get_ylim()
+    if low < 1e-4:
+        return
+    close = high / low < 100
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if close and f"{value:e}"[0] in "25" else ""
+    )
 
 
 def log_range(*values: np.ndarray, tiny: float) -> tuple[float, float]:
@@ -103,7 +149,7 @@ def log_range(*values: np.ndarray, tiny: float) -> tuple[float, float]:
 
 def zero_markers(ax: Axes, at: np.ndarray, row: int, n_rows: int, style: dict) -> None:
     """Open markers in the strip of zeros; each row has its height, so that none hides another."""
-    height = np.full(len(at), STRIP * (row + 0.5) / n_rows)
+    height = np.full(len(at), STRIP * (row + 1) / (n_rows + 1))
     style = {**style, "ls": "none", "mfc": "w"}
     ax.plot(at, height, transform=ax.get_xaxis_transform(), **style)
 
@@ -134,6 +180,21 @@ def log_axis_with_zeros(ax: Axes, bottom: float, top: float, *, zeros: bool) -> 
 def legend_beside(ax: Axes, title: str | None = None) -> None:
     """A legend that hides no data: to the right of the Axes."""
     ax.legend(frameon=False, fontsize="small", title=title, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def shared_legend(axes: Sequence[Axes]) -> None:
+    """One legend for several Axes of a figure, drawn with ``legend=False``: to their right."""
+    entries: dict = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    axes[0].figure.legend(
+        list(entries.values()),
+        list(entries),
+        frameon=False,
+        fontsize="small",
+        loc="outside right upper",
+    )
 
 
 def check_dims(

@@ -1,9 +1,9 @@
 """Identification of many prompts by Krylov of order 32 and by ensemble balancing.
 
-Wanted: each under 3 times the plain prefill of the prompts plus its floor. The prefill is timed: the
-model's own forward pass without a cache, 32 prompts at a time. The floor is the last token through
-each block once, and a product per direction: (l + 1) of them at layer l for Krylov, one for an
-ensemble with the concept readout, L - l with the profile, at the rate of bare products with the
+Wanted: each under 3 times the plain prefill of the prompts plus its floor. The prefill is timed:
+the model's own forward pass without a cache, 32 prompts at a time. The floor is the last token
+through each block once, and a product per direction: (l + 1) of them at layer l for Krylov, one for
+an ensemble with the concept readout, L - l with the profile, at the rate of bare products with the
 model's own weights.
 """
 

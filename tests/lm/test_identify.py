@@ -116,7 +116,15 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     np.testing.assert_allclose(ltv.gains(single), ltv.gains(whole), rtol=1e-6)
 
 
-def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypatch):
+@pytest.mark.parametrize("readout", ["concept", "profile"])
+@pytest.mark.parametrize(
+    "method",
+    [lm.Krylov(), lm.Ensemble(order=2), lm.Balanced(), lm.Pod(order=2)],
+    ids=lambda m: m.name,
+)
+def test_live_memory_does_not_grow_with_the_number_of_prompts(
+    concept, monkeypatch, method, readout
+):
     """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
     model = lm.DepthModel(TINY["gpt2"]())
     original = model.blocks.call
@@ -134,7 +142,7 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(concept, monkeypat
         tokens = LabelledIds([[i % 50, 7, 3, 4, 5, 6] for i in range(count)], np.arange(count) % 2)
         peaks.append(0)
         gc.collect()
-        lm.identify(model, tokens, concept)
+        lm.identify(model, tokens, concept, method, readout=readout)
     assert peaks[1] - peaks[0] < 32 * 6 * 16 * 4  # less than one batch of hidden states
 
 

@@ -1,5 +1,7 @@
 """What is drawn on Axes."""
 
+import numpy as np
+
 from depthsys import plot
 
 
@@ -21,3 +23,16 @@ def labels_of(ax):
 
 def styles_of(lines):
     return {(line.get_marker(), line.get_linestyle()) for line in lines}
+
+
+def bars_of(ax):
+    """Lowest and highest points of the intervals, in the order drawn."""
+    return np.array([segment[:, 1] for c in ax.collections for segment in segments_of(c)])
+
+
+def segments_of(collection):
+    return collection.get_segments() if hasattr(collection, "get_segments") else []
+
+
+def zeros_of(ax):
+    return [line for line in ax.lines if line.get_markerfacecolor() == "w"]
