@@ -65,7 +65,6 @@ def planned(data: Path | None) -> list[tuple[str, str]]:
     pairs = [(model, task) for model in DEMOS for task in SYNTHETIC]
     if data is not None:
         pairs += [(model, task) for task in TASKS for model in SHARED]
-        pairs += [(model, TASKS[0]) for model in DEMOS]
     return pairs
 
 

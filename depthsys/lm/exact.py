@@ -68,7 +68,8 @@ def exact_system(
     pass and a transposed product for each coordinate. Memory does not grow with the prompts.
     """
     setting = Setting.checked(model, concept, inputs, readout, rtol)
-    return restricted_mean(setting, texts, observable=observable)
+    system = restricted_mean(setting, texts, observable=observable)
+    return system.assign_attrs(setting.attrs("exact_system", texts, concept))
 
 
 # ------------------------------------------------------------------- the mean of many prompts

@@ -110,11 +110,17 @@ def identify(
     else:
         system = _mean_of_prompts(setting, texts, method, size, keep_basis)
     if not setting.free:
-        v = np.swapaxes(setting.v.double().cpu().numpy(), 1, 2)
-        if "input" not in concept["direction"].dims:  # not rounded to the dtype of the model
-            v = concept["direction"].transpose("depth", "feature").values[:, :, None]
-        system["v"] = (("depth", "feature", "input"), v.astype(np.float64))
-    system.attrs.update(_provenance(setting, texts, concept, method, size, per_prompt))
+        v = concept["direction"]  # not rounded to the dtype of the model
+        v = v if "input" in v.dims else v.expand_dims("input")
+        dims = ("depth", "feature", "input")
+        system["v"] = (dims, v.transpose(*dims).values.astype(np.float64))
+    system.attrs |= {
+        **setting.attrs("identify", texts, concept),
+        "method": type(method).__name__,
+        "settings": json.dumps(asdict(method)),
+        "order": size if method.tolerance is None else int(system["order"].max()),
+        "per_prompt": int(per_prompt),
+    }
     return ltv.check(system)
 
 
@@ -258,21 +264,3 @@ def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:
         s.pad(state=pad, state_next=pad, constant_values=0.0)
         for s, pad in zip(systems, pads, strict=True)
     ]
-
-
-def _provenance(setting, texts, concept, method, size, per_prompt) -> dict:
-    model = setting.model
-    return {
-        **model.provenance("identify"),
-        "inputs": "free" if setting.free else "concept",
-        "readout": setting.readout.name,
-        "concept": concept.attrs.get("method", "given"),
-        "classes": concept.attrs.get("classes", "[]"),
-        "method": type(method).__name__,
-        "settings": json.dumps(asdict(method)),
-        "order": size,
-        "per_prompt": int(per_prompt),
-        "n_prompts": len(texts),
-        **model.which(texts),
-        "step": "exact Jacobian (no step)",
-    }

@@ -22,7 +22,7 @@ class Setting:
     """What is driven and what is read, checked against the model.
 
     ``v`` (depth, input, feature) are the concept directions; ``free`` says that all of R^H is
-    driven instead. Both sides are needed where ``observable`` is true.
+    driven instead. ``rtol`` says when a direction counts as dependent on earlier ones.
     """
 
     model: DepthModel
@@ -49,6 +49,19 @@ class Setting:
             raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL}.")
         reader = checked_readout(model, readout, concept)
         return cls(model, v, reader, inputs == "free", rtol)
+
+    def attrs(self, action: str, texts, concept: xr.Dataset) -> dict[str, str | int]:
+        """Provenance of a system made with this setting."""
+        return {
+            **self.model.provenance(action),
+            "inputs": "free" if self.free else "concept",
+            "readout": self.readout.name,
+            "concept": concept.attrs.get("method", "given"),
+            "classes": concept.attrs.get("classes", "[]"),
+            "n_prompts": len(texts),
+            **self.model.which(texts),
+            "step": "exact Jacobian (no step)",
+        }
 
     @property
     def inputs(self) -> list[np.ndarray] | None:

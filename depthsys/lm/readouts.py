@@ -53,13 +53,6 @@ class Readout:
         """Number of outputs."""
         return self.rows.shape[1]
 
-    @property
-    def depths(self) -> list[int]:
-        """Depths at which something is read."""
-        last = len(self.rows) - 1
-        read = (self.rows != 0).flatten(1).any(1).nonzero().flatten().tolist()
-        return [*read, last] if self.tokens is not None else read
-
     def rows_at(self, model: "DepthModel", x_last: torch.Tensor) -> torch.Tensor:
         """C_k of every prompt (depth, prompt, output, feature), given x_L (prompt, feature)."""
         rows = self.rows[:, None].expand(-1, len(x_last), -1, -1)
