@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")
     parser.add_argument("--pair", nargs=2, metavar=("MODEL", "TASK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.update and (options.only or options.data is None):
+        raise SystemExit("--update writes the page from the whole study: give --data, not --only")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.pair:
         run_pair(*options.pair, options)
@@ -73,7 +75,9 @@ def file_of(model: str, task: str, out: Path) -> Path:
 
 
 def in_a_process(pair: tuple[str, str], options) -> None:
-    if file_of(*pair, options.out).exists():
+    path = file_of(*pair, options.out)
+    if path.exists():
+        check_settings(path, options)
         return
     command = [sys.executable, __file__, "--pair", *pair, "--out", str(options.out)]
     command += ["--each", str(options.each), "--split", options.split]
@@ -82,6 +86,17 @@ def in_a_process(pair: tuple[str, str], options) -> None:
     print("...", *pair, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment)
+
+
+def check_settings(path: Path, options) -> None:
+    """A finished pair counts only if it was made with these settings."""
+    with xr.open_dataset(path, engine="h5netcdf") as table:
+        made = table.attrs["split"], table.sizes["prompt_each"]
+    if made != (options.split, options.each):
+        raise SystemExit(
+            f"{path} was made with --split {made[0]} --each {made[1]}, not {options.split} "
+            f"{options.each}. Delete it or choose another --out."
+        )
 
 
 def run_pair(model_name: str, task: str, options) -> None:
@@ -197,7 +212,8 @@ def summary(table: xr.Dataset) -> xr.Dataset:
         if name in table
     }
     auc = {name: table[name].isel(depth=-1, drop=True) for name in ("auc", "auc_low", "auc_high")}
-    chosen = table["step_error"].sel(step=[0.01, 0.1, 0.5], bound="estimate")
+    # a search that overflow ended early has fewer steps
+    chosen = table["step_error"].reindex(step=[0.01, 0.1, 0.5]).sel(bound="estimate")
     eps = {"nonlinearity_at": chosen.rename(step="eps").reset_coords(drop=True)}
     bare = table.drop_dims([d for d in GONE if d in table.dims])
     return bare.assign(medians | auc | eps | mean_curves(table) | gaps(table))

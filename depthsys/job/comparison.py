@@ -213,11 +213,11 @@ def verdicts(table: "xr.Dataset") -> list[str]:
     ranked = _ranked(table, small)
     found = []
     if ranked:
-        found += [_who_is_best(ranked, small), _largest_part(table, ranked[0].name, small)]
+        found += [_who_is_best(table, ranked, small), _largest_part(table, ranked[0].name, small)]
     else:
         found.append(f"no method has a known relative L2 error at order {small}")
     if large > small:
-        found.append(_who_is_best(_ranked(table, large), large))
+        found.append(_who_is_best(table, _ranked(table, large), large))
     found += [_linear_range(table), _certificates(table)]
     beyond = _beyond_the_rank(table, large)
     if beyond:
@@ -238,7 +238,7 @@ def _ranked(table: "xr.Dataset", order: int) -> list[_Miss]:
     return sorted(known, key=lambda miss: miss.values[0])
 
 
-def _who_is_best(ranked: list[_Miss], order: int) -> str:
+def _who_is_best(table: "xr.Dataset", ranked: list[_Miss], order: int) -> str:
     if not ranked:
         return f"no method has a known relative L2 error at order {order}"
     best = ranked[0]
@@ -252,16 +252,28 @@ def _who_is_best(ranked: list[_Miss], order: int) -> str:
     )
     if not others:
         return text
-    if not np.isfinite(best.values).all():
+    lowest = {miss.name: _least_gap(table, miss.name, best.name, order) for miss in others}
+    if not np.isfinite(list(lowest.values())).all():
         return f"{text}; without an interval nothing says how sure that is"
-    close = [miss for miss in others if miss.interval[0] <= best.interval[1]]
+    close = [miss for miss in others if lowest[miss.name] <= 0]
     if close:
         names = _listed([f"{miss.name} ({percent(miss.values[:1])})" for miss in close])
-        return f"{text}; by their intervals it cannot be told from {names}"
+        return f"{text}; on resampled prompts (paired) it cannot be told from {names}"
     return (
-        f"{text}; its interval lies below all others, next {others[0].name}, "
+        f"{text}; on resampled prompts (paired) it is below all others, next {others[0].name}, "
         f"{percent(others[0].values)}"
     )
+
+
+def _least_gap(table: "xr.Dataset", name: str, best: str, order: int) -> float:
+    """Lower end of the paired interval of the difference of two errors."""
+    from depthsys import lm
+
+    measured = table[["measured_gain"]].rename(measured_gain="gain")
+    curves = [table["surrogate_gain"].sel(basis=b, order=order, drop=True) for b in (name, best)]
+    statistics = {k: int(table.attrs[k]) for k in ("n_bootstrap", "seed") if k in table.attrs}
+    gap = lm.error_gap(curves[0], curves[1], measured, **statistics)
+    return float(gap.sel(layers="all", bound="low"))
 
 
 def _largest_part(table: "xr.Dataset", name: str, order: int) -> str:

@@ -65,7 +65,7 @@ def agreement(
         table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, first)]
         result[name] = (("layers", "bound"), np.array(table))
     # what a perfect prediction would show: the standard error of the measured mean
-    spread = gain.std(axis=0) / np.sqrt(len(gain))
+    spread = gain.std(axis=0) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan * gain[0]
     floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, first)]
     result["noise_floor"] = ("layers", np.array(floor))
     statistics = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
@@ -141,6 +141,8 @@ def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarra
 @lru_cache(maxsize=4)
 def _resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
     """How often each of n prompts is drawn: (resample, prompt). A comparison asks many times."""
+    if n_bootstrap < 1:
+        raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64)
 

@@ -1,6 +1,7 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.exact import restricted_mean
 from depthsys.lm.identify import (
+    NothingReachedError,
     Reduce,
     full_system,
     full_system_each,
@@ -30,6 +32,9 @@ from depthsys.ltv.norms import bounds_of, spectral_norm
 
 REFERENCES = ("mean_system", "mean_response")
 _PROVED = {Balanced: "mean_system", Ensemble: "mean_response"}
+# What a difference of two maps cannot resolve, over their norm: ten roundings of float32, to which
+# Hugging Face steps down in the blocks of most families even in a float64 model.
+RESOLUTION = 10 * float(np.finfo(np.float32).eps)
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", ["absolute", "relative"])
 _STORED = ("A", "B", "C", "D", "V", "W")
@@ -63,8 +68,8 @@ def compare(
     texts
         Splits: concept (for the direction), operating (for identification), held_out (for checks).
     methods
-        Names of `METHODS`, or a mapping from names of your own to methods with settings (their
-        ``order`` is ignored).
+        Names of `METHODS`, or a mapping from names of your own to methods with settings; their
+        ``order`` is ignored, a ``tolerance`` is refused.
     orders
         Rising whole numbers, at most the width of the model.
     concept
@@ -143,6 +148,11 @@ def compare(
     if concept is None:
         concept = mean_difference(model, texts.concept, held_out=texts.held_out)
     setting = Setting.checked(model, concept, "concept", readout, None)
+    if setting.readout.tokens is None and not bool(setting.readout.rows[-1].any()):
+        raise ValueError(
+            "`readout` must read the last depth, where gains are measured; got rows that are zero "
+            "there. Use `ltv.compare` on `lm.exact_system` for other depths."
+        )
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
     truth = _Truth(model, texts, concept, readout, eps, statistics)
     references = _References(setting, texts.operating, sizes)
@@ -205,6 +215,10 @@ def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Me
         raise TypeError(
             f"`methods` must hold at least one method such as lm.Krylov(); got {methods!r}. Make "
             "them, for example {'krylov': lm.Krylov()}."
+        )
+    if any(m.tolerance is not None for m in named.values()):
+        raise ValueError(
+            f"`methods` must have no `tolerance`; got {methods!r}. A comparison runs over `orders`."
         )
     return named
 
@@ -291,17 +305,23 @@ def _method_table(
     references: "_References",
 ) -> xr.Dataset:
     """All rows of one method."""
+    setting = _own_rtol(setting, method)
     begin = perf_counter()
     full, reduce = full_system(setting, texts.operating, method, orders[-1])
     shared = perf_counter() - begin
-    rows: list[xr.Dataset] = []
+    rows: list[xr.Dataset | None] = []
     note: dict[str, str] = {}
     for order in orders:
-        if note:  # above the rank nothing changes
+        if note and method.nested:  # above the rank nothing changes
             rows.append(rows[-1])
             continue
         begin = perf_counter()
-        system = reduced_to(reduce, order, setting.rtol)
+        try:
+            system = reduced_to(reduce, order, setting.rtol)
+        except NothingReachedError as error:
+            rows.append(None)
+            note = {f"note_{name}": f"order {order}: {error}"}
+            continue
         seconds = shared + perf_counter() - begin
         system = system.assign({v: full[v] for v in ("state_norm", "gain_full")})
         system.attrs |= setting.model.which(texts.operating)
@@ -312,7 +332,25 @@ def _method_table(
         rows.append(row)
         if "note" in system.attrs:
             note = {f"note_{name}": system.attrs["note"]}
-    return xr.concat(rows, dim=xr.Variable("order", orders)).assign_attrs(note)
+    return _stacked(rows, orders).assign_attrs(note)
+
+
+def _own_rtol(setting: Setting, method: Method) -> Setting:
+    return setting if method.rtol is None else replace(setting, rtol=method.rtol)
+
+
+def _stacked(rows: Sequence[xr.Dataset | None], orders: list[int]) -> xr.Dataset:
+    """Rows along ``order``; NaN where a method found nothing, an error if it never did."""
+    known = [row for row in rows if row is not None]
+    if not known:
+        raise NothingReachedError(
+            "`concept` must reach the readout; no order of a method has a system. Choose another "
+            "readout or direction, or leave that method out."
+        )
+    empty = xr.full_like(known[0], np.nan, dtype=float)
+    return xr.concat(
+        [empty if row is None else row for row in rows], dim=xr.Variable("order", orders)
+    )
 
 
 class _References:
@@ -325,8 +363,7 @@ class _References:
         self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
         self.values = ltv.hankel_singular_values(self.maps)
         self.lower = ltv.error_bounds(self.maps, orders)["lower"]
-        # products in the model's dtype: what a difference of two of them cannot resolve
-        self.resolution = spectral_norm(self.maps) * 10 * np.finfo(setting.model.dtype_name).eps
+        self.resolution = RESOLUTION * spectral_norm(self.maps)
 
     def errors(self, system: xr.Dataset, kind: type[Method]) -> dict[str, xr.DataArray]:
         """Exact errors against both references, and the proved bound."""
@@ -379,17 +416,14 @@ def _each_prompt(
         tables = []
         for name, method in named.items():
             begin = perf_counter()
-            _, reduce = full_system_each(setting, run, method, orders[-1])
-            systems = _up_to_rank(reduce, orders, setting.rtol)
+            own = _own_rtol(setting, method)
+            _, reduce = full_system_each(own, run, method, orders[-1])
+            systems = _up_to_rank(reduce, orders, own.rtol, nested=method.nested)
             seconds[name] += perf_counter() - begin
             proved = type(method) in _PROVED
             values = ltv.hankel_singular_values(exact) if proved else None
-            tables.append(
-                xr.concat(
-                    [_prompt_row(s, exact, values) for s in systems],
-                    dim=xr.Variable("order", orders),
-                )
-            )
+            prompt_rows = [s if s is None else _prompt_row(s, exact, values) for s in systems]
+            tables.append(_stacked(prompt_rows, orders))
         table = xr.concat(tables, dim=xr.Variable("basis_each", list(named)))
         table["prompt_lower"] = bounds["lower"]
         table["prompt_norm"] = spectral_norm(exact)
@@ -399,7 +433,7 @@ def _each_prompt(
         prompt=np.argsort(np.concatenate(rows))
     )
     whole = whole.rename(prompt="prompt_each")
-    resolution = whole["prompt_norm"] * 10 * np.finfo(setting.model.dtype_name).eps
+    resolution = RESOLUTION * whole["prompt_norm"]
     ratio = whole["prompt_error"] / whole["prompt_lower"]
     whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
     channels = [d for d in truth.dims if d != "prompt_each"]
@@ -409,12 +443,20 @@ def _each_prompt(
     return whole
 
 
-def _up_to_rank(reduce: Reduce, orders: list[int], rtol: float) -> list[xr.Dataset]:
-    """The system of every order; above the rank nothing changes."""
-    systems: list[xr.Dataset] = []
+def _up_to_rank(
+    reduce: Reduce, orders: list[int], rtol: float, *, nested: bool
+) -> list[xr.Dataset | None]:
+    """The system of every order, None where there is none; above the rank nothing changes."""
+    systems: list[xr.Dataset | None] = []
     for order in orders:
-        done = systems and "note" in systems[-1].attrs
-        systems.append(systems[-1] if done else reduced_to(reduce, order, rtol))
+        last = systems[-1] if systems else None
+        if nested and last is not None and "note" in last.attrs:
+            systems.append(last)
+            continue
+        try:
+            systems.append(reduced_to(reduce, order, rtol))
+        except NothingReachedError:
+            systems.append(None)
     return systems
 
 

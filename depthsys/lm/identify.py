@@ -146,24 +146,33 @@ def reduced(method: Method, reduce: Reduce, size: int) -> xr.Dataset:
     return system
 
 
+class NothingReachedError(ValueError):
+    """No direction of a method is both reached and read."""
+
+
 def reduced_to(reduce: Reduce, order: int, rtol: float | None) -> xr.Dataset:
     """The system of that order; of the rank if that is smaller, with a ``note`` in attrs."""
-    try:
-        return reduce(order=order, rtol=rtol)
-    except ltv.RankError as error:
-        if error.rank == 0:
-            raise ValueError(
-                "`concept` must reach the readout; got rank 0: no push changes what is read. "
-                "Choose another readout or direction."
-            ) from error
-        system = reduce(order=error.rank, rtol=rtol)
+    size = order
+    while True:
+        try:
+            system = reduce(order=size, rtol=rtol)
+            break
+        except ltv.RankError as error:
+            if error.rank == 0:
+                raise NothingReachedError(
+                    f"`concept` must reach the readout; got rank 0 at order {size}: no push along "
+                    "what the method keeps changes what is read. Choose another readout, direction "
+                    "or method, or a larger order."
+                ) from error
+            size = error.rank
+    if size < order:
         found = system["order"]
         found = found.max([d for d in found.dims if d != "depth"]).values.tolist()
         system.attrs["note"] = (
-            f"order {order} is above the rank: the states per depth are {found}, and nothing "
-            "is truncated"
+            f"order {order} is above the rank: the states per depth are {found}, and more would "
+            "be the same model"
         )
-        return system
+    return system
 
 
 def mean_response(setting: Setting, texts: Texts) -> xr.Dataset:

@@ -46,13 +46,18 @@ def linear_range(
         ``step_error`` (step, layers, bound), for steps from 0.01 to 0.5 and on in the series 1, 2,
         5 until the error has passed the limit for both layer sets (at most 1e4); ``step_limit``
         (layers), the step where it first rises above it, by interpolation of the logarithms; NaN
-        if it is above at all steps or at none. Steps that rounding or overflow
-        spoils are NaN, and named in attrs ``step_note``.
+        if it is above at all steps or at none. Steps that rounding or overflow spoils are NaN, and
+        named in attrs ``step_note``; overflow ends the search.
     """
     if not 0 < limit < np.inf:
         raise ValueError(f"`limit` must be a number > 0; got {limit}. The default is 0.05.")
     if linear is None:
         linear = linear_gains(model, texts, concept, readout=readout)
+    elif linear.attrs.get("tokens_sha256") != model.which(texts)["tokens_sha256"]:
+        raise ValueError(
+            "`linear` must come from `texts`; got gains of other prompts. Leave it out, or compute "
+            "it from the same texts."
+        )
     steps: list[float] = []
     errors: list[np.ndarray] = []
     spoilt: list[str] = []
@@ -68,9 +73,12 @@ def linear_range(
             spoilt.append(f"{step:g}: {error}")
             if isinstance(error, FloatingPointError):
                 break
-        passed = (np.array(errors)[:, :, 0] > limit).any(0).all()
-        if not wanted and not passed and step < LARGEST_STEP:
-            wanted = [step * 2, step * 4, step * 10] if step >= 1 else [1.0, 2.0, 5.0]
+        estimates = np.array(errors)[:, :, 0]
+        # a set without layers, as of a model of one layer, has no error
+        passed = (estimates > limit).any(0) | np.isnan(estimates).all(0)
+        if not wanted and not passed.all():
+            decade = [1.0, 2.0, 5.0] if step < 1 else [2 * step, 4 * step, 10 * step]
+            wanted = [s for s in decade if s <= LARGEST_STEP]
     table = np.array(errors)
     found = xr.Dataset(
         {

@@ -32,7 +32,8 @@ class Method:
         Largest size of the reduced state; None means 32, or H if that is smaller.
     tolerance
         Instead of ``order``: the smallest order whose exact error ``||G - G_r||`` is at most
-        ``tolerance ||G||``, G being the full-order system of the same prompts.
+        ``tolerance ||G||``, G being the full-order system of the same prompts. With
+        ``per_prompt`` prompts that run in one batch share the order that serves all of them.
     rtol
         A direction whose part outside the earlier ones is below ``rtol`` of its length is
         dependent on them and dropped; None means 1e-5 in float32 and 1e-9 in float64, where the
@@ -46,6 +47,7 @@ class Method:
     name: ClassVar[str] = ""
     observable: ClassVar[bool] = False  # needs what the outputs see
     takes_free_inputs: ClassVar[bool] = False
+    nested: ClassVar[bool] = True  # a smaller order is part of a larger one
 
     def size(self, n_features: int) -> int:
         """The largest number of directions that may be asked for; ValueError if not in 1..H."""
@@ -105,9 +107,9 @@ class Krylov(Method):
 class Arnoldi(Method):
     """Krylov space of each frozen layer: ``V_k = orth[v_k, A_k v_k, A_k^2 v_k, ...]``, W = V.
 
-    With the mean Jacobian of that layer (A_{L-1} at the last depth). The powers need all prompts
-    one after the other: ``order`` passes through each block, unless its contexts fit in memory.
-    Parameters as for `Method`.
+    With the mean Jacobian of that layer (A_{L-1} at the last depth). Each power needs all prompts:
+    ``order`` passes through each block, unless what its products need fits in half a gigabyte,
+    which is then held. Parameters as for `Method`.
     """
 
     name: ClassVar[str] = "arnoldi"
@@ -213,6 +215,7 @@ class TwoSided(Method):
 
     name: ClassVar[str] = "two_sided"
     observable: ClassVar[bool] = True
+    nested: ClassVar[bool] = False
 
     def basis(self, small, columns, **size):
         """`ltv.two_sided_basis`."""

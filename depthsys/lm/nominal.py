@@ -52,7 +52,9 @@ class Setting:
 
     def attrs(self, action: str, texts, concept: xr.Dataset) -> dict[str, str | int]:
         """Provenance of a system made with this setting."""
+        warning = concept.attrs.get("warning")
         return {
+            **({} if warning is None else {"concept_warning": warning}),
             **self.model.provenance(action),
             "inputs": "free" if self.free else "concept",
             "readout": self.readout.name,

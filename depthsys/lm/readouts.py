@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from depthsys.lm.model import DepthModel
 
 READOUTS = ("concept", "profile")
+HEAD_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Readout:
         """y_L (prompt, copy, output) of last states (prompt, copy, feature), float64."""
         if self.tokens is None:
             return x_last.double() @ self.rows[-1].double().mT
-        logits = model.head(x_last.flatten(0, 1)).double()
-        difference = logits[:, self.tokens[0]] - logits[:, self.tokens[1]]
+        # a few rows at a time: a row of logits is as long as the vocabulary
+        parts = x_last.flatten(0, 1).split(HEAD_ROWS)
+        pairs = torch.cat([model.head(part)[:, list(self.tokens)] for part in parts]).double()
+        difference = pairs[:, 0] - pairs[:, 1]
         return difference.unflatten(0, x_last.shape[:2])[:, :, None]
 
 

@@ -18,7 +18,8 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
     A-priori: nothing is computed on the new prompt. The error on each operating prompt is taken
     as if the surrogate had been identified without it: with N prompts the mean gain without
     prompt p is :math:`\bar g - (g_p - \bar g)/(N - 1)`, and the surrogate is shifted by as much
-    (exact for `Ensemble` with the concept readout, a first-order estimate for the others).
+    (exact for `Ensemble` of full rank with the concept readout, which is order 1 for one concept;
+    a first-order estimate otherwise).
 
     Parameters
     ----------
@@ -37,8 +38,17 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
     Raises
     ------
     ValueError
-        If the gains are of other prompts than the system's, or of fewer than two.
+        If the gains are of another model, readout or other prompts than the system's, or of fewer
+        than two; or if the system has a batch dim.
     """
+    _check_shared(system)
+    for key, same in (("model_fingerprint", str), ("readout", _terminal)):
+        known = [same(d.attrs[key]) for d in (system, linear_operating) if key in d.attrs]
+        if len(set(known)) > 1:
+            raise ValueError(
+                f"`linear_operating` must have the {key} of `system`; got {known[1]!r} for "
+                f"{known[0]!r}. Compute both with the same model and readout."
+            )
     if linear_operating.attrs.get("prompts_sha256") != system.attrs.get("prompts_sha256"):
         raise ValueError(
             "`linear_operating` must come from the operating prompts of `system`; got another "
@@ -78,7 +88,9 @@ def corrected(
     xr.Dataset
         Systems along the batch dim ``prompt``, with the states of the surrogate and one more per
         output; outputs before the last depth are those of the surrogate. ``error_before`` (prompt)
-        is the relative L2 error of the surrogate's gains on each prompt, exact a posteriori.
+        is the relative L2 error of the surrogate's gains on each prompt, exact a posteriori;
+        ``gain_full`` the exact gains; ``state_norm`` (prompt, depth) that of these prompts (NaN at
+        the last depth); ``v``.
 
     Raises
     ------
@@ -88,6 +100,9 @@ def corrected(
     _check_fits(system, model, concept)
     linear = linear_gains(model, texts, concept)
     residual = (_gains(linear) - gain_curve(system)).transpose("prompt", "layer", ...)
+    # what is left of equal gains is rounding, not a state
+    rounding = 10 * np.finfo(model.dtype_name).eps * abs(_gains(linear)).max()
+    residual = residual.where(abs(residual) > rounding, 0.0)
     channels = [d for d in ("output", "input") if d not in residual.dims]
     residual = residual.expand_dims(channels).transpose("prompt", "layer", "output", "input")
     n_prompts, n_layers, n_outputs, n_inputs = residual.shape
@@ -99,15 +114,33 @@ def corrected(
     )
     whole = ltv.parallel(system, correction)
     whole["error_before"] = _relative(gain_curve(system), _gains(linear))
+    whole["gain_full"] = linear["gain"]
+    whole["v"] = system["v"]
+    # of these prompts; x_L is not looked at
+    norm = linear["state_norm"].rename(layer="depth")
+    whole["state_norm"] = norm.reindex(depth=system["depth"]).drop_vars("order", errors="ignore")
     whole.attrs |= {**model.which(texts), **model.provenance("corrected"), "per_prompt": 1}
     return whole
 
 
-def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> None:
+def _check_shared(system: xr.Dataset) -> None:
     if "prompt" in system.dims:
         raise ValueError(
             "`system` must be one system shared by prompts; got a batch. A prompt's own system "
             "needs no correction."
+        )
+
+
+def _terminal(readout: str) -> str:
+    """The profile has the terminal gains of the concept readout."""
+    return "concept" if readout == "profile" else readout
+
+
+def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> None:
+    _check_shared(system)
+    if system.attrs.get("model_fingerprint", model.fingerprint) != model.fingerprint:
+        raise ValueError(
+            "`system` must come from `model`; got another fingerprint. Identify again."
         )
     if system.attrs.get("readout") not in ("concept", "profile"):
         raise ValueError(

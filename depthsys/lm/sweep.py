@@ -12,7 +12,7 @@ from depthsys.lm.frozen import FrozenBlock
 if TYPE_CHECKING:
     from depthsys.lm.model import DepthModel
 
-# Frozen contexts of one layer that `Layer.held` keeps instead of computing them again.
+# What `Layer.held` keeps of one layer instead of computing it again.
 HELD_BYTES = 2**29
 
 
@@ -33,11 +33,12 @@ class Layer:
         yield from self._sweep._blocks(self.layer)
 
     def held(self) -> "Layer | list[FrozenBlock]":
-        """The blocks themselves if their contexts fit in `HELD_BYTES`, else this layer."""
+        """The blocks themselves if they fit in `HELD_BYTES`, linearised, else this layer."""
         blocks, size = [], 0
         for block in self:
             blocks.append(block)
-            size += block.context_bytes
+            # besides the context a linearised block keeps some 60 vectors of the size of a state
+            size += block.context_bytes + 60 * block.x.nbytes
             if size > HELD_BYTES:
                 return self
         return blocks

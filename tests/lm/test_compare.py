@@ -98,6 +98,8 @@ def test_certificates_hold_and_are_those_of_the_dense_systems(table, maps):
         part = table.sel(reference=reference)
         np.testing.assert_allclose(part.norm, ltv.induced_norm(full), rtol=1e-5)
         np.testing.assert_allclose(part.h2_norm, ltv.h2_norm(full), rtol=1e-5)
+        np.testing.assert_allclose(part.h2_norm, np.linalg.norm(io(full)), rtol=1e-5)
+        np.testing.assert_allclose(part.terminal_norm, np.linalg.norm(io(full)[-1]), rtol=1e-5)
         np.testing.assert_allclose(
             part.lower, ltv.error_bounds(full, ORDERS).lower, atol=1e-5 * float(part.norm)
         )
@@ -239,3 +241,154 @@ def test_gaps_are_paired_differences_to_the_first_method(splits, tiny, concept, 
         expected = [(a - b)[0], *np.quantile((a - b)[1:], [0.025, 0.975])]
         np.testing.assert_allclose(gap, expected, rtol=1e-3, atol=1e-5)
     assert bool((table.relative_l2_gap.sel(basis="ensemble") == 0).all())
+
+
+@pytest.fixture(scope="module")
+def logits(tiny, splits, concept):
+    """A short comparison that reads something else than the concept."""
+    return lm.compare(
+        tiny, splits, ["ensemble"], [1], concept=concept, readout=lm.LogitDifference(3, 7),
+        n_each=None, n_bootstrap=20,
+    )  # fmt: skip
+
+
+def test_all_measured_and_exact_gains_are_stored(tiny, splits, concept, table, logits):
+    for found, eps, readout in ((table, 0.01, "profile"), (logits, 0.1, lm.LogitDifference(3, 7))):
+        known = {
+            "measured_gain": (lm.measure_gains, splits.held_out, {"eps": eps}),
+            "measured_gain_relative": (
+                lm.measure_gains, splits.held_out, {"eps": eps, "relative": True},
+            ),
+            "measured_gain_operating": (lm.measure_gains, splits.operating, {"eps": eps}),
+            "linear_gain": (lm.linear_gains, splits.held_out, {}),
+            "linear_gain_operating": (lm.linear_gains, splits.operating, {}),
+        }  # fmt: skip
+        for name, (function, texts, options) in known.items():
+            gain = function(tiny, texts, concept, readout=readout, **options).gain
+            prompts = "prompt_operating" if name.endswith("_operating") else "prompt"
+            assert found[name].dims == (prompts, "layer")
+            np.testing.assert_allclose(found[name], gain, rtol=1e-6, atol=1e-9)
+        assert found.attrs["eps"] == eps
+
+
+def test_mean_system_gain_is_that_of_the_product_of_the_mean_jacobians(
+    tiny, splits, concept, table
+):
+    A = np.stack([whole_sequence.jacobians(tiny.hf, row) for row in splits.operating.ids])
+    v = concept.direction.values
+    dense = whole_sequence.chain_gains(A.mean(0), v)
+    np.testing.assert_allclose(table.mean_system_gain, dense, rtol=1e-4, atol=1e-6)
+    response = np.mean([whole_sequence.chain_gains(a, v) for a in A], axis=0)
+    assert abs(dense - response).max() > 1e-3  # averaging does something here
+
+
+def test_linearity_is_that_of_the_held_out_prompts_and_the_readout(
+    tiny, splits, concept, table, logits
+):
+    for found, n_bootstrap, readout in (
+        (table, 50, "profile"),
+        (logits, 20, lm.LogitDifference(3, 7)),
+    ):
+        alone = lm.linear_range(
+            tiny, splits.held_out, concept, readout=readout, n_bootstrap=n_bootstrap
+        )
+        close = {"rtol": 1e-5, "atol": 1e-7}
+        np.testing.assert_array_equal(found.step, alone.step)
+        np.testing.assert_allclose(found.step_error, alone.step_error, **close)
+        np.testing.assert_allclose(found.step_limit, alone.step_limit, **close)
+    few = slice(6)  # the steps of both
+    ours, others = (t.step_error.isel(step=few).values for t in (table, logits))
+    assert abs(ours - others).max() > 1e-4
+
+
+def test_counts_of_prompts_are_not_mixed_up(table, splits):
+    assert table.attrs["n_held_out"] == len(splits.held_out) == 7
+    assert table.attrs["n_operating"] == len(splits.operating) == 6
+    assert table.attrs["prompts_sha256"] == splits.held_out.sha256
+    assert table.attrs["operating_prompts_sha256"] == splits.operating.sha256
+    assert (table.sizes["prompt"], table.sizes["prompt_operating"]) == (7, 6)
+    assert table.sizes["prompt_each"] == 4
+
+
+def test_n_each_none_is_all_held_out_prompts(tiny, splits, concept, logits):
+    assert logits.sizes["prompt_each"] == len(splits.held_out)
+    exact = lm.linear_gains(tiny, splits.held_out, concept, readout=lm.LogitDifference(3, 7)).gain
+    # order 1 has the exact gains of a prompt where only the last depth is read
+    mine = logits.prompt_gain.sel(basis_each="ensemble", order=1)
+    np.testing.assert_allclose(mine.transpose("prompt_each", "layer"), exact, rtol=1e-6)
+
+
+def test_prompt_ratios_are_errors_over_lower_bounds(table):
+    known = table.prompt_error_ratio.notnull()
+    assert bool(known.any(["order", "prompt_each"]).all())
+    ratio = (table.prompt_error / table.prompt_lower).where(known)
+    dims = table.prompt_error_ratio.dims
+    np.testing.assert_allclose(table.prompt_error_ratio, ratio.transpose(*dims))
+    assert bool((table.prompt_error_ratio >= 1 - 1e-3).where(known, True).all())
+    assert float(table.prompt_error_ratio.max()) > 1.5
+    # and only what rounding explains is left out
+    noise = 1e-4 * table.prompt_norm
+    assert bool(known.where(table.prompt_lower > noise, True).all())
+
+
+def test_times_are_taken(table):
+    for name, dims in (("seconds", {"basis", "order"}), ("prompt_seconds", {"basis_each"})):
+        assert set(table[name].dims) == dims
+        assert bool((table[name] > 0).all())
+        assert float(table[name].max()) < 600
+
+
+def test_the_seed_moves_intervals_and_no_estimate(tiny, splits, concept):
+    made = [
+        lm.compare(
+            tiny, splits, ["ensemble", "krylov"], [1], concept=concept, n_each=0,
+            ablate_eps=False, n_bootstrap=20, seed=seed,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    for name in ("relative_l2", "relative_l2_operating", "relative_l2_gap", "error_budget"):
+        one, two = (table[name].transpose("bound", ...) for table in made)
+        np.testing.assert_array_equal(one.sel(bound="estimate"), two.sel(bound="estimate"))
+        assert bool((abs(one - two).sel(bound=["low", "high"]) > 1e-9).any()), name
+    assert [table.attrs["seed"] for table in made] == [0, 1]
+    assert "step_error" not in made[0]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    v = np.random.default_rng(11).standard_normal((4, 2, 16))
+    v /= np.linalg.norm(v, axis=-1, keepdims=True)
+    return xr.Dataset({"direction": (("depth", "input", "feature"), v)})
+
+
+@pytest.mark.parametrize("name", ["balanced", "ensemble"])
+def test_upper_bounds_count_the_states_that_each_depth_really_keeps(tiny, splits, pair, name):
+    """A large rtol drops a state at one depth and none at another."""
+    A = np.stack([whole_sequence.jacobians(tiny.hf, row) for row in splits.operating.ids])
+    v = directions(pair)
+    C = rows_of("profile", v)
+    full = dense_system(A.mean(0), v, C) if name == "balanced" else stacked_ensemble(A, v, C)
+    values = ltv.hankel_singular_values(full).values[1:]
+    small, next_one = np.sort(values[:, 1] / values[:, 0])[:2]
+    method = methods.METHODS[name](rtol=float(np.sqrt(small * next_one)))
+    table = lm.compare(
+        tiny, splits, {"loose": method}, [2], concept=pair, n_each=2, ablate_eps=False,
+        n_bootstrap=2,
+    )  # fmt: skip
+    method = methods.METHODS[name](order=2, rtol=method.rtol)
+    system = lm.identify(tiny, splits.operating, pair, method, readout="profile")
+    kept = system.order.drop_vars("order", errors="ignore")
+    assert kept.values[1:].min() < kept.values.max()
+    upper = float(ltv.error_bounds(full, kept).upper)
+    assert upper > 1.0001 * float(ltv.error_bounds(full, int(kept.max())).upper)
+    proved = {"balanced": "mean_system", "ensemble": "mean_response"}[name]
+    row = table.isel(basis=0, order=0)
+    np.testing.assert_allclose(row.upper.sel(reference=proved), upper, rtol=1e-4)
+    assert int(row.upper.notnull().sum()) == 1
+    first = splits.held_out.first(2)
+    each = lm.identify(tiny, first, pair, method, readout="profile", per_prompt=True)
+    for prompt in range(2):
+        own = dense_system(whole_sequence.jacobians(tiny.hf, first.ids[prompt]), v, C)
+        kept = each.order.isel(prompt=prompt).drop_vars("order", errors="ignore")
+        mine = table.prompt_upper[0, 0, prompt]
+        np.testing.assert_allclose(mine, ltv.error_bounds(own, kept).upper, rtol=1e-4)

@@ -10,7 +10,7 @@ from depthsys import lm, ltv
 from depthsys.lm.attention import RecordingCache
 from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
-from tests.lm import whole_sequence
+from tests.lm import families, whole_sequence
 from tests.lm.conftest import LabelledIds, batches_of_32, counted_block_calls, labelled_ids
 
 
@@ -216,3 +216,19 @@ def test_dependent_directions_are_left_out(tokens):
     assert (each.order.isel(depth=5) == 4).all()
     linear = lm.linear_gains(model, tokens, concept).gain
     np.testing.assert_allclose(ltv.gains(each)[..., 0, 0].T, linear.T, rtol=1e-6)
+
+
+def test_router_margin_is_the_least_over_all_prompts():
+    model = lm.DepthModel(families.make("mixtral"))
+    tokens = LabelledIds([[3, 4], [9, 8], [5, 30, 2], [17], [6, 44]], np.array([0, 1, 0, 1, 0]))
+    v = np.random.default_rng(0).standard_normal((model.n_layers + 1, model.n_features))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    margins = np.stack([families.router_margins(model.hf, ids) for ids in tokens.ids])
+    assert (margins.argmin(0) != 0).all()  # the first prompt is not the least by chance
+    for method in (lm.Krylov(), lm.Ensemble()):
+        system = lm.identify(model, tokens, concept, method)
+        np.testing.assert_allclose(system.router_margin, margins.min(0), rtol=1e-4, atol=1e-6)
+        each = lm.identify(model, tokens, concept, method, per_prompt=True)
+        mine = each.router_margin.transpose("prompt", "layer")
+        np.testing.assert_allclose(mine, margins, rtol=1e-4, atol=1e-6)

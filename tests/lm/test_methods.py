@@ -11,7 +11,7 @@ from depthsys import lm, ltv
 from depthsys.lm import methods
 from tests.conftest import TINY
 from tests.lm import whole_sequence
-from tests.lm.conftest import counted_block_calls, labelled_ids
+from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
 
 L, H = 3, 16
 
@@ -443,6 +443,118 @@ def test_arnoldi_does_not_depend_on_what_is_held(tiny, tokens, concept, monkeypa
     monkeypatch.setattr("depthsys.lm.sweep.HELD_BYTES", 0)
     again = lm.identify(tiny, tokens, concept, lm.Arnoldi(order=3))
     np.testing.assert_allclose(io(again), io(held), rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    """Two prompts in one batch; for the first of them v_1 is parallel to A_0 v_0."""
+    model = lm.DepthModel(TINY["gpt2"]().double())
+    tokens = LabelledIds([[3, 41, 7, 19], [28, 5, 13, 2]], np.array([0, 1]), sha256="unlike")
+    assert [batch.tolist() for batch in model.batches(tokens.ids)] == [[0, 1]]
+    v = np.random.default_rng(2).standard_normal((L + 1, H))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    v[1] = whole_sequence.jacobians(model.hf, tokens.ids[0])[0] @ v[0]
+    v[1] /= np.linalg.norm(v[1])
+    return model, tokens, xr.Dataset({"direction": (("depth", "feature"), v)})
+
+
+@pytest.mark.parametrize("readout", ["concept", "profile"])
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name, readout):
+    model, tokens, concept = unlike
+    for order in (1, 2, 16):
+        chosen = method(name, order=order)
+        if name == "pod":
+            chosen = lm.Pod(order=order, eps=1e-3, rtol=1e-5)  # snapshots are differences
+
+        def identify(texts, chosen=chosen):
+            return lm.identify(model, texts, concept, chosen, readout=readout, per_prompt=True)
+
+        both = identify(tokens)
+        for prompt in (0, 1):
+            alone = identify(LabelledIds(tokens.ids[prompt : prompt + 1], np.array([0])))
+            scale = abs(io(alone)).max()
+            mine = io(both.isel(prompt=prompt))
+            np.testing.assert_allclose(mine, io(alone)[0], rtol=1e-6, atol=1e-6 * scale)
+            if order == 16 and name in ("krylov", "ensemble", "balanced", "two_sided", "random"):
+                A = whole_sequence.jacobians(model.hf, tokens.ids[prompt])
+                v = directions(concept)
+                exact = io(dense_system(A, v, rows_of(readout, v)))
+                np.testing.assert_allclose(mine, exact, atol=1e-6 * scale)
+
+
+def test_krylov_states_and_note_of_prompts_of_unlike_rank(unlike):
+    model, tokens, concept = unlike
+    shorter = LabelledIds([tokens.ids[0], [1, 4, 28, 5, 13, 2]], np.array([0, 1]))
+    each = lm.identify(model, tokens, concept, lm.Krylov(order=16), per_prompt=True)
+    # A_0 v_0 is no new direction for the first prompt, at no depth
+    order = each.order.transpose("prompt", "depth").values.tolist()
+    assert order == [[1, 1, 2, 3], [1, 2, 3, 4]]
+    assert "order 16 is above the rank: the states per depth are [1, 2, 3, 4]" in each.attrs["note"]
+    silent = lm.identify(model, tokens, concept, lm.Krylov(), per_prompt=True)
+    assert "note" not in silent.attrs
+    # two batches
+    apart = lm.identify(model, shorter, concept, lm.Krylov(order=16), per_prompt=True)
+    assert apart.order.max("prompt").values.tolist() == [1, 2, 3, 4]
+    assert "order 16 is above the rank" in apart.attrs["note"]
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_x_ref_is_the_mean_nominal_state_in_reduced_coordinates(tiny, tokens, concept, name):
+    x = np.stack([whole_sequence.states(tiny.hf, ids) for ids in tokens.ids])
+    system = lm.identify(tiny, tokens, concept, method(name, order=2), readout="profile")
+    expected = np.einsum("kfs,kf->ks", system.W.values, x.mean(0))
+    scale = abs(expected).max()
+    np.testing.assert_allclose(system.x_ref, expected, rtol=1e-5, atol=1e-5 * scale)
+    two = LabelledIds(tokens.ids[:2], np.array([0, 1]))
+    each = lm.identify(
+        tiny, two, concept, method(name, order=2), readout="profile", per_prompt=True
+    )
+    W = each.W.transpose("prompt", "depth", "feature", "state").values
+    expected = np.einsum("pkfs,pkf->pks", W, x[:2])
+    mine = each.x_ref.transpose("prompt", "depth", "state")
+    np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["ensemble", "balanced"])
+def test_y_std_is_the_spread_of_the_readout_over_prompts(tiny, tokens, concept, name):
+    x = np.stack([whole_sequence.states(tiny.hf, ids)[-1] for ids in tokens.ids])
+    y = x @ concept.direction.values[-1]
+    system = lm.identify(tiny, tokens, concept, method(name, order=1))
+    np.testing.assert_allclose(system.y_std, y.std(), rtol=1e-5)
+    np.testing.assert_allclose(system.y_ref[-1, 0], y.mean(), rtol=1e-5)
+    each = lm.identify(tiny, tokens, concept, method(name, order=1), per_prompt=True)
+    assert "y_std" not in each
+    last = each.y_ref.isel(depth=-1, output=0)
+    np.testing.assert_allclose(last, y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_no_note_where_no_order_was_asked_for(tiny, tokens, concept, name):
+    assert "note" not in lm.identify(tiny, tokens, concept, method(name)).attrs
+
+
+@pytest.mark.parametrize("name", ["balanced", "ensemble"])
+def test_rtol_counts_with_a_tolerance_too(tiny, tokens, concept, name):
+    """A tolerance that needs the second state cannot be met where rtol drops it."""
+    whole = lm.identify(tiny, tokens, concept, method(name, tolerance=1e-6), readout="profile")
+    assert int(whole.order.max()) == 2
+    with pytest.raises(ValueError, match="`tolerance` must be reachable"):
+        lm.identify(
+            tiny, tokens, concept, method(name, tolerance=1e-6, rtol=0.8), readout="profile"
+        )
+
+
+def test_a_tolerance_may_need_many_states(tokens, concept):
+    model = lm.DepthModel(TINY["gpt2"]().double())
+    two = LabelledIds(tokens.ids[:2], np.array([0, 1]))
+    found = lm.identify(model, two, concept, lm.Random(tolerance=1e-3), readout="profile")
+    assert 8 < int(found.order.max()) <= 16
+    assert found.attrs["order"] == int(found.order.max())
+    every = methods.METHODS.values()
+    assert {m(tolerance=0.1).size(1000) for m in every} == {64}
+    assert {m(tolerance=0.1).size(16) for m in every} == {16}
+    assert {m().size(1000) for m in every} == {32}
 
 
 def test_bad_methods_and_readouts(tiny, tokens, concept):

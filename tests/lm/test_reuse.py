@@ -80,6 +80,43 @@ def test_correction_costs_one_pass_and_one_product_per_layer(
     assert count[0] == len(new) * 3
 
 
+def test_corrected_systems_say_whose_they_are(tiny, tokens, new, concept):
+    system = lm.identify(tiny, tokens, concept, lm.Ensemble(order=1))
+    fixed = lm.corrected(system, tiny, new, concept)
+    assert fixed.attrs["prompts_sha256"] == new.sha256 != system.attrs["prompts_sha256"]
+    assert fixed.attrs["tokens_sha256"] == tiny.which(new)["tokens_sha256"]
+    assert fixed.attrs["model_fingerprint"] == tiny.fingerprint
+    assert fixed.attrs["per_prompt"] == 1
+    assert fixed.attrs["readout"] == "concept"
+    assert fixed.attrs["history"].endswith("depthsys.lm.corrected")
+    assert fixed.sizes["prompt"] == len(new)
+    assert system.attrs["per_prompt"] == 0  # the surrogate is as it was
+
+
+def test_a_small_correction_is_still_made(tiny, concept):
+    """A surrogate that is right but for 1e-5 of its gains."""
+    one = labelled_ids(1, 9)
+    system = lm.identify(tiny, one, concept, lm.Ensemble(order=1))
+    off = system.assign(B=system["B"] * (1 + 1e-5))
+    fixed = lm.corrected(off, tiny, one, concept)
+    np.testing.assert_allclose(fixed.error_before, 1e-5, rtol=1e-3)
+    exact = lm.linear_gains(tiny, one, concept).gain.values
+    gains = ltv.gains(fixed)[..., 0, 0].transpose("prompt", "layer").values
+    np.testing.assert_allclose(gains, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_direction_that_is_a_little_different_is_refused(tiny, tokens, new, concept, depth):
+    system = lm.identify(tiny, tokens, concept, lm.Ensemble(order=1))
+    v = concept.direction.values.copy()
+    aside = np.eye(16)[0] - v[depth][0] * v[depth]
+    turned = v[depth] + 0.01 * aside / np.linalg.norm(aside)
+    v[depth] = turned / np.linalg.norm(turned)
+    other = xr.Dataset({"direction": (("depth", "feature"), v)})
+    with pytest.raises(ValueError, match="must be the one of `system`; got other directions"):
+        lm.corrected(system, tiny, new, other)
+
+
 def test_bad_arguments(tiny, tokens, new, concept):
     system = lm.identify(tiny, tokens, concept)
     with pytest.raises(ValueError, match="must come from the operating prompts of `system`"):
