@@ -26,8 +26,10 @@ def smoke(*files: str) -> str:
 
 
 def test_the_speed_tables():
-    out = smoke(*(f"test_lm_{room}.py" for room in ("gains", "jacobians", "identify", "cost")))
-    for number in ("1", "2a", "3", "4", "5", "7", "8a", "8b"):
+    out = smoke(
+        *(f"test_lm_{room}.py" for room in ("gains", "jacobians", "identify", "cost", "reduction"))
+    )
+    for number in ("1", "2a", "3", "4", "5", "7", "8a", "8b", "9"):
         assert f"\n### {number}. " in out
     assert "tiny (3 x 32)" in out
 

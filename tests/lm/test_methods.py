@@ -459,7 +459,7 @@ def unlike():
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
-def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name, readout="profile"):
+def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name):
     model, tokens, concept = unlike
     for order in (1, 2, 16):
         chosen = method(name, order=order)
@@ -467,7 +467,7 @@ def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name, readout=
             chosen = lm.Pod(order=order, eps=1e-3, rtol=1e-5)  # snapshots are differences
 
         def identify(texts, chosen=chosen):
-            return lm.identify(model, texts, concept, chosen, readout=readout, per_prompt=True)
+            return lm.identify(model, texts, concept, chosen, readout="profile", per_prompt=True)
 
         both = identify(tokens)
         for prompt in (0, 1):
@@ -478,7 +478,7 @@ def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name, readout=
             if order == 16 and name in ("krylov", "ensemble", "balanced", "two_sided", "random"):
                 A = whole_sequence.jacobians(model.hf, tokens.ids[prompt])
                 v = directions(concept)
-                exact = io(dense_system(A, v, rows_of(readout, v)))
+                exact = io(dense_system(A, v, rows_of("profile", v)))
                 np.testing.assert_allclose(mine, exact, atol=1e-6 * scale)
 
 
