@@ -73,10 +73,10 @@ def linear_range(
             spoilt.append(f"{step:g}: {error}")
             if isinstance(error, FloatingPointError):
                 break
-        estimates = np.array(errors)[:, :, 0]
-        # a set without layers, as of a model of one layer, has no error
-        passed = (estimates > limit).any(0) | np.isnan(estimates).all(0)
-        if not wanted and not passed.all():
+        # a model of one layer has no layers without layer 0
+        estimates = np.array(errors)[:, : linear.sizes["layer"], 0]
+        passed = (estimates > limit).any(0).all()
+        if not wanted and not passed:
             decade = [1.0, 2.0, 5.0] if step < 1 else [2 * step, 4 * step, 10 * step]
             wanted = [s for s in decade if s <= LARGEST_STEP]
     table = np.array(errors)
