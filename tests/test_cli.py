@@ -254,7 +254,7 @@ BAD = {
     "`order` must be in 1..48": [*OK, *SMALL, "--order", "49"],
     "`--order` must be >= 1": [*OK, *SMALL, "--order", "0"],
     "`--basis` must be one of ensemble, balanced": [*OK, *SMALL, "--basis", "svd"],
-    "`--tolerance` must be a number > 0": [*OK, *SMALL, "--tolerance", "0"],
+    "`--tolerance` must be a fraction between 0 and 1": [*OK, *SMALL, "--tolerance", "0"],
     "`--order` and `--tolerance` must not both be given; got 3 and 0.1": [
         *OK, *SMALL, "--order", "3", "--tolerance", "0.1"
     ],

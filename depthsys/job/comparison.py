@@ -121,7 +121,7 @@ def _table(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table
 def _linear_table(table: "xr.Dataset") -> Table:
     references = [str(name) for name in table["reference"].values]
     names = [name.replace("_", " ") for name in references]
-    columns = ("method", "order", "states", *names, "seconds", "bytes")
+    columns = ("method", "order", "states", *names, "seconds (all orders)", "bytes")
     title = "Exact error of the input-output map / norm of the full linear system, and cost"
     shown = _table(title, columns, left=("method",))
     for name, order, row, last in _rows(table):

@@ -62,8 +62,10 @@ class Settings:
             )
         if order is not None and order < 1:
             raise ValueError(f"`--order` must be >= 1; got {order}. The default is 32.")
-        if tolerance is not None and not 0 < tolerance < float("inf"):
-            raise ValueError(f"`--tolerance` must be a number > 0; got {tolerance}. Try 0.01.")
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise ValueError(
+                f"`--tolerance` must be a fraction between 0 and 1; got {tolerance}. Try 0.01."
+            )
         if order is not None and tolerance is not None:
             raise ValueError(
                 f"`--order` and `--tolerance` must not both be given; got {order} and "

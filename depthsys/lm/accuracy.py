@@ -44,8 +44,9 @@ def agreement(
     -------
     xr.Dataset
         ``spearman``, ``pearson``, ``relative_l2`` (norm of the difference over norm of the measured
-        curve) and ``max_relative_error`` (largest ``|h_l - g_l| / |g_l|``), each with dims (layers:
-        all or without layer 0; bound: estimate, low, high). A correlation over fewer than two
+        curve) and ``max_relative_error`` (largest ``|h_l - g_l| / |g_l|``, infinite where a
+        measured gain is 0), each with dims (layers: all or without layer 0; bound: estimate, low,
+        high). A correlation over fewer than two
         layers, or of a constant curve, is NaN. ``noise_floor`` (layers) is the relative L2 error
         that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
         sampling noise and its interval, a percentile one, lies too high.
@@ -55,7 +56,8 @@ def agreement(
     if dict(curve.sizes) != {d: n for d, n in gain.sizes.items() if d != "prompt"}:
         raise ValueError(
             f"`predicted` must have the layers, outputs and inputs of `measured`, "
-            f"{dict(gain.sizes)}; got {dict(curve.sizes)}. Use the same model and readout for both."
+            f"{dict(gain.sizes)}; got {dict(curve.sizes)}. Use the same model, and "
+            "`readout=`, for both."
         )
     first = gain[0, 0].size  # values of layer 0
     curve, gain = curve.values.ravel(), _flat(gain)
@@ -181,7 +183,8 @@ def _relative_l2(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
 def _max_relative_error(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
     if means.shape[-1] == 0:
         return np.full(len(means), np.nan)
-    return np.max(np.abs(curve - means) / np.abs(means), axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # infinite where a measured gain is 0
+        return np.max(np.abs(curve - means) / np.abs(means), axis=-1)
 
 
 _METRICS = {

@@ -508,6 +508,8 @@ def _warning(auc: float, low: float, high: float) -> dict[str, str]:
     if low > 0.5:
         return {}
     verdict = "does not separate held-out texts" if high >= 0.5 else "orders held-out texts wrongly"
+    if auc >= 0.7 and high >= 0.5:
+        verdict = "cannot be told from chance with so few held-out texts"
     return {
         "warning": f"the direction {verdict} at the last depth: AUC {auc:.2f} "
         f"[{low:.2f}, {high:.2f}]"

@@ -68,7 +68,7 @@ class Method:
         if not whole or not 1 <= self.order <= n_features:
             raise ValueError(
                 f"`order` must be in 1..{n_features}, the width of the model; got {self.order}. "
-                "Ask for a smaller one."
+                "Ask for a whole number in that range."
             )
         return int(self.order)
 

@@ -147,6 +147,11 @@ def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> N
             "`system` must read the concept at the last depth (readout 'concept' or 'profile'); "
             f"got {system.attrs.get('readout')!r}. Identify with one of these."
         )
+    if system.attrs.get("inputs", "concept") != "concept":
+        raise ValueError(
+            "`system` must be driven along the concept; got inputs 'free'. Identify it with "
+            "`inputs='concept'`."
+        )
     v = model.directions(concept).double().cpu().numpy()
     known = system["v"].transpose("depth", "input", "feature").values if "v" in system else None
     if known is None or known.shape != v.shape or abs(known - v).max() > 1e-5:

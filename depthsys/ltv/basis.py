@@ -459,7 +459,7 @@ def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Da
             raise ValueError(
                 f"`tolerance` must be reachable; got {tolerance:.1e}, and the relative error at "
                 f"full rank {found} is {float((error / goal).max()) * tolerance:.1e} (method "
-                f"{method.name}). Ask for less, or take another basis."
+                f"{method.name}). Raise the tolerance above that, or take another basis."
             )
 
 

@@ -185,8 +185,8 @@ def _smallest(io: xr.DataArray, whole: xr.Dataset, tolerance: float) -> xr.Datas
             return system
     raise ValueError(
         f"`tolerance` must be reachable; got {tolerance:.1e}, and the relative error at full rank "
-        f"{rank} is {float((error / norm).max()):.1e} (method realization). Ask for less, or lower "
-        "`rtol`."
+        f"{rank} is {float((error / norm).max()):.1e} (method realization). Raise the "
+        "tolerance above that, or lower `rtol`."
     )
 
 

@@ -131,7 +131,7 @@ def test_bad_arguments(tiny, tokens, new, concept):
     with pytest.raises(ValueError, match="must be the one of `system`; got other directions"):
         lm.corrected(system, tiny, new, xr.Dataset({"direction": -concept.direction}))
     free = lm.identify(tiny, tokens, concept, lm.Ensemble(order=1), inputs="free")
-    with pytest.raises(ValueError, match="must be the one of `system`; got other directions"):
+    with pytest.raises(ValueError, match="must be driven along the concept; got inputs 'free'"):
         lm.corrected(free, tiny, new, concept)
     read = lm.identify(tiny, tokens, concept, readout=np.ones((1, 16)))
     with pytest.raises(ValueError, match="must read the concept at the last depth"):
