@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from depthsys import lm
-from depthsys.lm import concepts
+from depthsys.lm import concepts, separation
 from tests.conftest import tiny_llama
 from tests.lm import whole_sequence
 from tests.lm.conftest import LabelledIds, labelled_ids
@@ -220,7 +220,7 @@ def test_auc_counts_ordered_pairs_of_held_out_texts(tiny, fit):
 
 def test_ties_count_one_half():
     scores = np.array([[0.0, 1, 1, 1, 2], [1, 1, 1, 1, 1]])
-    auc, _, _ = concepts._separation(scores, np.array([0, 0, 1, 0, 1]))
+    auc, _, _ = separation.separation(scores, np.array([0, 0, 1, 0, 1]))
     np.testing.assert_allclose(auc, [(1 + 0.5 + 0.5 + 3) / 6, 0.5])
 
 
@@ -233,7 +233,7 @@ def test_limits_solve_the_equation_of_the_score_interval(n0, n1):
         return (auc - t) ** 2 - 1.959964**2 * V
 
     for auc in (0.0, 0.3, 0.5, 0.97, 1.0):
-        low, high = (concepts._auc_limit(np.array([auc]), n0, n1, end)[0] for end in (0.0, 1.0))
+        low, high = (separation.auc_limit(np.array([auc]), n0, n1, end)[0] for end in (0.0, 1.0))
         assert 0 <= low <= auc <= high <= 1
         assert (low == 0) == (auc == 0)
         assert (high == 1) == (auc == 1)
@@ -248,7 +248,7 @@ def test_the_interval_covers_the_true_auc_in_95_of_100_experiments(auc):
     labels = np.arange(60) % 2
     shift = np.sqrt(2) * scipy.stats.norm.ppf(auc)
     scores = rng.standard_normal((2000, 60)) + shift * labels
-    found, low, high = concepts._separation(scores, labels)
+    found, low, high = separation.separation(scores, labels)
     assert abs(found.mean() - auc) < 0.01
     assert 0.93 < ((low <= auc) & (auc <= high)).mean() < 0.99
 
@@ -280,7 +280,7 @@ def test_a_direction_that_points_the_wrong_way_is_noted_in_the_result(planted):
     [((0.45, 0.6), True), ((0.5, 0.6), True), ((0.4, 0.5), True), ((0.51, 0.6), False)],
 )
 def test_the_note_depends_on_the_interval(limits, noted):
-    warning = concepts._warning(np.mean(limits), *limits)
+    warning = separation.warning(np.mean(limits), *limits)
     assert bool(warning) == noted
     if noted:
         assert "does not separate" in warning["warning"]

@@ -1,0 +1,59 @@
+"""How well directions separate texts they were not fitted on: AUC with intervals, and a warning."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from depthsys.lm.model import DepthModel
+from depthsys.lm.prompts import Texts
+
+_NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal
+
+
+def warning(auc: float, low: float, high: float) -> dict[str, str]:
+    """An attr for a direction that does not separate the classes as it should; or none."""
+    if low > 0.5:
+        return {}
+    verdict = "does not separate held-out texts" if high >= 0.5 else "orders held-out texts wrongly"
+    if auc >= 0.7 and high >= 0.5:
+        verdict = "cannot be told from chance with so few held-out texts"
+    return {
+        "warning": f"the direction {verdict} at the last depth: AUC {auc:.2f} "
+        f"[{low:.2f}, {high:.2f}]"
+    }
+
+
+def scores(model: DepthModel, texts: Texts, direction: np.ndarray) -> np.ndarray:
+    """Readout v_k' x_k (depth, prompt)."""
+    scores = np.empty((model.n_layers + 1, len(texts)))
+    for run in model.stream(texts, "separation"):
+        x = run.x.cpu().numpy().astype(np.float64)
+        scores[:, run.prompts] = np.einsum("kpf,kf->kp", x, direction)
+    return scores
+
+
+def separation(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUC of scores (depth, prompt) from the rank sum of class 1, and its 95 % interval."""
+    n0, n1 = np.bincount(labels, minlength=2).tolist()
+    ranks = rankdata(scores, axis=-1)[:, labels == 1].sum(axis=-1)
+    auc = (ranks - n1 * (n1 + 1) / 2) / (n0 * n1)
+    return auc, auc_limit(auc, n0, n1, 0.0), auc_limit(auc, n0, n1, 1.0)
+
+
+def auc_limit(auc: np.ndarray, n0: int, n1: int, end: float) -> np.ndarray:
+    r"""Limit towards ``end`` of the 95 % interval of an AUC, Newcombe's method 5.
+
+    The interval holds every :math:`\theta` with :math:`|AUC - \theta| \le z \sqrt{V(\theta)}`,
+    :math:`V = \theta (1 - \theta) [1 + (\bar n - 1)((1 - \theta) / (2 - \theta) + \theta / (1 +
+    \theta))] / (n_0 n_1)`, :math:`\bar n = (n_0 + n_1) / 2`. Found by bisection.
+    """
+    inside, outside = auc, np.full_like(auc, end)
+    for _ in range(50):
+        t = (inside + outside) / 2
+        spread = 1 + ((n0 + n1) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+        variance = t * (1 - t) * spread / (n0 * n1)
+        holds = abs(auc - t) <= _NORMAL_975 * np.sqrt(variance)
+        inside, outside = np.where(holds, t, inside), np.where(holds, outside, t)
+    return inside
+
+
+# -------------------------------------------------------------------------------- several
