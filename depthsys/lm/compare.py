@@ -145,6 +145,8 @@ def compare(
     check_eps(eps)
     if n_each is not None and n_each < 0:
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
+    if n_bootstrap < 1:
+        raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
     if concept is None:
         concept = mean_difference(model, texts.concept, held_out=texts.held_out)
     setting = Setting.checked(model, concept, "concept", readout, None)
@@ -160,8 +162,9 @@ def compare(
         _method_table(setting, texts, name, method, sizes, truth, references)
         for name, method in named.items()
     ]
-    # each part says in its attrs where an order is above the rank
-    table = xr.concat(parts, dim=xr.Variable("basis", list(named)), combine_attrs="drop_conflicts")
+    table = _filled([part for part, _ in parts], xr.Variable("basis", list(named)))
+    for _, note in parts:  # where an order is above the rank, or a method finds nothing
+        table.attrs |= note
     table = references.finished(table).assign(truth.variables)
     table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
     linearity = xr.Dataset()
@@ -303,8 +306,8 @@ def _method_table(
     orders: list[int],
     truth: "_Truth",
     references: "_References",
-) -> xr.Dataset:
-    """All rows of one method."""
+) -> tuple[xr.Dataset | None, dict[str, str]]:
+    """All rows of one method, None if it finds nothing, and a note about its orders."""
     setting = _own_rtol(setting, method)
     begin = perf_counter()
     full, reduce = full_system(setting, texts.operating, method, orders[-1])
@@ -332,25 +335,27 @@ def _method_table(
         rows.append(row)
         if "note" in system.attrs:
             note = {f"note_{name}": system.attrs["note"]}
-    return _stacked(rows, orders).assign_attrs(note)
+    if all(row is None for row in rows):
+        return None, note
+    return _filled(rows, xr.Variable("order", orders)), note
 
 
 def _own_rtol(setting: Setting, method: Method) -> Setting:
     return setting if method.rtol is None else replace(setting, rtol=method.rtol)
 
 
-def _stacked(rows: Sequence[xr.Dataset | None], orders: list[int]) -> xr.Dataset:
-    """Rows along ``order``; NaN where a method found nothing, an error if it never did."""
-    known = [row for row in rows if row is not None]
+def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
+    """Parts along a new dim, NaN where a method found nothing; an error if none found anything."""
+    known = [part for part in parts if part is not None]
     if not known:
         raise NothingReachedError(
-            "`concept` must reach the readout; no order of a method has a system. Choose another "
-            "readout or direction, or leave that method out."
+            "`concept` must reach the readout; no method at no order has a system. Choose another "
+            "readout or direction."
         )
     empty = xr.full_like(known[0], np.nan, dtype=float)
-    return xr.concat(
-        [empty if row is None else row for row in rows], dim=xr.Variable("order", orders)
-    )
+    empty.attrs = {}
+    whole = [empty if part is None else part for part in parts]
+    return xr.concat(whole, dim=dim, combine_attrs="drop_conflicts")
 
 
 class _References:
@@ -422,9 +427,10 @@ def _each_prompt(
             seconds[name] += perf_counter() - begin
             proved = type(method) in _PROVED
             values = ltv.hankel_singular_values(exact) if proved else None
-            prompt_rows = [s if s is None else _prompt_row(s, exact, values) for s in systems]
-            tables.append(_stacked(prompt_rows, orders))
-        table = xr.concat(tables, dim=xr.Variable("basis_each", list(named)))
+            rows_each = [s if s is None else _prompt_row(s, exact, values) for s in systems]
+            lost = all(row is None for row in rows_each)
+            tables.append(None if lost else _filled(rows_each, xr.Variable("order", orders)))
+        table = _filled(tables, xr.Variable("basis_each", list(named)))
         table["prompt_lower"] = bounds["lower"]
         table["prompt_norm"] = spectral_norm(exact)
         parts.append(table)

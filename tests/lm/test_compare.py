@@ -8,6 +8,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm import methods
+from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import LabelledIds, labelled_ids
 from tests.lm.test_methods import dense_system, directions, io, rows_of, stacked_ensemble
@@ -218,6 +219,14 @@ def test_bad_arguments(tiny, splits, concept):
         compare(["krylov"], [1], eps=0.0)
     with pytest.raises(ValueError, match="`n_each` must be >= 0"):
         compare(["krylov"], [1], n_each=-1)
+    with pytest.raises(ValueError, match="`n_bootstrap` must be >= 1; got -1"):
+        compare(["krylov"], [1], n_bootstrap=-1)
+    early = np.zeros((4, 1, 16))
+    early[1] = 1.0
+    with pytest.raises(ValueError, match="`readout` must read the last depth"):
+        compare(["krylov"], [1], readout=early)
+    with pytest.raises(ValueError, match="`methods` must have no `tolerance`"):
+        compare({"mine": lm.Krylov(tolerance=0.1)}, [1])
     with pytest.raises(ValueError, match="`limit` must be a number > 0"):
         lm.linear_range(tiny, splits.held_out, concept, limit=0.0)
     zero = xr.Dataset({"direction": concept.direction * 0})
@@ -392,3 +401,26 @@ def test_upper_bounds_count_the_states_that_each_depth_really_keeps(tiny, splits
         kept = each.order.isel(prompt=prompt).drop_vars("order", errors="ignore")
         mine = table.prompt_upper[0, 0, prompt]
         np.testing.assert_allclose(mine, ltv.error_bounds(own, kept).upper, rtol=1e-4)
+
+
+def test_a_method_that_finds_nothing_at_an_order_does_not_stop_the_others(splits):
+    """Blocks that do nothing: what is reached first is not what is read first (two_sided)."""
+    hf = TINY["gpt2"]().double()
+    for block in hf.transformer.h:
+        for linear in (block.attn.c_proj, block.mlp.c_proj):
+            linear.weight.data.zero_()
+            linear.bias.data.zero_()
+    v = np.zeros((4, 16))
+    v[[0, 1], 0] = v[[2, 3], 1] = 1.0
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    table = lm.compare(
+        lm.DepthModel(hf), splits, ["balanced", "two_sided"], [1, 2], concept=concept, eps=0.01,
+        n_each=3, n_bootstrap=5, ablate_eps=False,
+    )  # fmt: skip
+    lost = table.sel(basis="two_sided").relative_l2.isnull().all(["injection", "layers", "bound"])
+    known = table.sel(basis="balanced").error.notnull()
+    assert bool(known.all())
+    if bool(lost.any()):
+        assert "order" in table.attrs["note_two_sided"]
+        assert bool(table.sel(basis_each="two_sided").prompt_error.isnull().any())
+    assert bool(lost.sel(order=1))
