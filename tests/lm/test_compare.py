@@ -29,6 +29,12 @@ def ids(count, seed):
 
 
 @pytest.fixture(scope="module")
+def tiny() -> lm.DepthModel:
+    """One family is enough here: the others are in test_methods.py."""
+    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
+
+
+@pytest.fixture(scope="module")
 def splits():
     return SimpleNamespace(concept=ids(10, 1), operating=ids(6, 2), held_out=ids(7, 3))
 
