@@ -9,7 +9,7 @@ from importlib import import_module
 
 from depthsys._version import __version__ as __version__
 
-_WINGS = ("demo", "lm", "ltv", "plot")
+_WINGS = ("demo", "export", "lm", "ltv", "plot")
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from depthsys._version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAMP = {"depthsys_version": __version__, "schema_version": SCHEMA_VERSION}
 
 DIMS = {

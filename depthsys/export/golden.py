@@ -1,0 +1,105 @@
+"""The golden trajectory: what a receiver replays to know that it got the right system.
+
+Netcdf and HDF5 files arrive in MATLAB and Julia with their axes reversed, so every ``A_k`` arrives
+transposed, and nothing complains because A is square. A random run from a fixed seed, stored beside
+the matrices, tells: a transposed, shifted or shuffled system does not reproduce it.
+"""
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv import check, simulate
+
+SEED = 2603
+RTOL = 1e-9
+
+
+def golden_trajectory(system: xr.Dataset) -> xr.Dataset:
+    """A random run of the system, the same at every call.
+
+    Parameters
+    ----------
+    system
+        A system; extra leading dims are batch dims.
+
+    Returns
+    -------
+    xr.Dataset
+        ``x0`` (state), zero in states that do not exist; ``u`` (layer, input); ``x`` (depth,
+        state); ``y`` (depth, output). attrs: ``seed``.
+
+    Raises
+    ------
+    ValueError
+        If the run overflows.
+
+    Examples
+    --------
+    >>> from depthsys import export, ltv
+    >>> system = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=2)
+    >>> dict(export.golden_trajectory(system).sizes)
+    {'state': 1, 'layer': 2, 'input': 1, 'depth': 3, 'output': 1}
+    """
+    check(system)
+    random = np.random.default_rng(SEED)
+    x0 = xr.DataArray(random.standard_normal(system.sizes["state"]), dims=["state"])
+    if "order" in system.coords:
+        first = system["order"].reset_coords(drop=True).isel(depth=0, drop=True)
+        x0 = x0.where(xr.DataArray(np.arange(x0.size), dims=["state"]) < first, 0.0)
+    u = random.standard_normal([system.sizes[d] for d in ("layer", "input")])
+    u = xr.DataArray(u, dims=["layer", "input"])
+    with np.errstate(over="ignore", invalid="ignore"):
+        run = simulate(system, u, x0).drop_vars(["depth", "layer"], errors="ignore")
+    if not (np.isfinite(run["x"]).all() and np.isfinite(run["y"]).all()):
+        raise ValueError(
+            "`system` must stay finite over its horizon; got an overflow in a random run. Scale "
+            "it, or cut it with `ltv.window`."
+        )
+    found = xr.Dataset({"x0": x0, "u": u, "x": run["x"], "y": run["y"]}, attrs={"seed": SEED})
+    return found.reset_coords(drop=True)
+
+
+def check_golden(system: xr.Dataset, golden: xr.Dataset, where: str = "system") -> None:
+    """ValueError unless the system replays its golden trajectory.
+
+    The error of ``x`` and ``y`` at each depth, relative to their largest norm up to there, must be
+    at most 1e-9.
+
+    Parameters
+    ----------
+    system
+        What was read.
+    golden
+        What came with it, see `golden_trajectory`.
+    where
+        What to call it in the message.
+    """
+    replayed = simulate(system, golden["u"], golden["x0"])
+    error, name, depth = _worst(replayed, golden)
+    if error <= RTOL:
+        return
+    turned = system.copy()
+    turned["A"] = system["A"].dims, system["A"].values.swapaxes(-1, -2)
+    hint = "It was changed after its export, or its axes were shuffled"
+    if _worst(simulate(turned, golden["u"], golden["x0"]), golden)[0] <= RTOL:
+        hint = "It does with every A transposed: a reader has reversed the axes"
+    raise ValueError(
+        f"`{where}` must replay its golden trajectory; got a relative error of {error:.1e} in "
+        f"{name} at depth {depth} (allowed: {RTOL:.0e}). {hint}; export it again."
+    )
+
+
+def _worst(replayed: xr.Dataset, golden: xr.Dataset) -> tuple[float, str, int]:
+    """The largest relative error, in what, and at which position along depth."""
+    worst = (-1.0, "x", 0)
+    for name, dim in (("x", "state"), ("y", "output")):
+        if replayed[name].sizes != golden[name].sizes:
+            return np.inf, name, 0
+        wanted = golden[name].transpose("depth", dim, ...).values
+        got = replayed[name].transpose(*golden[name].transpose("depth", dim, ...).dims).values
+        scale = np.maximum.accumulate(np.linalg.norm(wanted, axis=1), axis=0)
+        error = np.linalg.norm(got - wanted, axis=1) / np.where(scale > 0, scale, 1.0)
+        error = np.where(np.isnan(error), np.inf, error)
+        depth = int(np.unravel_index(error.argmax(), error.shape)[0])
+        worst = max(worst, (float(error.max()), name, depth))
+    return worst

@@ -1,0 +1,80 @@
+"""NetCDF4, the canonical file of one system or a batch: `xarray.open_dataset` opens it.
+
+The golden trajectory lies in the group ``golden`` beside the system.
+"""
+
+import os
+from pathlib import Path
+
+import xarray as xr
+
+from depthsys.export.atomic import whole_file
+from depthsys.export.golden import golden_trajectory
+from depthsys.export.plain import check_attrs, with_golden
+from depthsys.export.schema import migrated
+
+GROUP = "golden"
+
+
+def to_netcdf(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
+    """Write a system, with all variables, coordinates, attrs and batch dims, as netCDF4.
+
+    Parameters
+    ----------
+    system
+        A system; extra leading dims are batch dims.
+    path
+        The file, usually ``*.nc``. It appears whole or not at all.
+    force
+        Replace an existing file.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and ``force`` is False.
+    ValueError
+        If an attribute is neither a number nor a text (netCDF has nothing else).
+    """
+    system = migrated(system)
+    check_attrs(system)
+    golden = golden_trajectory(system)
+    with whole_file(path, force) as partial:
+        system.to_netcdf(partial, engine="h5netcdf")
+        golden.to_netcdf(partial, engine="h5netcdf", group=GROUP, mode="a")
+
+
+def from_netcdf(path: str | os.PathLike) -> xr.Dataset:
+    """Read a system; older schemas are brought up to date.
+
+    Returns
+    -------
+    xr.Dataset
+        The system, in memory. Without a golden trajectory ``import_note`` in attrs says so.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is truncated, no netCDF, no system, of a newer schema, or does not replay its golden
+        trajectory.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
+    try:
+        system = xr.load_dataset(path, engine="h5netcdf")
+        golden = _group(path)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"`path` must be a whole netCDF4 file; got {str(path)!r}: {error}. Write it again."
+        ) from error
+    return with_golden(system, golden, str(path))
+
+
+def _group(path: str | os.PathLike) -> xr.Dataset:
+    import h5netcdf
+
+    with h5netcdf.File(path, "r") as file:
+        if GROUP not in file.groups:
+            return xr.Dataset()
+    return xr.load_dataset(path, engine="h5netcdf", group=GROUP)

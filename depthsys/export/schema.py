@@ -1,0 +1,59 @@
+"""Versions of the system Dataset: what older files lack is added when they are read.
+
+======= ======================================================================================
+version
+======= ======================================================================================
+1       ``A``, ``B``, ``C``, ``D`` and their companions; ``order`` (depth) where it varies
+2       also the coordinates ``input_name`` (input) and ``output_name`` (output); ``order`` always
+======= ======================================================================================
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+from depthsys.ltv import SCHEMA_VERSION, check
+
+
+def migrated(system: xr.Dataset) -> xr.Dataset:
+    """The system in today's schema, checked.
+
+    Inputs and outputs without names get those of their labels, or u0, u1, ... and y0, y1, ...
+
+    Raises
+    ------
+    ValueError
+        If it is no system, or was written by a newer depthsys.
+    """
+    check(system)
+    version = int(system.attrs.get("schema_version", SCHEMA_VERSION))
+    for old in range(version, SCHEMA_VERSION):
+        system = _MIGRATIONS[old](system)
+    return check(_complete(system).assign_attrs(schema_version=SCHEMA_VERSION))
+
+
+def _complete(system: xr.Dataset) -> xr.Dataset:
+    for dim, letter in (("input", "u"), ("output", "y")):
+        if f"{dim}_name" not in system.coords:
+            labels = [f"{letter}{i}" for i in range(system.sizes[dim])]
+            names = system[dim].values.astype(str) if dim in system.coords else labels
+            system = system.assign_coords({f"{dim}_name": (dim, np.array(names))})
+    if "order" not in system.coords:
+        full = np.full(system.sizes["depth"], system.sizes["state"])
+        system = system.assign_coords(order=("depth", full))
+    return system
+
+
+def _from_1(system: xr.Dataset) -> xr.Dataset:
+    """Names for what `lm.identify` drove and read: one direction, or all of the state."""
+    names = {"input": system.attrs.get("inputs"), "output": system.attrs.get("readout")}
+    if "v" in system:
+        names["input"] = "concept"
+    for dim, name in names.items():
+        if name is not None and system.sizes[dim] == 1:
+            system = system.assign_coords({f"{dim}_name": (dim, np.array([str(name)]))})
+    return system
+
+
+_MIGRATIONS: dict[int, Callable[[xr.Dataset], xr.Dataset]] = {1: _from_1}
