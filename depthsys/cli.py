@@ -1,4 +1,4 @@
-"""The command line: `depthsys demo | identify | gains | control | compare`.
+"""The command line: `depthsys demo | identify | gains | control | compare | export | import`.
 
 Heavy imports happen inside the commands, so that `--help` and bad input answer at once.
 """
@@ -19,6 +19,7 @@ from depthsys.job import (
     COMPARISON_FILES,
     CONCEPTS,
     CONTROL_FILES,
+    FORMATS,
     GAIN_FILES,
     Job,
     OutputFolder,
@@ -26,6 +27,8 @@ from depthsys.job import (
     Settings,
     check_eps,
     check_model,
+    export_system,
+    import_system,
     is_system,
 )
 
@@ -42,6 +45,7 @@ MODEL_HELP = (
     f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo_package.MODELS)}."
 )
 SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."
+STORED_HELP = "A stored system: .nc, .zarr, .mat, .npz or .json."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HELP)]
 TextsFile = Annotated[Path, typer.Argument(help="CSV, TSV or JSONL with columns text and label.")]
@@ -334,6 +338,53 @@ def compare(
     job = Job.from_model(model, texts, settings, device, dtype)
     job.compare(target, plan)
     job.finish(target, "comparison.txt")
+
+
+@app.command()
+def export(
+    system: Annotated[Path, typer.Argument(metavar="SYSTEM", help=STORED_HELP)],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
+    out: Annotated[Path, typer.Option(help="The file or folder to write.")],
+    schedule: Annotated[
+        Path | None,
+        typer.Option(help="Steering plan, for safetensors and gguf.  [default: beside SYSTEM]"),
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="One member of a batch, by position: prompt=3.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Prefix of the functions, for matlab, julia and fmu.")
+    ] = None,
+    model_hint: Annotated[
+        str | None, typer.Option(help="Architecture in llama.cpp's words, for gguf: llama.")
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Leave out pushes that gguf cannot express.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a system, or a steering plan, for another tool, with a check that runs there.
+
+    Example: `depthsys export run/system.nc --to matlab --out run/matlab`
+    """
+    options = {"name": name, "model_hint": model_hint, "drop": drop}
+    export_system(system, to, out, schedule=schedule, select=select, force=force, **options)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=STORED_HELP)],
+    out: Annotated[Path, typer.Option(help="The system.nc to write.")],
+    original: Annotated[
+        Path | None, typer.Option(help="The system that was sent, to compare with.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Read a system that an engineer sends back, changed or reduced, and check that it is one.
+
+    Example: `depthsys import reduced.mat --original run/system.nc --out reduced.nc`
+    """
+    import_system(file, out, original=original, force=force)
 
 
 def _outputs(source: str, files: list[str]) -> list[str]:

@@ -327,7 +327,7 @@ def test_a_system_of_somebody_else_is_refused(run, tmp_path):
     (tmp_path / "broken.nc").write_bytes(b"no netCDF")
     code, _, err = run("gains", tmp_path / "broken.nc", "--out", tmp_path / "run")
     assert code == 2
-    assert "must be a readable netCDF file" in err
+    assert "must be a whole netCDF4 file" in err
 
 
 def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):

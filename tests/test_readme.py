@@ -24,11 +24,12 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S)
 
 
 def test_every_python_example_shows_its_output():
-    assert len(EXAMPLES) == README.count("```python") == 2
+    assert len(EXAMPLES) == README.count("```python") == 3
 
 
-@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "ltv alone"])
-def test_python_example_prints_what_the_readme_shows(code, shown, capsys):
+@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "ltv", "export"])
+def test_python_example_prints_what_the_readme_shows(code, shown, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert re.sub(r"[-\d.\[\]\s]", "", printed) == re.sub(r"[-\d.\[\]\s]", "", shown)
@@ -65,6 +66,7 @@ def test_what_the_readme_says_about_the_tables_is_in_them():
     assert all(r["budget"]["truncation"][0] < 1e-6 for r in STORED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stories260K"])
 def test_stored_numbers_are_reproduced(name, data, tmp_path):
     """One of the rows, from the command line with the full split."""

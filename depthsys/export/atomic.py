@@ -76,7 +76,9 @@ def _swap(partial: Path, target: Path) -> None:
     strange = sorted(
         entry.name
         for entry in target.iterdir()
-        if not (partial / entry.name).exists() and not (entry / "zarr.json").is_file()
+        if not (partial / entry.name).exists()
+        and not (entry / "zarr.json").is_file()
+        and entry.name != "__pycache__"  # of a script that was run there
     )
     if strange:
         raise FileExistsError(

@@ -54,7 +54,8 @@ def from_npz(path: str | os.PathLike) -> xr.Dataset:
     if not Path(path).is_file():
         raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with Path(path).open("rb") as file:  # numpy leaves a broken one open
+            stored = np.load(file, allow_pickle=False)
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(

@@ -163,7 +163,8 @@ def _variable(values: np.ndarray, dims: list[str], attrs, name: str, where: str)
             f"`{name}` of `{where}` must have dims {dims}; got shape {values.shape}. Keep dims of "
             "size 1."
         )
-    return xr.Variable(dims, values, attrs)
+    # the same order in memory gives the same rounding as before the export
+    return xr.Variable(dims, np.ascontiguousarray(values).reshape(values.shape), attrs)
 
 
 def about_of(text: str, where: str) -> Any:

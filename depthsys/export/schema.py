@@ -46,13 +46,11 @@ def _complete(system: xr.Dataset) -> xr.Dataset:
 
 
 def _from_1(system: xr.Dataset) -> xr.Dataset:
-    """Names for what `lm.identify` drove and read: one direction, or all of the state."""
-    names = {"input": system.attrs.get("inputs"), "output": system.attrs.get("readout")}
-    if "v" in system:
-        names["input"] = "concept"
-    for dim, name in names.items():
-        if name is not None and system.sizes[dim] == 1:
-            system = system.assign_coords({f"{dim}_name": (dim, np.array([str(name)]))})
+    """The names that `lm.identify` gives since version 2 to one direction and what it reads."""
+    if "v" in system and system.sizes["input"] == 1:
+        system = system.assign_coords(input_name=("input", np.array(["concept"])))
+    if system.attrs.get("readout") in ("concept", "profile") and system.sizes["output"] == 1:
+        system = system.assign_coords(output_name=("output", np.array(["concept"])))
     return system
 
 

@@ -4,6 +4,7 @@ The golden trajectory lies in the group ``golden`` beside the system.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import xarray as xr
@@ -37,9 +38,11 @@ def to_zarr(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     system = migrated(system)
     check_attrs(system)
     golden = golden_trajectory(system)
+    # every chunk, also one of zeros: then a missing one is a loss
+    how = {"consolidated": False, "zarr_format": 3, "write_empty_chunks": True}
     with whole_folder(path, force) as partial:
-        _bare(system).to_zarr(partial, consolidated=False, zarr_format=3)
-        golden.to_zarr(partial, group=GROUP, consolidated=False, zarr_format=3)
+        _bare(system).to_zarr(partial, **how)
+        golden.to_zarr(partial, group=GROUP, **how)
 
 
 def _bare(system: xr.Dataset) -> xr.Dataset:
@@ -47,7 +50,11 @@ def _bare(system: xr.Dataset) -> xr.Dataset:
 
     Texts become strings of any length: Zarr 3 has no specification for those of a fixed one.
     """
-    texts = {name: v.astype(object) for name, v in system.variables.items() if v.dtype.kind == "U"}
+    texts = {
+        name: (v.dims, v.values.astype(object), v.attrs)
+        for name, v in system.variables.items()
+        if v.dtype.kind == "U"
+    }
     return system.drop_encoding().assign(texts)
 
 
@@ -72,13 +79,25 @@ def from_zarr(path: str | os.PathLike) -> xr.Dataset:
             f"`path` must be an existing folder; got {str(path)!r}. Look for it."
         )
     try:
-        system = xr.open_zarr(path, consolidated=False, chunks=None).load()
-        inside = (Path(path) / GROUP).is_dir()
-        golden = xr.Dataset()
-        if inside:
-            golden = xr.open_zarr(path, group=GROUP, consolidated=False, chunks=None).load()
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # zarr only warns of parts that it cannot read
+            system, golden = _opened(path, None), _opened(path, GROUP)
+    except (OSError, KeyError, RuntimeError, ValueError, Warning) as error:
         raise ValueError(
             f"`path` must be a whole Zarr store; got {str(path)!r}: {error}. Write it again."
         ) from error
     return with_golden(system, golden, str(path))
+
+
+def _opened(path: str | os.PathLike, group: str | None) -> xr.Dataset:
+    """A group in memory, empty if it is not there; ValueError if a chunk of ours is lost."""
+    import zarr
+
+    if group is not None and not (Path(path) / group).is_dir():
+        return xr.Dataset()
+    arrays = dict(zarr.open_group(path, mode="r", path=group or "").arrays())
+    ours = (Path(path) / GROUP).is_dir()
+    lost = [name for name, a in arrays.items() if ours and a.nchunks_initialized < a.nchunks]
+    if lost:
+        raise ValueError(f"chunks of {lost} are missing")
+    return xr.open_zarr(path, group=group, consolidated=False, chunks=None).load()

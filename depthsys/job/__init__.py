@@ -3,6 +3,7 @@
 Heavy imports happen inside the functions, so that the command line answers bad input at once.
 """
 
+from depthsys.job.exchange import FORMATS, export_system, import_system
 from depthsys.job.folder import (
     ALL_FILES,
     COMPARISON_FILES,
@@ -28,6 +29,7 @@ __all__ = [
     "COMPARISON_FILES",
     "CONCEPTS",
     "CONTROL_FILES",
+    "FORMATS",
     "GAIN_FILES",
     "Job",
     "OutputFolder",
@@ -36,5 +38,7 @@ __all__ = [
     "Settings",
     "check_eps",
     "check_model",
+    "export_system",
+    "import_system",
     "is_system",
 ]

@@ -88,22 +88,14 @@ class Job:
 
         ``texts`` and ``model`` replace the stored places; ``dtype`` None means the stored one.
         """
-        import xarray as xr
-
-        from depthsys import ltv
+        from depthsys import export
 
         if not path.is_file():
             raise FileNotFoundError(
                 f"`SYSTEM.nc` must be an existing file; got {str(path)!r}. "
                 "Write one with `depthsys identify`."
             )
-        try:
-            system = xr.load_dataset(path, engine="h5netcdf")
-        except OSError as error:
-            raise ValueError(
-                f"`SYSTEM.nc` must be a readable netCDF file; got {str(path)!r}: {error}. "
-                "Identify again."
-            ) from error
+        system = export.from_netcdf(path)
         missing = _NEEDED_ATTRS - system.attrs.keys() | _NEEDED_VARIABLES - set(system.variables)
         if missing or "prompt" in system.dims:
             raise ValueError(
@@ -111,7 +103,6 @@ class Job:
                 f"{'lacks ' + str(sorted(map(str, missing))) if missing else 'holds a batch'}. "
                 "Identify again."
             )
-        ltv.check(system)
         # what the texts need; how the system was identified is in the system
         settings = Settings.given(
             readout=system.attrs["readout"],
@@ -178,7 +169,7 @@ class Job:
                 self.model, self.texts.operating, concept, method, readout=self.settings.readout
             )
         self.system = self._with_origin(system, concept)
-        target.netcdf(SYSTEM, self.system)
+        _write_system(target, SYSTEM, self.system)
         if per_prompt:
             with step(self.console, "identify every prompt"):
                 each = lm.identify(
@@ -190,7 +181,7 @@ class Job:
                     per_prompt=True,
                     keep_basis=False,
                 )
-            target.netcdf(EACH, self._with_origin(each, concept))
+            _write_system(target, EACH, self._with_origin(each, concept))
 
     def _with_origin(self, system: "xr.Dataset", concept: "xr.Dataset") -> "xr.Dataset":
         system = system.assign(concept[[name for name in _SEPARATION if name in concept]])
@@ -300,6 +291,12 @@ class Job:
         self.console.print(place, soft_wrap=True, markup=False)
         summary = self.console.export_text()
         target.write(name, lambda path: path.write_text(summary, encoding="utf-8"))
+
+
+def _write_system(target: OutputFolder, name: str, system: "xr.Dataset") -> None:
+    from depthsys import export
+
+    target.write(name, lambda path: export.to_netcdf(system, path))
 
 
 def _read_splits(texts: Path, settings: Settings) -> "Splits":

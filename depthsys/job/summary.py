@@ -49,7 +49,7 @@ def attr_notes(result: "xr.Dataset") -> list[str]:
             f"{result.attrs['concept_warning']}; gains are real, but do not call them gains of "
             "the concept"
         )
-    for name in ("note", "step_note"):
+    for name in ("note", "step_note", "import_note"):
         if name in result.attrs:
             notes.append(str(result.attrs[name]))
     return notes
@@ -64,7 +64,9 @@ def system_heading(system: "xr.Dataset") -> str:
         order += f" for tolerance {tolerance:g}"
     elif largest < asked:
         order += f" ({asked} asked for)"
-    return f"{system.attrs['method']}, {order}"
+    changed = system.attrs.get("changed_by")
+    by = f", changed by {changed}" if changed else ""
+    return f"{system.attrs['method']}{by}, {order}"
 
 
 def print_heading(

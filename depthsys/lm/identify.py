@@ -72,7 +72,8 @@ def identify(
         y_L over prompts (not with ``per_prompt``); ``router_margin`` (layer) for models with
         experts, least over the prompts, see `Run.router_margin`; and ``gain_full`` (layer, and
         output, input where there are several), the terminal gains before truncation. Full
-        provenance in attrs; an order above the rank is no error, but ``note`` says so.
+        provenance in attrs, the coordinates ``input_name`` (input) and ``output_name`` (output); an
+        order above the rank is no error, but ``note`` says so.
 
     Raises
     ------
@@ -114,6 +115,7 @@ def identify(
         v = v if "input" in v.dims else v.expand_dims("input")
         dims = ("depth", "feature", "input")
         system["v"] = (dims, v.transpose(*dims).values.astype(np.float64))
+    system = system.assign_coords(setting.names(concept))
     system.attrs |= {
         **setting.attrs("identify", texts, concept),
         "method": type(method).__name__,

@@ -11,7 +11,7 @@ import xarray as xr
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.linearize import squeezed
 from depthsys.lm.model import DepthModel
-from depthsys.lm.readouts import LogitDifference, Readout, checked_readout
+from depthsys.lm.readouts import READOUTS, LogitDifference, Readout, checked_readout
 
 INPUTS = ("concept", "free")
 RTOL = {"float32": 1e-5, "float64": 1e-9}
@@ -63,6 +63,25 @@ class Setting:
             "n_prompts": len(texts),
             **self.model.which(texts),
             "step": "exact Jacobian (no step)",
+        }
+
+    def names(self, concept: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
+        """The coordinates ``input_name`` and ``output_name`` of a system made with this setting."""
+        if self.v.shape[1] == 1:
+            directions = ["concept"]
+        elif "input" in concept.coords:
+            directions = [str(name) for name in concept["input"].values]
+        else:
+            directions = [f"concept{i}" for i in range(self.v.shape[1])]
+        features = [f"feature{i}" for i in range(self.model.n_features)]
+        outputs = [f"y{i}" for i in range(self.readout.n_outputs)]
+        if self.readout.name in READOUTS:
+            outputs = directions
+        elif self.readout.tokens is not None:
+            outputs = ["logit_difference"]
+        return {
+            "input_name": ("input", np.array(features if self.free else directions)),
+            "output_name": ("output", np.array(outputs)),
         }
 
     @property

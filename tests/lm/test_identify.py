@@ -116,10 +116,14 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     np.testing.assert_allclose(ltv.gains(single), ltv.gains(whole), rtol=1e-6)
 
 
-@pytest.mark.parametrize("readout", ["concept", "profile"])
+@pytest.mark.parametrize("readout", ["concept", pytest.param("profile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "method",
-    [lm.Krylov(), lm.Ensemble(order=2), lm.Balanced(), lm.Pod(order=2)],
+    [
+        lm.Krylov(),
+        lm.Ensemble(order=2),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (lm.Balanced(), lm.Pod(order=2))),
+    ],
     ids=lambda m: m.name,
 )
 def test_live_memory_does_not_grow_with_the_number_of_prompts(

@@ -113,7 +113,7 @@ def with_nan(s):
         (lambda s: s.isel(depth=slice(1, None)), "L >= 1 layers and L \\+ 1 depths"),
         (lambda s: s.isel(state=slice(2)), "must store square A"),
         (lambda s: s.assign(D=s.D + 1), "`D` must be zero at the last depth"),
-        (lambda s: s.assign_attrs(schema_version=99), "schema_version <= 1; got 99"),
+        (lambda s: s.assign_attrs(schema_version=99), "schema_version <= 2; got 99"),
         (lambda s: s.assign_attrs(schema_version="new"), "`schema_version` must be a whole number"),
         (lambda s: s.assign_attrs(schema_version=1.9), "`schema_version` must be a whole number"),
         (lambda s: s.assign_attrs(schema_version=-3), "whole number >= 1; got -3"),

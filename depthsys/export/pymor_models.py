@@ -1,0 +1,116 @@
+"""pyMOR: the nilpotent embedding of a system, or one of its layers, as a discrete LTIModel."""
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from depthsys.export.atomic import whole_folder
+from depthsys.export.control import write_receiver
+from depthsys.export.plain import one_system
+from depthsys.export.receivers import load_pymor
+from depthsys.ltv import layer_lti
+
+if TYPE_CHECKING:
+    from pymor.models.iosys import LTIModel
+
+README = """A discrete linear time-varying system for pyMOR, written by depthsys.
+
+    import load_pymor
+    arrays = load_pymor.load()
+    model = load_pymor.embedding(arrays)    # or layer(arrays, 3)
+
+    x[k+1] = A[k] x[k] + B[k] u[k]      k = 0..L-1
+    y[k]   = C[k] x[k] + D[k] u[k]      k = 0..L, no input at depth L
+
+All indices count from 0. pyMOR knows time-invariant systems only: the embedding stacks the states,
+the inputs and the outputs of all depths (row k n + i is state i at depth k), so that its Gramians
+and Hankel singular values are those of the time-varying system.
+
+system.npz holds A (layer, state_next, state), B (layer, state_next, input), C (depth, output,
+state), D (depth, output, input), input_name and output_name, and a run of the system: start at
+golden_x0 (state), apply golden_u (layer, input), and you must get golden_x (depth, state) and
+golden_y (depth, output).
+
+`python load_pymor.py` replays that run in numpy and in pyMOR, and prints
+
+    depthsys selfcheck: PASS - {sizes}; largest relative error ...
+
+or FAIL (exit status 1), with the first depth that is wrong, and whether every A is transposed.
+It needs numpy and pymor, and not depthsys. Keep load_control.py beside it: the numpy part.
+"""
+
+
+def to_pymor(
+    system: xr.Dataset, layer: int | None = None, *, readout: int | None = None
+) -> "LTIModel":
+    """A system as a discrete-time pyMOR model.
+
+    Parameters
+    ----------
+    system
+        One system (no batch dims). In the embedding, states that do not exist at a depth stay as
+        rows of zeros.
+    layer
+        By default the nilpotent embedding (`ltv.embed`): its Hankel singular values are the
+        union of those of the depths. Or the label of one layer; this needs one state size at all
+        depths, see `ltv.layer_lti`.
+    readout
+        Of one layer: the label of the depth whose C is used; its own by default.
+
+    Returns
+    -------
+    pymor.models.iosys.LTIModel
+        With ``sampling_time=1``.
+
+    Raises
+    ------
+    ImportError
+        If pyMOR is not installed.
+    ValueError
+        If there are batch dims, a matrix of the embedding were larger than 10^8 numbers, there is
+        no such layer or depth, ``readout`` is given without a layer, or the size of the state varies
+        and one layer is asked for.
+    """
+    if find_spec("pymor") is None:
+        raise ImportError(
+            "`to_pymor` must find pyMOR; got none. `pip install depthsys[pymor]` installs it."
+        )
+    system = one_system(system, "pyMOR")
+    if layer is None:
+        if readout is not None:
+            raise ValueError(
+                f"`readout` must be left out for the embedding; got {readout}. It reads all depths."
+            )
+        return load_pymor.embedding({name: system[name].values for name in "ABCD"})
+    lti = layer_lti(system, layer, readout=readout)
+    return load_pymor.model(lti.A, lti.B, lti.C, lti.D, name=f"layer{layer}")
+
+
+def to_pymor_files(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
+    """Write a folder from which pyMOR loads a system where depthsys is not installed.
+
+    It holds ``system.npz`` (as `to_npz` writes it), ``load_pymor.py``, ``load_control.py`` (which
+    the former uses) and ``README.txt``. ``python load_pymor.py`` replays the golden trajectory and
+    says PASS or FAIL. pyMOR itself is not needed to write.
+
+    Parameters
+    ----------
+    system
+        One system (no batch dims).
+    path
+        The folder. It appears whole or not at all.
+    force
+        Replace an earlier export.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something and ``force`` is False, or holds other files.
+    ValueError
+        If there are batch dims, or something is neither numbers nor texts.
+    """
+    system = one_system(system, "pyMOR")
+    with whole_folder(path, force) as folder:
+        write_receiver(system, folder, ["load_pymor.py", "load_control.py"], README)

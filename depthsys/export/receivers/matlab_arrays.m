@@ -1,0 +1,38 @@
+function S = DEPTH_SYSTEM_arrays()
+%DEPTH_SYSTEM_ARRAYS  The arrays of the system, as a struct.
+%   S = DEPTH_SYSTEM_arrays() reads DEPTH_SYSTEM.mat, which lies beside this file, once: after a
+%   change of that file say "clear DEPTH_SYSTEM_arrays". Layer or depth come last:
+%
+%     x[l+1] = A[l] x[l] + B[l] u[l]    S.A (n,n,L), S.B (n,m,L)        A[l] is S.A(:,:,l+1)
+%     y[k]   = C[k] x[k] + D[k] u[k]    S.C (p,n,L+1), S.D (p,m,L+1)    C[k] is S.C(:,:,k+1)
+%
+%   Labels are cellstr columns. S.about is a JSON text with dims, units and provenance.
+%   MATLAB and Octave drop trailing dims of size 1: with one layer S.A is n x n.
+  persistent stored
+  if isempty(stored)
+    here = fileparts(mfilename('fullpath'));
+    stored = decoded(load(fullfile(here, 'DEPTH_SYSTEM.mat')));
+  end
+  S = stored;
+end
+
+function S = decoded(S)
+  names = lines_of(S.text_variables);
+  for i = 1:numel(names)
+    S.(names{i}) = lines_of(S.(names{i}));
+  end
+  S.text_variables = names;
+  S.state_variables = lines_of(S.state_variables);
+  S.about = text_of(S.about);
+end
+
+function lines = lines_of(text)
+  lines = strsplit(text_of(text), char(10), 'CollapseDelimiters', false);
+  lines = lines(:);
+end
+
+function text = text_of(text)
+% Octave reads the characters of a v7.3 file as numbers, and an empty text as its size, 0 0.
+  text = double(text(:).');
+  text = char(text(text > 0));
+end

@@ -1,0 +1,91 @@
+function selfcheck()
+%SELFCHECK  Is this the system that was exported?
+%   selfcheck replays the golden trajectory of DEPTH_SYSTEM.mat, a run that was stored with the
+%   system, by the arrays and by the data function. It prints one line with PASS, or raises the
+%   error depthsys:selfcheck. The error of x and y at each depth, relative to their largest norm
+%   up to there, must be at most 1e-9.
+  S = DEPTH_SYSTEM_arrays();
+  L = size(S.golden_u, 2);
+  n = size(S.golden_x0, 1);
+  m = size(S.golden_u, 1);
+  p = size(S.golden_y, 1);
+  check_size('A', S.A, [n, n, L]);
+  check_size('B', S.B, [n, m, L]);
+  check_size('C', S.C, [p, n, L + 1]);
+  check_size('D', S.D, [p, m, L + 1]);
+  check_size('golden_x', S.golden_x, [n, L + 1, 1]);
+  check_size('golden_y', S.golden_y, [p, L + 1, 1]);
+  largest = max(check_run(S, S, 'arrays'), check_run(from_data(L), S, 'data function'));
+  fprintf(['depthsys selfcheck: PASS - system DEPTH_SYSTEM, L = %d layers, n = %d states, ' ...
+           'm = %d inputs, p = %d outputs; largest relative error %.1e\n'], L, n, m, p, largest);
+end
+
+function check_size(name, array, wanted)
+  got = [size(array, 1), size(array, 2), size(array, 3)];
+  if ~isequal(got, wanted) || numel(array) ~= prod(wanted)
+    error('depthsys:selfcheck', ...
+          ['depthsys selfcheck: FAIL - system DEPTH_SYSTEM: %s must be %s; got %s. A reader has ' ...
+           'shuffled the axes, or the file was changed; export it again.'], ...
+          name, by(wanted), by(size(array)));
+  end
+end
+
+function text = by(sizes)
+  text = sprintf(' x %d', sizes);
+  text = text(4:end);
+end
+
+function T = from_data(L)
+% the data function is asked as ltvss would: k = 0, 1, ..., L
+  for k = 0:L
+    [A, B, C, D] = DEPTH_SYSTEM_data(k);
+    if k < L
+      T.A(:, :, k + 1) = A;
+      T.B(:, :, k + 1) = B;
+    end
+    T.C(:, :, k + 1) = C;
+    T.D(:, :, k + 1) = D;
+  end
+end
+
+function largest = check_run(T, S, by_what)
+  [largest, name, depth] = worst(T, S);
+  if largest <= 1e-9
+    return
+  end
+  hint = 'It was changed after its export, or its axes were shuffled';
+  turned = T;
+  turned.A = permute(T.A, [2, 1, 3]);
+  if worst(turned, S) <= 1e-9
+    hint = 'It does with every A transposed: a reader has reversed the axes';
+  end
+  error('depthsys:selfcheck', ...
+        ['depthsys selfcheck: FAIL - system DEPTH_SYSTEM does not replay its golden trajectory ' ...
+         'by the %s: relative error %.1e in %s at depth %d (allowed 1e-09). %s; export it ' ...
+         'again.'], by_what, largest, name, depth, hint);
+end
+
+function [found, name, depth] = worst(T, S)
+% the error at the first depth where it is too large, or the largest: from there on all is wrong
+  [x, y] = DEPTH_SYSTEM_simulate(S.golden_x0, S.golden_u, T);
+  errors = [relative(x, S.golden_x); relative(y, S.golden_y)];
+  at = find(any(errors > 1e-9, 1), 1);
+  if isempty(at)
+    [~, at] = max(max(errors, [], 1));
+  end
+  row = find(errors(:, at) > 1e-9, 1);
+  if isempty(row)
+    [~, row] = max(errors(:, at));
+  end
+  found = errors(row, at);
+  names = 'xy';
+  name = names(row);
+  depth = at - 1;
+end
+
+function errors = relative(got, wanted)
+  scale = cummax(sqrt(sum(wanted .^ 2, 1)));
+  scale(scale == 0) = 1;
+  errors = sqrt(sum((got - wanted) .^ 2, 1)) ./ scale;
+  errors(isnan(errors)) = Inf;
+end

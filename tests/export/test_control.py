@@ -1,0 +1,270 @@
+"""python-control: objects, and the folder that loads where depthsys is not installed."""
+
+import subprocess
+import sys
+
+import control
+import numpy as np
+import pytest
+import scipy.linalg
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.export.control import to_control, to_control_files
+from depthsys.export.npz import from_npz
+from depthsys.export.receivers import load_control
+from tests.export.conftest import random_system, varying_system
+
+RTOL = 1e-13
+
+
+def random_run(system, seed=7):
+    """An initial state that exists, and inputs: arrays (state), (layer, input)."""
+    rng = np.random.default_rng(seed)
+    x0 = rng.standard_normal(system.sizes["state"])
+    x0[first(system) :] = 0
+    return x0, rng.standard_normal((system.sizes["layer"], system.sizes["input"]))
+
+
+def first(system):
+    """The number of states at depth 0."""
+    return int(system["order"].values[0]) if "order" in system.coords else system.sizes["state"]
+
+
+def assert_close(got, wanted):
+    scale = np.abs(wanted).max() or 1.0
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=RTOL * scale)
+
+
+def run_script(folder, script, check=""):
+    """Run it as an engineer would, on a Python that has no depthsys on its path."""
+    code = f"import runpy, sys; runpy.run_path({script!r}, run_name='__main__'); {check}"
+    command = [sys.executable, "-I", "-W", "error", "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def change(folder, **changes):
+    """Change arrays of an export behind its back; None deletes one."""
+    path = folder / "system.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays |= {name: f if f is None else f(arrays[name]) for name, f in changes.items()}
+    np.savez(path, **{name: values for name, values in arrays.items() if values is not None})
+
+
+def transpose(A):
+    return A.swapaxes(1, 2)
+
+
+def roll(A):
+    return np.roll(A, 1, axis=0)
+
+
+# objects
+
+
+def test_the_nonlinear_system_runs_as_simulate(system):
+    x0, u = random_run(system)
+    U = np.vstack([u, np.full_like(u[:1], 9.0)]).T  # the last column is not used
+    T = np.arange(system.sizes["depth"])
+    found = control.input_output_response(to_control(system).nlsys, T, U, x0, squeeze=False)
+    wanted = ltv.simulate(system, u, x0)
+    assert_close(found.states.T, wanted["x"])
+    assert_close(found.outputs.T, wanted["y"])
+
+
+def test_linearization_at_a_depth_returns_its_layer(system):
+    found = to_control(system).nlsys
+    for k in range(system.sizes["layer"]):
+        at = control.linearize(found, 0, 0, t=k)
+        for name in "ABCD":
+            np.testing.assert_allclose(getattr(at, name), system[name].values[k], atol=1e-9)
+    at = control.linearize(found, 0, 0, t=system.sizes["layer"])  # no layer, but an output
+    np.testing.assert_allclose(at.C, system["C"].values[-1], atol=1e-9)
+    assert np.isnan(at.A).all()
+
+
+@pytest.mark.parametrize("t", [6, -1, 1.5])
+def test_no_time_beyond_the_horizon(t):
+    found = to_control(random_system()).nlsys
+    with pytest.raises(ValueError, match=rf"`t` must be a whole number in 0..5.*; got {t}"):
+        control.linearize(found, 0, 0, t=t)
+
+
+def test_simulating_beyond_the_horizon_is_an_error():
+    found = to_control(random_system()).nlsys
+    with pytest.raises(ValueError, match="got 6"):
+        control.input_output_response(found, np.arange(7), 0, 0)
+
+
+def test_layers(system):
+    layers = to_control(system).layers
+    assert len(layers) == system.sizes["layer"]
+    for k, layer in enumerate(layers):
+        assert layer.dt == 1
+        for name in "ABCD":
+            np.testing.assert_array_equal(getattr(layer, name), system[name].values[k])
+
+
+def test_layers_are_named_after_their_labels():
+    found = to_control(ltv.window(random_system(), 2, 4))
+    assert [layer.name for layer in found.layers] == ["layer2", "layer3"]
+
+
+def test_names_reach_all_objects_but_dots():
+    system = random_system().assign_coords(
+        input_name=("input", ["concept", "block.3"]), output_name=("output", ["a", "b", "a", "c"])
+    )
+    found = to_control(system)
+    for one in (found.nlsys, *found.layers):
+        assert one.input_labels == ["concept", "block_3"]
+        assert one.output_labels == ["a[0]", "b[1]", "a[2]", "c[3]"]
+        assert one.state_labels == ["x0", "x1", "x2"]
+    assert found.embedding.input_labels[:3] == ["concept@0", "block_3@0", "concept@1"]
+    assert found.embedding.output_labels[-1] == "c[3]@5"
+    assert found.embedding.state_labels[4] == "x1@1"
+
+
+def test_io_matrix_and_embedding_are_those_of_ltv(system):
+    found = to_control(system)
+    wanted = ltv.io_matrix(system).values
+    assert_close(found.io_matrix.reshape(wanted.shape), wanted)
+    assert found.io_matrix is found.io_matrix
+    for name in "ABCD":
+        np.testing.assert_array_equal(getattr(found.embedding, name), ltv.embed(system)[name])
+    assert found.embedding.dt == 1
+
+
+@pytest.mark.parametrize("make", [random_system, varying_system])
+def test_gramians_of_the_embedding_by_slycot(make):
+    pytest.importorskip("slycot")
+    system = make()
+    embedding = to_control(system).embedding
+    for kind, gramians in (("c", ltv.reachability_gramian), ("o", ltv.observability_gramian)):
+        wanted = scipy.linalg.block_diag(*gramians(system).values)
+        found = control.gram(embedding, kind)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11 * np.abs(wanted).max())
+
+
+def test_the_limit_of_the_embedding(monkeypatch):
+    found = to_control(random_system())
+    monkeypatch.setattr(load_control, "LIMIT", 17 * 18)
+    with pytest.raises(ValueError, match=r"`embedding` must have at most 306 .*; got 18 x 18"):
+        _ = found.embedding
+    monkeypatch.setattr(load_control, "LIMIT", 239)
+    with pytest.raises(ValueError, match=r"`io_matrix` must have at most 239 .*; got 24 x 10"):
+        _ = found.io_matrix
+
+
+def test_no_batch_dims(tmp_path):
+    batch = xr.concat([random_system(), random_system(seed=1)], dim="prompt")
+    with pytest.raises(ValueError, match=r"no batch dims for python-control; got {'prompt': 2}"):
+        to_control(batch)
+    with pytest.raises(ValueError, match="no batch dims for python-control"):
+        to_control_files(batch, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+# files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    to_control_files(random_system(), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_what_the_folder_holds(folder):
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.txt",
+        "load_control.py",
+        "system.npz",
+    ]
+    xr.testing.assert_equal(from_npz(folder / "system.npz")["A"], random_system()["A"])
+    with open(load_control.__file__, "rb") as file:
+        assert (folder / "load_control.py").read_bytes() == file.read()
+    readme = (folder / "README.txt").read_text(encoding="utf-8")
+    assert "PASS - L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs; largest" in readme
+
+
+def test_an_earlier_export_is_replaced_by_force_only(folder):
+    with pytest.raises(FileExistsError, match="must not exist yet"):
+        to_control_files(random_system(seed=3), folder)
+    to_control_files(random_system(seed=3), folder, force=True)
+    np.testing.assert_array_equal(load_control.load(folder / "system.npz")["A"], A_of(3))
+
+
+def A_of(seed):
+    return random_system(seed=seed)["A"].values
+
+
+def test_the_script_passes_without_depthsys(folder):
+    check = "assert 'control' in sys.modules and 'depthsys' not in sys.modules"
+    done = run_script(folder, "load_control.py", check)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "depthsys selfcheck: PASS - L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs; "
+        f"largest relative error {done.stdout.split()[-1]}\n"
+    )
+    assert float(done.stdout.split()[-1]) < RTOL
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"A": transpose}, "It does with every A transposed: a reader has reversed the axes"),
+        ({"A": roll}, "in x at depth 1 (allowed: 1e-09). It was changed after its export"),
+        ({"C": roll}, "in y at depth 0 (allowed"),
+    ],
+)
+def test_the_script_fails_on_another_system(folder, changes, text):
+    change(folder, **changes)
+    done = run_script(folder, "load_control.py")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("depthsys selfcheck: FAIL - `system.npz` must replay its golden")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_numpy_part_loads_no_control(folder):
+    check = "c.selfcheck(c.load()); assert 'control' not in sys.modules"
+    code = f"import sys; sys.path.insert(0, '.'); import load_control as c; {check}"
+    command = [sys.executable, "-B", "-I", "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("depthsys selfcheck: PASS"), done.stderr
+
+
+def test_the_selfcheck_prints_one_line_and_returns_the_error(system, tmp_path, capsys):
+    to_control_files(system, tmp_path / "out")
+    arrays = load_control.load(tmp_path / "out" / "system.npz")
+    error = load_control.selfcheck(arrays, (load_control.simulate, load_control.response))
+    assert 0 <= error < RTOL
+    L, n, m, p = (system.sizes[d] for d in ("layer", "state", "input", "output"))
+    assert capsys.readouterr().out == (
+        f"depthsys selfcheck: PASS - L = {L} layers, n = {n} states, m = {m} inputs, "
+        f"p = {p} outputs; largest relative error {error:.1e}\n"
+    )
+
+
+def test_nan_and_overflow_fail(folder):
+    arrays = load_control.load(folder / "system.npz")
+    for value in (np.nan, 1e308):
+        bad = {**arrays, "A": np.full_like(arrays["A"], value)}
+        with pytest.raises(ValueError, match=r"relative error of inf in x at depth 1"):
+            load_control.selfcheck(bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"golden_y": None}, r"`system.npz` must hold \['golden_y'\], too"),
+        ({"B": lambda B: B[:, :, 0]}, r"`B` .* must have three axes.*; got shape \(5, 3\)"),
+        ({"C": lambda C: C[1:]}, r"`C` .* must have shape \(6, 4, 3\); got \(5, 4, 3\)"),
+        ({"A": lambda A: np.moveaxis(A, 0, 2)}, r"`A` .* must have shape \(3, 5, 5\)"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused(folder, changes, text):
+    change(folder, **changes)
+    with pytest.raises(ValueError, match=text):
+        load_control.load(folder / "system.npz")

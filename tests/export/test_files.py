@@ -1,0 +1,371 @@
+"""netCDF, Zarr, npz, JSON, CSV: what is written comes back, and nothing else is accepted."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import export, ltv
+from depthsys.export import json_text
+from depthsys.export.atomic import whole_file, whole_folder
+from tests.export.conftest import random_system, with_companions
+
+PAIRS = {
+    "nc": (export.to_netcdf, export.from_netcdf),
+    "zarr": (export.to_zarr, export.from_zarr),
+    "npz": (export.to_npz, export.from_npz),
+    "json": (export.to_json, export.from_json),
+}
+ONE = ("npz", "json")
+SCHEMA_1 = Path(__file__).with_name("schema1.nc")
+
+
+def complete(system: xr.Dataset) -> xr.Dataset:
+    """What a round trip adds: names for the inputs and outputs that have none."""
+    if "input_name" not in system.coords:
+        names = np.array([f"u{i}" for i in range(system.sizes["input"])])
+        system = system.assign_coords(input_name=("input", names))
+    if "output_name" not in system.coords:
+        names = np.array([f"y{i}" for i in range(system.sizes["output"])])
+        system = system.assign_coords(output_name=("output", names))
+    return system
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_nothing_is_lost(kind, system, tmp_path):
+    write, read = PAIRS[kind]
+    before = system.copy(deep=True)
+    write(system, tmp_path / f"s.{kind}")
+    again = read(tmp_path / f"s.{kind}")
+    xr.testing.assert_identical(again, complete(system))
+    xr.testing.assert_identical(system, before)
+    for name, variable in again.variables.items():
+        assert variable.dtype.kind == complete(system)[name].dtype.kind, name
+    write(again, tmp_path / f"t.{kind}")  # and again, from what was read
+    xr.testing.assert_identical(read(tmp_path / f"t.{kind}"), again)
+
+
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+def test_batches_are_kept(kind, tmp_path):
+    write, read = PAIRS[kind]
+    members = [
+        [with_companions(random_system(seed=10 * i + j)) for j in range(3)] for i in range(2)
+    ]
+    batch = xr.concat([xr.concat(row, dim="prompt") for row in members], dim="task")
+    batch = batch.assign_coords(task=["sst2", "imdb"], prompt=[4, 5, 9])
+    write(batch, tmp_path / f"s.{kind}")
+    xr.testing.assert_identical(read(tmp_path / f"s.{kind}"), complete(batch))
+
+
+@pytest.mark.parametrize("kind", ["npz", "json", "csv"])
+def test_formats_for_one_system_say_which_to_select(kind, tmp_path):
+    batch = xr.concat([random_system(seed=i) for i in range(3)], dim="prompt")
+    with pytest.raises(ValueError, match=r"no batch dims.*'prompt': 3.*isel\(prompt=0\)"):
+        getattr(export, f"to_{kind}")(batch, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+    getattr(export, f"to_{kind}")(batch.isel(prompt=1), tmp_path / "s")
+
+
+@pytest.mark.parametrize("kind", [*PAIRS, "csv"])
+def test_nothing_is_overwritten_unless_asked_for(kind, tmp_path):
+    write = PAIRS[kind][0] if kind in PAIRS else export.to_csv
+    path = tmp_path / "deep" / f"s.{kind}"
+    write(random_system(seed=0), path)
+    with pytest.raises(FileExistsError, match=r"must not exist yet.*--force"):
+        write(random_system(seed=1), path)
+    write(random_system(seed=2), path, force=True)
+    if kind in PAIRS:
+        assert (PAIRS[kind][1](path)["A"].values == random_system(seed=2)["A"].values).all()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_transposed_file_is_refused(kind, tmp_path):
+    """Sizes agree everywhere, and still every A arrives transposed."""
+    write, read = PAIRS[kind]
+    path = tmp_path / f"s.{kind}"
+    system = random_system(n=5, m=5, p=5, L=5)
+    write(system, path)
+    turned = system["A"].values.swapaxes(1, 2)
+    if kind == "nc":
+        import h5py
+
+        with h5py.File(path, "r+") as file:
+            file["A"][...] = turned
+    elif kind == "zarr":
+        import zarr
+
+        zarr.open_group(path)["A"][...] = turned
+    elif kind == "npz":
+        arrays = dict(np.load(path)) | {"A": turned}
+        np.savez(path, **arrays)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"A": turned.tolist()}))
+    with pytest.raises(ValueError, match="with every A transposed"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["nc", "npz", "json"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_file_is_refused(kind, part, tmp_path):
+    write, read = PAIRS[kind]
+    path = tmp_path / f"s.{kind}"
+    write(with_companions(random_system()), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ValueError, match=r"`path` must|must hold|must be an export"):
+        read(path)
+
+
+def test_a_zarr_store_with_a_missing_part_is_refused(tmp_path):
+    path = tmp_path / "s.zarr"
+    for lost in ("zarr.json", "A/zarr.json", "A/c"):
+        export.to_zarr(random_system(), path, force=True)
+        victim = path / lost
+        if victim.is_dir():
+            for chunk in [p for p in victim.rglob("*") if p.is_file()]:
+                chunk.unlink()
+        else:
+            victim.unlink()
+        with pytest.raises(ValueError, match=r"must"):
+            export.from_zarr(path)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_missing_file_is_named(kind, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        PAIRS[kind][1](tmp_path / f"nowhere.{kind}")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        export.read(tmp_path / f"nowhere.{kind}")
+
+
+def test_read_knows_every_format_and_refuses_pickles(tmp_path):
+    system = random_system()
+    for kind, (write, _) in PAIRS.items():
+        write(system, tmp_path / f"s.{kind}")
+        xr.testing.assert_identical(export.read(tmp_path / f"s.{kind}"), complete(system))
+    (tmp_path / "s.zarr").rename(tmp_path / "store")
+    xr.testing.assert_identical(export.read(tmp_path / "store"), complete(system))
+    for name in ("s.pkl", "s.pt"):
+        (tmp_path / name).write_bytes(pickle.dumps({"A": 1}))
+        with pytest.raises(ValueError, match="Pickles are refused"):
+            export.read(tmp_path / name)
+    (tmp_path / "s.txt").write_text("A")
+    with pytest.raises(ValueError, match=r"must be one of \.nc, \.zarr, \.mat"):
+        export.read(tmp_path / "s.txt")
+
+
+def test_a_pickle_inside_an_npz_is_refused_and_does_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    arrays = {"about": np.array(json.dumps({"format": "depthsys system"}))}
+    np.savez(tmp_path / "s.npz", A=np.array([Bomb()], dtype=object), **arrays)
+    with pytest.raises(ValueError, match="without pickles"):
+        export.from_npz(tmp_path / "s.npz")
+    (tmp_path / "p.npz").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="without pickles"):
+        export.from_npz(tmp_path / "p.npz")
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ValueError, match=r"whole \.npz"):
+        export.from_npz(tmp_path / "one.npz")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_foreign_files_are_refused(tmp_path):
+    np.savez(tmp_path / "f.npz", A=np.ones(3))
+    with pytest.raises(ValueError, match="must be an export of depthsys"):
+        export.from_npz(tmp_path / "f.npz")
+    for text in ("[1, 2]", '{"A": 1}', "{", '{"A": [[1], [1, 2]], "about": {}}', "\xff"):
+        (tmp_path / "f.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match="must"):
+            export.from_json(tmp_path / "f.json")
+    xr.Dataset({"A": 1}).to_netcdf(tmp_path / "f.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"must hold the variable 'B'|must end in dims"):
+        export.from_netcdf(tmp_path / "f.nc")
+
+
+def test_parts_that_do_not_fit_each_other_are_named(tmp_path):
+    path = tmp_path / "s.npz"
+    export.to_npz(random_system(), path)
+    arrays = dict(np.load(path))
+    for change, message in (
+        ({"A": arrays["A"][..., :2]}, "one size per dim"),
+        ({"A": arrays["A"][0]}, r"`A` of .* must have dims \['layer', 'state_next', 'state'\]"),
+        ({"B": None}, r"must hold \['B'\], too"),
+        ({"about": np.array("{")}, "description in JSON"),
+    ):
+        np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
+        with pytest.raises(ValueError, match=message):
+            export.from_npz(path)
+
+
+def test_a_file_without_a_golden_trajectory_says_so(tmp_path):
+    system = complete(random_system())
+    system.to_netcdf(tmp_path / "s.nc", engine="h5netcdf")
+    again = export.from_netcdf(tmp_path / "s.nc")
+    assert "without a golden trajectory" in again.attrs["import_note"]
+    export.to_netcdf(again, tmp_path / "t.nc")  # now it has one
+    assert "import_note" not in export.from_netcdf(tmp_path / "t.nc").attrs
+
+
+def test_older_schemas_are_migrated_and_newer_refused(tmp_path):
+    """A file that `lm.identify` of the last schema wrote."""
+    stored = xr.load_dataset(SCHEMA_1, engine="h5netcdf")
+    assert stored.attrs["schema_version"] == 1
+    system = export.from_netcdf(SCHEMA_1)
+    assert system.attrs["schema_version"] == ltv.SCHEMA_VERSION == 2
+    assert system["input_name"].values.tolist() == ["concept"]
+    assert system["output_name"].values.tolist() == ["concept"]
+    for name in stored.variables:
+        np.testing.assert_array_equal(system[name], stored[name])
+    bare = random_system().drop_vars("order").assign_attrs(schema_version=1)
+    export.to_npz(bare, tmp_path / "s.npz")
+    again = export.from_npz(tmp_path / "s.npz")
+    assert again["order"].values.tolist() == [3] * 6
+    assert again["input_name"].values.tolist() == ["u0", "u1"]
+    stored.attrs["schema_version"] = 3
+    stored.to_netcdf(tmp_path / "new.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match="schema_version <= 2; got 3"):
+        export.from_netcdf(tmp_path / "new.nc")
+
+
+def test_labels_of_inputs_become_names(tmp_path):
+    system = random_system().assign_coords(input=["mood", "topic"])
+    export.to_netcdf(system, tmp_path / "s.nc")
+    assert export.read(tmp_path / "s.nc")["input_name"].values.tolist() == ["mood", "topic"]
+
+
+@pytest.mark.parametrize("kind", [*PAIRS, "csv"])
+def test_attributes_that_no_file_holds_are_named(kind, tmp_path):
+    write = PAIRS[kind][0] if kind in PAIRS else export.to_csv
+    for value in ([1, 2], None, True, {"a": 1}):
+        with pytest.raises(ValueError, match=r"`system.attrs\['odd'\]` must be a number or a text"):
+            write(random_system().assign_attrs(odd=value), tmp_path / "s")
+    system = random_system()
+    system["A"].attrs["odd"] = [1]
+    with pytest.raises(ValueError, match=r"`A.attrs\['odd'\]` must be"):
+        write(system, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variables_that_no_array_holds_are_named(tmp_path):
+    odd = random_system().assign(odd=("layer", np.array([1, None, "a", {}, []], dtype=object)))
+    with pytest.raises(ValueError, match=r"`odd` must hold numbers or texts; got dtype object"):
+        export.to_npz(odd, tmp_path / "s.npz")
+    with pytest.raises(ValueError, match=r"must not hold a variable of the name 'golden_x'"):
+        export.to_npz(random_system().assign(golden_x=1.0), tmp_path / "s.npz")
+    with pytest.raises(ValueError, match="got a slash"):
+        export.to_csv(random_system().assign({"a/b": 1.0}), tmp_path / "s")
+
+
+def test_json_is_for_small_and_finite_systems(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"finite for json; got nan or inf in \['auc'\]"):
+        export.to_json(random_system().assign(auc=np.nan), tmp_path / "s.json")
+    monkeypatch.setattr(json_text, "LIMIT", 100)
+    with pytest.raises(ValueError, match=r"at most 100 numbers for json; got \d+"):
+        export.to_json(random_system(), tmp_path / "s.json")
+
+
+def test_json_is_nested_lists_by_layer(tmp_path):
+    system = random_system()
+    export.to_json(system, tmp_path / "s.json")
+    A = json.loads((tmp_path / "s.json").read_text())["A"]
+    assert A[4][2][1] == float(system["A"][4, 2, 1])
+
+
+def test_csv_holds_every_number_in_its_place(tmp_path, system):
+    export.to_csv(system, tmp_path / "s")
+    for name in ("A", "B", "C", "D", "V", "x_ref", "order", "auc", "y_std", "output_name"):
+        with (tmp_path / "s" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        variable = system[name]
+        if variable.ndim > 1:
+            names = [f"{variable.dims[-1]}_{i}" for i in range(variable.shape[-1])]
+            assert header == [*variable.dims[:-1], *names]
+        else:
+            assert header == [*variable.dims, name]
+        index = len(header) - (variable.shape[-1] if variable.ndim > 1 else 1)
+        assert len(rows) == int(
+            np.prod(variable.shape[:-1] if variable.ndim > 1 else variable.shape)
+        )
+        for row in rows:
+            place = tuple(int(i) for i in row[:index])
+            wanted = variable.values[place]
+            got = row[index:] if variable.dtype.kind == "U" else [float(v) for v in row[index:]]
+            assert got == np.atleast_1d(wanted).tolist()
+    assert {p.name for p in (tmp_path / "s").glob("golden_*")} == {
+        f"golden_{n}.csv" for n in ("x0", "u", "x", "y")
+    }
+    assert "count from 0" in (tmp_path / "s" / "README.txt").read_text()
+
+
+# -------------------------------------------------------------------- whole or not at all
+
+
+def half_written(whole, path, error):
+    with whole(path, force=True) as partial:
+        (partial / "A.csv" if partial.is_dir() else partial).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("place", ["new", "old"])
+def test_an_interrupted_export_leaves_nothing(error, place, tmp_path):
+    for whole, old in ((whole_file, tmp_path / "old"), (whole_folder, tmp_path / "in/old")):
+        content = old
+        if whole is whole_folder:
+            old.mkdir(parents=True)
+            content = old / "A.csv"
+        content.write_text("old")
+        with pytest.raises(error):
+            half_written(whole, old.with_name(place), error)
+        assert [p.name for p in old.parent.iterdir()] == ["old"]
+        assert content.read_text() == "old"
+        if whole is whole_file:
+            old.unlink()
+
+
+def test_somebody_elses_folder_is_never_replaced(tmp_path):
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match=r"nothing but an earlier export.*letters.txt"):
+        export.to_csv(random_system(), tmp_path, force=True)
+    with pytest.raises(FileExistsError, match=r"nothing but an earlier export.*letters.txt"):
+        export.to_zarr(random_system(), tmp_path, force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["letters.txt"]
+    with pytest.raises(FileExistsError, match="must be a file"):
+        export.to_npz(random_system(), tmp_path, force=True)
+    with pytest.raises(FileExistsError, match="must be a folder"):
+        export.to_csv(random_system(), tmp_path / "letters.txt", force=True)
+    with pytest.raises(ValueError, match="must name a file"):
+        export.to_npz(random_system(), tmp_path / "..")
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    def write():
+        with whole_file(tmp_path / "s.nc", force=False) as partial:
+            partial.write_text("mine")
+            (tmp_path / "s.nc").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="must not exist yet"):
+        write()
+    assert (tmp_path / "s.nc").read_text() == "theirs"
+
+
+def test_a_folder_whose_script_was_run_is_replaced(tmp_path):
+    export.to_control_files(random_system(), tmp_path / "s")
+    (tmp_path / "s" / "__pycache__").mkdir()
+    export.to_control_files(random_system(seed=1), tmp_path / "s", force=True)
+    assert not (tmp_path / "s" / "__pycache__").exists()
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    (tmp_path / "s").mkdir()
+    export.to_csv(random_system(), tmp_path / "s")
+    assert (tmp_path / "s" / "A.csv").is_file()

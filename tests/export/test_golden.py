@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import export, ltv
+from tests.export.conftest import random_system, varying_system
+
+
+def recursion(system, x0, u):
+    """The definition, written out: no call of depthsys."""
+    A, B, C, D = (system[name].values for name in "ABCD")
+    x, states, outputs = x0, [], []
+    for k in range(len(C)):
+        states.append(x)
+        outputs.append(C[k] @ x + (D[k] @ u[k] if k < len(A) else 0))
+        if k < len(A):
+            x = A[k] @ x + B[k] @ u[k]
+    return np.array(states), np.array(outputs)
+
+
+def test_it_is_a_run_of_the_system_and_the_same_every_time(system):
+    golden = export.golden_trajectory(system)
+    x, y = recursion(system, golden["x0"].values, golden["u"].values)
+    np.testing.assert_allclose(golden["x"], x, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(golden["y"], y, rtol=1e-12, atol=1e-12)
+    xr.testing.assert_identical(golden, export.golden_trajectory(system))
+    assert (golden["u"].values != 0).all()
+    export.check_golden(system, golden)
+
+
+def test_states_that_do_not_exist_are_zero():
+    golden = export.golden_trajectory(varying_system())
+    assert (golden["x0"].values != 0).tolist() == [True, True, False, False]
+
+
+def test_every_member_of_a_batch_has_one():
+    members = [random_system(seed=i) for i in range(3)]
+    batch = xr.concat(members, dim="prompt")
+    golden = export.golden_trajectory(batch)
+    for i, member in enumerate(members):
+        np.testing.assert_allclose(
+            golden["y"].isel(prompt=i), export.golden_trajectory(member)["y"]
+        )
+    export.check_golden(batch, golden)
+    with pytest.raises(ValueError, match="must replay its golden trajectory"):
+        export.check_golden(batch.isel(prompt=[0, 2, 1]), golden)
+
+
+def changed(system, **values):
+    return system.assign({name: (system[name].dims, value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C", "D"])
+def test_a_shift_by_one_layer_is_noticed(name):
+    system = random_system()
+    values = system[name].values.copy()
+    own = slice(None, -1) if name == "D" else slice(None)  # the last D stays zero
+    values[own] = np.roll(values[own], 1, axis=0)
+    with pytest.raises(ValueError, match="shuffled"):
+        export.check_golden(changed(system, **{name: values}), export.golden_trajectory(system))
+
+
+def test_a_transposed_system_is_called_that():
+    system = random_system()
+    turned = changed(system, A=system["A"].values.swapaxes(1, 2))
+    with pytest.raises(ValueError, match="with every A transposed: a reader has reversed the axes"):
+        export.check_golden(turned, export.golden_trajectory(system), "file.mat")
+
+
+def test_where_sizes_agree_every_matrix_is_told_from_its_transpose():
+    system = random_system(n=5, m=5, p=5, L=5)
+    golden = export.golden_trajectory(system)
+    for name in "ABCD":
+        turned = changed(system, **{name: system[name].values.swapaxes(1, 2)})
+        with pytest.raises(ValueError, match="must replay"):
+            export.check_golden(turned, golden)
+
+
+def test_a_small_change_is_noticed_and_rounding_is_not():
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    export.check_golden(changed(system, A=system["A"].values * (1 + 1e-13)), golden)
+    with pytest.raises(ValueError, match=r"relative error of \d\.\de-0\d in x at depth 1 "):
+        export.check_golden(changed(system, A=system["A"].values * (1 + 1e-6)), golden)
+
+
+def test_another_size_is_noticed():
+    with pytest.raises(ValueError, match=r"`x0` must be a state of size 2|must replay"):
+        export.check_golden(random_system(n=2), export.golden_trajectory(random_system()))
+
+
+def test_not_a_number_is_no_agreement():
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    golden["y"][2, 1] = np.nan
+    with pytest.raises(ValueError, match="relative error of inf in y at depth 2"):
+        export.check_golden(system, golden)
+
+
+def test_an_overflow_is_refused():
+    huge = ltv.constant([[1e200]], [[1.0]], [[1.0]], horizon=3)
+    with pytest.raises(ValueError, match="must keep all products finite"):
+        export.golden_trajectory(huge)

@@ -1,0 +1,203 @@
+"""`depthsys export` and `depthsys import`: the round trip of an engineer, and what is refused."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import xarray as xr
+
+from depthsys import cli, export, ltv
+from depthsys.job import FORMATS
+
+FILES = {  # format -> one file that must be there
+    "netcdf": "",
+    "zarr": "zarr.json",
+    "matlab": "selfcheck.m",
+    "julia": "load_depth_system.jl",
+    "python-control": "load_control.py",
+    "pymor": "load_pymor.py",
+    "fmu": "",
+    "npz": "",
+    "json": "",
+    "csv": "A.csv",
+    "safetensors": "",
+    "gguf": "",
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command; gives (exit status, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["depthsys", *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out = capsys.readouterr()
+        return exit_.value.code or 0, out.out, out.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with system.nc and schedule.nc of the smallest embedded model."""
+    from depthsys.demo import grammar
+
+    folder = tmp_path_factory.mktemp("run")
+    with (folder / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
+    settings = ["--split", "12/6/6", "--device", "cpu", "--order", "3", "--readout", "profile"]
+    command = [sys.executable, "-m", "depthsys.cli", "control", "demo_48x4"]
+    subprocess.run(
+        [*command, str(folder / "texts.csv"), *settings, "--out", str(folder / "run")],
+        check=True,
+        capture_output=True,
+    )
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_written(kind, run, finished, tmp_path):
+    if kind == "pymor" and importlib.util.find_spec("pymor") is None:
+        pytest.skip("pymor is not installed")
+    out = tmp_path / f"out{FORMATS[kind].suffix}"
+    extra = ["--drop"] if kind == "gguf" else []
+    command = ["export", finished / "system.nc", "--to", kind, "--out", out, *extra]
+    code, shown, err = run(*command)
+    assert code == 0, err
+    assert "4 layers, up to 3 states, 1 input (concept), 1 output (concept)" in shown
+    assert "demo_48x4" in shown
+    assert f"Written as {kind}: {out}" in shown
+    assert (out / FILES[kind]).is_file()
+    code, _, err = run(*command)
+    assert code == 2
+    assert "must not exist yet" in err
+    assert run(*command, "--force")[0] == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("kind", ["netcdf", "zarr", "npz", "json", "matlab"])
+def test_what_was_exported_comes_back_and_is_used(kind, run, finished, tmp_path):
+    """The whole way: export, import, and the gains of the full model by the imported system."""
+    out, back = tmp_path / f"out{FORMATS[kind].suffix}", tmp_path / "back.nc"
+    assert run("export", finished / "system.nc", "--to", kind, "--out", out)[0] == 0
+    command = ["import", out, "--original", finished / "system.nc", "--out", back]
+    code, shown, err = run(*command)
+    assert code == 0, err
+    assert "it replayed the golden trajectory that came with it" in shown
+    assert "differs by 0 (induced norm) and 0 (H2)" in shown
+    original, again = export.read(finished / "system.nc"), export.read(back)
+    assert (
+        again.attrs.pop("history") == original.attrs.pop("history") + f"\nimported from {out.name}"
+    )
+    xr.testing.assert_identical(again, original)
+    assert run(*command)[0] == 2
+    if kind == "matlab":
+        code, shown, err = run("gains", back, "--out", tmp_path / "check")
+        assert code == 0, err
+        assert (tmp_path / "check" / "gains.nc").is_file()
+
+
+def test_a_truncated_system_of_an_engineer_is_compared_and_verified(run, finished, tmp_path):
+    """Without Octave: what NAME_save writes, made by scipy; tests/export has the real one."""
+    system = export.read(finished / "system.nc")
+    small = ltv.project(system, ltv.balanced_basis(system, order=1))
+    matrices = {name: np.moveaxis(small[name].values, 0, -1) for name in "ABCD"}
+    scipy.io.savemat(tmp_path / "own.mat", matrices)
+    code, shown, err = run(
+        "import", tmp_path / "own.mat", "--original", finished / "system.nc",
+        "--out", tmp_path / "own.nc",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "came without a golden trajectory" in shown
+    error = ltv.compare(system, orders=[1], methods=[ltv.balanced_basis])
+    relative = float((error.error / error.norm).squeeze())
+    assert f"differs by {relative:.3g} (induced norm)" in shown
+    assert "states: 3 -> 1" in shown
+    code, _, err = run("gains", tmp_path / "own.nc", "--out", tmp_path / "check")
+    assert code == 2  # no provenance: which texts, which model?
+    assert "must be a system.nc written by `depthsys identify`" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--to": "simulink"}, "`--to` must be one of netcdf, zarr, matlab"),
+        ({"--out": "s.mat"}, "`--out` must end in .nc for netcdf"),
+        ({"SYSTEM": "nowhere.nc"}, "nowhere.nc"),
+        ({"SYSTEM": "texts.csv"}, "must be one of .nc, .zarr, .mat"),
+        ({"--select": "prompt"}, "`--select` must be positions along batch dims"),
+        ({"--select": "prompt=0"}, "`--select` must name a position along a batch dim"),
+        ({"--name": "x"}, "`--name` must be left out for netcdf; got 'x'. It is for matlab"),
+        ({"--schedule": "x.nc"}, "`--schedule` must be left out for netcdf"),
+        ({"--model-hint": "x"}, "`--model-hint` must be left out for netcdf"),
+        ({"--to": "matlab", "--name": "2nd"}, "must be a MATLAB name"),
+        (
+            {"--to": "gguf", "--out": "s.gguf", "--schedule": "no.nc"},
+            "`--schedule` must be an exist",
+        ),
+        ({"--to": "gguf", "--out": "s.gguf"}, "must not push at the inputs of blocks 0 and 1"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(changes, message, run, finished, tmp_path):
+    given = {"SYSTEM": "system.nc", "--to": "netcdf", "--out": "s.nc"} | changes
+    out = tmp_path / given.pop("--out")
+    place = finished / given.pop("SYSTEM")
+    if not place.exists() and place.name == "texts.csv":
+        place = finished.parent / place.name
+    options = [word for pair in given.items() for word in pair]
+    code, shown, err = run("export", place, "--out", out, *options)
+    assert code == 2, shown
+    assert message in err
+    assert err.startswith("Error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_original_of_other_sizes_is_refused(run, finished, tmp_path):
+    from tests.export.conftest import random_system
+
+    export.to_npz(random_system(), tmp_path / "other.npz")
+    code, _, err = run(
+        "import", tmp_path / "other.npz", "--original", finished / "system.nc",
+        "--out", tmp_path / "s.nc",
+    )  # fmt: skip
+    assert code == 2
+    assert "`--original` must have the layers, inputs and outputs of the file" in err
+
+
+def test_a_schedule_that_is_none_is_refused(run, finished, tmp_path):
+    (tmp_path / "bad.nc").write_bytes(b"nothing")
+    command = ["export", finished / "system.nc", "--to", "safetensors"]
+    command += ["--out", tmp_path / "s.safetensors", "--schedule", tmp_path / "bad.nc"]
+    code, _, err = run(*command)
+    assert code == 2
+    assert "`--schedule` must be a schedule.nc" in err
+
+
+def test_one_member_of_a_batch_is_selected(run, tmp_path):
+    from tests.export.conftest import random_system
+
+    members = [random_system(seed=i) for i in range(3)]
+    export.to_netcdf(xr.concat(members, dim="prompt"), tmp_path / "batch.nc")
+    command = ["export", tmp_path / "batch.nc", "--to", "npz", "--out", tmp_path / "one.npz"]
+    code, _, err = run(*command)
+    assert code == 2
+    assert "--select prompt=0" in err
+    assert run(*command, "--select", "prompt=2")[0] == 0
+    one = export.read(tmp_path / "one.npz")
+    np.testing.assert_array_equal(one["A"], members[2]["A"])
+    assert run(*command, "--select", "prompt=3", "--force")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_help_has_an_example(command, run):
+    code, shown, _ = run(command, "--help")
+    assert code == 0
+    assert f"depthsys {command}" in " ".join(shown.split())
+    assert "Example" in shown
