@@ -70,8 +70,8 @@ def to_pymor(
         If pyMOR is not installed.
     ValueError
         If there are batch dims, a matrix of the embedding were larger than 10^8 numbers, there is
-        no such layer or depth, ``readout`` is given without a layer, or the size of the state varies
-        and one layer is asked for.
+        no such layer or depth, ``readout`` is given without a layer, or the size of the state
+        varies and one layer is asked for.
     """
     if find_spec("pymor") is None:
         raise ImportError(
