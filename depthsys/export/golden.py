@@ -79,7 +79,10 @@ def check_golden(system: xr.Dataset, golden: xr.Dataset, where: str = "system") 
         return
     turned = system.copy()
     turned["A"] = system["A"].dims, system["A"].values.swapaxes(-1, -2)
-    hint = "It was changed after its export, or its axes were shuffled"
+    hint = (
+        "It was changed after its export (send changes back with NAME_save.m or load_control.save, "
+        "which store a new run), or its axes were shuffled"
+    )
     if _worst(simulate(turned, golden["u"], golden["x0"]), golden)[0] <= RTOL:
         hint = "It does with every A transposed: a reader has reversed the axes"
     raise ValueError(

@@ -17,7 +17,7 @@ import xarray as xr
 
 from depthsys.export import mat_file
 from depthsys.export.atomic import whole_folder
-from depthsys.export.plain import FORMAT, NO_GOLDEN, about_of, one_system, plain, restored
+from depthsys.export.plain import NO_GOLDEN, about_of, check_about, one_system, plain, restored
 from depthsys.export.schema import migrated
 from depthsys.ltv import system as ltv_system
 from depthsys.ltv.system import DIMS
@@ -223,8 +223,7 @@ def _table(system: xr.Dataset, about: Mapping[str, Any]) -> str:
     lines = []
     for name, dims in about["matlab_dims"].items():
         shape = " x ".join(map(str, _shape([about["sizes"][d] for d in dims], dims)))
-        attrs = about["variable_attrs"].get(name, {})
-        unit = attrs.get("units", attrs.get("unit"))
+        unit = about["variable_attrs"].get(name, {}).get("units")
         kind = " texts" if name in system.variables and system[name].dtype.kind in "OU" else ""
         lines.append(
             f"    {name:<24} {shape:<16} ({', '.join(dims)}){kind}" + (f" [{unit}]" if unit else "")
@@ -267,7 +266,10 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     if "about" not in variables:
         return _bare(variables, where)
     about = about_of(str(variables["about"]), where)
-    if not isinstance(about, dict) or about.get("format") != FORMAT or "matlab_dims" not in about:
+    check_about(about, where)
+    sizes, dtypes = about.get("sizes"), about.get("dtypes")
+    used = {dim for dims in _all_dims(about).values() for dim in dims}
+    if not isinstance(sizes, dict) or not isinstance(dtypes, dict) or used - set(sizes):
         raise ValueError(
             f"`path` must be an export of `to_matlab`; got {where!r}, whose `about` is another. "
             "Remove that variable to import A, B, C and D alone."

@@ -92,11 +92,7 @@ def restored(arrays: Mapping[str, np.ndarray], about: Any, where: str) -> xr.Dat
         If ``about`` is not what `plain` wrote, an array is missing or has another shape, or the
         golden trajectory does not fit.
     """
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(
-            f"`{where}` must be an export of depthsys; got a file without its description. Export "
-            "it again, or build the system with `ltv.system(A, B, C, D)`."
-        )
+    check_about(about, where)
     dims = about["dims"]
     if missing := sorted(dims.keys() - arrays.keys()):
         raise ValueError(f"`{where}` must hold {missing}, too; got {sorted(arrays)}. Export again.")
@@ -114,10 +110,44 @@ def restored(arrays: Mapping[str, np.ndarray], about: Any, where: str) -> xr.Dat
         ) from error
     golden = {
         name: _variable(arrays[f"golden_{name}"], d, None, f"golden_{name}", where)
-        for name, d in about.get("golden_dims", {}).items()
+        for name, d in about["golden_dims"].items()
         if f"golden_{name}" in arrays
     }
     return with_golden(system, xr.Dataset(golden), where)
+
+
+def check_about(about: Any, where: str) -> None:
+    """ValueError unless ``about`` is a description as `plain` writes it."""
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ValueError(
+            f"`{where}` must be an export of depthsys; got a file without its description. Export "
+            "it again, or build the system with `ltv.system(A, B, C, D)`."
+        )
+    dims = (about.get("dims"), about.get("golden_dims"))
+    attrs = [about.get("attrs"), *_values(about.get("variable_attrs"))]
+    whole = (
+        all(isinstance(d, dict) and all(map(_texts, d.values())) for d in dims)
+        and all(isinstance(a, dict) for a in attrs)
+        and _texts(about.get("coords"))
+        and set(about["coords"]) <= set(about["dims"])
+        and set(about["golden_dims"]) <= set(GOLDEN)
+    )
+    if not whole:
+        raise ValueError(
+            f"`{where}` must describe itself as `depthsys.export` does; got an `about` in which "
+            "dims, coords, attrs, variable_attrs or golden_dims is not. Export it again."
+        )
+    for values in attrs:
+        for key, value in (values or {}).items():
+            _scalar(value, f"attrs[{key!r}] of {where}")
+
+
+def _values(mapping: Any) -> list:
+    return list(mapping.values()) if isinstance(mapping, dict) else [None]
+
+
+def _texts(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def with_golden(system: xr.Dataset, golden: xr.Dataset, where: str) -> xr.Dataset:

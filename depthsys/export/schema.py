@@ -4,7 +4,8 @@
 version
 ======= ======================================================================================
 1       ``A``, ``B``, ``C``, ``D`` and their companions; ``order`` (depth) where it varies
-2       also the coordinates ``input_name`` (input) and ``output_name`` (output); ``order`` always
+2       also the coordinates ``input_name`` (input) and ``output_name`` (output); ``order`` always;
+        ``units`` of the matrices in their attrs
 ======= ======================================================================================
 """
 
@@ -15,11 +16,23 @@ import xarray as xr
 
 from depthsys.ltv import SCHEMA_VERSION, check
 
+# in those of the signals: the state of a language model is in reduced coordinates, its input in the
+# unit of the residual stream, its output in that of the readout
+UNITS = {
+    "A": "1",
+    "B": "state/input",
+    "C": "output/state",
+    "D": "output/input",
+    "x_ref": "state",
+    "y_ref": "output",
+}
+
 
 def migrated(system: xr.Dataset) -> xr.Dataset:
     """The system in today's schema, checked.
 
-    Inputs and outputs without names get those of their labels, or u0, u1, ... and y0, y1, ...
+    Inputs and outputs without names get those of their labels, or u0, u1, ... and y0, y1, ...;
+    matrices without ``units`` in their attrs get them.
 
     Raises
     ------
@@ -42,7 +55,8 @@ def _complete(system: xr.Dataset) -> xr.Dataset:
     if "order" not in system.coords:
         full = np.full(system.sizes["depth"], system.sizes["state"])
         system = system.assign_coords(order=("depth", full))
-    return system
+    bare = [n for n in UNITS if n in system.data_vars and "units" not in system[n].attrs]
+    return system.assign({n: system[n].assign_attrs(units=UNITS[n]) for n in bare})
 
 
 def _from_1(system: xr.Dataset) -> xr.Dataset:

@@ -48,7 +48,7 @@ def with_companions(system: xr.Dataset) -> xr.Dataset:
     system = system.assign(
         {n: (d, rng.standard_normal([sizes[k] for k in d])) for n, d in dims.items()}
     )
-    system["x_ref"].attrs = {"unit": "1", "scale": 2.5}
+    system["x_ref"].attrs = {"units": "mm", "scale": 2.5}
     system["y_std"] = 3.25
     names = np.array([f"Maß {i}" for i in range(sizes["output"])])
     system = system.assign_coords(output_name=("output", names), extra=("feature", np.arange(7)))

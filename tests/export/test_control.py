@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import xarray as xr
 
-from depthsys import ltv
+from depthsys import export, ltv
 from depthsys.export.control import to_control, to_control_files
 from depthsys.export.npz import from_npz
 from depthsys.export.receivers import load_control
@@ -268,3 +268,51 @@ def test_arrays_of_another_shape_are_refused(folder, changes, text):
     change(folder, **changes)
     with pytest.raises(ValueError, match=text):
         load_control.load(folder / "system.npz")
+
+
+# ------------------------------------------------------------------------------ the way back
+
+
+def truncated(arrays, r):
+    """What an engineer may do in numpy: keep the first r states."""
+    return arrays["A"][:, :r, :r], arrays["B"][:, :r], arrays["C"][:, :, :r], arrays["D"]
+
+
+def test_a_changed_system_comes_back(system, tmp_path):
+    to_control_files(system, tmp_path / "s")
+    arrays = load_control.load(tmp_path / "s" / "system.npz")
+    r = max(1, system.sizes["state"] - 1)
+    A, B, C, D = truncated(arrays, r)
+    load_control.save(tmp_path / "back.npz", arrays, 2 * A, B, C, D)
+    again = export.read(tmp_path / "back.npz")
+    for name, wanted in (("A", 2 * A), ("B", B), ("C", C), ("D", D)):
+        np.testing.assert_array_equal(again[name], wanted)
+    assert again["order"].values.tolist() == [r] * system.sizes["depth"]
+    assert again.attrs["changed_by"] == f"numpy {np.__version__}"
+    assert again.attrs.get("order", r) == r
+    assert again.attrs["history"] == system.attrs["history"]
+    assert "import_note" not in again.attrs
+    assert not {"V", "x_ref"} & set(again.variables)
+    for name in ("v", "y_ref", "auc", "y_std", "output_name", "extra"):
+        xr.testing.assert_equal(again[name].variable, system[name].variable)
+    load_control.selfcheck(load_control.load(tmp_path / "back.npz"))
+    # once more: what came back can be changed again
+    load_control.save(tmp_path / "more.npz", load_control.load(tmp_path / "back.npz"), A, B, C)
+    assert not export.read(tmp_path / "more.npz")["D"].any()
+    with pytest.raises(FileExistsError):
+        load_control.save(tmp_path / "more.npz", arrays, A, B, C)
+
+
+def test_what_does_not_fit_is_not_saved(tmp_path):
+    to_control_files(random_system(), tmp_path / "s")
+    arrays = load_control.load(tmp_path / "s" / "system.npz")
+    A, B, C, D = truncated(arrays, 2)
+    for bad, message in (
+        ((A, arrays["B"], C, D), r"`B` must hold finite numbers in the shape \(5, 2, 2\); got"),
+        ((A[0], B, C, D), r"`A` must hold finite numbers"),
+        ((A, B, C * np.nan, D), r"`C` must hold finite numbers"),
+        ((A, B, C, D + 1), r"`D` must be zero at the last depth"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_control.save(tmp_path / "back.npz", arrays, *bad)
+    assert not (tmp_path / "back.npz").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import xarray as xr
 
 from depthsys import export, ltv
@@ -25,7 +26,12 @@ SCHEMA_1 = Path(__file__).with_name("schema1.nc")
 
 
 def complete(system: xr.Dataset) -> xr.Dataset:
-    """What a round trip adds: names for the inputs and outputs that have none."""
+    """What a round trip adds: units, and names for the inputs and outputs that have none."""
+    units = {"A": "1", "B": "state/input", "C": "output/state", "D": "output/input"}
+    units |= {"x_ref": "state", "y_ref": "output"}
+    for name in [name for name in units if name in system]:
+        unit = {"units": units[name]} | system[name].attrs
+        system = system.assign({name: system[name].assign_attrs(unit)})
     if "input_name" not in system.coords:
         names = np.array([f"u{i}" for i in range(system.sizes["input"])])
         system = system.assign_coords(input_name=("input", names))
@@ -206,6 +212,49 @@ def test_parts_that_do_not_fit_each_other_are_named(tmp_path):
             export.from_npz(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dims": None},
+        {"dims": {"A": "layer"}},
+        {"dims": {"A": [1, 2, 3]}},
+        {"coords": ["nothing"]},
+        {"coords": "layer"},
+        {"attrs": None},
+        {"attrs": {"odd": [1]}},
+        {"variable_attrs": None},
+        {"variable_attrs": {"A": 3}},
+        {"variable_attrs": {"A": {"odd": {}}}},
+        {"golden_dims": None},
+        {"golden_dims": {"z": ["state"]}},
+        {"golden_dims": {"x0": ["state", "output"]}},
+        {"format": "other"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["npz", "json", "mat"])
+def test_a_description_that_was_tampered_with_is_refused(kind, change, tmp_path):
+    if kind == "mat":
+        export.to_matlab(random_system(), tmp_path / "s")
+        path = tmp_path / "s" / "depth_system.mat"
+        stored = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+        about = json.loads(stored["about"].item()) | change
+        scipy.io.savemat(path, stored | {"about": json.dumps(about)})
+    else:
+        path = tmp_path / f"s.{kind}"
+        PAIRS[kind][0](random_system(), path)
+        if kind == "npz":
+            arrays = dict(np.load(path))
+            arrays["about"] = np.array(json.dumps(json.loads(str(arrays["about"])) | change))
+            np.savez(path, **arrays)
+        else:
+            content = json.loads(path.read_text())
+            content["about"] |= change
+            path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"must"):
+        export.read(path)
+
+
 def test_a_file_without_a_golden_trajectory_says_so(tmp_path):
     system = complete(random_system())
     system.to_netcdf(tmp_path / "s.nc", engine="h5netcdf")
@@ -223,6 +272,7 @@ def test_older_schemas_are_migrated_and_newer_refused(tmp_path):
     assert system.attrs["schema_version"] == ltv.SCHEMA_VERSION == 2
     assert system["input_name"].values.tolist() == ["concept"]
     assert system["output_name"].values.tolist() == ["concept"]
+    assert system["B"].attrs["units"] == "state/input"
     for name in stored.variables:
         np.testing.assert_array_equal(system[name], stored[name])
     bare = random_system().drop_vars("order").assign_attrs(schema_version=1)

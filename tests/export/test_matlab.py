@@ -98,7 +98,8 @@ def test_about_says_dims_and_units(tmp_path):
     about = json.loads(stored(exported(with_companions(random_system()), tmp_path))["about"].item())
     assert about["matlab_dims"]["V"] == ["feature", "state", "depth"]
     assert about["matlab_dims"]["golden_u"] == ["input", "layer"]
-    assert about["variable_attrs"]["x_ref"]["unit"] == "1"
+    assert about["variable_attrs"]["x_ref"]["units"] == "mm"
+    assert about["variable_attrs"]["B"]["units"] == "state/input"
     assert about["attrs"]["model"] == "none"
 
 
@@ -144,7 +145,8 @@ def test_the_folder_holds_the_receivers(tmp_path):
     for part in ("L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs", "A(:,:,1)"):
         assert part in readme
     assert "model: none\n" in readme
-    assert re.search(r"x_ref +3 x 6 +\(state, depth\) \[1\]\n", readme)
+    assert re.search(r"x_ref +3 x 6 +\(state, depth\) \[mm\]\n", readme)
+    assert re.search(r"C +4 x 3 x 6 +\(output, state, depth\) \[output/state\]\n", readme)
     assert re.search(r"output_name +4 x 1 +\(output\) texts\n", readme)
     assert "@" not in readme.replace("(@plant_data", "")
 
@@ -373,7 +375,7 @@ def own_file(tmp_path, **changes):
             r"must hold a system; got .*`D` must be zero at the last depth",
         ),
         ({"about": "mine"}, r"must hold a description in JSON; got 'mine'"),
-        ({"about": "{}"}, r"must be an export of `to_matlab`; got .*Remove that variable"),
+        ({"about": "{}"}, r"must be an export of depthsys; got a file without its description"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, changes, message):

@@ -10,9 +10,10 @@ In Python:
     system = load_control.nlsys(arrays)     # time-varying; also layers(arrays), embedding(arrays)
 
 `python load_control.py` replays the run that came with the system, once in numpy and once in
-python-control, and says PASS or FAIL.
+python-control, and says PASS or FAIL. A changed or reduced system goes back by `save`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,58 @@ def selfcheck(arrays: Arrays, runs: Sequence[Run] = (simulate,)) -> float:
     found = f"L = {L} layers, n = {n} states, m = {m} inputs, p = {p} outputs"
     print(f"depthsys selfcheck: PASS - {found}; largest relative error {worst:.1e}")  # noqa: T201
     return worst
+
+
+def save(path: Any, arrays: Arrays, A: Any, B: Any, C: Any, D: Any = None) -> None:
+    """Save a changed or reduced system for depthsys: `depthsys import` reads it.
+
+    Provenance, names and what does not depend on the state are carried over; what has a dim of the
+    old state is left out. A new golden trajectory is stored.
+
+    Parameters
+    ----------
+    path
+        The .npz to write; it must not exist.
+    arrays
+        The system that was changed, see `load`.
+    A, B, C, D
+        (layer, state_next, state), (layer, state_next, input), (depth, output, state) and (depth,
+        output, input), zero by default. The number of states may differ from that of ``arrays``,
+        that of layers, inputs and outputs stays.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists.
+    ValueError
+        If a shape does not fit, a value is not finite, or D is not zero at the last depth.
+    """
+    L, _, m, p = sizes(arrays)
+    r = np.shape(A)[-1] if np.ndim(A) == 3 else -1
+    matrices = {"A": A, "B": B, "C": C, "D": np.zeros((L + 1, p, m)) if D is None else D}
+    shapes = {"A": (L, r, r), "B": (L, r, m), "C": (L + 1, p, r), "D": (L + 1, p, m)}
+    for name, shape in shapes.items():
+        matrices[name] = np.asarray(matrices[name], float)
+        if matrices[name].shape != shape or not np.isfinite(matrices[name]).all():
+            raise ValueError(
+                f"`{name}` must hold finite numbers in the shape {shape}; got "
+                f"{matrices[name].shape}. Layers or depths come first; their number, inputs and "
+                "outputs stay."
+            )
+    if matrices["D"][-1].any():
+        raise ValueError("`D` must be zero at the last depth: there is no input. Set it to zero.")
+    about = json.loads(str(arrays["about"]))
+    gone = {name for name, dims in about["dims"].items() if {"state", "state_next"} & set(dims)}
+    kept = {name: v for name, v in arrays.items() if name not in gone | {"about"}}
+    kept |= matrices | {"order": np.full(L + 1, r)}
+    about["dims"] = {n: d for n, d in about["dims"].items() if n not in gone or n in shapes}
+    about["coords"] = [name for name in about["coords"] if name in about["dims"]]
+    about["attrs"] |= {"changed_by": f"numpy {np.__version__}"}
+    about["attrs"] |= {"order": r} if "order" in about["attrs"] else {}
+    kept["golden_x0"] = np.sin(0.3 + 1.7 * np.arange(1, r + 1))
+    kept["golden_x"], kept["golden_y"] = simulate(kept, kept["golden_x0"], kept["golden_u"])
+    with Path(path).open("xb") as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **kept)  # pyright: ignore
 
 
 def names(arrays: Arrays) -> dict[str, list[str]]:
