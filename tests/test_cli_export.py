@@ -12,6 +12,7 @@ import scipy.io
 import xarray as xr
 
 from depthsys import cli, export, ltv
+from depthsys.export.receivers import load_control
 from depthsys.job import FORMATS
 
 FILES = {  # format -> one file that must be there
@@ -104,8 +105,31 @@ def test_what_was_exported_comes_back_and_is_used(kind, run, finished, tmp_path)
         assert (tmp_path / "check" / "gains.nc").is_file()
 
 
-def test_a_truncated_system_of_an_engineer_is_compared_and_verified(run, finished, tmp_path):
-    """Without Octave: what NAME_save writes, made by scipy; tests/export has the real one."""
+def test_a_system_reduced_in_numpy_is_verified_on_the_model(run, finished, tmp_path):
+    """The engineer has python-control's folder, and no depthsys."""
+    assert (
+        run("export", finished / "system.nc", "--to", "python-control", "--out", tmp_path / "c")[0]
+        == 0
+    )
+    system = export.read(finished / "system.nc")
+    small = ltv.project(system, ltv.balanced_basis(system, order=1))
+    arrays = load_control.load(tmp_path / "c" / "system.npz")
+    load_control.save(tmp_path / "small.npz", arrays, *(small[name].values for name in "ABC"))
+    code, shown, err = run(
+        "import", tmp_path / "small.npz", "--original", finished / "system.nc",
+        "--out", tmp_path / "small.nc",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "states: 3 -> 1" in shown
+    code, shown, err = run("gains", tmp_path / "small.nc", "--out", tmp_path / "check")
+    assert code == 0, err
+    assert f"Krylov, changed by numpy {np.__version__}, order 1" in shown
+    found = xr.load_dataset(tmp_path / "check" / "gains.nc", engine="h5netcdf")
+    np.testing.assert_allclose(found["surrogate_gain"], ltv.gains(small).squeeze(), rtol=1e-12)
+
+
+def test_a_truncated_system_of_an_engineer_is_compared(run, finished, tmp_path):
+    """A .mat of their own, without a description."""
     system = export.read(finished / "system.nc")
     small = ltv.project(system, ltv.balanced_basis(system, order=1))
     matrices = {name: np.moveaxis(small[name].values, 0, -1) for name in "ABCD"}

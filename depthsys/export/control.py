@@ -43,6 +43,9 @@ golden_y (depth, output).
 
 or FAIL (exit status 1), with the first depth that is wrong, and whether every A is transposed.
 It needs numpy and control, and not depthsys.
+
+A changed or reduced system goes back by load_control.save("reduced.npz", arrays, A, B, C, D),
+and in a shell `depthsys import reduced.npz`.
 """
 
 

@@ -39,6 +39,9 @@ golden_y (depth, output).
 
 or FAIL (exit status 1), with the first depth that is wrong, and whether every A is transposed.
 It needs numpy and pymor, and not depthsys. Keep load_control.py beside it: the numpy part.
+
+A changed or reduced system goes back by load_pymor.save("reduced.npz", arrays, A, B, C, D),
+and in a shell `depthsys import reduced.npz`.
 """
 
 

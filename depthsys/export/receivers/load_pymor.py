@@ -30,7 +30,8 @@ def _beside(name: str) -> Any:
 
 
 plain = _beside("load_control")
-load, simulate, selfcheck = plain.load, plain.simulate, plain.selfcheck
+load, save = plain.load, plain.save
+simulate, selfcheck = plain.simulate, plain.selfcheck
 
 
 def model(A: Any, B: Any, C: Any, D: Any, name: str) -> Any:
