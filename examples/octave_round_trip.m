@@ -73,7 +73,7 @@ end
 function drawn(values, full, small, order, file)
   graphics_toolkit('gnuplot');
   f = figure('visible', 'off', 'position', [0 0 900 360]);
-  subplot(1, 2, 1);
+  axes('position', [0.06 0.13 0.41 0.78]);
   hold on
   bar(0:numel(full) - 1, full, 'facecolor', [0.75 0.82 0.9], 'edgecolor', [0.3 0.3 0.3]);
   plot(0:numel(small) - 1, small, 'ko', 'markersize', 5, 'markerfacecolor', 'k');
@@ -84,7 +84,7 @@ function drawn(values, full, small, order, file)
   xlim([-0.7, numel(full) - 0.3]);
   box on
 
-  subplot(1, 2, 2);
+  axes('position', [0.57 0.13 0.41 0.78]);
   largest = max(cellfun(@max, values));
   styles = {'ko-', 'ks--', 'k^-.', 'kd:', 'k+-', 'kx--'};
   count = max(cellfun(@(v) sum(v > 1e-6 * largest), values));

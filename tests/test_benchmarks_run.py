@@ -25,6 +25,7 @@ def smoke(*files: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_speed_tables():
     out = smoke(
         *(f"test_lm_{room}.py" for room in ("gains", "jacobians", "identify", "cost", "reduction"))

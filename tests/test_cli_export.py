@@ -94,9 +94,9 @@ def test_what_was_exported_comes_back_and_is_used(kind, run, finished, tmp_path)
     assert "it replayed the golden trajectory that came with it" in shown
     assert "differs by 0 (induced norm) and 0 (H2)" in shown
     original, again = export.read(finished / "system.nc"), export.read(back)
-    assert (
-        again.attrs.pop("history") == original.attrs.pop("history") + f"\nimported from {out.name}"
-    )
+    before, last = again.attrs.pop("history").rsplit("\n", 1)
+    assert before == original.attrs.pop("history")
+    assert last.endswith(f"+00:00 depthsys import {out.name}")
     xr.testing.assert_identical(again, original)
     assert run(*command)[0] == 2
     if kind == "matlab":
@@ -144,9 +144,64 @@ def test_a_truncated_system_of_an_engineer_is_compared(run, finished, tmp_path):
     relative = float((error.error / error.norm).squeeze())
     assert f"differs by {relative:.3g} (induced norm)" in shown
     assert "states: 3 -> 1" in shown
-    code, _, err = run("gains", tmp_path / "own.nc", "--out", tmp_path / "check")
-    assert code == 2  # no provenance: which texts, which model?
-    assert "must be a system.nc written by `depthsys identify`" in err
+    assert "without provenance, which is taken from" in shown
+    assert "Check it on the language model: `depthsys gains" in shown
+    own = export.read(tmp_path / "own.nc")
+    assert own.attrs["changed_by"] == "an engineer"
+    assert own.attrs["model_fingerprint"] == system.attrs["model_fingerprint"]
+    assert own["order"].max() == 1
+    code, shown, err = run("gains", tmp_path / "own.nc", "--out", tmp_path / "check")
+    assert code == 0, err
+    found = xr.load_dataset(tmp_path / "check" / "gains.nc", engine="h5netcdf")
+    np.testing.assert_allclose(found["surrogate_gain"], ltv.gains(small).squeeze(), rtol=1e-12)
+
+
+def test_without_the_original_a_bare_system_cannot_be_checked_and_that_is_said(run, tmp_path):
+    from tests.export.conftest import random_system
+
+    matrices = {name: np.moveaxis(random_system()[name].values, 0, -1) for name in "ABCD"}
+    scipy.io.savemat(tmp_path / "own.mat", matrices)
+    code, shown, _ = run("import", tmp_path / "own.mat", "--out", tmp_path / "own.nc")
+    assert code == 0
+    assert "does not say of which model and texts it is. Give the system that was sent" in shown
+    assert "depthsys gains" not in shown
+
+
+def test_systems_of_single_prompts_are_compared_member_by_member(run, finished, tmp_path):
+    system = export.read(finished / "system.nc").drop_vars("y_std")
+    members = [system, system.assign(A=2 * system["A"])]
+    batch = xr.concat(members, dim="prompt").assign_coords(prompt=[0, 1], order=system["order"])
+    other = batch.assign(A=batch["A"] * xr.DataArray([1.0, 1.1], dims="prompt"))
+    export.to_netcdf(batch, tmp_path / "sent.nc")
+    export.to_zarr(other, tmp_path / "back.zarr")
+    command = ["import", tmp_path / "back.zarr", "--out", tmp_path / "back.nc"]
+    code, shown, err = run(*command, "--original", tmp_path / "sent.nc")
+    assert code == 0, err
+    one, two = (ltv.io_matrix(s.isel(prompt=1)).values.reshape(5, 4) for s in (batch, other))
+    relative = np.linalg.norm(two - one, 2) / np.linalg.norm(one, 2)
+    h2 = np.linalg.norm(two - one) / np.linalg.norm(one)
+    assert f"differs by {relative:.3g} (induced norm) and {h2:.3g} (H2)" in shown
+    assert "It is of single prompts" in shown
+    code, _, err = run(*command, "--force", "--original", finished / "system.nc")
+    assert code == 2
+    assert "`--original` must have the layers, inputs, outputs and batch dims" in err
+
+
+def test_a_control_vector_says_what_it_leaves_out(run, finished, tmp_path):
+    command = ["export", finished / "system.nc", "--to", "gguf", "--out", tmp_path / "v.gguf"]
+    code, shown, _ = run(*command, "--drop")
+    assert code == 0
+    u = xr.load_dataset(finished / "schedule.nc", engine="h5netcdf")["u"].values
+    assert f"LEFT OUT: {(u[:2] ** 2).sum() / (u**2).sum():.1%} of its energy" in shown
+
+
+def test_import_checks_the_place_first(run, finished, tmp_path):
+    (tmp_path / "there.nc").write_text("theirs")
+    for out, message in (("there.nc", "must not exist yet"), ("new.mat", "must end in .nc")):
+        code, shown, err = run("import", finished / "system.nc", "--out", tmp_path / out)
+        assert code == 2
+        assert message in err
+        assert shown == ""
 
 
 @pytest.mark.parametrize(
@@ -154,6 +209,7 @@ def test_a_truncated_system_of_an_engineer_is_compared(run, finished, tmp_path):
     [
         ({"--to": "simulink"}, "`--to` must be one of netcdf, zarr, matlab"),
         ({"--out": "s.mat"}, "`--out` must end in .nc for netcdf"),
+        ({"--to": "matlab", "--out": "s.mat"}, "`--out` must name a folder for matlab"),
         ({"SYSTEM": "nowhere.nc"}, "nowhere.nc"),
         ({"SYSTEM": "texts.csv"}, "must be one of .nc, .zarr, .mat"),
         ({"--select": "prompt"}, "`--select` must be positions along batch dims"),
@@ -161,7 +217,7 @@ def test_a_truncated_system_of_an_engineer_is_compared(run, finished, tmp_path):
         ({"--name": "x"}, "`--name` must be left out for netcdf; got 'x'. It is for matlab"),
         ({"--schedule": "x.nc"}, "`--schedule` must be left out for netcdf"),
         ({"--model-hint": "x"}, "`--model-hint` must be left out for netcdf"),
-        ({"--to": "matlab", "--name": "2nd"}, "must be a MATLAB name"),
+        ({"--to": "matlab", "--out": "s", "--name": "2nd"}, "must be a MATLAB name"),
         (
             {"--to": "gguf", "--out": "s.gguf", "--schedule": "no.nc"},
             "`--schedule` must be an exist",
@@ -192,7 +248,7 @@ def test_an_original_of_other_sizes_is_refused(run, finished, tmp_path):
         "--out", tmp_path / "s.nc",
     )  # fmt: skip
     assert code == 2
-    assert "`--original` must have the layers, inputs and outputs of the file" in err
+    assert "`--original` must have the layers, inputs, outputs and batch dims" in err
 
 
 def test_a_schedule_that_is_none_is_refused(run, finished, tmp_path):

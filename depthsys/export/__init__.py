@@ -15,7 +15,7 @@ from depthsys.export.netcdf import from_netcdf, to_netcdf
 from depthsys.export.npz import from_npz, to_npz
 from depthsys.export.pymor_models import to_pymor, to_pymor_files
 from depthsys.export.read import read
-from depthsys.export.steering import injections, to_gguf, to_safetensors
+from depthsys.export.steering import injections, to_gguf, to_safetensors, unexpressed
 from depthsys.export.zarr_store import from_zarr, to_zarr
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "to_pymor_files",
     "to_safetensors",
     "to_zarr",
+    "unexpressed",
 ]

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -183,6 +184,11 @@ def write_receiver(system: xr.Dataset, folder: Path, scripts: list[str], readme:
         Its text, with ``{sizes}`` for the sizes of the system.
     """
     to_npz(system, folder / "system.npz")
+    write_scripts(system, folder, scripts, readme)
+
+
+def write_scripts(system: xr.Dataset, folder: Path, scripts: list[str], readme: str) -> None:
+    """The same without ``system.npz``, for a folder that holds the system in another form."""
     for script in scripts:
         (folder / script).write_bytes(receiver(script))
     L, n, m, p = (system.sizes[dim] for dim in ("layer", "state", "input", "output"))
@@ -193,3 +199,29 @@ def write_receiver(system: xr.Dataset, folder: Path, scripts: list[str], readme:
 def receiver(script: str) -> bytes:
     """The text of a file that travels with exports, as it is in the package."""
     return resources.files("depthsys.export.receivers").joinpath(script).read_bytes()
+
+
+def library(module: str, name: str, caller: str, extra: str = "export") -> ModuleType:
+    """An optional package.
+
+    Parameters
+    ----------
+    module, name
+        What to import, and what people call it.
+    caller
+        The function that needs it.
+    extra
+        The extra of depthsys that brings it.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"`{caller}` must find {name}; got {str(error)!r}. `pip install 'depthsys[{extra}]'` "
+            "installs it."
+        ) from error

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.export.atomic import whole_folder
+from depthsys.export.control import write_scripts
 from depthsys.export.plain import one_system, plain
 
 README = """A discrete linear time-varying system, one table per matrix, written by depthsys.
@@ -23,15 +24,32 @@ their digits.
 golden_x0.csv, golden_u.csv, golden_x.csv and golden_y.csv are a run of the system: start at x0,
 apply u, and you must get x and y. If you do not, axes were transposed or shifted on the way.
 
-about.json holds units, provenance and the dims of every table.
+`python load_csv.py` reads the tables, replays that run in numpy, and prints
+
+    depthsys selfcheck: PASS - {sizes}; largest relative error ...
+
+or FAIL (exit status 1), with the first depth that is wrong, and whether every A is transposed.
+It needs numpy, and not depthsys. Keep load_control.py beside it: it does the replay. In Python:
+
+    import load_csv
+    arrays = load_csv.load()    # arrays["A"] is (layer, state_next, state), and so on
+
+depthsys does not read the tables back. A changed or reduced system goes back by
+load_csv.save("reduced.npz", arrays, A, B, C, D), and in a shell `depthsys import reduced.npz`.
+
+about.json holds units, provenance, and dims, shape and dtype of every table.
 """
 
 
 def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
-    """Write one system as a folder of CSV tables, with a README.txt.
+    """Write one system as a folder of CSV tables, with scripts and a README.txt.
 
     The last dim of a variable runs along the columns, the others are written out in front:
     ``A.csv`` has the columns layer, state_next, state_0, state_1, ...
+
+    Where depthsys is not installed, ``python load_csv.py`` in the folder replays the golden
+    trajectory and says PASS or FAIL, and ``load_csv.load()`` returns numpy arrays. `read` does not
+    take the tables; ``load_csv.save("reduced.npz", arrays, A, B, C, D)`` is the way back.
 
     Parameters
     ----------
@@ -49,7 +67,8 @@ def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
     ValueError
         If there are batch dims, or something is neither numbers nor texts.
     """
-    arrays, about = plain(one_system(system, "csv"))
+    system = one_system(system, "csv")
+    arrays, about = plain(system)
     dims = about["dims"] | {f"golden_{name}": d for name, d in about["golden_dims"].items()}
     for name in arrays:
         if "/" in name or "\x00" in name:
@@ -59,8 +78,10 @@ def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
     with whole_folder(path, force) as folder:
         for name, values in arrays.items():
             _write(folder / f"{name}.csv", values, dims[name])
-        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        (folder / "README.txt").write_text(README, encoding="utf-8")
+        tables = {name: {"shape": v.shape, "dtype": v.dtype.str} for name, v in arrays.items()}
+        text = json.dumps(about | {"tables": tables}, indent=1)
+        (folder / "about.json").write_text(text, encoding="utf-8")
+        write_scripts(system, folder, ["load_csv.py", "load_control.py"], README)
 
 
 def _write(path: Path, values: np.ndarray, dims: list[str]) -> None:

@@ -5,21 +5,18 @@ import json
 import os
 import shutil
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import xarray as xr
 
 from depthsys.export.atomic import whole_file
-from depthsys.export.control import receiver
+from depthsys.export.control import library, receiver
 from depthsys.export.npz import to_npz
 from depthsys.export.plain import one_system
-from depthsys.export.receivers.load_control import check_run, load
+from depthsys.export.receivers import check_fmu
 
 
 def to_fmu(
@@ -60,20 +57,22 @@ def to_fmu(
     Notes
     -----
     Feedthrough: ``y[k] = C[k] x[k] + D[k] u[k]`` is there as soon as u[k] is set, before the step.
-    So at each communication point set u, get y, do the step, as `replay_fmu` does. FMPy's
-    ``simulate_fmu`` samples y before it sets the input of the step: its states are exact, its
-    outputs only where D = 0. Past depth L it stops without an error, with the rows it has.
+    So at each communication point set u, get y, do the step, as `replay_fmu` does.
+
+    FMPy's ``simulate_fmu`` samples y before it sets the input of the step: its states are exact,
+    its outputs only where D = 0. A discarded step ends it without an error: with a ``stop_time``
+    past depth L the last row comes twice, with an ``output_interval`` other than 1 it returns two
+    rows, both of time 0. The message is shown with ``debug_logging=True`` only (in other hosts:
+    with logging on).
 
     The host needs Python with numpy (FMI: needsExecutionTool); pythonfmu brings binaries for
     64-bit Windows and Linux and goes into the unit. ``resources/system.npz`` in the unit (a zip)
     holds the matrices and the golden trajectory, ``golden_x0``, ``golden_u``, ``golden_x``,
-    ``golden_y``, which a run of it must give: without depthsys, set x0, then at each k set u[k],
-    compare y[k] and do the step.
+    ``golden_y``, which a run of it must give. To check that without depthsys, unzip the unit and
+    run ``python documentation/check_fmu.py unit.fmu``; it needs numpy and FMPy, and says PASS or
+    FAIL (exit status 1). Model, method and number of texts stand in the model description.
     """
-    if find_spec("pythonfmu") is None:
-        raise ImportError(
-            "`to_fmu` must find pythonfmu; got none. `pip install depthsys[export]` installs it."
-        )
+    library("pythonfmu", "pythonfmu", "to_fmu")
     if not (name.isascii() and name.isidentifier()):
         raise ValueError(
             f"`name` must be an identifier of ASCII letters, digits and underscores; got {name!r}. "
@@ -93,17 +92,32 @@ def _build(system: xr.Dataset, folder: Path, name: str) -> Path:
     script = folder / f"{module}.py"
     script.write_bytes(source)
     to_npz(system, folder / "system.npz")
-    L, n, m, p = (system.sizes[dim] for dim in ("layer", "state", "input", "output"))
-    text = f"Linear time-varying system: {L} layers, {n} states, {m} inputs, {p} outputs"
-    unit = {"name": name, "description": text}
+    unit = {"name": name, "description": _description(system)}
     (folder / "unit.json").write_text(json.dumps(unit), encoding="utf-8")
+    documentation = folder / "documentation"
+    documentation.mkdir()
+    for tool in ("check_fmu.py", "load_control.py"):
+        (documentation / tool).write_bytes(receiver(tool))
     with _clean_imports(module):
         return FmuBuilder.build_FMU(
             script,
             dest=folder / "unit.fmu",
             project_files=[folder / "system.npz", folder / "unit.json"],
+            documentation_folder=documentation,
             canHandleVariableCommunicationStepSize=False,
         )
+
+
+def _description(system: xr.Dataset) -> str:
+    L, n, m, p = (system.sizes[dim] for dim in ("layer", "state", "input", "output"))
+    text = f"Linear time-varying system: {L} layers, {n} states, {m} inputs, {p} outputs"
+    if "model" in system.attrs:
+        text += f"; of the model {system.attrs['model']}"
+    if "method" in system.attrs:
+        text += f"; by {system.attrs['method']}"
+    if "n_prompts" in system.attrs:
+        text += f"; from {system.attrs['n_prompts']} texts"
+    return text
 
 
 @contextmanager
@@ -120,12 +134,13 @@ def _clean_imports(module: str = "") -> Iterator[None]:
 def replay_fmu(path: str | os.PathLike) -> float:
     """Run a unit in FMPy along its golden trajectory.
 
-    This runs the code inside the unit: replay none that you do not trust.
+    The check is that of ``documentation/check_fmu.py``, as this depthsys has it. It runs the code
+    inside the unit: replay none that you do not trust.
 
     Parameters
     ----------
     path
-        What `to_fmu` wrote.
+        What `to_fmu` wrote, or the folder to which it was unpacked.
 
     Returns
     -------
@@ -142,59 +157,6 @@ def replay_fmu(path: str | os.PathLike) -> float:
     ValueError
         If it is no unit of `to_fmu`, or the error is above 1e-9.
     """
-    if find_spec("fmpy") is None:
-        raise ImportError(
-            "`replay_fmu` must find FMPy; got none. `pip install depthsys[export]` installs it."
-        )
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
-    with TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(path) as packed:
-                packed.extractall(folder)
-            arrays = load(Path(folder) / "resources" / "system.npz")
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(
-                f"`path` must be a unit of `to_fmu`; got {str(path)!r}: {error}. Write it again."
-            ) from error
-        with _clean_imports():
-            found = _run(folder, arrays)
-    return check_run(arrays, *found, str(path))
-
-
-def _run(folder: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """States (depth, state) and outputs (depth, output) of an unpacked unit."""
-    from fmpy import read_model_description
-    from fmpy.fmi2 import FMU2Slave
-
-    about = read_model_description(folder)
-    number = {v.name: v.valueReference for v in about.modelVariables}
-
-    def variables(letter: str, size: int) -> list[int]:
-        return [number[f"{letter}[{i}]"] for i in range(size) if f"{letter}[{i}]" in number]
-
-    (n, m), p = arrays["B"].shape[1:], arrays["C"].shape[1]
-    x0, u, x, y = (variables(*kind) for kind in (("x0", n), ("u", m), ("x", n), ("y", p)))
-    unit = FMU2Slave(
-        guid=about.guid,
-        unzipDirectory=folder,
-        modelIdentifier=about.modelName,  # `to_fmu` gives both the same name
-        instanceName="replay",
-    )
-    unit.instantiate()
-    try:
-        unit.setupExperiment(startTime=0.0)
-        unit.setReal(x0, arrays["golden_x0"][: len(x0)])
-        unit.enterInitializationMode()
-        unit.exitInitializationMode()
-        states, outputs = [], []
-        for k, values in enumerate(arrays["golden_u"]):
-            unit.setReal(u, values)
-            states.append(unit.getReal(x))
-            outputs.append(unit.getReal(y))
-            unit.doStep(currentCommunicationPoint=k, communicationStepSize=1)
-        found = np.array([*states, unit.getReal(x)]), np.array([*outputs, unit.getReal(y)])
-        unit.terminate()
-    finally:
-        unit.freeInstance()
-    return found
+    library("fmpy", "FMPy", "replay_fmu")
+    with _clean_imports():
+        return check_fmu.replay(path)[1]

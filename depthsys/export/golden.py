@@ -71,8 +71,11 @@ def check_golden(system: xr.Dataset, golden: xr.Dataset, where: str = "system") 
     Raises
     ------
     ValueError
-        If it does not: at which depth first, and whether it would with every A transposed.
+        If it does not: at which depth first, and whether it would with every A transposed; or if
+        it is no system.
     """
+    system = system.drop_vars("order", errors="ignore")
+    check(system)
     replayed = simulate(system, golden["u"], golden["x0"])
     error, name, depth = _worst(replayed, golden)
     if error <= RTOL:

@@ -37,9 +37,10 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     """
     arrays, about = plain(one_system(system, "json"))
     if (count := sum(values.size for values in arrays.values())) > LIMIT:
+        bases = [name for name in "VW" if name in arrays]
+        drop = f"Drop the bases (`system.drop_vars({bases})`), or use" if bases else "Use"
         raise ValueError(
-            f"`system` must hold at most {LIMIT} numbers for json; got {count}. Drop the bases "
-            "(`system.drop_vars(['V', 'W'])`), or use npz."
+            f"`system` must hold at most {LIMIT} numbers for json; got {count}. {drop} npz."
         )
     text = {name: values.tolist() for name, values in arrays.items()} | {"about": about}
     try:

@@ -42,6 +42,20 @@ _KEYWORDS = frozenset(
 # a backslash is escaped only where it would be read as the start of an escape: labels in TeX stay
 _TO_ESCAPE = re.compile(r"[^ -~]|\\(?=[xuU])")
 _ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})")
+# what README.txt says first of where the system comes from
+_FIRST = {
+    "model": "model: {}",
+    "n_prompts": "texts: {} prompts",
+    "method": "method: {} (how the states were chosen)",
+    "order": "order: {} (most states at a depth)",
+    "readout": "readout: {} (what y is)",
+    "concept": "concept: {} (how the direction was found)",
+    "created": "created: {}",
+    "changed_by": "changed by: {}",
+    "note": "note: {}",
+    "import_note": "note: {}",
+    "concept_warning": "warning: {}",
+}
 _FILES = {
     "matlab_arrays.m": "{}_arrays.m",
     "matlab_data.m": "{}_data.m",
@@ -79,7 +93,8 @@ def to_matlab(
     path
         The folder. It appears whole or not at all.
     name
-        What files and functions are named for: a MATLAB name of at most 54 characters.
+        What files and functions are named for: a MATLAB name of at most 54 characters. Two exports
+        in one session of MATLAB or Octave need different names.
     force
         Replace an earlier export of that name.
     version
@@ -120,7 +135,7 @@ def write_folder(
     variables, about = _variables(system)
     write = _writer(variables, version)
     facts = {"SIZES": _sizes_text(system), "VARIABLES": _table(system, about)}
-    facts["PROVENANCE"] = "\n".join(f"{key}: {value}" for key, value in about["attrs"].items())
+    facts["PROVENANCE"] = _provenance(about["attrs"])
     with whole_folder(path, force) as folder:
         write(folder / f"{name}.mat", variables)
         for template, target in files.items():
@@ -214,21 +229,33 @@ def _writer(variables: mat_file.Variables, version: str | None):
 
 
 def _sizes_text(system: xr.Dataset) -> str:
-    n, m, p, L = (system.sizes[d] for d in ("state", "input", "output", "layer"))
-    return f"SIZES: L = {L} layers, n = {n} states, m = {m} inputs, p = {p} outputs."
+    letters = {"layer": "L", "state": "n", "input": "m", "output": "p"}
+    sizes = {dim: system.sizes[dim] for dim in letters}
+    parts = [f"{letters[d]} = {n} {d}" + ("" if n == 1 else "s") for d, n in sizes.items()]
+    return f"SIZES: {', '.join(parts)}."
+
+
+def _provenance(attrs: Mapping[str, Any]) -> str:
+    """What a reader asks first in plain words, then every other attribute."""
+    first = [words.format(attrs[key]) for key, words in _FIRST.items() if key in attrs]
+    rest = [f"{key}: {value}" for key, value in attrs.items() if key not in _FIRST]
+    lines = [*(first or ["not recorded"]), "", "DETAILS", *rest]
+    return "\n".join(line.replace("\n", "\n    ") for line in lines)
 
 
 def _table(system: xr.Dataset, about: Mapping[str, Any]) -> str:
-    """Name, sizes and dims as in MATLAB, and unit of every variable."""
-    lines = []
+    """Name, sizes and dims as in MATLAB, unit and meaning of every variable."""
+    rows = []
     for name, dims in about["matlab_dims"].items():
         shape = " x ".join(map(str, _shape([about["sizes"][d] for d in dims], dims)))
-        unit = about["variable_attrs"].get(name, {}).get("units")
+        attrs = about["variable_attrs"].get(name, {})
         kind = " texts" if name in system.variables and system[name].dtype.kind in "OU" else ""
-        lines.append(
-            f"    {name:<24} {shape:<16} ({', '.join(dims)}){kind}" + (f" [{unit}]" if unit else "")
-        )
-    return "\n".join(lines)
+        unit = f" [{attrs['units']}]" if attrs.get("units") else ""
+        meaning = " ".join(str(attrs.get("long_name", "")).split())
+        rows.append((name, shape, f"({', '.join(dims)}){kind}{unit}", meaning))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([text.ljust(w) for text, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"    {'  '.join(row)}".rstrip() for row in padded)
 
 
 def from_matlab(path: str | os.PathLike) -> xr.Dataset:
@@ -251,18 +278,13 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated or none of MATLAB, the folder holds several, an array is missing or
-        has the wrong size, or the golden trajectory does not fit.
+        If the file is truncated or none of MATLAB, the folder holds several, an array is missing,
+        not full, or has the wrong size, or the golden trajectory does not fit.
     """
     file = _mat_of(Path(path))
     where = str(file)
     variables = mat_file.read(file)
-    if missing := [name for name in "ABC" if name not in variables]:
-        raise ValueError(
-            f"`path` must hold arrays A, B and C; got {where!r} without {missing}, with "
-            f"{sorted(variables)}. Save them with layer last, A (n,n,L), B (n,m,L), C (p,n,L+1); "
-            "in Octave with `save('-v7', ...)`."
-        )
+    _check_present(variables, file)
     if "about" not in variables:
         return _bare(variables, where)
     about = about_of(str(variables["about"]), where)
@@ -277,6 +299,24 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     if "changed_by" in variables:
         about = _as_changed(about, variables)
     return restored(_arrays(variables, about, where), about, where)
+
+
+def _check_present(variables: mat_file.Variables, file: Path) -> None:
+    absent = [name for name in "ABCD" if name not in variables]
+    others = mat_file.left_out(file) if absent else {}
+    missing = [name for name in absent if name != "D" or name in others]
+    if not missing:
+        return
+    cures = {"a sparse matrix": "save full({})", "no variable of MATLAB": "save it as an array"}
+    told = [name for name in missing if name in others] or list(others)[:5]
+    hints = [
+        f" `{n}` is {others[n]}; {cures.get(others[n], 'save its arrays').format(n)}." for n in told
+    ]
+    raise ValueError(
+        f"`path` must hold arrays A, B and C; got {str(file)!r} without {missing}, with "
+        f"{sorted(variables)}.{''.join(hints)} Save arrays with layer last, A (n,n,L), B (n,m,L), "
+        "C (p,n,L+1); in Octave with `save('-v7', ...)`."
+    )
 
 
 def _mat_of(path: Path) -> Path:
@@ -310,6 +350,7 @@ def _bare(variables: mat_file.Variables, where: str) -> xr.Dataset:
 
 def _core_sizes(variables: mat_file.Variables, where: str) -> dict[str, int]:
     """Sizes from C, which never loses a dim since it has at least two depths, and B."""
+    _check_layer_last(variables, where)
     B, C = variables["B"], variables["C"]
     if isinstance(B, str) or isinstance(C, str) or C.ndim != 3:
         raise ValueError(
@@ -319,6 +360,22 @@ def _core_sizes(variables: mat_file.Variables, where: str) -> dict[str, int]:
     p, n, depths = C.shape
     sizes = {"state": n, "state_next": n, "output": p, "depth": depths, "layer": depths - 1}
     return sizes | {"input": B.shape[1]}
+
+
+def _check_layer_last(variables: mat_file.Variables, where: str) -> None:
+    """ValueError if all arrays fit with layer or depth first; then they never fit with it last."""
+    shapes = {name: np.shape(variables[name]) for name in "ABCD" if name in variables}
+    if any(len(shape) not in (2, 3) for shape in shapes.values()):
+        return
+    moved = {name: (*s[1:], *(3 - len(s)) * (1,), s[0]) for name, s in shapes.items()}
+    (n, _, L), m, p = moved["A"], moved["B"][1], moved["C"][0]
+    wanted = {"A": (n, n, L), "B": (n, m, L), "C": (p, n, L + 1), "D": (p, m, L + 1)}
+    if all(moved[name] == wanted[name] for name in moved):
+        raise ValueError(
+            f"`path` must hold arrays with layer or depth last; got {where!r} with "
+            f"{', '.join(f'{name} {shape}' for name, shape in shapes.items())}: layer comes first "
+            "here. Save permute(A, [2 3 1]) (numpy: A.transpose(1, 2, 0)), and so B, C and D."
+        )
 
 
 def _as_changed(about: dict[str, Any], variables: mat_file.Variables) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys.export.atomic import whole_file
-from depthsys.export.plain import about_of, one_system, plain, restored
+from depthsys.export.plain import NO_GOLDEN, about_of, one_system, plain, restored
+from depthsys.export.schema import migrated
+from depthsys.ltv import system as ltv_system
 
 
 def to_npz(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -41,7 +43,7 @@ def to_npz(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
 
 
 def from_npz(path: str | os.PathLike) -> xr.Dataset:
-    """Read what `to_npz` wrote, or what an engineer changed in it.
+    """Read what `to_npz` wrote, or an engineer with `load_control.save`, or A, B, C and D alone.
 
     Raises
     ------
@@ -58,9 +60,26 @@ def from_npz(path: str | os.PathLike) -> xr.Dataset:
             stored = np.load(file, allow_pickle=False)
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        # numpy goes on with how to load pickles all the same
+        why = str(error).split(" If you trust")[0].rstrip(".")
         raise ValueError(
             f"`path` must be a whole .npz of plain arrays, without pickles; got {str(path)!r}: "
-            f"{error}. Write it again."
+            f"{why}. Write it again."
         ) from error
-    about = arrays.pop("about", np.array("null"))
-    return restored(arrays, about_of(str(about), str(path)), str(path))
+    if missing := [name for name in "ABC" if name not in arrays]:
+        raise ValueError(
+            f"`path` must hold arrays A, B and C; got {str(path)!r} without {missing}. Save them "
+            "with layer or depth first: (L,n,n), (L,n,m), (L+1,p,n)."
+        )
+    if "about" not in arrays:
+        return _bare(arrays, str(path))
+    return restored(arrays, about_of(str(arrays.pop("about")), str(path)), str(path))
+
+
+def _bare(arrays: dict[str, np.ndarray], where: str) -> xr.Dataset:
+    """A file of an engineer, without a description: nothing checks its axes but their sizes."""
+    matrices = [arrays.get(name) for name in "ABCD"]
+    try:
+        return migrated(ltv_system(*matrices, attrs={"import_note": NO_GOLDEN}))  # pyright: ignore
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`path` must hold a system; got {where!r}: {error}") from error

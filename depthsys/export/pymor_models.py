@@ -1,16 +1,15 @@
 """pyMOR: the nilpotent embedding of a system, or one of its layers, as a discrete LTIModel."""
 
 import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
 from depthsys.export.atomic import whole_folder
-from depthsys.export.control import write_receiver
+from depthsys.export.control import library, write_receiver
 from depthsys.export.plain import one_system
 from depthsys.export.receivers import load_pymor
-from depthsys.ltv import layer_lti
 
 if TYPE_CHECKING:
     from pymor.models.iosys import LTIModel
@@ -53,12 +52,12 @@ def to_pymor(
     Parameters
     ----------
     system
-        One system (no batch dims). In the embedding, states that do not exist at a depth stay as
-        rows of zeros.
+        One system (no batch dims). States that do not exist at a depth stay as rows and columns of
+        zeros, in the embedding and in a layer (unlike `ltv.layer_lti`, which wants one size): a
+        layer has n states, and its A is square also where the size changes.
     layer
         By default the nilpotent embedding (`ltv.embed`): its Hankel singular values are the
-        union of those of the depths. Or the label of one layer; this needs one state size at all
-        depths, see `ltv.layer_lti`.
+        union of those of the depths. Or the label of one layer.
     readout
         Of one layer: the label of the depth whose C is used; its own by default.
 
@@ -73,22 +72,33 @@ def to_pymor(
         If pyMOR is not installed.
     ValueError
         If there are batch dims, a matrix of the embedding were larger than 10^8 numbers, there is
-        no such layer or depth, ``readout`` is given without a layer, or the size of the state
-        varies and one layer is asked for.
+        no such layer or depth, or ``readout`` is given without a layer.
     """
-    if find_spec("pymor") is None:
-        raise ImportError(
-            "`to_pymor` must find pyMOR; got none. `pip install depthsys[pymor]` installs it."
-        )
+    library("pymor", "pyMOR", "to_pymor", "pymor")
     system = one_system(system, "pyMOR")
     if layer is None:
         if readout is not None:
             raise ValueError(
-                f"`readout` must be left out for the embedding; got {readout}. It reads all depths."
+                f"`readout` must be left out for the embedding; got {readout!r}. It reads all "
+                "depths."
             )
         return load_pymor.embedding({name: system[name].values for name in "ABCD"})
-    lti = layer_lti(system, layer, readout=readout)
-    return load_pymor.model(lti.A, lti.B, lti.C, lti.D, name=f"layer{layer}")
+    at = _position(system, "layer", layer, "layer")
+    k = at if readout is None else _position(system, "depth", readout, "readout")
+    A, B, C, D = (system[name].values[k if name == "C" else at] for name in "ABCD")
+    return load_pymor.model(A, B, C, D, name=f"layer{layer}")
+
+
+def _position(system: xr.Dataset, dim: str, label: object, argument: str) -> int:
+    """The position of a label along a dim, which counts layers or depths one by one."""
+    labels = system[dim].values
+    whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
+    if not whole or label not in labels:
+        raise ValueError(
+            f"`{argument}` must be in {labels[0]}..{labels[-1]}; got {label!r}. Use a label of the "
+            f"dim {dim!r}, a whole number."
+        )
+    return int(np.flatnonzero(labels == label)[0])
 
 
 def to_pymor_files(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:

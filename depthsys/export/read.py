@@ -28,7 +28,7 @@ def read(path: str | os.PathLike) -> xr.Dataset:
     Parameters
     ----------
     path
-        The file, or the folder of a Zarr store or of a MATLAB export.
+        The file, or the folder of a Zarr store or of an export for MATLAB, Julia or Python.
 
     Returns
     -------
@@ -49,6 +49,13 @@ def read(path: str | os.PathLike) -> xr.Dataset:
         raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
     kind = place.suffix.lower()
     if place.is_dir() and kind not in READERS:
+        if (place / "system.npz").is_file():  # of to_control_files and to_pymor_files
+            return from_npz(place / "system.npz")
+        if (place / "A.csv").is_file():
+            raise ValueError(
+                f"`path` must be one of {', '.join(READERS)}; got CSV tables in {str(path)!r}. CSV "
+                "is not read back: save them with `save` of the scripts beside them."
+            )
         kind = ".zarr" if (place / "zarr.json").is_file() else ".mat"
     if kind not in READERS:
         why = "Pickles are refused: they can run any code. " if kind in PICKLES else ""

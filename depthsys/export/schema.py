@@ -5,7 +5,7 @@ version
 ======= ======================================================================================
 1       ``A``, ``B``, ``C``, ``D`` and their companions; ``order`` (depth) where it varies
 2       also the coordinates ``input_name`` (input) and ``output_name`` (output); ``order`` always;
-        ``units`` of the matrices in their attrs
+        ``long_name`` and ``units`` in the attrs of known variables
 ======= ======================================================================================
 """
 
@@ -16,15 +16,29 @@ import xarray as xr
 
 from depthsys.ltv import SCHEMA_VERSION, check
 
-# in those of the signals: the state of a language model is in reduced coordinates, its input in the
-# unit of the residual stream, its output in that of the readout
-UNITS = {
-    "A": "1",
-    "B": "state/input",
-    "C": "output/state",
-    "D": "output/input",
-    "x_ref": "state",
-    "y_ref": "output",
+# What a variable is, and its unit in those of the signals: of a language model the state is in
+# reduced coordinates, the input in the unit of the residual stream, the output in that of the
+# readout.
+MEANINGS = {
+    "A": ("state at depth l to state at depth l + 1", "1"),
+    "B": ("input of layer l to state at depth l + 1", "state/input"),
+    "C": ("state to output at each depth", "output/state"),
+    "D": ("input to output at each depth", "output/input"),
+    "order": ("number of states that exist", "1"),
+    "x_ref": ("nominal state", "state"),
+    "y_ref": ("nominal output", "output"),
+    "V": ("basis: state of the system to state of the model", "1"),
+    "W": ("basis: its transpose leads back", "1"),
+    "v": ("concept direction of each input", "1"),
+    "gain_full": ("gain of each layer on the last output before truncation", "output/input"),
+    "state_norm": ("mean norm of the state of the model over prompts", "input"),
+    "y_std": ("spread of the nominal last output over prompts", "output"),
+    "auc": ("held-out AUC of the concept direction", "1"),
+    "auc_low": ("lower end of its 95 % interval", "1"),
+    "auc_high": ("upper end of its 95 % interval", "1"),
+    "router_margin": ("least distance to another choice of experts", "router logits"),
+    "input_name": ("names of the inputs", ""),
+    "output_name": ("names of the outputs", ""),
 }
 
 
@@ -32,7 +46,7 @@ def migrated(system: xr.Dataset) -> xr.Dataset:
     """The system in today's schema, checked.
 
     Inputs and outputs without names get those of their labels, or u0, u1, ... and y0, y1, ...;
-    matrices without ``units`` in their attrs get them.
+    known variables without ``long_name`` and ``units`` in their attrs get them.
 
     Raises
     ------
@@ -55,8 +69,12 @@ def _complete(system: xr.Dataset) -> xr.Dataset:
     if "order" not in system.coords:
         full = np.full(system.sizes["depth"], system.sizes["state"])
         system = system.assign_coords(order=("depth", full))
-    bare = [n for n in UNITS if n in system.data_vars and "units" not in system[n].attrs]
-    return system.assign({n: system[n].assign_attrs(units=UNITS[n]) for n in bare})
+    known = {name: MEANINGS[name] for name in MEANINGS if name in system.variables}
+    return system.assign({name: _explained(system[name], *told) for name, told in known.items()})
+
+
+def _explained(variable: xr.DataArray, long_name: str, units: str) -> xr.DataArray:
+    return variable.assign_attrs({"long_name": long_name, "units": units} | variable.attrs)
 
 
 def _from_1(system: xr.Dataset) -> xr.Dataset:

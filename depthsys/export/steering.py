@@ -3,10 +3,8 @@
 A plan pushes the state of the last token at the input of block l by ``sum_i u[l, i] v[l, :, i]``.
 """
 
-import importlib
 import json
 import os
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import xarray as xr
 
 from depthsys._version import __version__
 from depthsys.export.atomic import whole_file
+from depthsys.export.control import library
 from depthsys.export.plain import one_system
 from depthsys.ltv.system import as_named, same_labels
 
@@ -89,9 +88,10 @@ def to_safetensors(
 ) -> None:
     """Write a plan as safetensors, for a hook in PyTorch or any other reader.
 
-    Tensors: ``injection`` (layer, feature) float32, to be added; and what it is made of, ``u``
-    (layer, input) and ``v`` (layer, feature, input) in float64. The metadata, all of them texts,
-    say where to add it, and of which model, prompts and energy the plan is.
+    Tensors: ``injection`` (layer, feature), to be added, in float32, in which models run
+    (`injections` returns it in float64); and what it is made of, ``u`` (layer, input) and ``v``
+    (layer, feature, input) in float64. The metadata, all of them texts, say where to add it, and of
+    which model, prompts and energy the plan is.
 
     Parameters
     ----------
@@ -115,6 +115,11 @@ def to_safetensors(
 
     Notes
     -----
+    A plan is as large as the linear system says. How large the full model needs it to be says
+    `lm.compare_energies` (``schedule.nc``): ``u`` times the square root of ``energy`` of the
+    schedule "minimum_energy" over ``predicted_energy``. ``multiple`` there compares schedules with
+    each other.
+
     In PyTorch, before a forward pass (of left-padded prompts, if they are padded; in
     ``model.generate`` every new token is pushed in its turn):
 
@@ -130,7 +135,7 @@ def to_safetensors(
         for block, p in zip(blocks, push):
             block.register_forward_pre_hook(functools.partial(hook, p=p))
     """
-    library = _library("safetensors.numpy")
+    safetensors = library("safetensors.numpy", "safetensors", "to_safetensors")
     u, v = _parts(system, plan)
     # safetensors writes the memory as it lies, whatever the strides
     tensors = {
@@ -139,8 +144,9 @@ def to_safetensors(
         "v": np.ascontiguousarray(v.values),
     }
     about = {"format": FORMAT, "hook": HOOK, "layer_origin": "0", "unit": UNIT}
+    content = safetensors.save(tensors, metadata=about | _provenance(system, plan))
     with whole_file(path, force) as partial:
-        library.save_file(tensors, partial, metadata=about | _provenance(system, plan))
+        partial.write_bytes(content)  # its own `save_file` lets nobody else read
 
 
 def to_gguf(
@@ -174,8 +180,9 @@ def to_gguf(
         Architecture of the model in llama.cpp's words, such as "gpt2" or "llama". llama.cpp does
         not read it.
     drop
-        Leave out pushes at layers 0 and 1; ``depthsys.dropped`` in the file says how much of the
-        energy that was. The other pushes stay as they are and do not make up for it.
+        Leave out pushes at layers 0 and 1; `unexpressed` and ``depthsys.dropped`` in the file say
+        how much of the energy that is. The other pushes stay as they are and do not make up for
+        it.
     force
         Replace an existing file.
 
@@ -196,20 +203,20 @@ def to_gguf(
     ----------
     .. [1] llama.cpp, control vectors: https://github.com/ggml-org/llama.cpp/pull/5970
     """
-    library = _library("gguf")
-    u, v = _parts(system, plan)
-    pushes = _pushes(u, v)
+    gguf = library("gguf", "gguf", "to_gguf")
+    pushes = injections(system, plan)
     directions = _directions(pushes)
     about = _provenance(system, plan)
-    if (pushed := _pushed(pushes))[:FIRST].any():
-        about["dropped"] = _beyond_reach(pushed, _shares(system, plan, u), drop)
-    if not pushed[FIRST:].any():
+    lost = unexpressed(system, plan)
+    if lost.any():
+        about["dropped"] = _beyond_reach(lost, drop)
+    if not (pushed := _pushed(pushes))[FIRST:].any():
         raise ValueError(
             f"`plan` must push at the input of block {FIRST} or a later one for llama.cpp; got "
             f"pushes at layers {np.flatnonzero(pushed).tolist()} of {len(pushed)}. Use safetensors."
         )
     with whole_file(path, force) as partial:
-        writer = library.GGUFWriter(partial, "controlvector")
+        writer = gguf.GGUFWriter(partial, "controlvector")
         try:
             writer.add_string("controlvector.model_hint", model_hint)
             writer.add_uint32("controlvector.layer_count", len(directions))
@@ -223,6 +230,49 @@ def to_gguf(
             writer.write_tensors_to_file()
         finally:
             writer.close()
+
+
+def unexpressed(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
+    """Share of a plan's energy that no control vector of llama.cpp can express.
+
+    That of the pushes at layers 0 and 1, which `to_gguf` refuses, or leaves out with ``drop=True``.
+
+    Parameters
+    ----------
+    system, plan
+        See `injections`.
+
+    Returns
+    -------
+    xr.DataArray
+        ``unexpressed`` (layer), labels 0 and 1: a share of the energy as the plan counts it
+        (relative: by the mean norm of the state), 0..1. Zero where nothing is pushed, or less than
+        the rounding of float32 relative to the largest push.
+
+    Raises
+    ------
+    TypeError
+        See `injections`.
+    ValueError
+        See `injections`; or if the system has no ``state_norm`` for a plan of relative energy.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> from depthsys import ltv
+    >>> from depthsys.export.steering import unexpressed
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=3)
+    >>> s = s.assign(v=(("depth", "feature", "input"), [[[1.0]]] * 4))
+    >>> unexpressed(s, xr.Dataset({"u": ("layer", [0.0, 1.0, 3.0])})).values
+    array([0. , 0.1])
+    """
+    u, v = _parts(system, plan)
+    pushed = _pushed(_pushes(u, v))[:FIRST]
+    share = np.zeros(len(pushed))
+    if pushed.any():
+        share = np.where(pushed, _shares(system, plan, u)[:FIRST], 0.0)
+    layers = {"layer": np.arange(len(share))}
+    return xr.DataArray(share, layers, ["layer"], name="unexpressed", attrs={"units": "1"})
 
 
 def _directions(pushes: xr.DataArray) -> dict[str, np.ndarray]:
@@ -242,15 +292,16 @@ def _pushed(pushes: xr.DataArray) -> np.ndarray:
     return sizes > np.finfo(np.float32).eps * sizes.max()
 
 
-def _beyond_reach(pushed: np.ndarray, shares: np.ndarray, drop: bool) -> str:
+def _beyond_reach(lost: xr.DataArray, drop: bool) -> str:
     """Which pushes llama.cpp cannot make, and how much of the plan they are."""
-    parts = [f"{100 * shares[i]:.3g} % at layer {i}" for i in np.flatnonzero(pushed[:FIRST])]
+    shares = zip(lost["layer"].values, lost.values, strict=True)
+    parts = [f"{100 * share:.3g} % at layer {layer}" for layer, share in shares if share]
     found = f"{' and '.join(parts)} of the energy"
     if not drop:
         raise ValueError(
             f"`plan` must not push at the inputs of blocks 0 and 1 for llama.cpp; got {found}. "
             f"Plan again without them, `ltv.minimum_energy(..., weights=w)` with `w[:{FIRST}]` 1e9 "
-            "times the others, or leave them out with `drop=True`."
+            "times the others, or leave them out with `drop=True` (`--drop`)."
         )
     return found
 
@@ -360,14 +411,3 @@ def _provenance(system: xr.Dataset, plan: xr.Dataset) -> dict[str, str]:
     if "prompts_sha256" in plan.attrs:
         found["plan_prompts_sha256"] = plan.attrs["prompts_sha256"]
     return {key: str(value) for key, value in found.items()}
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise ImportError(
-            f"`{package}` must be installed to write this format; it is not. Install it with "
-            "`pip install 'depthsys[export]'`."
-        ) from error

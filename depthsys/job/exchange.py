@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
+
+from depthsys.job.settings import NEEDED_ATTRS, NEEDED_VARIABLES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,6 +51,7 @@ FORMATS = {
     ),
 }  # fmt: skip
 SCHEDULE = "schedule.nc"
+_OF_FILES = {".mat", ".m", ".jl", ".py", ".csv", *(f.suffix for f in FORMATS.values())} - {""}
 
 
 def check_format(name: str, given: dict[str, Any]) -> Format:
@@ -69,6 +74,10 @@ def check_format(name: str, given: dict[str, Any]) -> Format:
 def check_place(out: Path, to: str) -> None:
     """ValueError unless the file ends as its format does: then every reader knows it."""
     suffix = FORMATS[to].suffix
+    if not suffix and out.suffix in _OF_FILES:
+        raise ValueError(
+            f"`--out` must name a folder for {to}; got {str(out)!r}. Write {out.with_suffix('')}."
+        )
     if suffix and out.suffix != suffix:
         raise ValueError(
             f"`--out` must end in {suffix} for {to}; got {str(out)!r}. Write "
@@ -104,16 +113,21 @@ def export_system(
     system = _selected(export.read(source), chosen)
     write: Callable[..., None] = getattr(export, kind.writer)
     given = {name: options[name] for name in kind.options if options[name]}
+    notes = [system.attrs["import_note"]] if "import_note" in system.attrs else []
     if kind.plan:
         plan = _plan(schedule or source.parent / SCHEDULE)
         write(system, plan, out, force=force, **given)
+        notes.append(f"the plan: {_plan_described(plan)}")
+        lost = float(export.unexpressed(system, plan).sum()) if "drop" in given else 0.0
+        if lost > 0:
+            notes.append(f"LEFT OUT: {lost:.1%} of its energy, the pushes at layers 0 and 1")
     else:
         write(system, out, force=force, **given)
         if kind.check is _READ:
             export.read(out)
     _say(console, f"{source}: {_described(system)}")
-    if "import_note" in system.attrs:
-        _say(console, f"- {system.attrs['import_note']}")
+    for note in notes:
+        _say(console, f"- {note}")
     _say(console, f"Written as {to}: {out}. {kind.check}")
 
 
@@ -121,24 +135,63 @@ def import_system(source: Path, out: Path, *, original: Path | None, force: bool
     """Read a system from another tool, compare it with the one that was sent, and store it."""
     from depthsys import export
 
+    check_place(out, "netcdf")
+    if out.exists() and not force:
+        raise FileExistsError(
+            f"`--out` must not exist yet; got {str(out)!r}, which does. Choose another, or add "
+            "--force."
+        )
+    sent = None if original is None else export.read(original)
     console = _console()
     system = export.read(source)
-    system.attrs["history"] = "\n".join(
-        [*filter(None, [system.attrs.get("history")]), f"imported from {source.name}"]
-    )
-    check_place(out, "netcdf")
     _say(console, f"{source}: {_described(system)}")
-    _say(
-        console,
-        f"- {system.attrs['import_note']}"
-        if "import_note" in system.attrs
-        else "- it replayed the golden trajectory that came with it",
-    )
-    if original is not None:
-        _say(console, _difference(export.read(original), system, original))
+    told = system.attrs.get("import_note", "it replayed the golden trajectory that came with it")
+    _say(console, f"- {told}")
+    if sent is not None and original is not None:
+        _say(console, _difference(sent, system, original))
+        if _LACKING & _lacks(system) and not _lacks(sent):
+            system = _with_origin_of(sent, system)
+            _say(console, f"- it came without provenance, which is taken from {original}")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = f"{now} depthsys import {source.name}"
+    system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), entry]))
     export.to_netcdf(system, out, force=force)
-    check = f"depthsys gains {out} --out ..."
-    _say(console, f"Written: {out}. Check it on the language model: `{check}`.")
+    _say(console, f"Written: {out}. {_next_step(system, out, sent is not None)}")
+
+
+# without these nobody knows of which model and texts a system is
+_LACKING = {"model_fingerprint", "prompts_sha256", "v"}
+
+
+def _lacks(system: "xr.Dataset") -> set[str]:
+    """What `depthsys gains` needs and the system has not."""
+    return NEEDED_ATTRS - system.attrs.keys() | NEEDED_VARIABLES - set(map(str, system.variables))
+
+
+def _with_origin_of(sent: "xr.Dataset", system: "xr.Dataset") -> "xr.Dataset":
+    """The matrices of one system with what is known of the model of another."""
+    state = {"state", "state_next"}
+    known = sent.drop_vars([n for n, v in sent.variables.items() if state & set(map(str, v.dims))])
+    known = known.drop_vars([name for name in (*"ABCD", "order") if name in known.variables])
+    mine = system[[*"ABCD", "order"]].drop_vars(["input_name", "output_name"], errors="ignore")
+    joined = known.assign(mine.data_vars).assign_coords(order=mine["order"])
+    note = {key: system.attrs[key] for key in ("import_note",) if key in system.attrs}
+    changed = {"changed_by": "an engineer", "order": int(system["order"].max())}
+    return joined.assign_attrs(sent.attrs | changed | note)
+
+
+def _next_step(system: "xr.Dataset", out: Path, compared: bool) -> str:
+    """How to check the system on the language model, or why that cannot be done."""
+    lacking = _lacks(system)
+    if not lacking and "prompt" not in system.dims:
+        return f"Check it on the language model: `depthsys gains {out} --out ...`."
+    if _LACKING & lacking:
+        hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
+        return f"It does not say of which model and texts it is.{hint}"
+    return (
+        "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
+        "`lm.agreement`."
+    )
 
 
 def _console() -> Console:
@@ -182,41 +235,54 @@ def _plan(path: Path) -> "xr.Dataset":
 
 def _described(system: "xr.Dataset") -> str:
     """Sizes, names and origin of a system in one line."""
-    sizes = system.sizes
-    names = {
-        dim: ", ".join(map(str, system[f"{dim}_name"].values[:4])) for dim in ("input", "output")
-    }
-    more = {dim: ", ..." if sizes[dim] > 4 else "" for dim in names}
-    parts = [f"{sizes['layer']} layers", f"up to {int(system['order'].max())} states"]
-    parts += [
-        f"{sizes[dim]} {dim}{'s' if sizes[dim] > 1 else ''} ({names[dim]}{more[dim]})"
-        for dim in names
-    ]
-    batch = {
-        d: n for d, n in system["A"].sizes.items() if d not in ("layer", "state_next", "state")
-    }
-    parts += [f"{n} x {d}" for d, n in batch.items()]
+    parts = [_counted(system.sizes["layer"], "layer")]
+    parts += [f"up to {_counted(int(system['order'].max()), 'state')}"]
+    for dim in ("input", "output"):
+        names = list(map(str, system[f"{dim}_name"].values))
+        shown = ", ".join(names[:4] + ["..."] * (len(names) > 4))
+        parts.append(f"{_counted(len(names), dim)} ({shown})")
+    own = ("layer", "state_next", "state")
+    parts += [f"{_counted(n, str(d))}" for d, n in system["A"].sizes.items() if d not in own]
     origin = [str(system.attrs[k]) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _plan_described(plan: "xr.Dataset") -> str:
+    """Target and energy of a steering plan, as far as it says."""
+    told = [f"target {float(plan.attrs['target']):.4g}"] if "target" in plan.attrs else []
+    told += [f"sum of u^2 {float((plan['u'] ** 2).sum()):.4g}"]
+    if {"energy", "predicted_energy"} <= set(plan) and "schedule" in plan["energy"].dims:
+        needed = float(plan["energy"].sel(schedule="minimum_energy") / plan["predicted_energy"])
+        if np.isfinite(needed):
+            told += [f"the full model needs {needed**0.5:.3g} times these vectors for its target"]
+    return ", ".join(told)
+
+
 def _difference(original: "xr.Dataset", system: "xr.Dataset", path: Path) -> str:
     """How far two systems are apart as maps from inputs to outputs."""
-    import numpy as np
-
     from depthsys import ltv
     from depthsys.ltv.norms import spectral_norm
 
-    sizes = [{d: s.sizes[d] for d in ("layer", "input", "output")} for s in (original, system)]
+    own = {"state", "state_next", "depth"}  # what is left: layer, input, output, batch dims
+    sizes = [
+        {str(d): n for v in "AB" for d, n in s[v].sizes.items() if d not in own}
+        | {"output": s.sizes["output"]}
+        for s in (original, system)
+    ]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"`--original` must have the layers, inputs and outputs of the file, {sizes[1]}; got "
-            f"{sizes[0]} in {str(path)!r}. Give the system that was sent."
+            f"`--original` must have the layers, inputs, outputs and batch dims of the file, "
+            f"{sizes[1]}; got {sizes[0]} in {str(path)!r}. Give the system that was sent."
         )
     maps = [ltv.io_matrix(s).drop_vars(["layer", "depth"]) for s in (original, system)]
-    gap = maps[1] - maps[0]
+    maps = [m.drop_vars(m.coords).transpose(*maps[0].dims) for m in maps]
+    gap, axes = maps[1] - maps[0], tuple(range(maps[0].ndim - 4, maps[0].ndim))
     induced = float((spectral_norm(gap) / spectral_norm(maps[0])).max())
-    h2 = float(np.linalg.norm(gap) / np.linalg.norm(maps[0]))
+    h2 = float(np.sqrt(((gap.values**2).sum(axes) / (maps[0].values ** 2).sum(axes)).max()))
     return (
         f"- against {path} its input-output map differs by {induced:.3g} (induced norm) and "
         f"{h2:.3g} (H2), relative; states: {int(original['order'].max())} -> "

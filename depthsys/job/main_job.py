@@ -10,7 +10,15 @@ from rich.console import Console
 from depthsys import demo as demo_package
 from depthsys.job.comparison import comparison_heading, draw_comparison, print_comparison
 from depthsys.job.folder import COMPARISON, EACH, SYSTEM, OutputFolder
-from depthsys.job.settings import CONCEPTS, Plan, Settings, check_model, is_system
+from depthsys.job.settings import (
+    CONCEPTS,
+    NEEDED_ATTRS,
+    NEEDED_VARIABLES,
+    Plan,
+    Settings,
+    check_model,
+    is_system,
+)
 from depthsys.job.summary import (
     attr_notes,
     print_energies,
@@ -26,12 +34,7 @@ if TYPE_CHECKING:
 
     from depthsys.lm import DepthModel, Splits
 
-_NEEDED_ATTRS = {
-    "texts", "split", "seed", "max_tokens", "model", "order", "readout", "dtype",
-    "prompts_sha256", "concept_sha256", "held_out_sha256", "model_fingerprint", "tokens_sha256",
-}  # fmt: skip
 _SEPARATION = ("auc", "auc_low", "auc_high")
-_NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Job:
                 "Write one with `depthsys identify`."
             )
         system = export.from_netcdf(path)
-        missing = _NEEDED_ATTRS - system.attrs.keys() | _NEEDED_VARIABLES - set(system.variables)
+        missing = NEEDED_ATTRS - system.attrs.keys() | NEEDED_VARIABLES - set(system.variables)
         if missing or "prompt" in system.dims:
             raise ValueError(
                 f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} "

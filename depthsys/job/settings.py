@@ -23,6 +23,12 @@ BASES = (
 )
 CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
 READOUTS = ("concept", "profile")
+# what a stored system must say for its model and texts to be found again
+NEEDED_ATTRS = {
+    "texts", "split", "seed", "max_tokens", "model", "order", "readout", "dtype",
+    "prompts_sha256", "concept_sha256", "held_out_sha256", "model_fingerprint", "tokens_sha256",
+}  # fmt: skip
+NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
 DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_EACH = 64
 

@@ -36,10 +36,10 @@ def assert_close(got, wanted):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=RTOL * scale)
 
 
-def run_script(folder, script, check=""):
+def run_script(folder, script, check="", *arguments):
     """Run it as an engineer would, on a Python that has no depthsys on its path."""
     code = f"import runpy, sys; runpy.run_path({script!r}, run_name='__main__'); {check}"
-    command = [sys.executable, "-I", "-W", "error", "-c", code]
+    command = [sys.executable, "-I", "-W", "error", "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

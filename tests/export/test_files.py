@@ -13,7 +13,8 @@ import xarray as xr
 from depthsys import export, ltv
 from depthsys.export import json_text
 from depthsys.export.atomic import whole_file, whole_folder
-from tests.export.conftest import random_system, with_companions
+from depthsys.export.schema import MEANINGS
+from tests.export.conftest import random_system, varying_system, with_companions
 
 PAIRS = {
     "nc": (export.to_netcdf, export.from_netcdf),
@@ -25,20 +26,25 @@ ONE = ("npz", "json")
 SCHEMA_1 = Path(__file__).with_name("schema1.nc")
 
 
+def with_meanings(system: xr.Dataset) -> xr.Dataset:
+    for name in [name for name in MEANINGS if name in system.variables]:
+        said = dict(zip(("long_name", "units"), MEANINGS[name], strict=True))
+        named = system[name].assign_attrs(said | system[name].attrs)
+        system = system.assign_coords({name: named} if name in system.coords else {}).assign(
+            {} if name in system.coords else {name: named}
+        )
+    return system
+
+
 def complete(system: xr.Dataset) -> xr.Dataset:
-    """What a round trip adds: units, and names for the inputs and outputs that have none."""
-    units = {"A": "1", "B": "state/input", "C": "output/state", "D": "output/input"}
-    units |= {"x_ref": "state", "y_ref": "output"}
-    for name in [name for name in units if name in system]:
-        unit = {"units": units[name]} | system[name].attrs
-        system = system.assign({name: system[name].assign_attrs(unit)})
+    """What a round trip adds: names for inputs and outputs that have none, meanings, units."""
     if "input_name" not in system.coords:
         names = np.array([f"u{i}" for i in range(system.sizes["input"])])
         system = system.assign_coords(input_name=("input", names))
     if "output_name" not in system.coords:
         names = np.array([f"y{i}" for i in range(system.sizes["output"])])
         system = system.assign_coords(output_name=("output", names))
-    return system
+    return with_meanings(system)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -89,12 +95,13 @@ def test_nothing_is_overwritten_unless_asked_for(kind, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_transposed_file_is_refused(kind, tmp_path):
-    """Sizes agree everywhere, and still every A arrives transposed."""
+def test_a_transposed_file_is_refused(kind, padded, tmp_path):
+    """Sizes agree everywhere, or states are padded, and still every A arrives transposed."""
     write, read = PAIRS[kind]
     path = tmp_path / f"s.{kind}"
-    system = random_system(n=5, m=5, p=5, L=5)
+    system = varying_system() if padded else random_system(n=5, m=5, p=5, L=5)
     write(system, path)
     turned = system["A"].values.swapaxes(1, 2)
     if kind == "nc":
@@ -184,9 +191,49 @@ def test_a_pickle_inside_an_npz_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_an_npz_of_an_engineer_with_nothing_but_matrices(tmp_path):
+    system = random_system()
+    matrices = {name: system[name].values for name in "ABCD"}
+    np.savez(tmp_path / "own.npz", **matrices)
+    again = export.read(tmp_path / "own.npz")
+    assert "without a golden trajectory" in again.attrs["import_note"]
+    for name, values in matrices.items():
+        np.testing.assert_array_equal(again[name], values)
+    matrices.pop("D")
+    np.savez(tmp_path / "own.npz", **matrices)
+    assert not export.read(tmp_path / "own.npz")["D"].any()
+    np.savez(tmp_path / "own.npz", **matrices | {"A": matrices["A"][:4]})
+    with pytest.raises(ValueError, match=r"must hold a system.*must have shape \(4, 3, 2\)"):
+        export.read(tmp_path / "own.npz")
+    matrices.pop("B")
+    np.savez(tmp_path / "own.npz", **matrices)
+    with pytest.raises(ValueError, match=r"must hold arrays A, B and C; got .* without \['B'\]"):
+        export.read(tmp_path / "own.npz")
+
+
+def test_a_part_of_a_golden_trajectory_is_refused(tmp_path):
+    export.to_npz(random_system(), tmp_path / "s.npz")
+    arrays = dict(np.load(tmp_path / "s.npz"))
+    arrays.pop("golden_y")
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(
+        ValueError, match=r"whole golden trajectory or none; got \['u', 'x', 'x0'\]"
+    ):
+        export.read(tmp_path / "s.npz")
+
+
+def test_a_folder_of_a_python_export_is_read(tmp_path):
+    for write in (export.to_control_files, export.to_pymor_files):
+        write(random_system(), tmp_path / "s", force=True)
+        assert (export.read(tmp_path / "s")["A"].values == random_system()["A"].values).all()
+    export.to_csv(random_system(), tmp_path / "tables")
+    with pytest.raises(ValueError, match="CSV is not read back"):
+        export.read(tmp_path / "tables")
+
+
 def test_foreign_files_are_refused(tmp_path):
     np.savez(tmp_path / "f.npz", A=np.ones(3))
-    with pytest.raises(ValueError, match="must be an export of depthsys"):
+    with pytest.raises(ValueError, match="must hold arrays A, B and C"):
         export.from_npz(tmp_path / "f.npz")
     for text in ("[1, 2]", '{"A": 1}', "{", '{"A": [[1], [1, 2]], "about": {}}', "\xff"):
         (tmp_path / "f.json").write_text(text, encoding="latin-1")
@@ -204,7 +251,7 @@ def test_parts_that_do_not_fit_each_other_are_named(tmp_path):
     for change, message in (
         ({"A": arrays["A"][..., :2]}, "one size per dim"),
         ({"A": arrays["A"][0]}, r"`A` of .* must have dims \['layer', 'state_next', 'state'\]"),
-        ({"B": None}, r"must hold \['B'\], too"),
+        ({"layer": None}, r"must hold \['layer'\], too"),
         ({"about": np.array("{")}, "description in JSON"),
     ):
         np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
@@ -273,6 +320,7 @@ def test_older_schemas_are_migrated_and_newer_refused(tmp_path):
     assert system["input_name"].values.tolist() == ["concept"]
     assert system["output_name"].values.tolist() == ["concept"]
     assert system["B"].attrs["units"] == "state/input"
+    assert system["v"].attrs["long_name"] == "concept direction of each input"
     for name in stored.variables:
         np.testing.assert_array_equal(system[name], stored[name])
     bare = random_system().drop_vars("order").assign_attrs(schema_version=1)

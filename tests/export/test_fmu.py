@@ -3,6 +3,7 @@
 import io
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ import xarray as xr
 
 from depthsys import ltv
 from tests.export.conftest import random_system, varying_system
-from tests.export.test_control import assert_close, first, random_run, roll, transpose
+from tests.export.test_control import (
+    assert_close,
+    first,
+    random_run,
+    roll,
+    run_script,
+    transpose,
+)
 
 pytest.importorskip("pythonfmu")
 pytest.importorskip("fmpy")
@@ -20,8 +28,8 @@ from fmpy.fmi1 import FMICallException
 from fmpy.fmi2 import FMU2Slave
 from fmpy.validation import validate_fmu
 
-from depthsys.export import fmu
 from depthsys.export.fmu import replay_fmu, to_fmu
+from depthsys.export.receivers import check_fmu, load_control
 
 
 class Unit:
@@ -160,10 +168,23 @@ def test_a_wrong_step_is_discarded_with_a_message(unit, capsys, time, size, text
     assert (unit.get("x"), unit.get("y")) == before
 
 
-def test_simulate_fmu_stops_at_the_end(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "times", "text"),
+    [
+        ({"stop_time": 9}, [0, 1, 2, 3, 4, 5, 5], "must not go past depth 5"),
+        ({"output_interval": 0.5}, [0, 0], "must be one layer, a step size of 1"),
+        ({"output_interval": 2}, [0, 0], "must be one layer, a step size of 1"),
+    ],
+)
+def test_simulate_fmu_stops_without_an_error(tmp_path, capsys, options, times, text):
+    """As the docstring of `to_fmu` warns; if FMPy learns to say so, the warning can go."""
     to_fmu(random_system(), tmp_path / "a.fmu")
-    found = fmpy.simulate_fmu(str(tmp_path / "a.fmu"), stop_time=9)
-    assert found["time"].max() == 5
+    found = fmpy.simulate_fmu(str(tmp_path / "a.fmu"), **options)
+    assert found["time"].tolist() == times
+    assert found[-1].tolist() == found[-2].tolist()
+    assert text not in capsys.readouterr().out
+    fmpy.simulate_fmu(str(tmp_path / "a.fmu"), **options, debug_logging=True)
+    assert text in capsys.readouterr().out
 
 
 def test_units_of_two_systems_in_one_process(tmp_path):
@@ -187,9 +208,8 @@ def test_what_the_description_says(tmp_path):
     about = fmpy.read_model_description(tmp_path / "a.fmu")
     assert validate_fmu(str(tmp_path / "a.fmu")) == []
     assert (about.modelName, about.coSimulation.modelIdentifier) == ("Layers_3", "Layers_3")
-    assert (
-        about.description == "Linear time-varying system: 5 layers, 3 states, 2 inputs, 4 outputs"
-    )
+    sizes = "Linear time-varying system: 5 layers, 3 states, 2 inputs, 4 outputs"
+    assert about.description == f"{sizes}; of the model none"
     assert about.coSimulation.needsExecutionTool
     assert not about.coSimulation.canHandleVariableCommunicationStepSize
     experiment = about.defaultExperiment
@@ -207,6 +227,17 @@ def test_what_the_description_says(tmp_path):
     assert fed["y[0]"] == ["u[0]", "u[1]"]
     assert fed["y[1]"] == ["u[1]"]
     assert fed["y[2]"] == fed["x[0]"] == []
+
+
+def test_the_description_says_where_the_system_comes_from(tmp_path):
+    system = random_system().assign_attrs(model="<a&b\x07>", method="Krylov", n_prompts=12)
+    to_fmu(system, tmp_path / "a.fmu")
+    assert validate_fmu(str(tmp_path / "a.fmu")) == []
+    about = fmpy.read_model_description(tmp_path / "a.fmu")
+    said = r"4 outputs; of the model <a&b\x07>; by Krylov; from 12 texts"
+    assert about.description.endswith(said)
+    to_fmu(varying_system(), tmp_path / "b.fmu")
+    assert fmpy.read_model_description(tmp_path / "b.fmu").description.endswith("3 outputs")
 
 
 def test_states_that_do_not_exist_at_depth_0_have_no_parameter(tmp_path):
@@ -234,10 +265,12 @@ def test_what_it_refuses(tmp_path, monkeypatch):
     batch = xr.concat([system, random_system(seed=1)], dim="prompt")
     with pytest.raises(ValueError, match=r"no batch dims for fmu; got {'prompt': 2}"):
         to_fmu(batch, tmp_path / "a.fmu")
-    monkeypatch.setattr(fmu, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"`to_fmu` must find pythonfmu.*depthsys\[export\]"):
+    monkeypatch.setitem(sys.modules, "pythonfmu", None)
+    monkeypatch.setitem(sys.modules, "fmpy", None)
+    cure = r"`pip install 'depthsys\[export\]'` installs it"
+    with pytest.raises(ImportError, match=f"`to_fmu` must find pythonfmu; got .*{cure}"):
         to_fmu(system, tmp_path / "a.fmu")
-    with pytest.raises(ImportError, match=r"`replay_fmu` must find FMPy.*depthsys\[export\]"):
+    with pytest.raises(ImportError, match=f"`replay_fmu` must find FMPy; got .*{cure}"):
         replay_fmu(tmp_path / "a.fmu")
     assert not list(tmp_path.iterdir())
 
@@ -252,19 +285,9 @@ def test_an_earlier_unit_is_replaced_by_force_only(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.fmu"]
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (transpose, r"a\.fmu` must replay .* It does with every A transposed"),
-        (roll, r"a\.fmu` must replay .* in x at depth 1 .* It was changed after its export"),
-    ],
-)
-def test_a_changed_unit_does_not_replay(tmp_path, change, text):
-    to_fmu(random_system(), tmp_path / "right.fmu")
-    with (
-        zipfile.ZipFile(tmp_path / "right.fmu") as old,
-        zipfile.ZipFile(tmp_path / "a.fmu", "w") as new,
-    ):
+def changed(right, wrong, change):
+    """The unit again, with another A."""
+    with zipfile.ZipFile(right) as old, zipfile.ZipFile(wrong, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "resources/system.npz":
@@ -274,8 +297,95 @@ def test_a_changed_unit_does_not_replay(tmp_path, change, text):
                 np.savez(packed, **(arrays | {"A": change(arrays["A"])}))
                 content = packed.getvalue()
             new.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (transpose, r"a\.fmu` must replay .* It does with every A transposed"),
+        (roll, r"a\.fmu` must replay .* in x at depth 1 .* It was changed after its export"),
+    ],
+)
+def test_a_changed_unit_does_not_replay(tmp_path, change, text):
+    to_fmu(random_system(), tmp_path / "right.fmu")
+    changed(tmp_path / "right.fmu", tmp_path / "a.fmu", change)
     with pytest.raises(ValueError, match=text):
         replay_fmu(tmp_path / "a.fmu")
+
+
+# The check that travels in the unit
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    """The folder of a unit; the unit lies beside it."""
+    to_fmu(random_system(), tmp_path / "a.fmu")
+    fmpy.extract(tmp_path / "a.fmu", tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+def test_the_check_in_the_unit_is_that_of_replay_fmu(unpacked):
+    for module in (check_fmu, load_control):
+        source = Path(module.__file__)
+        assert (unpacked / "documentation" / source.name).read_bytes() == source.read_bytes()
+    assert replay_fmu(unpacked) == replay_fmu(unpacked.with_name("a.fmu"))
+
+
+@pytest.mark.parametrize("arguments", [["../a.fmu"], []])
+def test_the_check_passes_without_depthsys(unpacked, arguments):
+    check = "assert {'fmpy', 'depthsys', 'control'} & {*sys.modules} == {'fmpy'}"
+    done = run_script(unpacked, "documentation/check_fmu.py", check, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "depthsys selfcheck: PASS - L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs; "
+        f"largest relative error {done.stdout.split()[-1]}\n"
+    )
+    assert float(done.stdout.split()[-1]) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (transpose, "It does with every A transposed: a reader has reversed the axes"),
+        (roll, "in x at depth 1 (allowed: 1e-09). It was changed after its export"),
+    ],
+)
+def test_the_check_fails_on_another_system(unpacked, change, text):
+    changed(unpacked.with_name("a.fmu"), unpacked.with_name("b.fmu"), change)
+    done = run_script(unpacked, "documentation/check_fmu.py", "", "../b.fmu")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("depthsys selfcheck: FAIL - `../b.fmu` must replay its golden")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_check_runs_the_unit_and_not_its_arrays(unpacked):
+    """A slave that goes wrong is noticed, though system.npz is right."""
+    (slave,) = (unpacked / "resources").glob("depthsys_slave_*.py")
+    source = slave.read_text()
+    slave.unlink()
+    # FMPy would take the module of the right unit, if one ran in this process
+    (unpacked / "resources" / "slavemodule.txt").write_text("another")
+    step = "self.x = self.A[self.k] @ self.x"
+    assert source.count(step) == 1
+    (unpacked / "resources" / "another.py").write_text(
+        source.replace(step, "self.x = -self.A[self.k] @ self.x")
+    )
+    with pytest.raises(ValueError, match=r"unpacked` must replay .* in x at depth 1"):
+        replay_fmu(unpacked)
+
+
+def test_what_the_check_cannot_do_is_said(unpacked):
+    done = run_script(unpacked, "documentation/check_fmu.py", "", "none.fmu")
+    assert done.returncode == 1
+    assert done.stderr == "`path` must be an existing file; got 'none.fmu'. Look for it.\n"
+    code = "import sys; sys.path.insert(0, 'documentation'); sys.modules['fmpy'] = None; "
+    code += "import check_fmu; check_fmu.main()"
+    (unpacked / "run.py").write_text(code)
+    done = run_script(unpacked, "run.py", "", "../a.fmu")
+    assert done.returncode == 1
+    assert done.stderr.startswith("`check_fmu.py` must find FMPy; got ")
+    assert done.stderr.endswith("`pip install fmpy` installs it.\n")
 
 
 def test_what_is_no_unit(tmp_path):

@@ -60,8 +60,9 @@ def test_a_shift_by_one_layer_is_noticed(name):
         export.check_golden(changed(system, **{name: values}), export.golden_trajectory(system))
 
 
-def test_a_transposed_system_is_called_that():
-    system = random_system()
+@pytest.mark.parametrize("make", [random_system, varying_system])
+def test_a_transposed_system_is_called_that(make):
+    system = make()
     turned = changed(system, A=system["A"].values.swapaxes(1, 2))
     with pytest.raises(ValueError, match="with every A transposed: a reader has reversed the axes"):
         export.check_golden(turned, export.golden_trajectory(system), "file.mat")
@@ -74,6 +75,17 @@ def test_where_sizes_agree_every_matrix_is_told_from_its_transpose():
         turned = changed(system, **{name: system[name].values.swapaxes(1, 2)})
         with pytest.raises(ValueError, match="must replay"):
             export.check_golden(turned, golden)
+
+
+def test_a_changed_system_with_padding_is_called_that():
+    """Not a word on states beyond `order`, which the change has nothing to do with."""
+    system = varying_system()
+    golden = export.golden_trajectory(system)
+    A = system["A"].values.copy()
+    A[1] *= 1.02
+    A[2, 3, 1] = 1.0
+    with pytest.raises(ValueError, match="It was changed after its export"):
+        export.check_golden(changed(system, A=A), golden)
 
 
 def test_a_small_change_is_noticed_and_rounding_is_not():

@@ -1,15 +1,20 @@
 """The .mat and its receivers without Octave: what is written comes back, layer last."""
 
+import io
 import json
 import re
+import shlex
+import struct
+import zlib
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+import typer
 import xarray as xr
 
-from depthsys import ltv
+from depthsys import cli, ltv
 from depthsys.export import mat_file, matlab
 from depthsys.export.julia import to_julia
 from depthsys.export.matlab import from_matlab, to_matlab
@@ -135,7 +140,9 @@ def test_large_variables_are_written_as_version_73_in_blocks(tmp_path, monkeypat
 
 
 def test_the_folder_holds_the_receivers(tmp_path):
-    exported(with_companions(random_system()), tmp_path, name="plant")
+    system = with_companions(random_system())
+    system["y_std"].attrs["long_name"] = "spread\nof the outputs"
+    exported(system, tmp_path, name="plant")
     parts = ("arrays", "data", "load", "simulate", "save")
     names = {"plant.mat", "selfcheck.m", "README.txt"} | {f"plant_{part}.m" for part in parts}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
@@ -144,11 +151,57 @@ def test_the_folder_holds_the_receivers(tmp_path):
     readme = (tmp_path / "out" / "README.txt").read_text(encoding="utf-8")
     for part in ("L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs", "A(:,:,1)"):
         assert part in readme
-    assert "model: none\n" in readme
-    assert re.search(r"x_ref +3 x 6 +\(state, depth\) \[mm\]\n", readme)
-    assert re.search(r"C +4 x 3 x 6 +\(output, state, depth\) \[output/state\]\n", readme)
-    assert re.search(r"output_name +4 x 1 +\(output\) texts\n", readme)
+    assert re.search(r" x_ref +3 x 6 +\(state, depth\) \[mm\]", readme)
+    assert re.search(r" C +4 x 3 x 6 +\(output, state, depth\) \[output/state\]", readme)
+    assert re.search(r" output_name +4 x 1 +\(output\) texts", readme)
+    assert re.search(r" y_std +1 x 1 +\(\).* spread of the outputs\n", readme)
+    assert not re.search(r" \n", readme)
     assert "@" not in readme.replace("(@plant_data", "")
+
+
+def test_the_readme_says_in_plain_words_first_where_the_system_comes_from(tmp_path):
+    given = {"prompts_sha256": "b307", "model": "demo", "n_prompts": 40, "method": "Krylov"}
+    given |= {"readout": "profile", "concept": "mean_difference", "created": "2026-11-21"}
+    given |= {"note": "order 9 is above the rank", "contract": '{"jvp": 1e-7}', "history": "a\nb"}
+    system = random_system(m=1, L=1).assign_attrs(given)
+    for write in (to_matlab, to_julia):
+        write(system, tmp_path / write.__name__)
+        readme = (tmp_path / write.__name__ / "README.txt").read_text(encoding="utf-8")
+        first, details = readme.split("\nPROVENANCE\n")[1].split("\n\nDETAILS\n")
+        assert first.splitlines() == [
+            "model: demo",
+            "texts: 40 prompts",
+            "method: Krylov (how the states were chosen)",
+            "order: 3 (most states at a depth)",
+            "readout: profile (what y is)",
+            "concept: mean_difference (how the direction was found)",
+            "created: 2026-11-21",
+            "note: order 9 is above the rank",
+        ]
+        assert {"prompts_sha256: b307", 'contract: {"jvp": 1e-7}'} <= set(details.splitlines())
+        assert "history: a\n    b\n" in details
+        assert "model" not in details
+        assert "L = 1 layer, n = 3 states, m = 1 input, p = 4 outputs." in readme
+    to_matlab(random_system().drop_attrs(deep=False), tmp_path / "bare")
+    bare = (tmp_path / "bare" / "README.txt").read_text(encoding="utf-8")
+    assert "PROVENANCE\nnot recorded\n\nDETAILS\n" in bare
+
+
+def test_the_way_back_that_the_folders_show_is_a_command_of_ours(tmp_path):
+    """With all it needs, and a file beside the folder: inside, it would make it ambiguous."""
+    to_matlab(random_system(), tmp_path / "m", name="plant")
+    to_julia(random_system(), tmp_path / "jl", name="plant")
+    command = typer.main.get_command(cli.app).commands["import"]
+    for file in ("m/README.txt", "m/plant_save.m", "jl/README.txt"):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        (line,) = re.findall(r"^[% ]+depthsys import (.*)$", text, re.MULTILINE)
+        options = command.make_context("import", shlex.split(line)).params
+        assert [str(options[k]) for k in ("file", "original", "out")] == [
+            "reduced.mat",
+            "system.nc",
+            "reduced.nc",
+        ]
+        assert re.search(r"""(plant_save\('|matwrite\(")\.\./reduced\.mat""", text)
 
 
 def test_the_functions_are_written_for_matlab_too(tmp_path):
@@ -268,8 +321,14 @@ def test_shifted_layers_are_noticed(tmp_path):
 
 
 def test_without_its_golden_trajectory_a_file_says_so(tmp_path):
-    found = from_matlab(changed(tmp_path, golden_u=None))
+    gone = {f"golden_{name}": None for name in ("x0", "u", "x", "y")}
+    found = from_matlab(changed(tmp_path, **gone))
     assert found.attrs["import_note"] == NO_GOLDEN
+
+
+def test_a_part_of_a_golden_trajectory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must hold a whole golden trajectory or none"):
+        from_matlab(changed(tmp_path, golden_u=None))
 
 
 def test_rows_and_columns_are_both_vectors(tmp_path):
@@ -347,8 +406,102 @@ def test_foreign_files_are_refused(tmp_path):
     ):
         from_matlab(tmp_path / "other.mat")
     scipy.io.savemat(tmp_path / "cells.mat", {"A": {"a": 1}, "B": np.ones(3)})
-    with pytest.raises(ValueError, match=r"without \['A', 'C'\], with \['B'\]"):
+    with pytest.raises(
+        ValueError, match=r"without \['A', 'C'\], with \['B'\]\. `A` is a struct; save its arrays"
+    ):
         from_matlab(tmp_path / "cells.mat")
+
+
+def element(kind, content):
+    """Of a .mat of version 5."""
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def v5(**arrays):
+    file = io.BytesIO()
+    scipy.io.savemat(file, arrays)
+    return file.getvalue()
+
+
+def matlab_object(name, kind=b"ss"):
+    """As MATLAB saves objects of its newer classes, ss among them: they have no size."""
+    flags = element(6, struct.pack("<II", 17, 0))
+    texts = b"".join(element(1, text) for text in (name, b"MCOS", kind))
+    return element(
+        14, flags + texts + v5(x=np.array([[0xDD000000, 2, 1, 1, 1, 1]], np.uint32))[128:]
+    )
+
+
+def function_workspace():
+    """What MATLAB appends to a file with objects: numbers without a name."""
+    named = struct.pack("<HHI", 1, 1, ord("x"))
+    return v5(x=np.zeros(16, np.uint8))[128:].replace(named, struct.pack("<II", 1, 0))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_objects_of_matlab_are_named_and_other_arrays_read(tmp_path, compressed):
+    objects = [matlab_object(b"sys"), matlab_object(b"results", b"table")]
+    if compressed:
+        packed = [zlib.compress(o) for o in objects]
+        objects = [struct.pack("<II", 15, len(o)) + o for o in packed]
+    tail = b"".join(objects) + function_workspace()
+    (tmp_path / "lost.mat").write_bytes(v5(t=1.0) + tail)
+    with pytest.raises(
+        ValueError,
+        match=r"without \['A', 'B', 'C'\], with \['t'\]\. `sys` is an object; save its arrays\. "
+        r"`results` is an object",
+    ):
+        from_matlab(tmp_path / "lost.mat")
+    system = random_system()
+    arrays = {n: system[n].values.transpose(1, 2, 0) for n in "ABCD"}
+    (tmp_path / "own.mat").write_bytes(v5(**arrays) + tail)
+    xr.testing.assert_equal(from_matlab(tmp_path / "own.mat")["A"], migrated(system)["A"])
+
+
+def test_what_is_no_array_is_named_in_version_73(tmp_path):
+    file = exported(random_system(), tmp_path, version="7.3")
+    with h5py.File(file, "r+") as content:
+        content["A"].attrs["MATLAB_class"] = np.bytes_("ss")
+        for name, kind in (("B", "struct"), ("C", "double")):
+            del content[name]
+            content.create_group(name).attrs["MATLAB_class"] = np.bytes_(kind)
+        content["C"].attrs["MATLAB_sparse"] = np.uint64(4)
+        content.create_group("#refs#")
+    assert mat_file.left_out(file) == {
+        "A": "an object",
+        "B": "a struct",
+        "C": "a sparse matrix",
+    }
+    with pytest.raises(
+        ValueError, match=r"`A` is an object; .* `B` is a struct; .* sparse matrix; save full\(C\)"
+    ):
+        from_matlab(file)
+
+
+def test_a_feedthrough_that_cannot_be_read_is_not_taken_for_zero(tmp_path):
+    system = random_system(L=1)
+    own = {n: system[n].values.transpose(1, 2, 0) for n in "ABC"} | {"D": scipy.sparse.eye(4, 2)}
+    scipy.io.savemat(tmp_path / "own.mat", own)
+    with pytest.raises(ValueError, match=r"without \['D'\].* a sparse matrix; save full\(D\)"):
+        from_matlab(tmp_path / "own.mat")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"n": 1, "m": 1, "p": 1}, {"L": 1}, {"n": 5, "m": 5, "p": 5}]
+)
+@pytest.mark.parametrize("names", ["ABC", "ABCD"])
+def test_layer_first_is_noticed(tmp_path, sizes, names):
+    system = random_system(**sizes)
+    own = {n: system[n].values for n in names}
+    kept = {n: v.reshape(v.shape[: max(2, v.ndim - (v.shape[2] == 1))]) for n, v in own.items()}
+    for given in (own, kept):  # MATLAB drops a last dim of size 1
+        scipy.io.savemat(tmp_path / "own.mat", given)
+        with pytest.raises(
+            ValueError,
+            match=r"layer or depth last; got .*own\.mat' with A \(.*: layer comes first here\. "
+            r"Save permute\(A, \[2 3 1\]\)",
+        ):
+            from_matlab(tmp_path / "own.mat")
 
 
 def own_file(tmp_path, **changes):

@@ -72,8 +72,8 @@ def test_the_selfcheck_passes_in_both_versions(exports):
     root, systems = exports
     script = "".join(f"enter('{root / name}'); selfcheck;\n" for name in systems)
     lines = octave(script, root).splitlines()
-    assert len(lines) == len(systems)
-    for line, (name, system) in zip(lines, systems.items(), strict=True):
+    assert lines[1::2] == [f"checked: {root.resolve() / name / name}.mat" for name in systems]
+    for line, (name, system) in zip(lines[::2], systems.items(), strict=True):
         sizes = [system.sizes[d] for d in ("layer", "state", "input", "output")]
         wanted = "depthsys selfcheck: PASS - system {}, L = {} layers, n = {} states, m = {} inputs"
         assert line.startswith(wanted.format(name, *sizes))
@@ -410,4 +410,105 @@ def test_the_folder_works_from_elsewhere(exports, tmp_path):
     """Copied to another place and reached by addpath."""
     root, _ = exports
     shutil.copytree(root / "s0_73", tmp_path / "moved")
-    assert "PASS" in octave(f"addpath('{tmp_path / 'moved'}'); selfcheck;", tmp_path)
+    script = f"addpath('{tmp_path / 'moved'}'); selfcheck;"
+    lines = octave(script, tmp_path).splitlines()
+    assert "PASS" in lines[0]
+    assert lines[1:] == [f"checked: {tmp_path.resolve() / 'moved' / 's0_73.mat'}"]
+
+
+def test_the_selfcheck_reads_what_is_on_disk(tmp_path):
+    """The same session, after another file of the same size took the place of the first."""
+    for folder in ("out", "other"):
+        to_matlab(random_system(seed=len(folder)), tmp_path / folder, name="plant")
+    content = loaded(tmp_path / "other" / "plant.mat")
+    content = {n: v for n, v in content.items() if not n.startswith("__")}
+    turned = content | {"A": content["A"].transpose(1, 0, 2)}
+    scipy.io.savemat(tmp_path / "turned.mat", turned, long_field_names=True)
+    file = tmp_path / "out" / "plant.mat"
+    script = f"""
+    addpath('{tmp_path / "out"}');
+    selfcheck; before = plant_arrays();
+    copyfile('{tmp_path}/turned.mat', '{file}');
+    disp(caught('selfcheck'));
+    copyfile('{tmp_path}/other/plant.mat', '{file}');
+    system('touch -d "2020-01-01" {file}');
+    after = plant_arrays(); wanted = load('{file}');
+    disp([isequal(after.A, before.A), isequal(after.A, wanted.A)]);
+    [S, name] = plant_arrays('reload'); disp(name);
+    disp(caught('plant_arrays(1)'));
+    delete('{file}'); disp(caught('plant_arrays();'));
+    copyfile('{tmp_path}/other/plant.mat', '{file}');
+    selfcheck;
+    """
+    lines = octave(script, tmp_path).splitlines()
+    assert "PASS" in lines[0]
+    assert re.search("FAIL - .* with every A transposed", lines[2])
+    assert lines[3].split() == ["0", "1"]
+    assert lines[4] == str(file)
+    assert lines[5].startswith("depthsys:arrays: The argument must be 'reload', or none.")
+    assert "unable to find file" in lines[6]
+    assert "PASS" in lines[7]
+
+
+def test_the_arrays_are_read_once(tmp_path):
+    """The data function asks for them at every step."""
+    to_matlab(random_system(), tmp_path / "out", name="plant")
+    file = tmp_path / "out" / "plant.mat"
+    script = f"""
+    addpath('{tmp_path / "out"}');
+    first = plant_arrays();
+    system('cp -p {file} {tmp_path}/kept; head -c {file.stat().st_size} /dev/zero > {file}');
+    system('touch -r {tmp_path}/kept {file}');
+    disp(isequal(plant_arrays().A, first.A));
+    """
+    assert octave(script, tmp_path).split() == ["1"]
+
+
+def test_the_selfcheck_of_another_folder_is_not_taken_for_this_one(tmp_path):
+    """Functions stay in memory in a script that goes from one export to another."""
+    folders = {"one": "plant", "two": "plant", "three": "rod"}
+    for i, (folder, name) in enumerate(folders.items()):
+        to_matlab(random_system(seed=i), tmp_path / folder, name=name)
+    (tmp_path / "link").symlink_to(tmp_path / "two")
+    (tmp_path / "mixed").mkdir()
+    shutil.copy(tmp_path / "two" / "selfcheck.m", tmp_path / "mixed")
+    script = f"""
+    cd('{tmp_path / "one"}'); selfcheck;
+    cd('../two'); disp(caught('selfcheck'));
+    cd('../three'); disp(caught('selfcheck'));
+    cd('../two'); clear -f selfcheck plant_*
+    selfcheck;
+    cd('{tmp_path}'); addpath('{tmp_path / "link"}'); clear -f selfcheck plant_*
+    selfcheck; cd('two'); selfcheck; cd('../link'); selfcheck;
+    cd('{tmp_path}'); rmpath('{tmp_path / "link"}'); clear -f selfcheck plant_*
+    addpath('{tmp_path / "one"}'); addpath('{tmp_path / "mixed"}'); disp(caught('selfcheck'));
+    """
+    lines = octave(script, tmp_path).splitlines()
+    home = tmp_path.resolve()
+    asks = r'Run "clear -f selfcheck plant_\*" and try again'
+    for i, folder in ((2, "two"), (3, "three")):
+        wanted = (
+            f"FAIL - the functions .* folder, {home / folder}, which .* of {home / 'one'}. {asks}"
+        )
+        assert re.match(f"depthsys:selfcheck: depthsys selfcheck: {wanted}", lines[i])
+    assert lines[1] == f"checked: {home}/one/plant.mat"
+    assert [lines[i] for i in (5, 7, 9, 11)] == 4 * [f"checked: {home}/two/plant.mat"]
+    wanted = f"in one folder, {home / 'mixed'}; got plant_arrays of {home / 'one'}. {asks}"
+    assert re.search(f"FAIL - its functions must lie {wanted}", lines[12])
+
+
+def test_a_path_may_be_relative(tmp_path):
+    to_matlab(random_system(), tmp_path / "out", name="plant")
+    script = "addpath('out'); selfcheck; selfcheck;"
+    assert octave(script, tmp_path).count(f"checked: {tmp_path.resolve()}/out/plant.mat") == 2
+
+
+def test_a_model_of_octave_is_named_as_what_was_not_read(tmp_path):
+    script = f"""
+    pkg load control
+    sys = ss(0.5, 1, 1, 0, 1);
+    save('-v7', '{tmp_path}/model.mat', 'sys');
+    """
+    octave(script, tmp_path)
+    with pytest.raises(ValueError, match=r"with \[\]\. `sys` is an object; save its arrays\."):
+        from_matlab(tmp_path / "model.mat")

@@ -1,5 +1,7 @@
 """pyMOR: models of the embedding and of a layer, and the folder that loads without depthsys."""
 
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,7 +14,6 @@ pytest.importorskip("pymor")
 
 from pymor.core.logger import log_levels
 
-from depthsys.export import pymor_models
 from depthsys.export.pymor_models import to_pymor, to_pymor_files
 from depthsys.export.receivers import load_pymor
 
@@ -66,11 +67,40 @@ def test_one_layer_by_its_label():
         np.testing.assert_array_equal(found, random_system()[name].values[2])
 
 
-def test_layers_that_do_not_exist_or_fit():
-    with pytest.raises(ValueError, match=r"`layer` must be in 0..4; got 5"):
-        to_pymor(random_system(), layer=5)
-    with pytest.raises(ValueError, match="one state size to be time-invariant"):
-        to_pymor(varying_system(), layer=0)
+@pytest.mark.parametrize("layer", range(5))
+def test_a_layer_of_a_system_whose_order_varies_is_padded_with_zeros(layer):
+    system = varying_system()
+    found = matrices(to_pymor(system, layer=layer))
+    arrays = {name: system[name].values for name in "ABCD"}
+    for name, wanted in matrices(load_pymor.layer(arrays, layer)).items():
+        np.testing.assert_array_equal(found[name], system[name].values[layer])
+        np.testing.assert_array_equal(found[name], wanted)
+    before, after = system["order"].values[[layer, layer + 1]]
+    assert found["A"][:after, :before].all()
+    assert not found["A"][after:].any()
+    assert not found["A"][:, before:].any()
+
+
+def test_a_part_of_a_system_keeps_its_labels():
+    part = ltv.window(varying_system(), 2, 5)
+    found = matrices(to_pymor(part, layer=3, readout=5))
+    np.testing.assert_array_equal(found["A"], varying_system()["A"].values[3])
+    np.testing.assert_array_equal(found["C"], varying_system()["C"].values[5])
+    with pytest.raises(ValueError, match=r"`layer` must be in 2..4; got 1"):
+        to_pymor(part, layer=1)
+
+
+@pytest.mark.parametrize("label", [5, -1, "3", "x", 3.5, True, [3]])
+def test_labels_that_do_not_exist(label):
+    with pytest.raises(ValueError, match=r"`layer` must be in 0\.\.4; got .*whole number") as found:
+        to_pymor(varying_system(), layer=label)
+    assert f"got {label!r}. Use a label of the dim 'layer'" in str(found.value)
+    label = 6 if label == 5 else label
+    with pytest.raises(ValueError, match=r"`readout` must be in 0\.\.5; got .*dim 'depth'"):
+        to_pymor(varying_system(), layer=0, readout=label)
+
+
+def test_the_embedding_has_no_readout():
     with pytest.raises(ValueError, match="`readout` must be left out for the embedding; got 5"):
         to_pymor(random_system(), readout=5)
 
@@ -92,8 +122,9 @@ def test_what_it_refuses(monkeypatch):
     monkeypatch.setattr(load_pymor.plain, "LIMIT", 17 * 18)
     with pytest.raises(ValueError, match=r"`embedding` must have at most 306 .*; got 18 x 18"):
         to_pymor(random_system())
-    monkeypatch.setattr(pymor_models, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install depthsys\[pymor\]"):
+    monkeypatch.setitem(sys.modules, "pymor", None)
+    text = r"`to_pymor` must find pyMOR; got .*`pip install 'depthsys\[pymor\]'` installs it"
+    with pytest.raises(ImportError, match=text):
         to_pymor(random_system())
 
 

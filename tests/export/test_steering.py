@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import sys
 
 import gguf
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from depthsys import lm, ltv
-from depthsys.export.steering import injections, to_gguf, to_safetensors
+from depthsys.export.steering import injections, to_gguf, to_safetensors, unexpressed
 from tests.conftest import tiny_gpt2
 from tests.lm.conftest import LabelledIds
 
@@ -296,6 +297,8 @@ def test_dropped_pushes_are_told_with_their_share(system, energy, norm, said, tm
         system["state_norm"] = "depth", norm
     with pytest.raises(ValueError, match=f"must not push at the inputs of blocks 0 and 1.*{said}"):
         to_gguf(system, plan, tmp_path / "plan.gguf")
+    with pytest.raises(ValueError, match=r"leave them out with `drop=True` \(`--drop`\)"):
+        to_gguf(system, plan, tmp_path / "plan.gguf")
     assert not list(tmp_path.iterdir())
     to_gguf(system, plan, tmp_path / "plan.gguf", drop=True)
     tensors, about = read(tmp_path / "plan.gguf")
@@ -304,6 +307,33 @@ def test_dropped_pushes_are_told_with_their_share(system, energy, norm, said, tm
     expected = injections(system, plan).values[2].astype(np.float32)
     np.testing.assert_array_equal(tensors["direction.1"], expected)
     assert not tensors["direction.2"].any()
+
+
+def test_the_share_that_no_control_vector_expresses(system):
+    plan = xr.Dataset({"u": ("layer", np.sqrt([1.0, 3.0, 96.0]))})
+    found = unexpressed(system, plan)
+    assert found.dims == ("layer",)
+    assert found["layer"].values.tolist() == [0, 1]
+    np.testing.assert_allclose(found, [0.01, 0.03], rtol=1e-12)
+    norm = np.array([0.2, 1.0, 1.0, 7.0])
+    weighed = unexpressed(
+        system.assign(state_norm=("depth", norm)), plan.assign_attrs(energy="relative")
+    )
+    energy = plan["u"].values ** 2 / norm[:3] ** 2
+    np.testing.assert_allclose(weighed, energy[:2] / energy.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("u", [[0.0, 0.0, 1.0], [1e-9, -1e-9, 1.0], [0.0, 0.0, 0.0]])
+def test_nothing_is_left_out_where_nothing_is_pushed(system, u):
+    found = unexpressed(system, xr.Dataset({"u": ("layer", u)}))
+    assert found.values.tolist() == [0, 0]
+
+
+def test_a_system_of_one_layer_is_left_out_as_a_whole():
+    system = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=1)
+    system = system.assign(v=(("depth", "feature", "input"), np.ones((2, 1, 1))))
+    found = unexpressed(system, xr.Dataset({"u": ("layer", [2.0])}))
+    assert (found["layer"].values.tolist(), found.values.tolist()) == ([0], [1.0])
 
 
 def test_one_layer_of_the_first_two_is_named_alone(system, tmp_path):
@@ -340,13 +370,25 @@ def test_files_are_not_overwritten_unless_forced(system, plan, write, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan"]
 
 
+@pytest.mark.parametrize("write", [to_safetensors, to_gguf])
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read(system, plan, write, mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        write(system, plan, tmp_path / "plan")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "plan").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize(
     ("write", "library"), [(to_safetensors, "safetensors.numpy"), (to_gguf, "gguf")]
 )
 def test_a_missing_library_is_named(system, plan, write, library, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, library, None)
     package = library.partition(".")[0]
-    with pytest.raises(ImportError, match=rf"`{package}` must be installed.*depthsys\[export\]"):
+    text = rf"`{write.__name__}` must find {package}; got .*`pip install 'depthsys\[export\]'` inst"
+    with pytest.raises(ImportError, match=text):
         write(system, plan, tmp_path / "plan")
 
 

@@ -156,7 +156,14 @@ def parts_of(name) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("name", "attention"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    # the first implementation of each family; .ci/run runs the others
+    [
+        pytest.param(n, a, marks=[] if a == FAMILIES[n].attention[0] else [pytest.mark.slow])
+        for n, a in MODELS
+    ],
+)
 def test_states_derivatives_and_responses_are_the_models_own(name, attention, case):
     limit = limits(name, attention)
     found = errors(name, attention, case)

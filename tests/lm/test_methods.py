@@ -119,7 +119,7 @@ BASES = ["krylov", "arnoldi", "pod", "adjoint", "two_sided", "balanced", "random
 
 @pytest.mark.parametrize("readout", ["concept", "profile"])
 @pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_task_level_bases_equal_the_toolbox_on_the_dense_system(
     tiny, tokens, concept, two_concepts, dense, name, readout, several
 ):

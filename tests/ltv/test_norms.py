@@ -43,7 +43,9 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
         np.testing.assert_allclose(norm(batch)[1, 2], one, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])]
+)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),

@@ -33,7 +33,7 @@ class DepthSystem(Fmi2Slave):
         # not beside __file__: one process may run units of several systems with one module
         folder = Path(kwargs["resources"])
         unit = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-        self.modelName, self.description = unit["name"], unit["description"]
+        self.modelName, self.description = unit["name"], _printable(unit["description"])
         with np.load(folder / "system.npz", allow_pickle=False) as stored:
             self.arrays = {name: stored[name] for name in stored.files}
         self.A, self.B, self.C, self.D = (self.arrays[name] for name in "ABCD")
@@ -63,9 +63,7 @@ class DepthSystem(Fmi2Slave):
         kind["variability"] = Fmi2Variability["fixed" if causality == "parameter" else "discrete"]
         if causality != "input":
             kind["initial"] = Fmi2Initial["exact" if causality == "parameter" else "calculated"]
-        # XML knows no control characters, which names of tokens may hold
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in description)
-        self.register_variable(Real(name, description=text, **kind))
+        self.register_variable(Real(name, description=_printable(description), **kind))
 
     def _output(self, i: int) -> float:
         return self.C[self.k, i] @ self.x + self.D[self.k, i] @ self.u
@@ -112,3 +110,8 @@ class DepthSystem(Fmi2Slave):
         self.x = self.A[self.k] @ self.x + self.B[self.k] @ self.u
         self.k += 1
         return True
+
+
+def _printable(text: str) -> str:
+    """XML knows no control characters, which names of tokens may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

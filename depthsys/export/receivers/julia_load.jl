@@ -47,7 +47,7 @@ function load(file = FILE)
         about = v["about"],
         variables = v,
     )
-    check(S)
+    check(S, file)
     return S
 end
 
@@ -83,7 +83,7 @@ S.C only.
 """
 models(S) = [ss(S.A[:, :, l], S.B[:, :, l], S.C[:, :, l], S.D[:, :, l], 1) for l in 1:size(S.B, 3)]
 
-function check(S)
+function check(S, file)
     x, y = simulate(S, S.golden_x0, S.golden_u)
     worst = max(relative(x, S.golden_x), relative(y, S.golden_y))
     n, m, L = size(S.B)
@@ -92,6 +92,7 @@ function check(S)
             "depthsys selfcheck: PASS - system DEPTH_SYSTEM, L = $L layers, n = $n states, " *
             "m = $m inputs, p = $(size(S.C, 1)) outputs; largest relative error $worst",
         )
+        println("checked: ", abspath(file))
         return
     end
     x, y = simulate(S, S.golden_x0, S.golden_u; A = permutedims(S.A, (2, 1, 3)))

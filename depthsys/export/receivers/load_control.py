@@ -52,15 +52,18 @@ def load(path: Any = None) -> dict[str, np.ndarray]:
     with path.open("rb") as file:  # numpy leaves a broken one open
         stored = np.load(file, allow_pickle=False)
         arrays = {name: stored[name] for name in stored.files}
+    return checked(arrays, path.name)
+
+
+def checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The same arrays; ValueError if one is missing or its shape is not that of a system."""
     wanted = {*"ABCD", *(f"golden_{name}" for name in GOLDEN)}
     if missing := sorted(wanted - arrays.keys()):
-        raise ValueError(
-            f"`{path.name}` must hold {missing}, too; got {sorted(arrays)}. Export again."
-        )
+        raise ValueError(f"`{where}` must hold {missing}, too; got {sorted(arrays)}. Export again.")
     for name in "ABCD":
         if arrays[name].ndim != 3:
             raise ValueError(
-                f"`{name}` of `{path.name}` must have three axes, layers or depths first; got "
+                f"`{name}` of `{where}` must have three axes, layers or depths first; got "
                 f"shape {arrays[name].shape}. Keep axes of size 1."
             )
     L, n, m, p = sizes(arrays)
@@ -70,7 +73,7 @@ def load(path: Any = None) -> dict[str, np.ndarray]:
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(
-                f"`{name}` of `{path.name}` must have shape {shape}; got {arrays[name].shape}. "
+                f"`{name}` of `{where}` must have shape {shape}; got {arrays[name].shape}. "
                 "A and B have one matrix per layer 0..L-1, C and D one per depth 0..L, first axis."
             )
     return arrays
@@ -166,7 +169,9 @@ def _compare(arrays: Arrays, x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
     return error, f"{name} at depth {depth}"
 
 
-def selfcheck(arrays: Arrays, runs: Sequence[Run] = (simulate,)) -> float:
+def selfcheck(
+    arrays: Arrays, runs: Sequence[Run] = (simulate,), where: str = "system.npz"
+) -> float:
     """Replay the golden trajectory, print one line, and return the largest relative error.
 
     Parameters
@@ -175,6 +180,8 @@ def selfcheck(arrays: Arrays, runs: Sequence[Run] = (simulate,)) -> float:
         See `load`.
     runs
         What has to replay it: functions like `simulate`.
+    where
+        What to call it in the message.
 
     Raises
     ------
@@ -185,11 +192,16 @@ def selfcheck(arrays: Arrays, runs: Sequence[Run] = (simulate,)) -> float:
     for run in runs:
         with np.errstate(over="ignore", invalid="ignore"):
             x, y = run(arrays, arrays["golden_x0"], arrays["golden_u"])
-        worst = max(worst, check_run(arrays, x, y))
+        worst = max(worst, check_run(arrays, x, y, where))
+    tell(arrays, worst)
+    return worst
+
+
+def tell(arrays: Arrays, error: float) -> None:
+    """Print the line of a system that has replayed its golden trajectory with that error."""
     L, n, m, p = sizes(arrays)
     found = f"L = {L} layers, n = {n} states, m = {m} inputs, p = {p} outputs"
-    print(f"depthsys selfcheck: PASS - {found}; largest relative error {worst:.1e}")  # noqa: T201
-    return worst
+    print(f"depthsys selfcheck: PASS - {found}; largest relative error {error:.1e}")  # noqa: T201
 
 
 def save(path: Any, arrays: Arrays, A: Any, B: Any, C: Any, D: Any = None) -> None:

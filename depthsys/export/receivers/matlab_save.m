@@ -1,13 +1,19 @@
 function DEPTH_SYSTEM_save(file, A, B, C, D, V, W)
 %DEPTH_SYSTEM_SAVE  Save a changed or reduced system for depthsys.
-%   DEPTH_SYSTEM_save('reduced.mat', A, B, C, D) with A (r,r,L), B (r,m,L), C (p,r,L+1) and D
+%   DEPTH_SYSTEM_save('../reduced.mat', A, B, C, D) with A (r,r,L), B (r,m,L), C (p,r,L+1) and D
 %   (p,m,L+1); r may differ from n, while L, m and p stay. Without D, or with [], it is zero.
+%   Save it outside this folder: a second .mat in here would make the export ambiguous.
+%
 %   DEPTH_SYSTEM_save(file, A, B, C, D, V, W) also saves bases (feature,r,L+1): V leads from the
 %   new state to the state of the model, W back.
 %
 %   Provenance, labels and what does not depend on the state are carried over from
 %   DEPTH_SYSTEM.mat; what has a dim of the old state is left out. A new golden trajectory is
-%   stored. In Python: depthsys.export.from_matlab('reduced.mat'), or "depthsys import".
+%   stored. It is read by depthsys.export.from_matlab('reduced.mat') in Python, or in a shell by
+%
+%     depthsys import reduced.mat --original system.nc --out reduced.nc
+%
+%   where system.nc is the system that was exported.
   S = DEPTH_SYSTEM_arrays();
   L = size(S.golden_u, 2);
   m = size(S.golden_u, 1);

@@ -1,10 +1,22 @@
 function selfcheck()
 %SELFCHECK  Is this the system that was exported?
 %   selfcheck replays the golden trajectory of DEPTH_SYSTEM.mat, a run that was stored with the
-%   system, by the arrays and by the data function. It prints one line with PASS, or raises the
-%   error depthsys:selfcheck. The error of x and y at each depth, relative to their largest norm
-%   up to there, must be at most 1e-9.
-  S = DEPTH_SYSTEM_arrays();
+%   system, by the arrays and by the data function. It prints a line with PASS and one with the
+%   file that was checked, or raises the error depthsys:selfcheck. The error of x and y at each
+%   depth, relative to their largest norm up to there, must be at most 1e-9.
+%
+%   The file is read anew. Every export has a selfcheck.m: it is an error if the one that runs is
+%   not that of the current folder, which may hold another export.
+  here = canonical(fileparts(mfilename('fullpath')));
+  check_current_folder(here);
+  [S, file] = DEPTH_SYSTEM_arrays('reload');
+  file = fullfile(canonical(fileparts(file)), 'DEPTH_SYSTEM.mat');
+  if ~strcmp(fileparts(file), here)
+    error('depthsys:selfcheck', ...
+          ['depthsys selfcheck: FAIL - its functions must lie in one folder, %s; got ' ...
+           'DEPTH_SYSTEM_arrays of %s. Run "%s" and try again.'], ...
+          here, fileparts(file), clearing());
+  end
   L = size(S.golden_u, 2);
   n = size(S.golden_x0, 1);
   m = size(S.golden_u, 1);
@@ -18,6 +30,37 @@ function selfcheck()
   largest = max(check_run(S, S, 'arrays'), check_run(from_data(L), S, 'data function'));
   fprintf(['depthsys selfcheck: PASS - system DEPTH_SYSTEM, L = %d layers, n = %d states, ' ...
            'm = %d inputs, p = %d outputs; largest relative error %.1e\n'], L, n, m, p, largest);
+  fprintf('checked: %s\n', file);
+end
+
+function check_current_folder(here)
+  current = canonical(pwd());
+  own = exist(fullfile(current, 'selfcheck.m'), 'file') == 2 || ...
+        exist(fullfile(current, 'DEPTH_SYSTEM.mat'), 'file') == 2;
+  if own && ~strcmp(current, here)
+    error('depthsys:selfcheck', ...
+          ['depthsys selfcheck: FAIL - the functions in use must be those of the current ' ...
+           'folder, %s, which holds an export of its own; got those of %s. Run "%s" and try ' ...
+           'again, or leave that folder.'], current, here, clearing());
+  end
+end
+
+function folder = canonical(folder)
+% without symbolic links; cd in Octave would drop relative folders from its path
+  if exist('OCTAVE_VERSION', 'builtin')
+    folder = canonicalize_file_name(folder);
+  else
+    before = cd(folder);
+    folder = pwd();
+    cd(before);
+  end
+end
+
+function command = clearing()
+  command = 'clear functions';
+  if exist('OCTAVE_VERSION', 'builtin')
+    command = 'clear -f selfcheck DEPTH_SYSTEM_*';
+  end
 end
 
 function check_size(name, array, wanted)
