@@ -1,7 +1,6 @@
 """`depthsys export` and `depthsys import`: the round trip of an engineer, and what is refused."""
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +64,6 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_written(kind, run, finished, tmp_path):
-    if kind == "pymor" and importlib.util.find_spec("pymor") is None:
-        pytest.skip("pymor is not installed")
     out = tmp_path / f"out{FORMATS[kind].suffix}"
     extra = ["--drop"] if kind == "gguf" else []
     command = ["export", finished / "system.nc", "--to", kind, "--out", out, *extra]
