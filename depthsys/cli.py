@@ -115,7 +115,10 @@ def main() -> None:
 
     try:
         app()
-    except (ValueError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError) as error:
+    except (
+        ValueError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError,
+        ImportError,  # an optional package that a format needs
+    ) as error:  # fmt: skip
         Console(stderr=True, soft_wrap=True).print("Error:", error, markup=False, highlight=False)
         sys.exit(2)
 

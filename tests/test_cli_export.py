@@ -192,6 +192,55 @@ def test_a_control_vector_says_what_it_leaves_out(run, finished, tmp_path):
     assert f"LEFT OUT: {(u[:2] ** 2).sum() / (u**2).sum():.1%} of its energy" in shown
 
 
+def test_what_was_written_is_read_back(run, finished, tmp_path, monkeypatch):
+    def turned(system, path, *, force):
+        export.to_npz(system, path, force=force)
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        with path.open("wb") as file:
+            np.savez(file, **arrays | {"A": arrays["A"].swapaxes(1, 2)})
+
+    monkeypatch.setattr(export, "to_json", turned)
+    monkeypatch.setitem(export.READERS, ".json", export.from_npz)
+    command = ["export", finished / "system.nc", "--to", "json", "--out", tmp_path / "s.json"]
+    code, _, err = run(*command)
+    assert code == 2
+    assert "with every A transposed" in err
+
+
+def test_names_and_layers_are_compared_too(run, tmp_path):
+    from tests.export.conftest import random_system
+
+    system = random_system().assign_coords(output_name=("output", list("abcd")))
+    export.to_npz(system, tmp_path / "one.npz")
+    export.to_npz(system.assign_coords(output_name=("output", list("bacd"))), tmp_path / "two.npz")
+    command = ["import", tmp_path / "two.npz", "--out", tmp_path / "s.nc"]
+    code, shown, _ = run(*command, "--original", tmp_path / "one.npz")
+    assert code == 0
+    assert "differs by 0 (induced norm)" in shown
+    assert "the names of its outputs differ" in shown
+    for name, (start, stop) in {"head": (0, 2), "tail": (2, 4)}.items():
+        export.to_npz(ltv.window(system, start, stop), tmp_path / f"{name}.npz")
+    command = ["import", tmp_path / "tail.npz", "--out", tmp_path / "t.nc"]
+    code, _, err = run(*command, "--original", tmp_path / "head.npz")
+    assert code == 2
+    assert "`--original` must start at layer 2 like the file; got 0" in err
+    zero = system.assign(C=0 * system["C"], D=0 * system["D"])
+    export.to_npz(zero, tmp_path / "zero.npz")
+    command = ["import", tmp_path / "one.npz", "--out", tmp_path / "z.nc"]
+    code, shown, _ = run(*command, "--original", tmp_path / "zero.npz")
+    assert code == 0
+    assert "nothing to compare with" in shown
+
+
+def test_a_missing_package_is_one_line(run, finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    command = ["export", finished / "system.nc", "--to", "gguf", "--out", tmp_path / "v.gguf"]
+    code, _, err = run(*command, "--drop")
+    assert code == 2
+    assert "pip install 'depthsys[export]'" in err
+
+
 def test_import_checks_the_place_first(run, finished, tmp_path):
     (tmp_path / "there.nc").write_text("theirs")
     for out, message in (("there.nc", "must not exist yet"), ("new.mat", "must end in .nc")):
@@ -210,6 +259,7 @@ def test_import_checks_the_place_first(run, finished, tmp_path):
         ({"SYSTEM": "nowhere.nc"}, "nowhere.nc"),
         ({"SYSTEM": "texts.csv"}, "must be one of .nc, .zarr, .mat"),
         ({"--select": "prompt"}, "`--select` must be positions along batch dims"),
+        ({"--select": "a=0,a=1"}, "`--select` must name each dim once"),
         ({"--select": "prompt=0"}, "`--select` must name a position along a batch dim"),
         ({"--name": "x"}, "`--name` must be left out for netcdf; got 'x'. It is for matlab"),
         ({"--schedule": "x.nc"}, "`--schedule` must be left out for netcdf"),

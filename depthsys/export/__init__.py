@@ -14,11 +14,12 @@ from depthsys.export.matlab import from_matlab, to_matlab
 from depthsys.export.netcdf import from_netcdf, to_netcdf
 from depthsys.export.npz import from_npz, to_npz
 from depthsys.export.pymor_models import to_pymor, to_pymor_files
-from depthsys.export.read import read
+from depthsys.export.read import READERS, read
 from depthsys.export.steering import injections, to_gguf, to_safetensors, unexpressed
 from depthsys.export.zarr_store import from_zarr, to_zarr
 
 __all__ = [
+    "READERS",
     "ControlSystems",
     "check_golden",
     "from_json",

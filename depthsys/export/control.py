@@ -38,7 +38,8 @@ state), D (depth, output, input), input_name and output_name, and a run of the s
 golden_x0 (state), apply golden_u (layer, input), and you must get golden_x (depth, state) and
 golden_y (depth, output).
 
-`python load_control.py` replays that run in numpy and in python-control, and prints
+`python load_control.py` replays that run, step by step in numpy and as a whole in python-control,
+and prints
 
     depthsys selfcheck: PASS - {sizes}; largest relative error ...
 

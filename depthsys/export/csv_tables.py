@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import xarray as xr
@@ -24,7 +26,7 @@ their digits.
 golden_x0.csv, golden_u.csv, golden_x.csv and golden_y.csv are a run of the system: start at x0,
 apply u, and you must get x and y. If you do not, axes were transposed or shifted on the way.
 
-`python load_csv.py` reads the tables, replays that run in numpy, and prints
+`python load_csv.py` reads the tables, replays that run step by step in numpy, and prints
 
     depthsys selfcheck: PASS - {sizes}; largest relative error ...
 
@@ -65,7 +67,8 @@ def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
     FileExistsError
         If the folder holds something and ``force`` is False, or holds other files.
     ValueError
-        If there are batch dims, or something is neither numbers nor texts.
+        If there are batch dims, something is neither numbers nor texts, or the disk ignores case
+        and two names differ only by it.
     """
     system = one_system(system, "csv")
     arrays, about = plain(system)
@@ -76,12 +79,42 @@ def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
                 f"`{name}` must be the name of a file for csv; got a slash. Rename the variable."
             )
     with whole_folder(path, force) as folder:
+        check_case(folder, arrays)
         for name, values in arrays.items():
             _write(folder / f"{name}.csv", values, dims[name])
         tables = {name: {"shape": v.shape, "dtype": v.dtype.str} for name, v in arrays.items()}
         text = json.dumps(about | {"tables": tables}, indent=1)
         (folder / "about.json").write_text(text, encoding="utf-8")
         write_scripts(system, folder, ["load_csv.py", "load_control.py"], README)
+
+
+def check_case(folder: Path, names: Iterable[str]) -> None:
+    """ValueError where two names differ only by case and would be one file.
+
+    Parameters
+    ----------
+    folder
+        An existing folder, in which no file has one of the names.
+    names
+        Of variables, each to be a file or folder of its own.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normalize("NFC", name).casefold(), name)
+        if other != name and _one_file(folder, other, name):
+            raise ValueError(
+                "`path` must lie on a disk that tells upper from lower case where names differ by "
+                f"nothing else; got the variables {other!r} and {name!r}, which would be one file "
+                "there. Write npz, or rename one."
+            )
+
+
+def _one_file(folder: Path, name: str, other: str) -> bool:
+    """Whether two names mean the same file in a folder."""
+    (folder / name).touch()
+    found = (folder / other).exists()
+    (folder / name).unlink()
+    return found
 
 
 def _write(path: Path, values: np.ndarray, dims: list[str]) -> None:

@@ -40,7 +40,7 @@ def to_fmu(
     path
         The file, usually ``*.fmu``. It appears whole or not at all.
     name
-        The model identifier: ASCII letters, digits and underscores.
+        The model identifier: at most 64 ASCII letters, digits and underscores.
     force
         Replace an existing file.
 
@@ -73,10 +73,10 @@ def to_fmu(
     FAIL (exit status 1). Model, method and number of texts stand in the model description.
     """
     library("pythonfmu", "pythonfmu", "to_fmu")
-    if not (name.isascii() and name.isidentifier()):
+    if not (name.isascii() and name.isidentifier() and len(name) <= 64):
         raise ValueError(
-            f"`name` must be an identifier of ASCII letters, digits and underscores; got {name!r}. "
-            "For example 'DepthSystem'."
+            "`name` must be an identifier of at most 64 ASCII letters, digits and underscores; got "
+            f"{name!r}. For example 'DepthSystem'."
         )
     system = one_system(system, "fmu")
     with whole_file(path, force) as partial, TemporaryDirectory() as folder:
@@ -145,8 +145,8 @@ def replay_fmu(path: str | os.PathLike) -> float:
     Returns
     -------
     float
-        The largest error of ``x`` and ``y`` at a depth, relative to their largest norm up to
-        there.
+        The largest relative error, of the golden trajectory step by step, and of ``x`` and ``y``
+        of the unit.
 
     Raises
     ------
@@ -155,7 +155,8 @@ def replay_fmu(path: str | os.PathLike) -> float:
     ImportError
         If FMPy is not installed.
     ValueError
-        If it is no unit of `to_fmu`, or the error is above 1e-9.
+        If it is no unit of `to_fmu`, lacks a variable or binaries for this platform, does not
+        run, or the error is above 1e-9.
     """
     library("fmpy", "FMPy", "replay_fmu")
     with _clean_imports():

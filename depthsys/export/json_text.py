@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.export.atomic import whole_file
-from depthsys.export.plain import about_of, one_system, plain, restored
+from depthsys.export.plain import one_system, plain, restored
 
 LIMIT = 10**6  # numbers; about 20 MB of text
 
@@ -68,9 +68,11 @@ def from_json(path: str | os.PathLike) -> xr.Dataset:
     if not Path(path).is_file():
         raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
     try:
-        content = about_of(Path(path).read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`path` must be a JSON text; got {str(path)!r}: {error}.") from error
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`path` must be a whole JSON text; got {str(path)!r}: {error}. Write it again."
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(
             f"`path` must hold a JSON object; got a {type(content).__name__} in {str(path)!r}. "

@@ -66,7 +66,8 @@ def _header() -> bytes:
 
 def _write_text(file: "h5py.File", name: str, text: str) -> None:
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.uint16)
-    data = _dataset(file, name, codes.reshape(-1, 1), "char")
+    # an empty text is 0 x 0 in MATLAB
+    data = _dataset(file, name, codes.reshape(len(text), 1 if text else 0), "char")
     data.attrs["MATLAB_int_decode"] = np.int32(2)
 
 
@@ -107,6 +108,8 @@ def read(path: str | os.PathLike) -> Variables:
 
     try:
         return _read_v73(path) if h5py.is_hdf5(path) else _read_v5(path)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the parsers trip over in a damaged file
         raise ValueError(
             f"`path` must be a whole .mat file; got {str(path)!r}: {error}. Save it again, in "

@@ -177,14 +177,13 @@ def _variables(system: xr.Dataset) -> tuple[mat_file.Variables, dict[str, Any]]:
     about["matlab_texts"] = _TEXTS
     about["sizes"] = {str(dim): size for dim, size in system.sizes.items()}
     about["dtypes"] = {n: "str" if v.dtype.kind == "U" else str(v.dtype) for n, v in arrays.items()}
-    variables: mat_file.Variables = {
-        name: _for_matlab(values, dims[name]) for name, values in arrays.items()
+    # first, so that a file that is cut short lacks arrays that `about` names
+    described: mat_file.Variables = {
+        "about": json.dumps(about),
+        "text_variables": "\n".join(n for n, v in arrays.items() if v.dtype.kind == "U"),
+        "state_variables": "\n".join(n for n, d in about["dims"].items() if _STATE & set(d)),
     }
-    texts = [name for name, value in variables.items() if isinstance(value, str)]
-    variables["text_variables"] = "\n".join(texts)
-    variables["state_variables"] = "\n".join(n for n, d in about["dims"].items() if _STATE & set(d))
-    variables["about"] = json.dumps(about)
-    return variables, about
+    return described | {n: _for_matlab(v, dims[n]) for n, v in arrays.items()}, about
 
 
 def _all_dims(about: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -379,7 +378,10 @@ def _check_layer_last(variables: mat_file.Variables, where: str) -> None:
 
 
 def _as_changed(about: dict[str, Any], variables: mat_file.Variables) -> dict[str, Any]:
-    """The description of a system with another state, whose old variables are gone."""
+    """The description of a system with another state, whose old variables are gone.
+
+    What does not depend on the state was not to be changed, and its digests stay.
+    """
     dims = {
         name: dims
         for name, dims in about["dims"].items()
@@ -390,7 +392,9 @@ def _as_changed(about: dict[str, Any], variables: mat_file.Variables) -> dict[st
     if "order" in attrs:
         attrs["order"] = np.shape(variables["C"])[1]
     coords = [name for name in about["coords"] if name in dims]
-    return {**about, "dims": dims, "coords": coords, "attrs": attrs}
+    old = {name for name, d in about["dims"].items() if _STATE & set(d)} | {*"ABCDVW", "order"}
+    digests = {name: text for name, text in about.get("digests", {}).items() if name not in old}
+    return {**about, "dims": dims, "coords": coords, "attrs": attrs, "digests": digests}
 
 
 def _arrays(

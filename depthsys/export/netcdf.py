@@ -3,6 +3,7 @@
 The golden trajectory lies in the group ``golden`` beside the system.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import xarray as xr
 
 from depthsys.export.atomic import whole_file
 from depthsys.export.golden import golden_trajectory
-from depthsys.export.plain import check_attrs, with_golden
+from depthsys.export.plain import about_of, digests, storable, with_golden
 from depthsys.export.schema import migrated
 
 GROUP = "golden"
@@ -33,11 +34,10 @@ def to_netcdf(system: xr.Dataset, path: str | os.PathLike, *, force: bool = Fals
     FileExistsError
         If the file exists and ``force`` is False.
     ValueError
-        If an attribute is neither a number nor a text (netCDF has nothing else).
+        If a name or an attribute is none for netCDF: attributes are numbers and texts.
     """
-    system = migrated(system)
-    check_attrs(system)
-    golden = golden_trajectory(system)
+    system = storable(migrated(system))
+    golden = golden_group(system)
     with whole_file(path, force) as partial:
         system.to_netcdf(partial, engine="h5netcdf")
         golden.to_netcdf(partial, engine="h5netcdf", group=GROUP, mode="a")
@@ -68,7 +68,18 @@ def from_netcdf(path: str | os.PathLike) -> xr.Dataset:
         raise ValueError(
             f"`path` must be a whole netCDF4 file; got {str(path)!r}: {error}. Write it again."
         ) from error
-    return with_golden(system, golden, str(path))
+    return with_golden(system, golden.variables, told_by(golden, str(path)), str(path))
+
+
+def golden_group(system: xr.Dataset) -> xr.Dataset:
+    """The golden trajectory, with the digests of all variables in its attrs."""
+    return golden_trajectory(system).assign_attrs(digests=json.dumps(digests(system)))
+
+
+def told_by(golden: xr.Dataset, where: str) -> dict[str, str]:
+    """The digests that came with a golden trajectory."""
+    told = about_of(str(golden.attrs.get("digests", "{}")), where)
+    return told if isinstance(told, dict) else {}
 
 
 def _group(path: str | os.PathLike) -> xr.Dataset:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,21 @@ from depthsys.export.atomic import whole_file
 from depthsys.export.plain import NO_GOLDEN, about_of, one_system, plain, restored
 from depthsys.export.schema import migrated
 from depthsys.ltv import system as ltv_system
+
+# what numpy and zipfile trip over in a damaged file
+_DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def to_npz(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -59,7 +76,7 @@ def from_npz(path: str | os.PathLike) -> xr.Dataset:
         with Path(path).open("rb") as file:  # numpy leaves a broken one open
             stored = np.load(file, allow_pickle=False)
             arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         # numpy goes on with how to load pickles all the same
         why = str(error).split(" If you trust")[0].rstrip(".")
         raise ValueError(

@@ -4,6 +4,7 @@
 Dataset.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +12,21 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from depthsys.export.golden import DIMS as golden_dims
 from depthsys.export.golden import check_golden, golden_trajectory
 from depthsys.export.schema import migrated
 from depthsys.ltv import check
 from depthsys.ltv.system import DIMS
 
 FORMAT = "depthsys system"
-GOLDEN = ("x0", "u", "x", "y")
+GOLDEN = tuple(golden_dims)
+# names that some format needs for itself
+_TAKEN = ("about", "file", "golden")
+# attrs by which netCDF and Zarr say how numbers are stored: of ours they would change what is read
+_STORAGE = {
+    "_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "coordinates", "calendar",
+    "grid_mapping", "_Unsigned", "_NCProperties", "compress",
+}  # fmt: skip
 NO_GOLDEN = "it came without a golden trajectory: nothing tells whether its axes are right"
 
 
@@ -50,21 +59,14 @@ def plain(system: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     ValueError
         If a variable holds Python objects or an attribute is neither a number nor a text.
     """
-    check_attrs(system)
+    system = storable(system)
     arrays = {}
     for name, variable in system.variables.items():
         values = np.asarray(variable.values)
-        if values.dtype.kind == "O" and all(isinstance(v, str) for v in values.flat):
-            values = values.astype(str)
         if values.dtype.kind not in "fiubU":
             raise ValueError(
                 f"`{name}` must hold numbers or texts; got dtype {values.dtype}. Drop it with "
                 f"`system.drop_vars({name!r})`, or convert it."
-            )
-        if str(name).startswith("golden_") or name == "about":
-            raise ValueError(
-                f"`system` must not hold a variable of the name {name!r}, which every export uses. "
-                "Rename it."
             )
         arrays[str(name)] = values
     golden = golden_trajectory(system)
@@ -72,12 +74,9 @@ def plain(system: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "format": FORMAT,
         "dims": {str(name): list(map(str, system[name].dims)) for name in system.variables},
         "coords": sorted(map(str, system.coords)),
-        "attrs": {str(key): _scalar(value) for key, value in system.attrs.items()},
-        "variable_attrs": {
-            str(name): {str(k): _scalar(v) for k, v in system[name].attrs.items()}
-            for name in system.variables
-            if system[name].attrs
-        },
+        "attrs": dict(system.attrs),
+        "variable_attrs": {str(n): dict(v.attrs) for n, v in system.variables.items() if v.attrs},
+        "digests": digests(system),
         "golden_dims": {name: list(map(str, golden[name].dims)) for name in GOLDEN},
     }
     return arrays | {f"golden_{name}": golden[name].values for name in GOLDEN}, about
@@ -94,7 +93,8 @@ def restored(arrays: Mapping[str, np.ndarray], about: Any, where: str) -> xr.Dat
     """
     check_about(about, where)
     dims = about["dims"]
-    if missing := sorted(dims.keys() - arrays.keys()):
+    wanted = dims.keys() | {f"golden_{name}" for name in GOLDEN}
+    if missing := sorted(wanted - arrays.keys()):
         raise ValueError(f"`{where}` must hold {missing}, too; got {sorted(arrays)}. Export again.")
     variables = {
         name: _variable(arrays[name], d, about["variable_attrs"].get(name), name, where)
@@ -111,9 +111,8 @@ def restored(arrays: Mapping[str, np.ndarray], about: Any, where: str) -> xr.Dat
     golden = {
         name: _variable(arrays[f"golden_{name}"], d, None, f"golden_{name}", where)
         for name, d in about["golden_dims"].items()
-        if f"golden_{name}" in arrays
     }
-    return with_golden(system, xr.Dataset(golden), where)
+    return with_golden(system, golden, about.get("digests", {}), where)
 
 
 def check_about(about: Any, where: str) -> None:
@@ -137,9 +136,15 @@ def check_about(about: Any, where: str) -> None:
             f"`{where}` must describe itself as `depthsys.export` does; got an `about` in which "
             "dims, coords, attrs, variable_attrs or golden_dims is not. Export it again."
         )
-    for values in attrs:
+    for i, values in enumerate(attrs):
         for key, value in (values or {}).items():
-            _scalar(value, f"attrs[{key!r}] of {where}")
+            _scalar(value, f"attrs[{key!r}] of {where}", key, i == 0)
+    told = about.get("digests", {})
+    if not isinstance(told, dict) or not _texts(list(told.values())):
+        raise ValueError(
+            f"`{where}` must describe itself as `depthsys.export` does; got other `digests`. "
+            "Export it again."
+        )
 
 
 def _values(mapping: Any) -> list:
@@ -150,45 +155,124 @@ def _texts(names: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def with_golden(system: xr.Dataset, golden: xr.Dataset, where: str) -> xr.Dataset:
+def with_golden(
+    system: xr.Dataset, golden: Mapping[Any, xr.Variable], told: Mapping[str, str], where: str
+) -> xr.Dataset:
     """What was read, in today's schema, after replaying the golden trajectory that came with it.
 
-    Without one, ``import_note`` in attrs says so.
+    ``told`` are `digests`, which what was read must have. Without a golden trajectory
+    ``import_note`` in attrs says so.
     """
     # netCDF and Zarr give texts back as objects and strings of any length
     odd = {n: v for n, v in system.variables.items() if v.dtype.kind in "OT"}
     system = system.assign({n: v.astype(object).astype(str) for n, v in odd.items()})
-    found = set(GOLDEN) & set(golden.variables)
-    if found == set(GOLDEN):
-        # before anything is said of padding zeros, which are not zero in a transposed system
-        check_golden(system.drop_vars("order", errors="ignore"), golden, where)
-        system.attrs.pop("import_note", None)
-    elif found:
+    found = set(GOLDEN) & set(golden)
+    if found and found != set(GOLDEN):
         raise ValueError(
             f"`{where}` must hold a whole golden trajectory or none; got {sorted(found)} of "
             f"{list(GOLDEN)}. Export it again, or remove those too."
         )
-    else:
-        system.attrs["import_note"] = NO_GOLDEN
+    if not found:
+        return migrated(system).assign_attrs(import_note=NO_GOLDEN)
+    # before anything is said of padding zeros, which are not zero in a transposed system
+    check_golden(system, xr.Dataset({n: v for n, v in golden.items() if n in GOLDEN}), where)
+    _check_digests(system, told, where)
     return migrated(system)
 
 
-def check_attrs(system: xr.Dataset) -> None:
-    """ValueError for attributes that no file holds: they are numbers and texts."""
-    owners: list[tuple[str, Mapping]] = [("system", system.attrs)]
-    owners += [(str(name), system[name].attrs) for name in system.variables]
-    for owner, attrs in owners:
-        for key, value in attrs.items():
-            _scalar(value, f"{owner}.attrs[{key!r}]")
+def digests(system: xr.Dataset) -> dict[str, str]:
+    """What each variable holds, as 16 hexadecimal digits: nothing may get lost or be turned.
+
+    Not a protection against forgery. Of the values in the order of dims of the Dataset, numbers as
+    float64, so that formats with fewer kinds of numbers agree.
+    """
+    found = {}
+    for name, variable in system.variables.items():
+        values = np.asarray(variable.values)
+        if values.dtype.kind in "fiub":
+            # + 0.0: not every format keeps the sign of a zero
+            content = (np.ascontiguousarray(values, np.float64) + 0.0).tobytes()
+        elif values.dtype.kind == "U":
+            content = "\0".join(values.ravel().tolist()).encode("utf-8", "surrogatepass")
+        else:
+            found[str(name)] = ""  # times, complex numbers: kept, but not looked into
+            continue
+        shape = str([[str(d), n] for d, n in variable.sizes.items()])
+        found[str(name)] = hashlib.sha256(shape.encode() + content).hexdigest()[:16]
+    return found
 
 
-def _scalar(value: Any, name: str = "attrs") -> str | int | float:
+def _check_digests(system: xr.Dataset, told: Mapping[str, str], where: str) -> None:
+    if missing := sorted(told.keys() - set(map(str, system.variables))):
+        raise ValueError(
+            f"`{where}` must hold {missing}, too; got {sorted(map(str, system.variables))}. Parts "
+            "of it were lost; export it again."
+        )
+    now = digests(system)
+    if other := sorted(n for n in told if told[n] and now.get(n) != told[n]):
+        raise ValueError(
+            f"`{where}` must hold what was exported; got other values, or axes, in {other}. It was "
+            "damaged or changed; export it again."
+        )
+
+
+def storable(system: xr.Dataset) -> xr.Dataset:
+    """The system without encoding, texts of fixed length, and attrs as plain numbers and texts.
+
+    Raises
+    ------
+    ValueError
+        For names and attributes that no file holds.
+    """
+    for name in system.variables:
+        text = str(name)
+        if not isinstance(name, str) or text in _TAKEN or text.startswith("golden_"):
+            raise ValueError(
+                f"`system` must not hold a variable of the name {name!r}, which exports use for "
+                f"themselves. Rename it: `system.rename({{{name!r}: 'other'}})`."
+            )
+        if not text or "/" in text or "\0" in text:
+            raise ValueError(
+                f"`system` must hold variables with names that files can have; got {name!r}. "
+                "Rename it."
+            )
+    system = system.drop_encoding()
+    texts = {
+        name: (v.dims, v.values.astype(object).astype(str), v.attrs)
+        for name, v in system.variables.items()
+        if v.dtype.kind in "OT" and all(isinstance(t, str) for t in v.values.flat)
+    }
+    system = system.assign(texts)
+    owners: list[tuple[str, Any]] = [("system", system)]
+    owners += [(str(name), variable) for name, variable in system.variables.items()]
+    for owner, holder in owners:
+        holder.attrs = {
+            key: _scalar(value, f"{owner}.attrs[{key!r}]", key, holder is system)
+            for key, value in holder.attrs.items()
+        }
+    return system
+
+
+def _scalar(value: Any, name: str, key: Any, of_system: bool) -> str | int | float:
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if not isinstance(key, str) or not known:
         raise ValueError(
             f"`{name}` must be a number or a text; got {type(value).__name__}. Store anything "
             "else as JSON: `json.dumps(value)`."
+        )
+    date = key == "units" and isinstance(value, str) and " since " in value
+    if not of_system and (key in _STORAGE or date):
+        raise ValueError(
+            f"`{name}` must not be an attribute by which netCDF says how numbers are stored; got "
+            f"{value!r}. Rename or remove it."
+        )
+    too_long = isinstance(value, int) and not -(2**63) <= value < 2**63
+    if too_long or (isinstance(value, str) and "\0" in value):
+        raise ValueError(
+            f"`{name}` must fit into 64 bits, or be a text without NUL; got {value!r:.40}. Store "
+            "it as a text."
         )
     return value
 

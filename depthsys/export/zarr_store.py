@@ -3,16 +3,18 @@
 The golden trajectory lies in the group ``golden`` beside the system.
 """
 
+import json
 import os
+import re
 import warnings
 from pathlib import Path
 
 import xarray as xr
 
-from depthsys.export.atomic import whole_folder
-from depthsys.export.golden import golden_trajectory
-from depthsys.export.netcdf import GROUP
-from depthsys.export.plain import check_attrs, with_golden
+from depthsys.export.atomic import files_below, whole_folder
+from depthsys.export.csv_tables import check_case
+from depthsys.export.netcdf import GROUP, golden_group, told_by
+from depthsys.export.plain import GOLDEN, storable, with_golden
 from depthsys.export.schema import migrated
 
 
@@ -33,29 +35,38 @@ def to_zarr(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     FileExistsError
         If the folder holds something and ``force`` is False, or holds anything but Zarr.
     ValueError
-        If an attribute is neither a number nor a text.
+        If a name or an attribute is none for Zarr: attributes are numbers and texts.
     """
-    system = migrated(system)
-    check_attrs(system)
-    golden = golden_trajectory(system)
+    system = storable(migrated(system))
+    golden = golden_group(system)
     # every chunk, also one of zeros: then a missing one is a loss
     how = {"consolidated": False, "zarr_format": 3, "write_empty_chunks": True}
-    with whole_folder(path, force) as partial:
+    with whole_folder(path, force, _foreign) as partial:
+        check_case(partial, map(str, system.variables))
         _bare(system).to_zarr(partial, **how)
         golden.to_zarr(partial, group=GROUP, **how)
 
 
-def _bare(system: xr.Dataset) -> xr.Dataset:
-    """Without the chunks and filters of the file it was read from.
+def _foreign(folder: Path) -> list[str]:
+    """What `to_zarr` has not written in a folder. (Zarr warns of a file that lists the others.)"""
+    try:
+        golden = json.loads((folder / GROUP / "zarr.json").read_text(encoding="utf-8"))
+        names = json.loads(golden["attributes"]["digests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return files_below(folder) or [folder.name]
+    arrays = [*map(re.escape, names), *(f"{GROUP}/{name}" for name in GOLDEN)]
+    ours = re.compile(rf"({GROUP}/)?zarr\.json|({'|'.join(arrays)})/(zarr\.json|c(/\d+)*)")
+    return [name for name in files_below(folder) if not ours.fullmatch(name)]
 
-    Texts become strings of any length: Zarr 3 has no specification for those of a fixed one.
-    """
+
+def _bare(system: xr.Dataset) -> xr.Dataset:
+    """With texts as strings of any length: Zarr 3 has no specification for those of a fixed one."""
     texts = {
         name: (v.dims, v.values.astype(object), v.attrs)
         for name, v in system.variables.items()
         if v.dtype.kind == "U"
     }
-    return system.drop_encoding().assign(texts)
+    return system.assign(texts)
 
 
 def from_zarr(path: str | os.PathLike) -> xr.Dataset:
@@ -86,7 +97,7 @@ def from_zarr(path: str | os.PathLike) -> xr.Dataset:
         raise ValueError(
             f"`path` must be a whole Zarr store; got {str(path)!r}: {error}. Write it again."
         ) from error
-    return with_golden(system, golden, str(path))
+    return with_golden(system, golden.variables, told_by(golden, str(path)), str(path))
 
 
 def _opened(path: str | os.PathLike, group: str | None) -> xr.Dataset:

@@ -41,7 +41,7 @@ FORMATS = {
     "fmu": Format("to_fmu", ".fmu", "Check it: `depthsys.export.replay_fmu(path)`.", ("name",)),
     "npz": Format("to_npz", ".npz", _READ),
     "json": Format("to_json", ".json", _READ),
-    "csv": Format("to_csv", "", "Check it there: replay the tables golden_*.csv."),
+    "csv": Format("to_csv", "", "Check it there: `python load_csv.py`."),
     "safetensors": Format(
         "to_safetensors", ".safetensors", "Its metadata say where the vectors go.", (), True
     ),
@@ -94,6 +94,10 @@ def parse_select(text: str | None) -> dict[str, int]:
             raise ValueError(
                 f"`--select` must be positions along batch dims; got {text!r}. Write it as in "
                 "prompt=3."
+            )
+        if dim.strip() in chosen:
+            raise ValueError(
+                f"`--select` must name each dim once; got {text!r}. Leave one of them out."
             )
         chosen[dim.strip()] = int(place)
     return chosen
@@ -278,13 +282,28 @@ def _difference(original: "xr.Dataset", system: "xr.Dataset", path: Path) -> str
             f"`--original` must have the layers, inputs, outputs and batch dims of the file, "
             f"{sizes[1]}; got {sizes[0]} in {str(path)!r}. Give the system that was sent."
         )
+    starts = [int(s["layer"].values[0]) for s in (original, system)]
+    if starts[0] != starts[1]:
+        raise ValueError(
+            f"`--original` must start at layer {starts[1]} like the file; got {starts[0]} in "
+            f"{str(path)!r}. Give the system that was sent."
+        )
     maps = [ltv.io_matrix(s).drop_vars(["layer", "depth"]) for s in (original, system)]
     maps = [m.drop_vars(m.coords).transpose(*maps[0].dims) for m in maps]
     gap, axes = maps[1] - maps[0], tuple(range(maps[0].ndim - 4, maps[0].ndim))
-    induced = float((spectral_norm(gap) / spectral_norm(maps[0])).max())
+    norms = spectral_norm(maps[0])
+    if not bool((norms > 0).all()):
+        return f"- against {path}: its input-output map is zero, there is nothing to compare with"
+    induced = float((spectral_norm(gap) / norms).max())
     h2 = float(np.sqrt(((gap.values**2).sum(axes) / (maps[0].values ** 2).sum(axes)).max()))
+    renamed = [d for d in ("input", "output") if not _same_names(original, system, d)]
+    note = f"; the names of its {' and '.join(d + 's' for d in renamed)} differ" if renamed else ""
     return (
         f"- against {path} its input-output map differs by {induced:.3g} (induced norm) and "
         f"{h2:.3g} (H2), relative; states: {int(original['order'].max())} -> "
-        f"{int(system['order'].max())}"
+        f"{int(system['order'].max())}{note}"
     )
+
+
+def _same_names(one: "xr.Dataset", other: "xr.Dataset", dim: str) -> bool:
+    return bool(np.array_equal(one[f"{dim}_name"].values, other[f"{dim}_name"].values))

@@ -9,9 +9,21 @@ import pytest
 import xarray as xr
 
 from depthsys import export
+from depthsys.export import csv_tables
 from depthsys.export.receivers import load_control, load_csv
 from tests.export.conftest import random_system
-from tests.export.test_control import roll, run_script, transpose, truncated
+from tests.export.test_control import (
+    another_second_row,
+    cancelling,
+    cut,
+    loud,
+    peak,
+    roll,
+    run_script,
+    transpose,
+    transposed_after_the_peak,
+    truncated,
+)
 
 PASS = "depthsys selfcheck: PASS - L = 5 layers, n = 3 states, m = 2 inputs, p = 4 outputs; largest"
 
@@ -92,13 +104,108 @@ def test_the_script_fails_on_another_system(folder, changes, text):
     assert "Traceback" not in done.stderr
 
 
-def test_the_script_fails_where_a_table_is_missing(folder):
-    (folder / "B.csv").unlink()
+@pytest.mark.parametrize(
+    ("make", "changes", "place"),
+    [
+        (peak, ("A", transposed_after_the_peak), "in x at depth 4 "),
+        (loud, ("C", another_second_row), "in y at depth 0 "),
+        (cancelling, None, ""),
+    ],
+)
+def test_nothing_hides_behind_a_large_depth_and_what_cancels_passes(tmp_path, make, changes, place):
+    export.to_csv(make(), tmp_path / "out")
+    if changes:
+        change(tmp_path / "out", *changes)
+    done = run_script(tmp_path / "out", "load_csv.py")
+    assert done.returncode == bool(changes), done.stderr
+    assert place in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "texts"),
+    [
+        ("B.csv", Path.unlink, ["No such file", "B.csv"]),
+        ("about.json", Path.unlink, ["No such file", "about.json"]),
+        ("A.csv", cut, ["`A.csv` must have 15 rows of 5 columns below its header; got"]),
+        ("A.csv", lambda path: path.write_bytes(b""), ["`A.csv` must have 15 rows of 5"]),
+        ("A.csv", lambda path: path.write_bytes(b"\xff\xfe"), ["`A.csv` must be a table in UTF-8"]),
+        (
+            "A.csv",
+            lambda path: path.write_text("x" * 200_000),
+            ["table in UTF-8; got field larger"],
+        ),
+        ("about.json", cut, ["`about.json` must be a JSON text that describes the tables; got"]),
+        ("about.json", lambda path: path.write_text("{}"), ["`about.json` must be a JSON text"]),
+        ("about.json", lambda path: path.write_text("[]"), ["`about.json` must be a JSON text"]),
+        (
+            "about.json",
+            lambda path: path.write_bytes(b"\xff"),
+            ["`about.json` must be a JSON text"],
+        ),
+        ("about.json", lambda path: path.write_text('{"tables": {}}'), ["`out` must hold ['A', "]),
+    ],
+)
+def test_the_script_fails_where_a_table_is_missing_or_cut(folder, file, damage, texts):
+    damage(folder / file)
     done = run_script(folder, "load_csv.py")
-    assert done.returncode == 1
-    assert "No such file" in done.stderr
-    assert "B.csv" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("depthsys selfcheck: FAIL - ")
+    for text in texts:
+        assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dtype_that_no_table_has_is_refused(folder):
+    about = json.loads((folder / "about.json").read_text())
+    about["tables"]["B"]["dtype"] = "<M8[s]"
+    (folder / "about.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"`B.csv` must hold numbers as it was written \(<M8"):
+        load_csv.load(folder)
+
+
+# names that a disk may take for one
+
+
+def ignore_case(monkeypatch):
+    """As on most disks of Windows and macOS."""
+    probes = []
+
+    def one_file(folder, name, other):
+        assert list(folder.iterdir()) == []  # before anything is written
+        probes.append((name, other))
+        return name.lower() == other.lower()
+
+    monkeypatch.setattr(csv_tables, "_one_file", one_file)
+    return probes
+
+
+def test_two_variables_that_would_be_one_file(system, tmp_path, monkeypatch):
+    assert {"V", "v"} <= set(system.variables)
+    export.to_csv(system, tmp_path / "here")  # this disk tells them apart
+    assert (tmp_path / "here" / "V.csv").read_bytes() != (tmp_path / "here" / "v.csv").read_bytes()
+    assert ignore_case(monkeypatch) == []
+    with pytest.raises(ValueError, match=r"`path` must lie on a disk .* 'V' and 'v', .* Write npz"):
+        export.to_csv(system, tmp_path / "there")
+    export.to_csv(system.drop_vars("v"), tmp_path / "one")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "one"]
+
+
+def test_the_disk_is_asked_only_where_names_are_alike(tmp_path, monkeypatch):
+    probes = ignore_case(monkeypatch)
+    csv_tables.check_case(tmp_path, ["A", "B", "golden_x", "a b"])
+    assert probes == []
+    with pytest.raises(ValueError, match="'B' and 'b'"):
+        csv_tables.check_case(tmp_path, (name for name in ("A", "B", "b", "a")))
+    assert probes == [("B", "b")]
+    two = "\u00e9", "e\u0301"  # one letter, or one and an accent: macOS takes them for one name
+    csv_tables.check_case(tmp_path, two)
+    assert probes[1:] == [two]
+
+
+def test_the_probe_tells_names_apart_and_leaves_nothing(tmp_path):
+    assert not csv_tables._one_file(tmp_path, "name", "other")
+    assert csv_tables._one_file(tmp_path, "name", "name")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_spreadsheet_may_sort_the_rows_and_mark_the_encoding(folder):

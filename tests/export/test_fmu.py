@@ -1,6 +1,7 @@
 """FMI 2.0 units, built by pythonfmu and run by FMPy."""
 
 import io
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -13,11 +14,16 @@ from depthsys import ltv
 from tests.export.conftest import random_system, varying_system
 from tests.export.test_control import (
     assert_close,
+    cancelling,
+    cut,
     first,
+    peak,
+    pickled,
     random_run,
     roll,
     run_script,
     transpose,
+    transposed_after_the_peak,
 )
 
 pytest.importorskip("pythonfmu")
@@ -259,8 +265,8 @@ def test_python_is_left_as_it_was(tmp_path):
 
 def test_what_it_refuses(tmp_path, monkeypatch):
     system = random_system()
-    for name in ("two words", "3rd", "Maß"):
-        with pytest.raises(ValueError, match=f"`name` must be an identifier.*; got '{name}'"):
+    for name in ("two words", "3rd", "Maß", "", "a" * 65):
+        with pytest.raises(ValueError, match=f"`name` must be .* of at most 64 .*; got '{name}'"):
             to_fmu(system, tmp_path / "a.fmu", name=name)
     batch = xr.concat([system, random_system(seed=1)], dim="prompt")
     with pytest.raises(ValueError, match=r"no batch dims for fmu; got {'prompt': 2}"):
@@ -273,6 +279,11 @@ def test_what_it_refuses(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=f"`replay_fmu` must find FMPy; got .*{cure}"):
         replay_fmu(tmp_path / "a.fmu")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_name(tmp_path):
+    to_fmu(random_system(), tmp_path / "a.fmu", name="a" * 64)
+    assert replay_fmu(tmp_path / "a.fmu") < 1e-13
 
 
 def test_an_earlier_unit_is_replaced_by_force_only(tmp_path):
@@ -378,7 +389,9 @@ def test_the_check_runs_the_unit_and_not_its_arrays(unpacked):
 def test_what_the_check_cannot_do_is_said(unpacked):
     done = run_script(unpacked, "documentation/check_fmu.py", "", "none.fmu")
     assert done.returncode == 1
-    assert done.stderr == "`path` must be an existing file; got 'none.fmu'. Look for it.\n"
+    assert done.stderr == (
+        "depthsys selfcheck: FAIL - `path` must be an existing file; got 'none.fmu'. Look for it.\n"
+    )
     code = "import sys; sys.path.insert(0, 'documentation'); sys.modules['fmpy'] = None; "
     code += "import check_fmu; check_fmu.main()"
     (unpacked / "run.py").write_text(code)
@@ -396,5 +409,112 @@ def test_what_is_no_unit(tmp_path):
         replay_fmu(tmp_path / "a.fmu")
     with zipfile.ZipFile(tmp_path / "a.fmu", "w") as packed:
         packed.writestr("modelDescription.xml", "")
-    with pytest.raises(ValueError, match=r"must be a unit of `to_fmu`; .* No such file"):
+    with pytest.raises(ValueError, match=r"must be a unit of `to_fmu`; .* an existing file"):
         replay_fmu(tmp_path / "a.fmu")
+
+
+@pytest.mark.parametrize("letter", ["u", "x", "y", "x0"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_unit_without_one_of_its_variables_fails(tmp_path, letter, size):
+    """Not even where there is one only, so that arrays without a column would broadcast."""
+    to_fmu(random_system(size, size, size), tmp_path / "a.fmu")
+    fmpy.extract(tmp_path / "a.fmu", tmp_path / "a")
+    about = tmp_path / "a" / "modelDescription.xml"
+    text = about.read_text(encoding="utf-8")
+    name = f"{letter}[{size - 1}]"
+    assert text.count(f'name="{name}"') == 1
+    about.write_text(text.replace(f'name="{name}"', 'name="other"'), encoding="utf-8")
+    text = (
+        rf"must be a unit of `to_fmu`; got .*: it has no variables \['{letter}\[{size - 1}\]'\]\."
+    )
+    with pytest.raises(ValueError, match=text):
+        replay_fmu(tmp_path / "a")
+
+
+def rewrite_npz(path):
+    np.savez(path, A=np.ones(3))
+
+
+def damage(name, by):
+    return lambda unit: by(unit / name)
+
+
+def another_platform(unit):
+    (unit / "binaries").rename(unit / "old")
+    (unit / "binaries" / "solaris").mkdir(parents=True)
+
+
+def broken_library(unit):
+    (library,) = (unit / "binaries" / fmpy.platform).glob("DepthSystem.*")
+    library.write_bytes(b"no library")
+
+
+NPZ = "resources/system.npz"
+XML = "modelDescription.xml"
+HERE = rf"with binaries for {fmpy.platform}, this platform; got 'unpacked' with \[{{}}\]\. Check"
+NOT_WHOLE = "to_fmu`; got 'unpacked': `system.npz` must be a whole .npz of plain arrays, without"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (damage(XML, Path.unlink), r"must be a unit of `to_fmu`; got 'unpacked': .*XML"),
+        (damage(XML, cut), "must be a unit of `to_fmu`; got 'unpacked': .*modelDesc"),
+        (damage(XML, lambda path: path.write_text("<a/>")), "must be a unit of `to_fmu`"),
+        (damage("binaries", shutil.rmtree), HERE.format("")),
+        (another_platform, HERE.format("'solaris'")),
+        (broken_library, "must be a unit of `to_fmu`; got 'unpacked': Failed to load shared"),
+        (damage(NPZ, Path.unlink), "unit of `to_fmu`; got 'unpacked': .*must be an existing file"),
+        (damage(NPZ, pickled), NOT_WHOLE),
+        (damage(NPZ, cut), NOT_WHOLE),
+        (damage(NPZ, rewrite_npz), r"`system.npz` must hold \['B', 'C', 'D', 'golden_u'"),
+    ],
+)
+def test_a_damaged_unit_is_named(unpacked, monkeypatch, wrong, text):
+    wrong(unpacked)
+    monkeypatch.chdir(unpacked.parent)
+    with pytest.raises(ValueError, match=text.replace("XML", "modelDescription.xml")):
+        replay_fmu("unpacked")
+    assert Path.cwd() == unpacked.parent
+    done = run_script(unpacked.parent, "unpacked/documentation/check_fmu.py", "", "unpacked")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("depthsys selfcheck: FAIL - `path` must be a unit")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cut_unit_is_named(tmp_path):
+    to_fmu(random_system(), tmp_path / "a.fmu")
+    cut(tmp_path / "a.fmu")
+    with pytest.raises(ValueError, match=r"must be a unit of `to_fmu`; got .*a.fmu': .*not a zip"):
+        replay_fmu(tmp_path / "a.fmu")
+
+
+def test_a_unit_whose_bytes_changed_is_named(unpacked):
+    packed = Path(shutil.make_archive(str(unpacked.with_name("b")), "zip", unpacked))
+    with zipfile.ZipFile(packed) as unit:
+        place = unit.getinfo("modelDescription.xml")
+    assert place.compress_type == zipfile.ZIP_DEFLATED  # unlike pythonfmu
+    assert replay_fmu(packed) < 1e-13
+    right = packed.read_bytes()
+    start = place.header_offset + 30 + len(place.filename)
+    packed.write_bytes(right[:start] + b"\xff" * 20 + right[start + 20 :])
+    with pytest.raises(ValueError, match=r"of `to_fmu`; got .*b.zip': Error -3 while"):
+        replay_fmu(packed)
+
+
+def test_what_fmpy_lacks_is_no_fault_of_the_unit(unpacked, monkeypatch):
+    def lacks(*_):
+        raise ModuleNotFoundError("No module named 'lxml'")
+
+    monkeypatch.setattr(fmpy, "read_model_description", lacks)
+    with pytest.raises(ModuleNotFoundError, match="lxml"):
+        replay_fmu(unpacked)
+
+
+def test_nothing_hides_behind_a_large_depth_and_what_cancels_passes(tmp_path):
+    to_fmu(peak(), tmp_path / "right.fmu")
+    changed(tmp_path / "right.fmu", tmp_path / "a.fmu", transposed_after_the_peak)
+    with pytest.raises(ValueError, match=r"a\.fmu` must replay .* in x at depth 4 "):
+        replay_fmu(tmp_path / "a.fmu")
+    to_fmu(cancelling(), tmp_path / "b.fmu")
+    replay_fmu(tmp_path / "b.fmu")

@@ -97,7 +97,9 @@ def test_a_small_change_is_noticed_and_rounding_is_not():
 
 
 def test_another_size_is_noticed():
-    with pytest.raises(ValueError, match=r"`x0` must be a state of size 2|must replay"):
+    with pytest.raises(
+        ValueError, match=r"must hold a golden x0 of numbers with {'state': 2}; got"
+    ):
         export.check_golden(random_system(n=2), export.golden_trajectory(random_system()))
 
 
@@ -113,3 +115,76 @@ def test_an_overflow_is_refused():
     huge = ltv.constant([[1e200]], [[1.0]], [[1.0]], horizon=3)
     with pytest.raises(ValueError, match="must keep all products finite"):
         export.golden_trajectory(huge)
+
+
+def test_an_error_does_not_hide_behind_a_large_depth():
+    """After a peak of 1e6 everything is small; a measure by the largest norm would not see it."""
+    system = random_system()
+    A = system["A"].values.copy()
+    A[0], A[1:3] = 1e6 * A[0], 1e-6 * A[1:3]
+    system = changed(system, A=A, B=1e-6 * system["B"].values)
+    golden = export.golden_trajectory(system)
+    export.check_golden(system, golden)
+    A = A.copy()
+    A[2:] = A[2:].swapaxes(1, 2)
+    with pytest.raises(ValueError, match="in x at depth 3 "):
+        export.check_golden(changed(system, A=A), golden)
+
+
+def test_an_error_does_not_hide_beside_a_large_output():
+    system = random_system()
+    C = system["C"].values.copy()
+    C[:, 0] *= 1e12
+    system = changed(system, C=C)
+    golden = export.golden_trajectory(system)
+    C = C.copy()
+    C[3, 1] = C[2, 1]
+    with pytest.raises(ValueError, match="in y at depth 3 "):
+        export.check_golden(changed(system, C=C), golden)
+
+
+def test_what_is_left_when_terms_cancel_is_no_error():
+    system = random_system(D=False)
+    A = system["A"].values.copy()
+    A[0] *= 1e8
+    system = changed(system, A=A)
+    x = export.golden_trajectory(system)["x"].values[1]
+    C = system["C"].values.copy()
+    C[1] -= np.outer(C[1] @ x, x) / (x @ x)
+    system = changed(system, C=C)
+    golden = export.golden_trajectory(system)
+    assert abs(golden["y"][1]).max() < 1e-6 * abs(x).max()
+    noise = 1 + 1e-15 * np.random.default_rng(0).standard_normal(C.shape)
+    export.check_golden(changed(system, C=C * noise), golden)
+
+
+def test_another_start_is_noticed():
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    golden["x0"] = golden["x0"] * (1 + 1e-6)
+    with pytest.raises(ValueError, match="in x at depth 0 "):
+        export.check_golden(system, golden)
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-8, 1 + 3e-9])
+def test_the_allowed_error_is_one_in_a_billion(factor):
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    with pytest.raises(ValueError, match="allowed: 1e-09"):
+        export.check_golden(changed(system, C=system["C"].values * factor), golden)
+
+
+def test_the_seed_is_what_files_were_written_with():
+    golden = export.golden_trajectory(random_system())
+    assert golden.attrs["seed"] == 2603
+    expected = np.random.default_rng(2603).standard_normal(3 + 10)
+    np.testing.assert_array_equal(golden["x0"], expected[:3])
+    np.testing.assert_array_equal(golden["u"], expected[3:].reshape(5, 2))
+
+
+def test_a_trajectory_of_texts_or_of_another_system_is_refused():
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    for bad in (golden.assign(y=golden["y"].astype(str)), golden.isel(layer=slice(3))):
+        with pytest.raises(ValueError, match=r"must hold a golden \w of numbers with"):
+            export.check_golden(system, bad)

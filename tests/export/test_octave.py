@@ -14,9 +14,11 @@ import xarray as xr
 from scipy.linalg import block_diag
 
 from depthsys import ltv
+from depthsys.export.golden import golden_trajectory
 from depthsys.export.matlab import from_matlab, to_matlab
 from depthsys.export.schema import migrated
-from tests.export.conftest import SYSTEMS, random_system, with_companions
+from tests.export.conftest import SYSTEMS, random_system, varying_system, with_companions
+from tests.export.test_matlab import assert_refused_when_cut
 
 pytestmark = pytest.mark.octave
 
@@ -90,7 +92,7 @@ def test_data_function_simulation_and_loader_give_the_system(exports, tmp_path):
         L = system.sizes["layer"]
         script += f"""
         enter('{root / name}');
-        ks = [-3, -0.2, 0:{L}, {L} + 0.4, {L} + 7];
+        ks = [-3, -0.2, 0:{L}, {L} - 0.4, {L} + 0.4, {L} + 7];
         A = {{}}; B = {{}}; C = {{}}; D = {{}}; rest = {{}};
         for i = 1:numel(ks)
           [A{{i}}, B{{i}}, C{{i}}, D{{i}}, E, dx0, x0, u0, y0, delays] = {name}_data(ks(i));
@@ -228,6 +230,142 @@ def test_the_selfcheck_fails_on_a_spoilt_file(spoilt, name, message):
     assert re.search(message, spoilt[name])
 
 
+def spoil(folder, system, change):
+    """An export and one change of what its file holds."""
+    to_matlab(system, folder, name="plant")
+    file = folder / "plant.mat"
+    content = {k: v for k, v in loaded(file).items() if not k.startswith("__")}
+    scipy.io.savemat(file, content | change(content), long_field_names=True)
+    return f"enter('{folder}'); disp(caught('selfcheck'));\n"
+
+
+def peaked():
+    """A large state at depth 1, and small ones further on."""
+    system = random_system()
+    system["A"] *= xr.DataArray([1e6, 1e-6, 1e-6, 1, 1], dims="layer")
+    return system.assign(B=1e-6 * system["B"])
+
+
+def uneven():
+    """An output that is 1e12 times larger than the others."""
+    system = random_system()
+    return system.assign(
+        {n: system[n] * xr.DataArray([1e12, 1, 1, 1], dims="output") for n in "CD"}
+    )
+
+
+def edited(name, where, change):
+    """The change of one part of an array of the file."""
+
+    def apply(content):
+        values = content[name].copy()
+        values[where] = change(values[where])
+        return {name: values}
+
+    return apply
+
+
+later = np.s_[:, :, 2:]
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (
+            peaked,
+            edited("A", later, lambda v: v.transpose(1, 0, 2)),
+            "x at depth 3 .*changed after",
+        ),
+        (peaked, edited("A", np.s_[0, 1, 4], lambda v: v * (1 + 1e-6)), "x at depth 5"),
+        (uneven, edited("C", np.s_[1, :, 3], lambda v: v[::-1]), "y at depth 3"),
+        (uneven, edited("C", np.s_[3, :, 5], lambda v: v[::-1]), "y at depth 5"),
+        (uneven, edited("D", np.s_[2, :, 0], lambda v: v[::-1]), "y at depth 0"),
+        (random_system, edited("B", np.s_[1, :, 0], lambda v: v[::-1]), "x at depth 1"),
+        (
+            random_system,
+            edited("golden_x0", 2, lambda v: v * (1 + 1e-6)),
+            "1.0e-06 in x at depth 0",
+        ),
+        (
+            random_system,
+            edited("C", np.s_[:], lambda v: v * (1 + np.array([0, 1e-8, 0, 0, 1e-5, 0]))),
+            "-0[89] in y at depth 1",
+        ),
+        (random_system, edited("golden_x", np.s_[0, 3], lambda v: v + 1), "x at depth 3"),
+        (random_system, edited("golden_u", np.s_[0, 4], lambda v: np.nan), "Inf in y at depth 4"),
+        (varying_system, edited("golden_x", np.s_[3, 1], lambda v: 1e-300), "Inf in x at depth 1"),
+    ],
+)
+def test_no_large_number_hides_a_wrong_one(tmp_path, make, change, message):
+    """Every element of every step is compared with the size of its own terms."""
+    script = spoil(tmp_path / "out", make(), change)
+    (line,) = octave(script, tmp_path).splitlines()
+    assert re.search(f"FAIL - system plant does not replay .* by the arrays: .*{message}", line)
+    with pytest.raises(ValueError, match="must replay its golden trajectory"):
+        from_matlab(tmp_path / "out")
+
+
+def test_outputs_that_cancel_are_right(tmp_path):
+    """y is rounding there, small beside |C| |x|, and another program rounds otherwise."""
+    script = ""
+    for i, size in enumerate((1e6, 1e7, 1e8)):
+        system = random_system(n=40, m=3, seed=i, D=False)
+        system["A"] *= xr.DataArray([size, 1 / size, 1, 1, 1], dims="layer")
+        x = golden_trajectory(system)["x"].values[1]
+        C = system["C"].values.copy()
+        C[1] -= np.outer(C[1] @ x, x) / (x @ x)
+        system["C"] = system["C"].dims, C
+        to_matlab(system, tmp_path / f"out{i}", name="plant")
+        script += f"enter('{tmp_path}/out{i}'); selfcheck;\n"
+    lines = octave(script, tmp_path).splitlines()
+    assert ["PASS" in line for line in lines[::2]] == 3 * [True]
+
+
+def test_zeros_are_right(tmp_path):
+    """Nothing but inputs, and nothing at all."""
+    system = random_system()
+    for name, zero in (("inputs", "AC"), ("nothing", "ABCD")):
+        to_matlab(system.assign({n: 0 * system[n] for n in zero}), tmp_path / name, name="plant")
+    script = "".join(f"enter('{tmp_path / n}'); selfcheck;\n" for n in ("inputs", "nothing"))
+    lines = octave(script, tmp_path).splitlines()
+    assert ["PASS" in line for line in lines[::2]] == 2 * [True]
+
+
+def test_the_largest_error_is_told(tmp_path):
+    small = edited("C", np.s_[1, :, 3], lambda v: v * (1 + 1e-10))
+    line, _ = octave(spoil_passing(tmp_path / "out", small), tmp_path).splitlines()
+    assert re.search(r"PASS - .* largest relative error (1\.0e-10|\d\.\de-11)$", line)
+
+
+def spoil_passing(folder, change):
+    return spoil(folder, random_system(), change).replace("disp(caught('selfcheck'))", "selfcheck")
+
+
+def test_every_array_must_have_its_size(tmp_path):
+    for_name = {"golden_x0": (3, 2), "golden_x": (3, 5), "golden_y": (4, 5), "D": (4, 2, 5)}
+    script = ""
+    for name, shape in for_name.items():
+        ones = np.ones(shape)
+        script += spoil(tmp_path / name, random_system(), lambda _, n=name, v=ones: {n: v})
+    for line, name in zip(octave(script, tmp_path).splitlines(), for_name, strict=True):
+        assert re.search(f"FAIL - system plant: {name} must be .*; got", line)
+
+
+def test_what_octave_saved_is_refused_wherever_it_is_cut(tmp_path):
+    to_matlab(with_companions(random_system()), tmp_path / "out", name="plant")
+    script = f"""
+    enter('{tmp_path / "out"}');
+    S = plant_arrays();
+    plant_save('{tmp_path}/new.mat', S.A, S.B, S.C, S.D, S.V, S.V);
+    """
+    octave(script, tmp_path)
+    file = tmp_path / "new.mat"
+    names = [name for name, _, _ in scipy.io.whosmat(file)]
+    assert names[:4] == ["about", "text_variables", "state_variables", "changed_by"]
+    assert (loaded(file)["golden_x0"] != 0).all()
+    assert_refused_when_cut(file)
+
+
 def test_wrong_use_is_explained(tmp_path):
     to_matlab(random_system(), tmp_path / "out", name="plant")
     commands = {
@@ -242,6 +380,9 @@ def test_wrong_use_is_explained(tmp_path):
         "plant_save(o, 1e99 * S.A, S.B, S.C);": "must stay finite over its layers",
         "plant_save(o, S.A, S.B, S.C, S.D, 1);": "V and W must be given together",
         "plant_save(o, S.A, S.B, S.C, S.D, ones(7, 3, 6), 1);": "W must be 7 x 3 x 6; got 1 x 1",
+        "plant_save(o, S.A, S.B, S.C, S.D, ones(7, 2, 6), 1);": "V must be 7 x 3 x 6; got 7 x 2",
+        "plant_save(o, cat(4, S.A, S.A), S.B, S.C);": "A must be 3 x 3 x 5; got 3 x 3 x 5 x 2",
+        "plant_save(o, S.A, S.B, 1.7e308 * sign(S.C));": "must stay finite over its layers",
         "plant_save('plant', S.A, S.B, S.C, S.D);": "Choose another name than plant.mat",
     }
     script = f"enter('{tmp_path / 'out'}');\n"
@@ -252,6 +393,8 @@ def test_wrong_use_is_explained(tmp_path):
     for line, message in zip(lines, commands.values(), strict=True):
         assert re.search(message, line)
     assert not (tmp_path / "out" / "never.mat").exists()
+    # 2 GB are too much to try
+    assert "8 * numel(array), S) >= 2 ^ 31" in (tmp_path / "out" / "plant_save.m").read_text()
 
 
 REDUCE = """
@@ -385,6 +528,18 @@ def test_labels_of_every_kind_survive_octave(tmp_path):
         xr.testing.assert_equal(found, migrated(system))
 
 
+def test_one_empty_label_is_one_label(tmp_path):
+    """Of version 7.3 Octave reads an empty text as its sizes."""
+    system = random_system(p=1).assign_coords(output_name=("output", np.array([""])))
+    script = ""
+    for name, version in (("a", "5"), ("b", "7.3")):
+        to_matlab(system, tmp_path / name, name=name, version=version)
+        assert from_matlab(tmp_path / name)["output_name"].values.tolist() == [""]
+        script += f"enter('{tmp_path / name}'); S = {name}_arrays();\n"
+        script += "disp(size(S.output_name)); disp(isempty(S.output_name{1}));\n"
+    assert octave(script, tmp_path).split() == 2 * ["1", "1", "1"]
+
+
 def test_a_file_of_the_engineers_own_is_read(tmp_path):
     """Written by Octave from nothing but arrays."""
     script = f"""
@@ -420,6 +575,7 @@ def test_the_selfcheck_reads_what_is_on_disk(tmp_path):
     """The same session, after another file of the same size took the place of the first."""
     for folder in ("out", "other"):
         to_matlab(random_system(seed=len(folder)), tmp_path / folder, name="plant")
+    to_matlab(random_system(L=7), tmp_path / "long", name="plant")
     content = loaded(tmp_path / "other" / "plant.mat")
     content = {n: v for n, v in content.items() if not n.startswith("__")}
     turned = content | {"A": content["A"].transpose(1, 0, 2)}
@@ -434,6 +590,10 @@ def test_the_selfcheck_reads_what_is_on_disk(tmp_path):
     system('touch -d "2020-01-01" {file}');
     after = plant_arrays(); wanted = load('{file}');
     disp([isequal(after.A, before.A), isequal(after.A, wanted.A)]);
+    system('touch -r {file} {tmp_path}/stamp');
+    copyfile('{tmp_path}/long/plant.mat', '{file}');
+    system('touch -r {tmp_path}/stamp {file}');
+    disp(size(plant_arrays().A));
     [S, name] = plant_arrays('reload'); disp(name);
     disp(caught('plant_arrays(1)'));
     delete('{file}'); disp(caught('plant_arrays();'));
@@ -444,10 +604,11 @@ def test_the_selfcheck_reads_what_is_on_disk(tmp_path):
     assert "PASS" in lines[0]
     assert re.search("FAIL - .* with every A transposed", lines[2])
     assert lines[3].split() == ["0", "1"]
-    assert lines[4] == str(file)
-    assert lines[5].startswith("depthsys:arrays: The argument must be 'reload', or none.")
-    assert "unable to find file" in lines[6]
-    assert "PASS" in lines[7]
+    assert lines[4].split() == ["3", "3", "7"]  # another size, and the date of before
+    assert lines[5] == str(file)
+    assert lines[6].startswith("depthsys:arrays: The argument must be 'reload', or none.")
+    assert "unable to find file" in lines[7]
+    assert "PASS" in lines[8]
 
 
 def test_the_arrays_are_read_once(tmp_path):

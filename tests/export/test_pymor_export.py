@@ -8,7 +8,16 @@ import xarray as xr
 
 from depthsys import ltv
 from tests.export.conftest import random_system, varying_system
-from tests.export.test_control import change, roll, run_script, transpose
+from tests.export.test_control import (
+    UNREADABLE,
+    cancelling,
+    change,
+    peak,
+    roll,
+    run_script,
+    transpose,
+    transposed_after_the_peak,
+)
 
 pytest.importorskip("pymor")
 
@@ -156,6 +165,38 @@ def test_the_script_fails_on_another_system(folder, changes, text):
     assert done.returncode == 1
     assert done.stderr.startswith("depthsys selfcheck: FAIL - `system.npz` must replay its golden")
     assert text in done.stderr
+
+
+@pytest.mark.parametrize(("damage", "text"), [UNREADABLE[0], UNREADABLE[-2]])
+def test_the_script_fails_where_the_file_is_not_whole(folder, damage, text):
+    damage(folder / "system.npz")
+    done = run_script(folder, "load_pymor.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"depthsys selfcheck: FAIL - {text}")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_runs_pymor(folder):
+    """Not the numpy part alone."""
+    text = (folder / "load_pymor.py").read_text()
+    assert text.count("LTIModel.from_matrices(A,") == 1
+    wrong = text.replace("LTIModel.from_matrices(A,", "LTIModel.from_matrices(-A,")
+    (folder / "load_pymor.py").write_text(wrong)
+    done = run_script(folder, "load_pymor.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "in x at depth 1" in done.stderr
+    assert "Its arrays do step by step" in done.stderr
+
+
+def test_nothing_hides_behind_a_large_depth_and_what_cancels_passes(tmp_path):
+    to_pymor_files(peak(), tmp_path / "peak")
+    change(tmp_path / "peak", A=transposed_after_the_peak)
+    done = run_script(tmp_path / "peak", "load_pymor.py")
+    assert done.returncode == 1
+    assert "in x at depth 4 " in done.stderr
+    to_pymor_files(cancelling(), tmp_path / "cancelling")
+    done = run_script(tmp_path / "cancelling", "load_pymor.py")
+    assert done.returncode == 0, done.stderr
 
 
 def test_pymor_replays_every_golden_run(system, tmp_path):

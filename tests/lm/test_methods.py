@@ -589,3 +589,27 @@ def test_bad_methods_and_readouts(tiny, tokens, concept):
         lm.identify(tiny, tokens, concept * 0)
     with pytest.raises(ValueError, match=r"at least one prompt"):
         lm.identify(tiny, labelled_ids(0, 0), concept, lm.Ensemble())
+
+
+def test_inputs_and_outputs_have_names(tiny, tokens, concept, two_concepts):
+    """For the engineer who gets the system: what is pushed, and what is read."""
+    pair = two_concepts.assign_coords(input=["mood", "topic"])
+    logits, rows = lm.LogitDifference(3, 7), np.eye(tiny.n_features)[:3]
+    features = [f"feature{i}" for i in range(tiny.n_features)]
+    for directions_, inputs, readout, wanted in (
+        (concept, "concept", "concept", (["concept"], ["concept"])),
+        (pair, "concept", "profile", (["mood", "topic"], ["mood", "topic"])),
+        (two_concepts, "concept", "concept", (["concept0", "concept1"],) * 2),
+        (concept, "concept", logits, (["concept"], ["logit_difference"])),
+        (concept, "concept", rows, (["concept"], ["y0", "y1", "y2"])),
+        (concept, "free", "concept", (features, ["concept"])),
+    ):
+        system = lm.identify(
+            tiny, tokens, directions_, lm.Ensemble(order=1), inputs=inputs, readout=readout
+        )
+        found = tuple(system[name].values.tolist() for name in ("input_name", "output_name"))
+        assert found == wanted
+    each = lm.identify(tiny, tokens, pair, lm.Krylov(order=2), per_prompt=True)
+    assert each["input_name"].values.tolist() == ["mood", "topic"]
+    small = ltv.project(each, ltv.balanced_basis(each, order=1))
+    assert small["input_name"].values.tolist() == ["mood", "topic"]

@@ -14,7 +14,6 @@
 
 module DepthSystem
 
-using LinearAlgebra: norm
 using MAT: matread
 using ControlSystemsBase: ss
 
@@ -42,8 +41,8 @@ function load(file = FILE)
         output_name = split(string(v["output_name"]), '\n'),
         golden_x0 = vec(restored("golden_x0", v["golden_x0"], n)),
         golden_u = restored("golden_u", v["golden_u"], m, L),
-        golden_x = v["golden_x"],
-        golden_y = v["golden_y"],
+        golden_x = restored("golden_x", v["golden_x"], n, L + 1),
+        golden_y = restored("golden_y", v["golden_y"], p, L + 1),
         about = v["about"],
         variables = v,
     )
@@ -63,13 +62,13 @@ end
 
 States x (n,L+1) and outputs y (p,L+1) of depths 0..L from x0 (n) and u (m,L).
 """
-function simulate(S, x0, u; A = S.A)
+function simulate(S, x0, u)
     L = size(S.B, 3)
     x, y = zeros(size(S.B, 1), L + 1), zeros(size(S.C, 1), L + 1)
     x[:, 1] = x0
     for l in 1:L
         y[:, l] = S.C[:, :, l] * x[:, l] + S.D[:, :, l] * u[:, l]
-        x[:, l+1] = A[:, :, l] * x[:, l] + S.B[:, :, l] * u[:, l]
+        x[:, l+1] = S.A[:, :, l] * x[:, l] + S.B[:, :, l] * u[:, l]
     end
     y[:, L+1] = S.C[:, :, L+1] * x[:, L+1]
     return x, y
@@ -84,34 +83,58 @@ S.C only.
 models(S) = [ss(S.A[:, :, l], S.B[:, :, l], S.C[:, :, l], S.D[:, :, l], 1) for l in 1:size(S.B, 3)]
 
 function check(S, file)
-    x, y = simulate(S, S.golden_x0, S.golden_u)
-    worst = max(relative(x, S.golden_x), relative(y, S.golden_y))
+    error_found, name, depth = worst(S, S.A)
     n, m, L = size(S.B)
-    if worst <= RTOL
+    if error_found <= RTOL
         println(
             "depthsys selfcheck: PASS - system DEPTH_SYSTEM, L = $L layers, n = $n states, " *
-            "m = $m inputs, p = $(size(S.C, 1)) outputs; largest relative error $worst",
+            "m = $m inputs, p = $(size(S.C, 1)) outputs; largest relative error $error_found",
         )
         println("checked: ", abspath(file))
         return
     end
-    x, y = simulate(S, S.golden_x0, S.golden_u; A = permutedims(S.A, (2, 1, 3)))
-    turned = max(relative(x, S.golden_x), relative(y, S.golden_y)) <= RTOL
+    turned = worst(S, permutedims(S.A, (2, 1, 3)))[1] <= RTOL
     hint = turned ? " It does with every A transposed: a reader has reversed the axes." : ""
     error(
         "depthsys selfcheck: FAIL - system DEPTH_SYSTEM does not replay its golden trajectory: " *
-        "relative error $worst (allowed $RTOL).$hint",
+        "relative error $error_found in $name at depth $depth (allowed $RTOL).$hint",
     )
 end
 
-"The largest error of a depth, relative to the largest norm up to there."
-function relative(got, wanted)
-    scale, worst = 0.0, 0.0
-    for k in axes(wanted, 2)
-        scale = max(scale, norm(wanted[:, k]))
-        worst = max(worst, norm(got[:, k] - wanted[:, k]) / (scale > 0 ? scale : 1.0))
+"""
+    worst(S, A)
+
+The error at the first depth where it is too large, or the largest; in what, at which depth.
+
+Every step is taken from the stored state of its depth, so that no large depth or output hides a
+small one.
+"""
+function worst(S, A)
+    L = size(S.B, 3)
+    x, u, y = S.golden_x, S.golden_u, S.golden_y
+    errors = zeros(2, L + 1)  # of x and y
+    errors[1, 1] = relative(S.golden_x0, abs.(S.golden_x0), x[:, 1])
+    for k in 1:L
+        errors[1, k+1] = deviation(A[:, :, k], x[:, k], S.B[:, :, k], u[:, k], x[:, k+1])
+        errors[2, k] = deviation(S.C[:, :, k], x[:, k], S.D[:, :, k], u[:, k], y[:, k])
     end
-    return isnan(worst) ? Inf : worst
+    last = S.C[:, :, L+1]
+    errors[2, L+1] = relative(last * x[:, L+1], abs.(last) * abs.(x[:, L+1]), y[:, L+1])
+    # column by column: x before y, depth by depth
+    at = something(findfirst(>(RTOL), errors), argmax(errors))
+    return errors[at], "xy"[at[1]], at[2] - 1
+end
+
+deviation(A, x, B, u, wanted) =
+    relative(A * x + B * u, abs.(A) * abs.(x) + abs.(B) * abs.(u), wanted)
+
+"The largest of all elements; 0 / 0 counts 0, and whatever else is no number Inf."
+function relative(got, scale, wanted)
+    difference = abs.(got - wanted)
+    errors = difference ./ scale
+    errors[isnan.(errors)] .= Inf
+    errors[(difference .== 0) .& (scale .== 0)] .= 0
+    return maximum(errors)
 end
 
 end

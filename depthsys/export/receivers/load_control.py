@@ -9,11 +9,13 @@ In Python:
     arrays = load_control.load()            # system.npz beside this file, as numpy arrays
     system = load_control.nlsys(arrays)     # time-varying; also layers(arrays), embedding(arrays)
 
-`python load_control.py` replays the run that came with the system, once in numpy and once in
-python-control, and says PASS or FAIL. A changed or reduced system goes back by `save`.
+`python load_control.py` replays the run that came with the system, step by step in numpy and as a
+whole in python-control, and says PASS or FAIL. A changed or reduced system goes back by `save`.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,12 @@ Run = Callable[[Arrays, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 RTOL = 1e-9
 LIMIT = 10**8  # numbers in one matrix: 0.8 GB
+TINY = np.finfo(float).tiny  # below, numbers have fewer digits
 GOLDEN = ("x0", "u", "x", "y")
+UNREADABLE = (
+    ValueError, OSError, EOFError, KeyError, AttributeError, RuntimeError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def load(path: Any = None) -> dict[str, np.ndarray]:
@@ -45,21 +52,40 @@ def load(path: Any = None) -> dict[str, np.ndarray]:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        If an array is missing, or its shape is not that of such a system.
+        If it is truncated or no .npz, or holds pickles; if an array is missing, holds no numbers,
+        or its shape is not that of such a system.
     """
     path = Path(__file__).with_name("system.npz") if path is None else Path(path)
-    with path.open("rb") as file:  # numpy leaves a broken one open
-        stored = np.load(file, allow_pickle=False)
-        arrays = {name: stored[name] for name in stored.files}
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
+    try:
+        with path.open("rb") as file:  # numpy leaves a broken one open
+            stored = np.load(file, allow_pickle=False)
+            arrays = {name: stored[name] for name in stored.files}
+    except UNREADABLE as error:
+        # numpy goes on with how to load pickles all the same
+        why = str(error).split(" If you trust")[0].rstrip(".")
+        raise ValueError(
+            f"`{path.name}` must be a whole .npz of plain arrays, without pickles; got "
+            f"{str(path)!r}: {why}. Export again."
+        ) from error
     return checked(arrays, path.name)
 
 
 def checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The same arrays; ValueError if one is missing or its shape is not that of a system."""
+    """The same arrays; ValueError if one is missing or is not that of a system."""
     wanted = {*"ABCD", *(f"golden_{name}" for name in GOLDEN)}
     if missing := sorted(wanted - arrays.keys()):
         raise ValueError(f"`{where}` must hold {missing}, too; got {sorted(arrays)}. Export again.")
+    for name in sorted(wanted):
+        if arrays[name].dtype.kind not in "fiu":
+            raise ValueError(
+                f"`{name}` of `{where}` must hold real numbers; got dtype {arrays[name].dtype}. "
+                "Export again."
+            )
     for name in "ABCD":
         if arrays[name].ndim != 3:
             raise ValueError(
@@ -121,17 +147,18 @@ def response(arrays: Arrays, x0: np.ndarray, u: np.ndarray) -> tuple[np.ndarray,
     return found.states.T, found.outputs.T
 
 
-def check_run(arrays: Arrays, x: np.ndarray, y: np.ndarray, where: str = "system.npz") -> float:
-    """The largest relative error of a run from ``golden_x0`` with ``golden_u``.
+def check(arrays: Arrays, where: str = "system.npz") -> float:
+    """The largest relative error of the golden trajectory, step by step.
 
-    That of ``x`` or ``y`` at a depth is relative to their largest norm up to there.
+    From each stored state the next one and the output are computed. The error of an element is
+    relative to the size of the terms of its sum, |A_k||x_k| + |B_k||u_k| or |C_k||x_k| +
+    |D_k||u_k|: no error hides behind a large depth or a large output, and what rounding leaves
+    where terms cancel is none.
 
     Parameters
     ----------
     arrays
         See `load`.
-    x, y
-        (depth, state) and (depth, output).
     where
         What to call it in the message.
 
@@ -140,55 +167,121 @@ def check_run(arrays: Arrays, x: np.ndarray, y: np.ndarray, where: str = "system
     ValueError
         If it is above 1e-9; the message says where first, and whether every A is transposed.
     """
-    error, place = _compare(arrays, x, y)
+    error, place = _worst(_steps(arrays))
     if error <= RTOL:
         return error
     turned = {**arrays, "A": arrays["A"].swapaxes(1, 2)}
     hint = "It was changed after its export, or its layers or axes were shuffled"
-    with np.errstate(over="ignore", invalid="ignore"):
-        if _compare(arrays, *simulate(turned, arrays["golden_x0"], arrays["golden_u"]))[0] <= RTOL:
-            hint = "It does with every A transposed: a reader has reversed the axes"
-    raise ValueError(
-        f"depthsys selfcheck: FAIL - `{where}` must replay its golden trajectory; got a relative "
-        f"error of {error:.1e} in {place} (allowed: {RTOL:.0e}). {hint}; export it again."
-    )
+    if _worst(_steps(turned))[0] <= RTOL:
+        hint = "It does with every A transposed: a reader has reversed the axes"
+    raise ValueError(_told(where, error, place, hint))
 
 
-def _compare(arrays: Arrays, x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
-    """The relative error where it first is too large, or the largest one; and where."""
-    found = []
-    for name, got in (("x", x), ("y", y)):
-        wanted = arrays[f"golden_{name}"]
-        scale = np.maximum.accumulate(np.linalg.norm(wanted, axis=1))
-        with np.errstate(over="ignore", invalid="ignore"):
-            error = np.linalg.norm(got - wanted, axis=1) / np.where(scale > 0, scale, 1.0)
-        error = np.where(np.isnan(error), np.inf, error)
-        found += [(float(value), depth, name) for depth, value in enumerate(error)]
-    wrong = [place for place in found if place[0] > RTOL]
-    error, depth, name = min(wrong, key=lambda place: place[1]) if wrong else max(found)
-    return error, f"{name} at depth {depth}"
+def check_run(arrays: Arrays, x: np.ndarray, y: np.ndarray, where: str = "system.npz") -> float:
+    """The largest relative error of a run from ``golden_x0`` with ``golden_u``.
 
-
-def selfcheck(
-    arrays: Arrays, runs: Sequence[Run] = (simulate,), where: str = "system.npz"
-) -> float:
-    """Replay the golden trajectory, print one line, and return the largest relative error.
+    A run propagates its rounding. The error of ``x`` at a depth is relative to the largest element
+    of the golden one up to there, that of ``y`` to the largest of |C_k||x_k| + |D_k||u_k|.
 
     Parameters
     ----------
     arrays
-        See `load`.
-    runs
-        What has to replay it: functions like `simulate`.
+        See `load`; those that `check` passes.
+    x, y
+        (depth, state) and (depth, output).
     where
         What to call it in the message.
 
     Raises
     ------
     ValueError
-        If one of them does not; see `check_run`.
+        If it is above 1e-9, or ``x`` or ``y`` has another shape; the message says where first.
     """
-    worst = 0.0
+    terms = np.stack([size for size, _ in _outputs(arrays)])
+    found = []
+    for name, got, size in (("x", x, arrays["golden_x"]), ("y", y, terms)):
+        wanted = arrays[f"golden_{name}"]
+        if np.shape(got) != wanted.shape:
+            found.append((0, name, np.inf))
+            continue
+        scale = np.maximum.accumulate(abs(size).max(axis=1, initial=0))
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = got - wanted
+        found += [(k, name, _relative(error[k], scale[k])) for k in range(len(wanted))]
+    error, place = _worst(found)
+    if error <= RTOL:
+        return error
+    hint = "Its arrays do step by step: what ran them is wrong, or another system"
+    raise ValueError(_told(where, error, place, hint))
+
+
+def _told(where: str, error: float, place: str, hint: str) -> str:
+    return (
+        f"`{where}` must replay its golden trajectory; got a relative error of {error:.1e} in "
+        f"{place} (allowed: {RTOL:.0e}). {hint}; export it again."
+    )
+
+
+def _steps(arrays: Arrays) -> list[tuple[int, str, float]]:
+    """Depth, x or y, and the largest relative error of each step of the golden trajectory."""
+    A, B = arrays["A"], arrays["B"]
+    x0, u, x, y = (arrays[f"golden_{name}"] for name in GOLDEN)
+    found = [(0, "x", _relative(x[0] - x0, abs(x0)))]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(len(A)):
+            size = abs(A[k]) @ abs(x[k]) + abs(B[k]) @ abs(u[k])
+            error = A[k] @ x[k] + B[k] @ u[k] - x[k + 1]
+            found.append((k + 1, "x", _relative(error, size)))
+        for k, (size, got) in enumerate(_outputs(arrays)):
+            found.append((k, "y", _relative(got - y[k], size)))
+    return found
+
+
+def _outputs(arrays: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    """At each depth the size of the terms of the output, and the output, of the stored states."""
+    C, D, x, u = (arrays[name] for name in ("C", "D", "golden_x", "golden_u"))
+    found = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(len(C)):
+            v = u[k] if k < len(u) else np.zeros(u.shape[1])
+            size = abs(C[k]) @ abs(x[k]) + abs(D[k]) @ abs(v)
+            found.append((size, C[k] @ x[k] + D[k] @ v))
+    return found
+
+
+def _relative(error: Any, size: Any) -> float:
+    """The largest of error / size; 0 / 0 is none, anything else by 0 or infinity is, and nan is."""
+    size = np.where((size == 0) | np.isinf(size), 0, np.maximum(size, TINY))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(np.equal(error, 0), 0.0, abs(error) / size)
+    return float(np.where(np.isnan(found), np.inf, found).max(initial=0.0))
+
+
+def _worst(found: list[tuple[int, str, float]]) -> tuple[float, str]:
+    """The relative error where it first is too large, or the largest one; and where."""
+    wrong = [place for place in found if place[2] > RTOL]
+    depth, name, error = min(wrong) if wrong else max(found, key=lambda place: place[2])
+    return error, f"{name} at depth {depth}"
+
+
+def selfcheck(arrays: Arrays, runs: Sequence[Run] = (), where: str = "system.npz") -> float:
+    """Check the golden trajectory, print one line, and return the largest relative error.
+
+    Parameters
+    ----------
+    arrays
+        See `load`; they have to pass `check`.
+    runs
+        What has to replay the trajectory, too: functions like `simulate`; see `check_run`.
+    where
+        What to call it in the message.
+
+    Raises
+    ------
+    ValueError
+        If the arrays or one of the runs do not.
+    """
+    worst = check(arrays, where)
     for run in runs:
         with np.errstate(over="ignore", invalid="ignore"):
             x, y = run(arrays, arrays["golden_x0"], arrays["golden_u"])
@@ -204,11 +297,20 @@ def tell(arrays: Arrays, error: float) -> None:
     print(f"depthsys selfcheck: PASS - {found}; largest relative error {error:.1e}")  # noqa: T201
 
 
+def report(check: Callable[[], object]) -> None:
+    """Call a check; where it fails, say FAIL and why, and end with exit status 1."""
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"depthsys selfcheck: FAIL - {error}") from error
+
+
 def save(path: Any, arrays: Arrays, A: Any, B: Any, C: Any, D: Any = None) -> None:
     """Save a changed or reduced system for depthsys: `depthsys import` reads it.
 
-    Provenance, names and what does not depend on the state are carried over; what has a dim of the
-    old state is left out. A new golden trajectory is stored.
+    Provenance, names and what does not depend on the state are carried over, with the digests by
+    which depthsys checks them; what has a dim of the old state is left out. A new golden
+    trajectory is stored.
 
     Parameters
     ----------
@@ -247,6 +349,9 @@ def save(path: Any, arrays: Arrays, A: Any, B: Any, C: Any, D: Any = None) -> No
     kept = {name: v for name, v in arrays.items() if name not in gone | {"about"}}
     kept |= matrices | {"order": np.full(L + 1, r)}
     about["dims"] = {n: d for n, d in about["dims"].items() if n not in gone or n in shapes}
+    if "digests" in about:
+        new = gone | {*"ABCD", "order"}
+        about["digests"] = {n: d for n, d in about["digests"].items() if n not in new}
     about["coords"] = [name for name in about["coords"] if name in about["dims"]]
     about["attrs"] |= {"changed_by": f"numpy {np.__version__}"}
     about["attrs"] |= {"order": r} if "order" in about["attrs"] else {}
@@ -416,10 +521,7 @@ def embedding(arrays: Arrays) -> Any:
 
 def main() -> None:
     """Replay in numpy and in python-control."""
-    try:
-        selfcheck(load(), (simulate, response))
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    report(lambda: selfcheck(load(), (response,)))
 
 
 if __name__ == "__main__":

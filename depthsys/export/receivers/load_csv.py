@@ -64,9 +64,19 @@ def load(folder: Any = None) -> dict[str, np.ndarray]:
         If a table has other rows than were written, or holds something else.
     """
     folder = _folder(folder)
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    tables = about.pop("tables")
-    arrays = {name: _read(folder / f"{name}.csv", **kind) for name, kind in tables.items()}
+    text = (folder / "about.json").read_bytes()
+    try:
+        about = json.loads(text)
+        tables = {
+            name: (tuple(map(int, kind["shape"])), np.dtype(kind["dtype"]))
+            for name, kind in about.pop("tables").items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`about.json` must be a JSON text that describes the tables; got {text[:40]!r}: "
+            f"{error!r}. Export again."
+        ) from error
+    arrays = {name: _read(folder / f"{name}.csv", *kind) for name, kind in tables.items()}
     return plain.checked(arrays | {"about": np.array(json.dumps(about))}, folder.name)
 
 
@@ -74,12 +84,17 @@ def _folder(folder: Any) -> Path:
     return (Path(__file__).parent if folder is None else Path(folder)).resolve()
 
 
-def _read(path: Path, shape: list[int], dtype: str) -> np.ndarray:
+def _read(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """One table: the place of a row in its first columns, its values in the others."""
     index = len(shape) - (len(shape) > 1)
     width = shape[-1] if len(shape) > 1 else 1
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row][1:]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row][1:]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"`{path.name}` must be a table in UTF-8; got {error}. Export again."
+        ) from error
     found = {tuple(row[:index]): row[index:] for row in rows}
     places = [tuple(map(str, place)) for place in np.ndindex(*shape[:index])]
     if len(rows) != len(places) or {len(row) for row in rows} - {index + width}:
@@ -96,21 +111,21 @@ def _read(path: Path, shape: list[int], dtype: str) -> np.ndarray:
     return _values(path, [found[place] for place in places], dtype).reshape(shape)
 
 
-def _values(path: Path, rows: list[list[str]], dtype: str) -> np.ndarray:
-    if np.dtype(dtype).kind == "U":  # as long as they are now
+def _values(path: Path, rows: list[list[str]], dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "U":  # as long as they are now
         return np.array(rows, dtype=str)
-    number = NUMBERS[np.dtype(dtype).kind]
     try:
+        number = NUMBERS[dtype.kind]
         return np.array([[number(text) for text in row] for row in rows], dtype)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"`{path.name}` must hold numbers as it was written ({dtype}); got {error}. Decimals "
-            "have points; export again."
+            f"`{path.name}` must hold numbers as it was written ({dtype.str}); got {error}. "
+            "Decimals have points; export again."
         ) from error
 
 
 def selfcheck(arrays: Mapping[str, np.ndarray], folder: Any = None) -> float:
-    """Replay the golden trajectory, print one line, and return the largest relative error.
+    """Check the golden trajectory, print one line, and return the largest relative error.
 
     Raises
     ------
@@ -122,10 +137,7 @@ def selfcheck(arrays: Mapping[str, np.ndarray], folder: Any = None) -> float:
 
 def main() -> None:
     """Replay in numpy."""
-    try:
-        selfcheck(load())
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from error
+    plain.report(lambda: selfcheck(load()))
 
 
 if __name__ == "__main__":

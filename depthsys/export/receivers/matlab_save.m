@@ -104,14 +104,20 @@ end
 
 function write(file, S)
   large = any(structfun(@(array) 8 * numel(array), S) >= 2 ^ 31);
+  % first, so that a file that is cut short lacks arrays that "about" names
+  first = {'about'; 'text_variables'; 'state_variables'; 'changed_by'};
+  others = setdiff(fieldnames(S), first);
   if exist('OCTAVE_VERSION', 'builtin')
     if large
       error('depthsys:save', 'Octave writes variables below 2 GB only. Save a smaller system.');
     end
-    save('-v7', file, '-struct', 'S');
-  elseif large
-    save(file, '-struct', 'S', '-v7.3');
+    save('-v7', file, '-struct', 'S', first{:}, others{:});
   else
-    save(file, '-struct', 'S', '-v7');
+    version_written = '-v7';
+    if large
+      version_written = '-v7.3';
+    end
+    save(file, '-struct', 'S', first{:}, version_written);
+    save(file, '-struct', 'S', others{:}, '-append');
   end
 end
