@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import normalize
 from uuid import uuid4
 
 MARKER = ".depthsys-export"  # in a folder: the files that belong to the export, a line each
@@ -112,6 +113,35 @@ def _checked(path: str | os.PathLike, force: bool, kind: str) -> Path:
         raise FileExistsError(_exists(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def check_case(folder: Path, names: Iterable[str]) -> None:
+    """ValueError where two names differ only by case and would be one file.
+
+    Parameters
+    ----------
+    folder
+        An existing folder, in which no file has one of the names.
+    names
+        Of variables, each to be a file or folder of its own.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normalize("NFC", name).casefold(), name)
+        if other != name and _one_file(folder, other, name):
+            raise ValueError(
+                "`path` must lie on a disk that tells upper from lower case where names differ by "
+                f"nothing else; got the variables {other!r} and {name!r}, which would be one file "
+                "there. Write npz, or rename one."
+            )
+
+
+def _one_file(folder: Path, name: str, other: str) -> bool:
+    """Whether two names mean the same file in a folder."""
+    (folder / name).touch()
+    found = (folder / other).exists()
+    (folder / name).unlink()
+    return found
 
 
 def files_below(folder: Path) -> list[str]:

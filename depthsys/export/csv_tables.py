@@ -3,14 +3,12 @@
 import csv
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_folder
+from depthsys.export.atomic import check_case, whole_folder
 from depthsys.export.control import write_scripts
 from depthsys.export.plain import one_system, plain
 
@@ -86,35 +84,6 @@ def to_csv(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
         text = json.dumps(about | {"tables": tables}, indent=1)
         (folder / "about.json").write_text(text, encoding="utf-8")
         write_scripts(system, folder, ["load_csv.py", "load_control.py"], README)
-
-
-def check_case(folder: Path, names: Iterable[str]) -> None:
-    """ValueError where two names differ only by case and would be one file.
-
-    Parameters
-    ----------
-    folder
-        An existing folder, in which no file has one of the names.
-    names
-        Of variables, each to be a file or folder of its own.
-    """
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(normalize("NFC", name).casefold(), name)
-        if other != name and _one_file(folder, other, name):
-            raise ValueError(
-                "`path` must lie on a disk that tells upper from lower case where names differ by "
-                f"nothing else; got the variables {other!r} and {name!r}, which would be one file "
-                "there. Write npz, or rename one."
-            )
-
-
-def _one_file(folder: Path, name: str, other: str) -> bool:
-    """Whether two names mean the same file in a folder."""
-    (folder / name).touch()
-    found = (folder / other).exists()
-    (folder / name).unlink()
-    return found
 
 
 def _write(path: Path, values: np.ndarray, dims: list[str]) -> None:

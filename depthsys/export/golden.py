@@ -153,7 +153,11 @@ def _deviation(terms: Pair, wanted: np.ndarray) -> np.ndarray:
 
 
 def _relative(error: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """0 / 0 is no error, anything else by 0 is, as is what is not a number."""
+    """0 / 0 is no error, anything else by 0 or infinity is, and what is not a number.
+
+    Below the smallest normal number all is rounding.
+    """
+    size = np.where((size == 0) | np.isinf(size), 0.0, np.maximum(size, np.finfo(float).tiny))
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(error == 0, 0.0, error / size)
     return np.where(np.isnan(relative), np.inf, relative)

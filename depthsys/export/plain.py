@@ -190,8 +190,9 @@ def digests(system: xr.Dataset) -> dict[str, str]:
     for name, variable in system.variables.items():
         values = np.asarray(variable.values)
         if values.dtype.kind in "fiub":
-            # + 0.0: not every format keeps the sign of a zero
-            content = (np.ascontiguousarray(values, np.float64) + 0.0).tobytes()
+            # not every format keeps the sign of a zero or of a nan
+            numbers = np.ascontiguousarray(values, np.float64) + 0.0
+            content = np.where(np.isnan(numbers), np.nan, numbers).tobytes()
         elif values.dtype.kind == "U":
             content = "\0".join(values.ravel().tolist()).encode("utf-8", "surrogatepass")
         else:

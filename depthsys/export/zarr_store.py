@@ -11,8 +11,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from depthsys.export.atomic import files_below, whole_folder
-from depthsys.export.csv_tables import check_case
+from depthsys.export.atomic import check_case, files_below, whole_folder
 from depthsys.export.netcdf import GROUP, golden_group, told_by
 from depthsys.export.plain import GOLDEN, storable, with_golden
 from depthsys.export.schema import migrated

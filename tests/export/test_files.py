@@ -15,7 +15,7 @@ import scipy.io
 import xarray as xr
 
 from depthsys import export, ltv
-from depthsys.export import csv_tables, json_text
+from depthsys.export import atomic, json_text
 from depthsys.export.atomic import files_below, whole_file, whole_folder
 from depthsys.export.schema import MEANINGS
 from tests.export.conftest import random_system, varying_system, with_companions
@@ -196,6 +196,17 @@ def test_strange_json_is_refused(text, tmp_path):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(ValueError, match="must"):
         export.read(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_signs_of_zeros_and_of_what_is_no_number_do_not_count(kind, tmp_path):
+    if kind == "json":
+        pytest.skip("JSON has no nan")
+    odd = np.array([-np.nan, -0.0, 0.0, np.nan, 1.0])
+    system = random_system().assign(odd=("layer", odd))
+    PAIRS[kind][0](system, tmp_path / f"s.{kind}")
+    again = PAIRS[kind][1](tmp_path / f"s.{kind}")
+    np.testing.assert_array_equal(again["odd"], odd)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -633,7 +644,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("write", [export.to_zarr, export.to_csv])
 def test_disks_that_ignore_case_are_refused_where_names_collide(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_tables, "_one_file", lambda folder, name, other: True)
+    monkeypatch.setattr(atomic, "_one_file", lambda folder, name, other: True)
     with pytest.raises(ValueError, match=r"got the variables '[Vv]' and '[Vv]'"):
         write(with_companions(random_system()), tmp_path / "s")
     assert list(tmp_path.iterdir()) == []

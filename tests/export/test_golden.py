@@ -158,6 +158,27 @@ def test_what_is_left_when_terms_cancel_is_no_error():
     export.check_golden(changed(system, C=C * noise), golden)
 
 
+def test_what_overflows_is_no_agreement():
+    """A finite error over an infinite size is not zero."""
+    system = random_system()
+    golden = export.golden_trajectory(system)
+    with pytest.raises(ValueError, match="must replay"):
+        export.check_golden(changed(system, A=np.full((5, 3, 3), 1e308)), golden)
+
+
+def test_rounding_of_the_smallest_numbers_is_no_error():
+    system = random_system(D=False)
+    system = changed(system, B=1e-310 * system["B"].values)
+    golden = export.golden_trajectory(system)
+    golden["x0"] = 1e-310 * golden["x0"]
+    run = ltv.simulate(system, golden["u"], golden["x0"])
+    noise = 5e-324 * np.ones(golden["x"].shape)
+    golden["x"] = golden["x"].dims, np.asarray(run["x"]) + noise
+    golden["x0"] = golden["x"][0].drop_vars("depth", errors="ignore")
+    golden["y"] = golden["y"].dims, np.asarray(run["y"])
+    export.check_golden(system, golden)
+
+
 def test_another_start_is_noticed():
     system = random_system()
     golden = export.golden_trajectory(system)

@@ -128,9 +128,10 @@ end
 deviation(A, x, B, u, wanted) =
     relative(A * x + B * u, abs.(A) * abs.(x) + abs.(B) * abs.(u), wanted)
 
-"The largest of all elements; 0 / 0 counts 0, and whatever else is no number Inf."
+"The largest of all elements; 0 / 0 counts 0, over an infinite size or no number Inf."
 function relative(got, scale, wanted)
     difference = abs.(got - wanted)
+    scale = [s == 0 || isinf(s) ? 0.0 : max(s, floatmin(Float64)) for s in scale]
     errors = difference ./ scale
     errors[isnan.(errors)] .= Inf
     errors[(difference .== 0) .& (scale .== 0)] .= 0

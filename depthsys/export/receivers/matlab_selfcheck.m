@@ -140,8 +140,11 @@ function largest = deviation(A, x, B, u, wanted)
 end
 
 function largest = relative(got, scale, wanted)
-% the largest of all elements; 0 / 0 counts 0, and whatever else is no number Inf
+% the largest of all elements; 0 / 0 counts 0, over an infinite size or no number Inf
   difference = abs(got - wanted);
+  scale(isinf(scale)) = 0;
+  used = scale > 0;
+  scale(used) = max(scale(used), realmin);
   errors = difference ./ scale;
   errors(isnan(errors)) = Inf;
   errors(difference == 0 & scale == 0) = 0;
