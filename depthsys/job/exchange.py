@@ -30,6 +30,7 @@ class Format:
     plan: bool = False
 
 
+_FMU = "Check it there: unzip it, `python documentation/check_fmu.py`."
 _READ = "It was read back and replayed its golden trajectory."
 FORMATS = {
     "netcdf": Format("to_netcdf", ".nc", _READ),
@@ -38,7 +39,7 @@ FORMATS = {
     "julia": Format("to_julia", "", "Check it there: include the .jl file.", ("name",)),
     "python-control": Format("to_control_files", "", "Check it there: `python load_control.py`."),
     "pymor": Format("to_pymor_files", "", "Check it there: `python load_pymor.py`."),
-    "fmu": Format("to_fmu", ".fmu", "Check it: `depthsys.export.replay_fmu(path)`.", ("name",)),
+    "fmu": Format("to_fmu", ".fmu", _FMU, ("name",)),
     "npz": Format("to_npz", ".npz", _READ),
     "json": Format("to_json", ".json", _READ),
     "csv": Format("to_csv", "", "Check it there: `python load_csv.py`."),
