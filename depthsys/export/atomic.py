@@ -68,6 +68,8 @@ def whole_folder(
             try:
                 os.rename(partial, target)  # over nothing, or an empty folder
             except OSError as error:
+                if not target.exists():
+                    raise
                 raise FileExistsError(_exists(target)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

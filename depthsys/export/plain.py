@@ -174,8 +174,15 @@ def with_golden(
         )
     if not found:
         return migrated(system).assign_attrs(import_note=NO_GOLDEN)
+    try:
+        run = xr.Dataset({name: golden[name] for name in GOLDEN})
+    except ValueError as error:
+        raise ValueError(
+            f"`{where}` must hold a golden trajectory of one size per dim; got {error}. Export it "
+            "again."
+        ) from error
     # before anything is said of padding zeros, which are not zero in a transposed system
-    check_golden(system, xr.Dataset({n: v for n, v in golden.items() if n in GOLDEN}), where)
+    check_golden(system, run, where)
     _check_digests(system, told, where)
     return migrated(system)
 
@@ -292,7 +299,7 @@ def about_of(text: str, where: str) -> Any:
     """The description from its JSON text; ValueError if it is none."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a long number or many brackets, too
         raise ValueError(
             f"`{where}` must hold a description in JSON; got {text[:40]!r}: {error}. Export again."
         ) from error
