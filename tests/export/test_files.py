@@ -171,7 +171,9 @@ def test_what_the_golden_trajectory_does_not_reach_has_a_digest(kind, tmp_path):
         PAIRS[kind][1](path)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(i, marks=[pytest.mark.slow] if i >= 10 else []) for i in range(40)]
+)
 @pytest.mark.parametrize("kind", ["npz", "json", "nc"])
 def test_damaged_bytes_are_refused_or_harmless(kind, seed, tmp_path):
     path = tmp_path / f"s.{kind}"

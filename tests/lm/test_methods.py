@@ -147,7 +147,10 @@ def test_task_level_bases_equal_the_toolbox_on_the_dense_system(
         )
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in BASES[::2] else [pytest.mark.slow]) for n in BASES],
+)
 def test_per_prompt_bases_equal_the_toolbox_on_each_dense_system(
     tiny, tokens, concept, dense, name
 ):

@@ -38,7 +38,7 @@ def check(model, texts):
     ltv.check(system)
 
 
-@pytest.mark.parametrize("task", ["sst2", "tweet_hate"])
+@pytest.mark.parametrize("task", ["sst2", pytest.param("tweet_hate", marks=pytest.mark.slow)])
 def test_order_one_has_the_mean_exact_gains_of_shared_models(shared_model_path, data, task):
     model = lm.DepthModel.load(shared_model_path, device="cpu", left_padding=True)
     texts = lm.read_texts(data / "tasks" / f"{task}.csv")
