@@ -12,7 +12,7 @@ from depthsys.export.plain import one_system
 from depthsys.export.receivers import load_pymor
 
 if TYPE_CHECKING:
-    from pymor.models.iosys import LTIModel
+    from pymor.models.iosys import LTIModel  # pyright: ignore[reportMissingImports]
 
 README = """A discrete linear time-varying system for pyMOR, written by depthsys.
 

@@ -36,7 +36,7 @@ simulate, selfcheck = plain.simulate, plain.selfcheck
 
 def model(A: Any, B: Any, C: Any, D: Any, name: str) -> Any:
     """A discrete-time ``LTIModel`` of four matrices, with sampling time 1."""
-    from pymor.models.iosys import LTIModel
+    from pymor.models.iosys import LTIModel  # pyright: ignore[reportMissingImports]
 
     return LTIModel.from_matrices(A, B, C, D, sampling_time=1, name=name)
 
