@@ -155,7 +155,9 @@ def parts_of(name) -> tuple[str, ...]:
 # ----------------------------------------------------------------------- what is exact
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c == "one prompt" else c for c in CASES]
+)
 @pytest.mark.parametrize(
     ("name", "attention"),
     # the first implementation of each family; .ci/run runs the others

@@ -117,7 +117,7 @@ def method(name, **settings):
 BASES = ["krylov", "arnoldi", "pod", "adjoint", "two_sided", "balanced", "random"]
 
 
-@pytest.mark.parametrize("readout", ["concept", "profile"])
+@pytest.mark.parametrize("readout", [pytest.param("concept", marks=pytest.mark.slow), "profile"])
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_task_level_bases_equal_the_toolbox_on_the_dense_system(

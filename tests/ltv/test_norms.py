@@ -44,7 +44,7 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
 
 
 @pytest.mark.parametrize(
-    "kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])]
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
 )
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
