@@ -13,6 +13,7 @@ from depthsys import cli, lm, plot
 from depthsys.job import BASES, COMPARISON_FILES, CONCEPTS
 from depthsys.lm.methods import METHODS
 
+pytestmark = pytest.mark.slow  # about a minute; tests/lm/test_compare.py has the numbers
 METHODS_ASKED = ["ensemble", "krylov", "pod"]
 COMMON = ["--split", "20/10/10", "--device", "cpu"]
 COMMAND = [*COMMON, "--methods", ",".join(METHODS_ASKED), "--orders", "1,3", "--each", "3"]
