@@ -1,13 +1,14 @@
 """Models and texts shared by the tests. Tiny models are built from configs: no download."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from depthsys import lm
+from depthsys import cli, lm
 
 # Tiny models gain nothing from threads, and two of them on a busy machine wait for each other.
 torch.set_num_threads(1)
@@ -77,3 +78,17 @@ def demo_texts():
 
     rows = grammar.labelled(count_per_class=60, seed=1)
     return lm.read_texts(rows).split(concept=30, operating=12, held_out=10)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command; gives (exit status, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["depthsys", *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out = capsys.readouterr()
+        return exit_.value.code or 0, out.out, out.err
+
+    return call

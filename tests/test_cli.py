@@ -13,24 +13,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from depthsys import cli, lm, ltv
+from depthsys import lm, ltv
 from depthsys.job import OutputFolder
 
 SMALL = ["--split", "12/6/6", "--device", "cpu"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command; gives (exit status, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["depthsys", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out = capsys.readouterr()
-        return exit_.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 import xarray as xr
 
-from depthsys import cli, export, ltv
+from depthsys import export, ltv
 from depthsys.export.receivers import load_control
 from depthsys.job import FORMATS
 
@@ -28,20 +28,6 @@ FILES = {  # format -> one file that must be there
     "safetensors": "",
     "gguf": "",
 }
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command; gives (exit status, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["depthsys", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out = capsys.readouterr()
-        return exit_.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

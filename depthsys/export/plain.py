@@ -16,7 +16,7 @@ from depthsys.export.golden import DIMS as golden_dims
 from depthsys.export.golden import check_golden, golden_trajectory
 from depthsys.export.schema import migrated
 from depthsys.ltv import check
-from depthsys.ltv.system import DIMS
+from depthsys.ltv.system import batch_sizes
 
 FORMAT = "depthsys system"
 GOLDEN = tuple(golden_dims)
@@ -41,8 +41,7 @@ def one_system(system: xr.Dataset, kind: str) -> xr.Dataset:
         The format that holds one system only.
     """
     check(system)
-    own = {d for dims in DIMS.values() for d in dims}
-    if extra := {str(d): n for v in "ABCD" for d, n in system[v].sizes.items() if d not in own}:
+    if extra := batch_sizes(system):
         first = next(iter(extra))
         raise ValueError(
             f"`system` must have no batch dims for {kind}; got {extra}. Select one member with "

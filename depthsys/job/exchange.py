@@ -208,10 +208,9 @@ def _say(console: Console, line: str) -> None:
 
 
 def _selected(system: "xr.Dataset", chosen: dict[str, int]) -> "xr.Dataset":
-    from depthsys.ltv.system import DIMS
+    from depthsys.ltv.system import batch_sizes
 
-    own = {d for dims in DIMS.values() for d in dims}
-    batch = {str(d): n for d, n in system["A"].sizes.items() if d not in own}
+    batch = batch_sizes(system)
     for dim, place in chosen.items():
         if dim not in batch or place >= batch[dim]:
             raise ValueError(
@@ -240,14 +239,15 @@ def _plan(path: Path) -> "xr.Dataset":
 
 def _described(system: "xr.Dataset") -> str:
     """Sizes, names and origin of a system in one line."""
+    from depthsys.ltv.system import batch_sizes
+
     parts = [_counted(system.sizes["layer"], "layer")]
     parts += [f"up to {_counted(int(system['order'].max()), 'state')}"]
     for dim in ("input", "output"):
         names = list(map(str, system[f"{dim}_name"].values))
         shown = ", ".join(names[:4] + ["..."] * (len(names) > 4))
         parts.append(f"{_counted(len(names), dim)} ({shown})")
-    own = ("layer", "state_next", "state")
-    parts += [f"{_counted(n, str(d))}" for d, n in system["A"].sizes.items() if d not in own]
+    parts += [_counted(n, dim) for dim, n in batch_sizes(system).items()]
     origin = [str(system.attrs[k]) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
 
@@ -271,13 +271,10 @@ def _difference(original: "xr.Dataset", system: "xr.Dataset", path: Path) -> str
     """How far two systems are apart as maps from inputs to outputs."""
     from depthsys import ltv
     from depthsys.ltv.norms import spectral_norm
+    from depthsys.ltv.system import batch_sizes
 
-    own = {"state", "state_next", "depth"}  # what is left: layer, input, output, batch dims
-    sizes = [
-        {str(d): n for v in "AB" for d, n in s[v].sizes.items() if d not in own}
-        | {"output": s.sizes["output"]}
-        for s in (original, system)
-    ]
+    own = ("layer", "input", "output")
+    sizes = [{d: s.sizes[d] for d in own} | batch_sizes(s) for s in (original, system)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"`--original` must have the layers, inputs, outputs and batch dims of the file, "

@@ -14,7 +14,7 @@ import xarray as xr
 
 from depthsys.ltv.gramians import compressed, observability, reachability
 from depthsys.ltv.matrix_free import state_sizes
-from depthsys.ltv.system import DIMS, check, whole_number
+from depthsys.ltv.system import batch_sizes, check, whole_number
 
 if TYPE_CHECKING:
     from control import StateSpace
@@ -86,8 +86,7 @@ def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> 
 def _square(system: xr.Dataset) -> xr.Dataset:
     """One system with one state size, without the zeros that pad it."""
     check(system)
-    own = {d for dims in DIMS.values() for d in dims}
-    if extra := sorted({str(d) for name in DIMS for d in system[name].dims} - own):
+    if extra := sorted(batch_sizes(system)):
         raise ValueError(
             f"`system` must have no batch dims; got {extra}. Select one member with `.isel`."
         )

@@ -339,6 +339,12 @@ def check(system: xr.Dataset) -> xr.Dataset:
     return system
 
 
+def batch_sizes(system: xr.Dataset) -> dict[str, int]:
+    """The batch dims of a system with their sizes."""
+    own = {d for dims in DIMS.values() for d in dims}
+    return {str(d): n for v in DIMS for d, n in system[v].sizes.items() if d not in own}
+
+
 def _check_schema(system: xr.Dataset) -> None:
     schema = system.attrs.get("schema_version", SCHEMA_VERSION)
     if not isinstance(schema, (int, np.integer)) or schema < 1:
