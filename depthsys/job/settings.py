@@ -206,7 +206,7 @@ def is_system(source: str) -> bool:
 
 def check_model(name: str, device: str, dtype: str | None) -> tuple[str, int]:
     """Check all that can be checked without the weights; the path or name to load, and H."""
-    from depthsys.lm.checkpoint import DTYPES, checked_device, read_config
+    from depthsys.lm.hf.checkpoint import DTYPES, checked_device, read_config
 
     checked_device(device)
     if dtype is not None and dtype not in DTYPES:
