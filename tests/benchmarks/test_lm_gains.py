@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from depthsys import lm
+from depthsys.lm.directions import direction
 from tests.benchmarks import lm_setup, lm_slow, measure
 
 

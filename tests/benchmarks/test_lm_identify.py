@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from depthsys import lm
+from depthsys.lm.directions import direction
 from tests.benchmarks import lm_setup, measure
 
 TITLE = "4. Identification of order 32 (wanted: 3 times the floor with 16 prompts)"
