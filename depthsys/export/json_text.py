@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
 from depthsys.export.plain import one_system, plain, restored
+from depthsys.files import whole_file
 
 LIMIT = 10**6  # numbers; about 20 MB of text
 

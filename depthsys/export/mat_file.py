@@ -14,6 +14,8 @@ import numpy as np
 import scipy.io
 import scipy.io.matlab
 
+from depthsys.files import hdf5_file
+
 if TYPE_CHECKING:
     import h5py
 
@@ -45,9 +47,7 @@ def write_v5(path: Path, variables: Mapping[str, np.ndarray | str]) -> None:
 
 def write_v73(path: Path, variables: Mapping[str, np.ndarray | str]) -> None:
     """Write a .mat of version 7.3, variable by variable and block by block."""
-    import h5py  # takes a while
-
-    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+    with hdf5_file(path, userblock_size=USER_BLOCK) as file:
         for name, value in variables.items():
             if isinstance(value, str):
                 _write_text(file, name, value)

@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys.export import mat_file
-from depthsys.export.atomic import whole_folder
 from depthsys.export.plain import NO_GOLDEN, about_of, check_about, one_system, plain, restored
 from depthsys.export.schema import migrated
+from depthsys.files import whole_folder
 from depthsys.ltv import system as ltv_system
 from depthsys.ltv.system import DIMS
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
 from depthsys.export.golden import golden_trajectory
 from depthsys.export.plain import about_of, digests, storable, with_golden
 from depthsys.export.schema import migrated
+from depthsys.files import whole_file, write_netcdf
 
 GROUP = "golden"
 
@@ -39,8 +39,7 @@ def to_netcdf(system: xr.Dataset, path: str | os.PathLike, *, force: bool = Fals
     system = storable(migrated(system))
     golden = golden_group(system)
     with whole_file(path, force) as partial:
-        system.to_netcdf(partial, engine="h5netcdf")
-        golden.to_netcdf(partial, engine="h5netcdf", group=GROUP, mode="a")
+        write_netcdf(partial, {None: system, GROUP: golden})
 
 
 def from_netcdf(path: str | os.PathLike) -> xr.Dataset:

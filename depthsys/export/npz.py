@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
 from depthsys.export.plain import NO_GOLDEN, about_of, one_system, plain, restored
 from depthsys.export.schema import migrated
+from depthsys.files import whole_file
 from depthsys.ltv import system as ltv_system
 
 # what numpy and zipfile trip over in a damaged file

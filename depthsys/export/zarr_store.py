@@ -11,10 +11,10 @@ from pathlib import Path
 
 import xarray as xr
 
-from depthsys.export.atomic import check_case, files_below, whole_folder
 from depthsys.export.netcdf import GROUP, golden_group, told_by
 from depthsys.export.plain import GOLDEN, storable, with_golden
 from depthsys.export.schema import migrated
+from depthsys.files import check_case, files_below, whole_folder
 
 
 def to_zarr(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:

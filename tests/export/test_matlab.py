@@ -16,11 +16,11 @@ import xarray as xr
 
 from depthsys import cli, ltv
 from depthsys.export import mat_file, matlab
-from depthsys.export.atomic import MARKER
 from depthsys.export.julia import to_julia
 from depthsys.export.matlab import from_matlab, to_matlab
 from depthsys.export.plain import NO_GOLDEN
 from depthsys.export.schema import migrated
+from depthsys.files import MARKER
 from tests.export.conftest import random_system, varying_system, with_companions
 
 VERSIONS = ("5", "7.3")
