@@ -8,13 +8,18 @@ from depthsys.files.contents import MARKER, check_case, files_below, marked_fore
 from depthsys.files.folder import OutputFolder
 from depthsys.files.hdf5 import hdf5_file, write_netcdf
 from depthsys.files.leftovers import clear_leftovers, found
+from depthsys.files.resumable import PROGRESS, Resumable, content_hash, file_hash
 from depthsys.files.whole import whole_file, whole_folder
 
 __all__ = [
     "MARKER",
+    "PROGRESS",
     "OutputFolder",
+    "Resumable",
     "check_case",
     "clear_leftovers",
+    "content_hash",
+    "file_hash",
     "files_below",
     "found",
     "hdf5_file",
