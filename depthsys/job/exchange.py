@@ -188,15 +188,17 @@ def _with_origin_of(sent: "xr.Dataset", system: "xr.Dataset") -> "xr.Dataset":
 def _next_step(system: "xr.Dataset", out: Path, compared: bool) -> str:
     """How to check the system on the language model, or why that cannot be done."""
     lacking = _lacks(system)
-    if not lacking and "prompt" not in system.dims:
+    if "prompt" in system.dims:
+        return (
+            "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
+            "`lm.agreement`."
+        )
+    if not lacking:
         return f"Check it on the language model: `depthsys gains {out} --out ...`."
+    hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
     if _LACKING & lacking:
-        hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
         return f"It does not say of which model and texts it is.{hint}"
-    return (
-        "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
-        "`lm.agreement`."
-    )
+    return f"It lacks what `depthsys gains` needs: {', '.join(sorted(lacking))}.{hint}"
 
 
 def _console() -> Console:
@@ -221,7 +223,7 @@ def _selected(system: "xr.Dataset", chosen: dict[str, int]) -> "xr.Dataset":
 
 
 def _plan(path: Path) -> "xr.Dataset":
-    import xarray as xr
+    from depthsys.export.netcdf import read_variables
 
     if not path.is_file():
         raise FileNotFoundError(
@@ -229,8 +231,8 @@ def _plan(path: Path) -> "xr.Dataset":
             "control`."
         )
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return read_variables(path, ["u", "energy", "predicted_energy"])
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"`--schedule` must be a schedule.nc; got {str(path)!r}: {error}. Make one with "
             "`depthsys control`."
