@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from depthsys.files import renames
 from depthsys.files.hdf5 import write_netcdf
@@ -15,6 +15,8 @@ from depthsys.files.whole import flush_to_disk, full_disk_told, made_parents
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_Folder = TypeVar("_Folder", bound="OutputFolder")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class OutputFolder:
     stale: list[str]
 
     @classmethod
-    def checked(cls, folder: Path, files: list[str], force: bool) -> "OutputFolder":
+    def checked(cls: type[_Folder], folder: Path, files: list[str], force: bool) -> _Folder:
         """Put right what killed runs left in it.
 
         Raises

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused, one_line
@@ -33,7 +34,7 @@ def read(request: Mapping[str, Any]) -> Answer:
     """
     with h5py.File(request["path"], "r") as file:
         check_container(file)
-        groups = {name: file[name or "/"] for name in request["groups"] if not name or name in file}
+        groups = {name: _group(file, name) for name in request["groups"] if _there(file, name)}
         attrs = {name: _attributes(group) for name, group in groups.items()}
         wanted = {name: set(request["groups"][name]) for name in groups}
         wanted[""] |= _listed(attrs, *request.get("listed", ("", "")))
@@ -77,13 +78,13 @@ def check_container(file: h5py.File) -> None:
             if left < 0:
                 raise Refused(f"it holds more than {limits.OBJECTS} variables and groups")
             kind = group.links.get_info(name).type
-            if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+            if kind not in (h5l.TYPE_HARD, h5l.TYPE_SOFT):
                 text = one_line(repr(name.decode("utf-8", "replace")), 60)
                 raise Refused(f"{text} is a link to another file")
-            if kind == h5py.h5l.TYPE_HARD:
-                info = h5py.h5o.get_info(group, name)
+            if kind == h5l.TYPE_HARD:
+                info = h5o.get_info(group, name)
                 place = (info.fileno, info.addr)
-                if info.type == h5py.h5o.TYPE_GROUP and place not in seen:
+                if info.type == h5o.TYPE_GROUP and place not in seen:
                     seen.add(place)
                     groups.append(h5py.h5g.open(group, name))
 
@@ -149,16 +150,29 @@ def _with_dims(group: h5py.Group, wanted: set[str]) -> dict[str, h5py.Dataset]:
 
 def _dims(data: h5py.Dataset) -> list[str]:
     """Names of dims: those of the scales that are attached; of a scale its own name."""
-    own = data.name.rpartition("/")[2]
+    own = _last(data)
     dims = []
     for scales in data.dims:
         if len(scales):
-            dims.append(scales[0].name.rpartition("/")[2])
+            dims.append(_last(scales[0]))
         elif data.is_scale and data.ndim == 1:
             dims.append(own)
         else:
             raise Refused(f"{one_line(repr(own), 60)} has no names of dims, as netCDF4 has them")
     return dims
+
+
+def _last(data: h5py.Dataset) -> str:
+    return str(data.name).rpartition("/")[2]
+
+
+def _there(file: h5py.File, name: str) -> bool:
+    return not name or file.get(name, getclass=True) is h5py.Group
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    group: Any = file[name or "/"]
+    return group
 
 
 def _listed(attrs: Mapping[str, Mapping[str, Any]], group: str, attribute: str) -> set[str]:

@@ -37,14 +37,16 @@ class _Reader:
     def started(cls) -> "_Reader":
         here, there = socket.socketpair()
         # no settings of libraries: a file must be read the same everywhere, without plugins
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("HDF5_", "PYTHON"))}
+        env: dict[str, str] = {
+            k: v for k, v in os.environ.items() if not k.startswith(("HDF5_", "PYTHON"))
+        }
         env |= {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_USE_FILE_LOCKING": "FALSE"}
         env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLOSC")}
         code = _START.format(path=[os.path.abspath(p) for p in sys.path])
         with there:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-c", code],
-                stdin=there,
+                stdin=there.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=env,
@@ -199,7 +201,7 @@ def _array(here: socket.socket, message: dict[str, Any], left: int) -> np.ndarra
         raise EOFError("it gave a wrong answer")
     array = np.empty(message["shape"], dtype)
     if nbytes:
-        _fill(here, memoryview(array.reshape(-1).view(np.uint8)))
+        _fill(here, array.reshape(-1).view(np.uint8).data)
     return array
 
 
