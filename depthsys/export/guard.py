@@ -51,6 +51,8 @@ def guarded(read: Reader) -> Reader:
             raise
         except (ValueError, TypeError) as error:
             said = str(error)
+            if not said.startswith("`"):  # not said by us
+                raise ValueError(_unfitting(path, error)) from error
             if len(said) <= LONGEST and said.isprintable():
                 raise
             raise type(error)(_shortened(said)) from None
@@ -60,12 +62,16 @@ def guarded(read: Reader) -> Reader:
                 "machine with more, or a smaller system."
             ) from error
         except Exception as error:  # parts that make no sense together
-            raise ValueError(
-                f"`path` must hold a system; got {str(path)!r}, in which something does not fit: "
-                f"{type(error).__name__} {one_line(error)}. Export it again."
-            ) from error
+            raise ValueError(_unfitting(path, error)) from error
 
     return reading
+
+
+def _unfitting(path: str | os.PathLike, error: Exception) -> str:
+    return (
+        f"`path` must hold a system; got {str(path)!r}, in which something does not fit: "
+        f"{type(error).__name__}, {one_line(error)}. Export it again."
+    )
 
 
 def _shortened(said: str) -> str:

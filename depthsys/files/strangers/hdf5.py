@@ -14,7 +14,7 @@ from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused, one_line
-from depthsys.files.strangers.server import Answer, limit_time
+from depthsys.files.strangers.server import Answer, limit_to
 
 # deflate, shuffle, fletcher32, szip, nbit, scaleoffset; lzf of h5py
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
@@ -93,7 +93,7 @@ def check_datasets(file: h5py.File, found: Mapping[str, h5py.Dataset], most: int
     """Refuse what reads other files, or is too large; from now on the time is limited by sizes."""
     declared = {name: _checked(name, data) for name, data in found.items()}
     stored = sum(data.id.get_storage_size() for data in found.values())
-    limit_time(limits.check_sizes(declared, stored, most))
+    limit_to(limits.check_sizes(declared, stored, most))
 
 
 def _checked(name: str, data: h5py.Dataset) -> int:

@@ -12,7 +12,7 @@ DESCRIPTION = 2**24  # characters of a description in JSON
 # A file may declare so many bytes whatever its size, and so many for each byte that it has: zlib
 # packs a thousand zeros into one, matrices of measured numbers hardly at all.
 FREE, RATIO = 2**26, 200
-SECONDS, RATE = 20, 2e7  # for what is small, and bytes a second beyond that
+SECONDS, RATE = 10.0, 2e7  # for what is small, and bytes a second beyond that
 MESSAGE = 400  # characters
 
 
@@ -57,11 +57,6 @@ def check_sizes(declared: Mapping[str, int], stored: int, most: int) -> int:
             f"of the memory that is free is {readable(most)}"
         )
     return total
-
-
-def seconds_for(total: int) -> float:
-    """How long reading so many bytes may take."""
-    return SECONDS + total / RATE
 
 
 def half_of_memory(meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -17,7 +17,7 @@ import scipy.io.matlab
 from depthsys.files.strangers import limits
 from depthsys.files.strangers.hdf5 import check_container, check_datasets
 from depthsys.files.strangers.limits import Refused, one_line
-from depthsys.files.strangers.server import Answer, limit_time
+from depthsys.files.strangers.server import Answer, limit_to
 
 _NUMBERS = (
     "double",
@@ -107,7 +107,7 @@ class _V5:
         for name in names:
             shape, kind = self._told[name]
             declared[name] = 2 * int(np.prod(shape, dtype=object)) * _BYTES[kind]  # or complex
-        limit_time(limits.check_sizes(declared, os.path.getsize(self._path), most))
+        limit_to(limits.check_sizes(declared, os.path.getsize(self._path), most))
 
     def values(self, names: set[str], most: int) -> Iterator[tuple[str, np.ndarray | str]]:
         """Numbers and texts."""

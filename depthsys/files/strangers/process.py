@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused, half_of_memory, one_line
 from depthsys.files.strangers.server import LENGTH, STATUS
 
@@ -41,6 +42,7 @@ class _Reader:
             k: v for k, v in os.environ.items() if not k.startswith(("HDF5_", "PYTHON"))
         }
         env |= {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_USE_FILE_LOCKING": "FALSE"}
+        env |= {"MALLOC_ARENA_MAX": "1"}  # address space is limited there
         env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLOSC")}
         code = _START.format(path=[os.path.abspath(p) for p in sys.path])
         with there:
@@ -120,6 +122,7 @@ def ask(reader: str, request: dict[str, Any]) -> list[Message]:
         If what it holds does not fit.
     """
     request = request | {"reader": reader, "most": half_of_memory()}
+    request |= {"seconds": limits.SECONDS}
     if not ISOLATED:
         return _here(reader, request)
     with _lock:

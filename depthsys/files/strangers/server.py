@@ -21,8 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from depthsys.files.strangers.limits import Refused, one_line, seconds_for
+try:
+    import resource
+except ImportError:  # Windows, where nothing is served
+    resource: Any = None
 
+from depthsys.files.strangers.limits import RATE, Refused, one_line
+
+Answer = Iterator[tuple[dict[str, Any], np.ndarray | None]]  # of the ``read`` of a reader
 READERS = ("hdf5", "mat", "zarr_v3")
 LENGTH = struct.Struct("<Q")
 STATUS = struct.Struct("<i")
@@ -60,8 +66,10 @@ def _request(control: socket.socket) -> tuple[dict[str, Any], socket.socket] | N
 def _answer(reader: Any, request: dict[str, Any], answer: socket.socket) -> None:
     """In the copy, which ends here."""
     try:
-        limit_time(0)
-        _limit(request["most"])
+        _seconds.append(request["seconds"])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        limit_to(0)
         for message, array in reader.read(request):
             send(answer, message, array)
         send(answer, {"done": True}, None)
@@ -92,35 +100,27 @@ def send(answer: socket.socket, message: dict[str, Any], array: np.ndarray | Non
         answer.sendall(array.reshape(-1).view(np.uint8).data)
 
 
-def limit_time(total: int) -> None:
-    """The kernel ends this process when reading so many bytes has taken too long."""
-    if _limited:
-        signal.setitimer(signal.ITIMER_REAL, seconds_for(total))
+def limit_to(total: int) -> None:
+    """The kernel ends this process when reading so many bytes takes too long, or too much memory.
 
-
-_limited = False
-
-
-def _limit(most: int) -> None:
-    import resource
-
+    Does nothing in the process of a user.
+    """
+    if not _seconds:
+        return
+    signal.setitimer(signal.ITIMER_REAL, _seconds[-1] + total / RATE)
     with open("/proc/self/statm" if sys.platform == "linux" else os.devnull) as file:
         pages = file.read().split()
     if pages:  # elsewhere the address space says little about memory
-        most = int(pages[0]) * resource.getpagesize() + 2 * most + _ROOM
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        most = int(pages[0]) * resource.getpagesize() + 4 * total + _ROOM
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+_seconds: list[float] = []  # for a small file
 
 
 def main() -> None:
     """Serve on standard input, which is a socket."""
-    global _limited
-    _limited = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other side decides
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with socket.socket(fileno=os.dup(0)) as control:
         serve(control)
-
-
-Answer = Iterator[tuple[dict[str, Any], np.ndarray | None]]

@@ -19,7 +19,7 @@ from zarr.storage import LocalStore
 
 from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused, one_line
-from depthsys.files.strangers.server import Answer, limit_time
+from depthsys.files.strangers.server import Answer, limit_to
 
 _CODECS = {
     "blosc", "bytes", "crc32", "crc32c", "fixedscaleoffset", "gzip", "lz4", "numcodecs.zlib",
@@ -56,7 +56,7 @@ def read(request: Mapping[str, Any]) -> Answer:
             if n in wanted[g]
         }  # fmt: skip
         declared = {name: _checked(name, array) for name, array in found.items()}
-        limit_time(limits.check_sizes(declared, stored, request["most"]))
+        limit_to(limits.check_sizes(declared, stored, request["most"]))
         if request["whole"] in groups:
             lost = [n.strip("/") for n, a in found.items() if a.nchunks_initialized < a.nchunks]
             if lost:
