@@ -23,8 +23,8 @@ def told_of(path: str | os.PathLike, what: str, cure: str = "Write it again.") -
         yield
     except Refused as error:
         raise ValueError(
-            f"`path` must be {what} that is safe to read; got {str(path)!r}: {error}. Save plain "
-            "arrays, all of them in it."
+            f"`path` must be {what} that is safe to read; got {str(path)!r}: {error}. Save it "
+            "again, as plain arrays in one file."
         ) from error
     except MemoryError as error:
         raise ValueError(

@@ -86,6 +86,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if len(members) > limits.OBJECTS:
             raise Refused(f"it holds more than {limits.OBJECTS} arrays")
         inside = {m.filename.removesuffix(".npy"): m for m in members}
+        if "about" not in inside and any(name.startswith("golden_") for name in inside):
+            raise ValueError("its description `about` is missing")
         arrays = _members(archive, inside, ["about"])
         wanted = {*"ABCD", *_described(arrays)} & inside.keys()
         return arrays | _members(archive, inside, [n for n in inside if n in wanted - {"about"}])

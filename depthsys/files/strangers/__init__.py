@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused
 from depthsys.files.strangers.process import ask
 
@@ -141,9 +142,10 @@ def _asked(
 def _values(message: Mapping[str, Any], array: np.ndarray | None) -> np.ndarray:
     if array is not None:
         return array
-    texts = np.empty(len(message["texts"]), object)
-    texts[:] = message["texts"]
-    return texts.reshape(message["of"])
+    texts: list[str] = message["texts"]
+    longest = max(map(len, texts), default=1)
+    small = 4 * longest * len(texts) <= limits.FREE  # numpy gives each the room of the longest
+    return np.array(texts, str if small else object).reshape(message["of"])
 
 
 def _attributes(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -198,7 +198,11 @@ def _attributes(holder: h5py.HLObject) -> dict[str, dict[str, Any]]:
 
 def _attribute(attrs: h5py.AttributeManager, name: str) -> dict[str, Any]:
     shown = one_line(repr(name), 60)
-    if len(name) > limits.TEXT or attrs.get_id(name).get_storage_size() > limits.TEXT:
+    try:
+        size = attrs.get_id(name).get_storage_size()
+    except RuntimeError:  # of an empty one, as h5py has it
+        size = 0
+    if len(name) > limits.TEXT or size > limits.TEXT:
         raise Refused(f"its attribute {shown} is too long")
     value = attrs[name]
     if isinstance(value, h5py.Empty):
