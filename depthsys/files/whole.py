@@ -129,17 +129,27 @@ def full_disk_told(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        cause = _no_room(error)
+        if cause is None:
             raise
-        cause = os.strerror(error.errno).lower()
-        if error.errno == errno.EFBIG:
-            cause += " for the limits of this session (`ulimit -f`) or this disk"
         told = OSError(
             f"`path` must lie on a disk with room for what is written; got {cause} at "
             f"{str(target)!r}. Nothing was written: make room, or choose another disk."
         )
-        told.errno = error.errno
+        told.errno = error.errno or errno.ENOSPC
         raise told from error
+
+
+def _no_room(error: OSError) -> str | None:
+    """In words, if that is the cause."""
+    if error.errno is None and " requested and " in str(error):  # numpy keeps the number to itself
+        return "a write that was cut short: no space left, or a limit on files (`ulimit -f`)"
+    if error.errno not in _FULL:
+        return None
+    cause = os.strerror(error.errno).lower()
+    if error.errno == errno.EFBIG:
+        cause += " for the limits of this session (`ulimit -f`) or this disk"
+    return cause
 
 
 def flush_to_disk(path: Path) -> None:
