@@ -64,8 +64,8 @@ class Workplace:
 
         What was put aside is wanted only as long as the new thing has not its place.
         """
-        if os.path.lexists(self.new):
-            place = self.folder.parent / self.name
+        place = self.folder.parent / self.name
+        if os.path.lexists(self.new) and not _one_file(self.new, place):
             if (self.folder / CLAIM).exists() and _is_empty_file(place):
                 place.unlink()
             self.put_back()
@@ -171,6 +171,15 @@ def _lives(pid: int) -> bool:
     return True
 
 
+def _one_file(path: Path, other: Path) -> bool:
+    """Whether a file has two names."""
+    try:
+        one, two = path.lstat(), other.lstat()
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
 def _is_empty_file(path: Path) -> bool:
     try:
         found = path.lstat()
@@ -180,8 +189,8 @@ def _is_empty_file(path: Path) -> bool:
 
 
 def found(path: str | os.PathLike) -> Path:
-    """The path, once a killed run that had put aside what lay there has been put right."""
+    """The path, once it has been put right what a run left that was killed just there."""
     place = Path(path)
-    if place.name and not os.path.lexists(place):
+    if place.name and (not os.path.lexists(place) or _is_empty_file(place)):
         clear_leftovers(place.parent, place.name)
     return place

@@ -36,7 +36,7 @@ def give_name(source: Path, target: Path, journal: Path) -> None:
     Parameters
     ----------
     source
-        A whole file.
+        A whole file, in a folder that goes: it may keep this name as well.
     target
         The name, in a folder of the same disk.
     journal
@@ -59,25 +59,18 @@ def give_name(source: Path, target: Path, journal: Path) -> None:
         raise
     except (OSError, NotImplementedError):  # a disk without hard links
         _claim(source, target, journal)
-    else:
-        os.unlink(source)
 
 
 def _claim(source: Path, target: Path, journal: Path) -> None:
-    """By an empty file that only we can have made."""
+    """By an empty file that only we can have made; what fails here `Workplace.clear` undoes."""
     note = journal / CLAIM
     note.touch()
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except BaseException:
+    except FileExistsError:
         note.unlink()
         raise
-    try:
-        replace(source, target)
-    except BaseException:
-        os.unlink(target)
-        note.unlink()
-        raise
+    replace(source, target)
 
 
 @cache

@@ -16,7 +16,7 @@ from depthsys.files.locks import LOCK, abandoned, locked
 from depthsys.files.whole import whole_file
 
 PROGRESS = "progress.json"
-REPLACED = "replaced"
+REPLACED, DROPPED = "replaced", "dropped"
 _NEW = f"{PROGRESS}.new"
 _DIGESTS, _PUBLISHING = "digests", "publishing"  # what is noted for ourselves
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,99}")
@@ -159,8 +159,7 @@ class Resumable:
 
     def begin(self) -> None:
         """Begin anew: what is there goes."""
-        for name in (self.work, REPLACED):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._drop()
         self._store({})
         self.work_folder.mkdir()
 
@@ -273,11 +272,21 @@ class Resumable:
         if replaced.is_dir() and not os.path.lexists(target):
             renames.move(replaced, target)
         if self.begun and told is not None and told != _number(self.work_folder):
-            shutil.rmtree(self.work_folder)  # this is the old one, which has changed places
+            self._drop()  # this is the old one, which has changed places
 
     def finish(self) -> None:
         """Remove the folder: its work is done."""
+        self._drop()
         shutil.rmtree(self.folder)
+
+    def _drop(self) -> None:
+        """Remove the work; killed in the middle of that it counts as gone, not as half there."""
+        dropped = self.folder / DROPPED
+        shutil.rmtree(dropped, ignore_errors=True)
+        if self.begun:
+            renames.move(self.work_folder, dropped)
+            shutil.rmtree(dropped)
+        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
 
     # ------------------------------------------------------------------------- refusals
 
@@ -288,7 +297,7 @@ class Resumable:
 
     def _check_ours(self) -> None:
         """Nothing computed yet, or killed between the last two steps of `publish`."""
-        ours = {PROGRESS, _NEW, REPLACED, LOCK}
+        ours = {PROGRESS, _NEW, REPLACED, DROPPED, LOCK}
         if strange := {p.name for p in self.folder.glob("*")} - ours:
             raise ValueError(
                 f"`{self.argument}` must leave {str(self.folder)!r} to this function; found "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from depthsys.files.strangers.limits import one_line
 from depthsys.job.settings import NEEDED_ATTRS, NEEDED_VARIABLES
 
 if TYPE_CHECKING:
@@ -246,11 +247,11 @@ def _described(system: "xr.Dataset") -> str:
     parts = [_counted(system.sizes["layer"], "layer")]
     parts += [f"up to {_counted(int(system['order'].max()), 'state')}"]
     for dim in ("input", "output"):
-        names = list(map(str, system[f"{dim}_name"].values))
+        names = [one_line(name, 40) for name in system[f"{dim}_name"].values]
         shown = ", ".join(names[:4] + ["..."] * (len(names) > 4))
         parts.append(f"{_counted(len(names), dim)} ({shown})")
     parts += [_counted(n, dim) for dim, n in batch_sizes(system).items()]
-    origin = [str(system.attrs[k]) for k in ("model", "method") if k in system.attrs]
+    origin = [one_line(system.attrs[k], 200) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
 
 
