@@ -99,7 +99,7 @@ def check_is_system(read: Group, where: str) -> None:
         return
     raise ValueError(
         f"`path` must hold a system (A, B, C, D); got {where!r}, which is {known}, with the "
-        f"variables {names[:6]}. Give the system.nc beside it."
+        f"variables {names[:12]}. Give the system.nc beside it."
     )
 
 

@@ -166,6 +166,17 @@ def test_an_interrupt_while_a_file_is_read(tmp_path, monkeypatch):
     xr.testing.assert_identical(export.read(path), expected)
 
 
+def test_a_relative_path_is_that_of_this_process(tmp_path, monkeypatch):
+    """Which may have moved since its reader was started."""
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for suffix, write in (("nc", export.to_netcdf), ("zarr", export.to_zarr)):
+            write(random_system(seed=seed), f"s.{suffix}")
+            again = export.read(f"s.{suffix}")
+            np.testing.assert_array_equal(again["A"], random_system(seed=seed)["A"])
+
+
 def test_threads_and_copies_of_a_process_read_at_once(tmp_path):
     paths = []
     for seed in range(4):

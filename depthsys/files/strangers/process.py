@@ -52,6 +52,8 @@ class _Reader:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=env,
+                cwd=os.sep,  # it keeps no disk busy
+                start_new_session=True,  # an interrupt of the terminal is for this process
             )
         return cls(process, here, os.getpid())
 
@@ -121,8 +123,9 @@ def ask(reader: str, request: dict[str, Any]) -> list[Message]:
     MemoryError
         If what it holds does not fit.
     """
-    request = request | {"reader": reader, "most": half_of_memory()}
-    request |= {"seconds": limits.SECONDS}
+    # absolute, for this process may have moved since the reader was started
+    request = request | {"reader": reader, "path": os.path.abspath(request["path"])}
+    request |= {"most": half_of_memory(), "seconds": limits.SECONDS}
     if not ISOLATED:
         return _here(reader, request)
     with _lock:
