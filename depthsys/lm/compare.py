@@ -1,6 +1,9 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from time import perf_counter
 
 import numpy as np
@@ -17,6 +20,7 @@ from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_eps, measure_gains_at
 from depthsys.lm.methods import METHODS, Method, Reduce
 from depthsys.lm.model import DepthModel
+from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.prompts import Splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, as_run
@@ -46,6 +50,7 @@ def compare(
     ablate_eps: bool = True,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    partial: str | os.PathLike | None = None,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -79,6 +84,9 @@ def compare(
         Also find the step at which the response stops being linear, see `linear_range`.
     n_bootstrap, seed
         Of the 95 % percentile intervals, which resample prompts.
+    partial
+        Folder in which what is finished is kept until all of it is: the same call after an
+        interruption goes on there. It is removed at the end. None keeps nothing.
 
     Returns
     -------
@@ -140,9 +148,41 @@ def compare(
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
+    settings = {
+        "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
+        "orders": sizes,
+        "eps": eps,
+        "n_each": n_each,
+        "ablate_eps": ablate_eps,
+        "n_bootstrap": n_bootstrap,
+        "seed": seed,
+    }
+    with begun_parts(partial, model, texts, concept, readout, settings) as parts:
+        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
+    return table
+
+
+def _compared(
+    model: DepthModel,
+    texts: Splits,
+    named: dict[str, Method],
+    sizes: list[int],
+    concept: xr.Dataset | None,
+    readout: ReadoutLike,
+    part: Parts,
+    *,
+    eps: float,
+    n_each: int | None,
+    ablate_eps: bool,
+    n_bootstrap: int,
+    seed: int,
+    **_: object,
+) -> xr.Dataset:
+    if concept is not None:  # before any long work
+        Channels.checked(model, concept, "concept", readout, None)
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
-        concept = mean_difference(model, texts.concept, held_out=held_out)
+        concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
     channels = Channels.checked(model, concept, "concept", readout, None)
     if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
         raise ValueError(
@@ -150,33 +190,40 @@ def compare(
             "there. Use `ltv.compare` on `lm.exact_system` for other depths."
         )
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
-    truth = _Truth(operating, held_out, concept, readout, eps, statistics)
-    full = MeanFull(channels, operating, named, sizes[-1])
+    truth = _Truth(operating, held_out, concept, readout, eps, statistics, part)
+    full = MeanFull(channels, operating, named, sizes[-1], part)
     references = _References(full, sizes)
-    parts = [
+    rows = [
         _method_table(full, name, method, sizes, truth, references)
         for name, method in named.items()
     ]
-    table = _filled([part for part, _ in parts], xr.Variable("basis", list(named)))
-    for _, note in parts:  # where an order is above the rank, or a method finds nothing
+    table = _filled([row for row, _ in rows], xr.Variable("basis", list(named)))
+    for _, note in rows:  # where an order is above the rank, or a method finds nothing
         table.attrs |= note
     table = references.finished(table).assign(truth.variables)
     table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
     linearity = xr.Dataset()
     if ablate_eps:
-        linearity = linear_range(
-            held_out,
-            concept,
-            readout=readout,
-            linear=truth.linear,
-            measured=[truth.measured],
-            **statistics,
+        linearity = part(
+            "linear range",
+            lambda: linear_range(
+                held_out,
+                concept,
+                readout=readout,
+                linear=truth.linear,
+                measured=[truth.measured],
+                **statistics,
+            ),
         )
         table = table.assign(linearity[["step_error", "step_limit"]])
     table = table.assign({name: concept[name] for name in _AUC if name in concept})
     if n_each != 0:
         count = len(held_out) if n_each is None else min(n_each, len(held_out))
-        table = table.assign(_each_prompt(channels, held_out, count, named, sizes, truth.measured))
+        each = part(
+            "one system per prompt",
+            lambda: _each_prompt(channels, held_out, count, named, sizes, truth.measured),
+        )
+        table = table.assign(each)
     table.attrs = {
         **table.attrs,
         **stamp(held_out, "compare"),
@@ -240,12 +287,22 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
 class _Truth:
     """What the full model does: measured and exact linear gains of both kinds of prompts."""
 
-    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics):
+    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics, part):
         steps = [Step(eps), Step(eps, relative=True)]
-        self.measured, self.relative = measure_gains_at(held_out, concept, steps, readout=readout)
-        (self.operating,) = measure_gains_at(operating, concept, steps[:1], readout=readout)
+
+        @functools.cache
+        def measured() -> list[xr.Dataset]:
+            return measure_gains_at(held_out, concept, steps, readout=readout)
+
+        self.measured = part("measured gains", lambda: measured()[0])
+        self.relative = part("measured gains, relative", lambda: measured()[1])
+        self.operating = part(
+            "measured gains, operating",
+            lambda: measure_gains_at(operating, concept, steps[:1], readout=readout)[0],
+        )
         self.linear, self.linear_operating = (
-            linear_gains(run, concept, readout=readout) for run in (held_out, operating)
+            part(name, lambda run=run: linear_gains(run, concept, readout=readout))
+            for name, run in (("linear gains", held_out), ("linear gains, operating", operating))
         )
         self._statistics = statistics
 

@@ -94,6 +94,14 @@ class Method:
         """The function that projects a restricted system on the basis of this method."""
         return lambda **wanted: ltv.project(small, self.basis(small, columns, **wanted))
 
+    def n_columns(self, size: int) -> int:
+        """How many directions of its own the method brings at most."""
+        return 0
+
+    def own_rows(self, n_layers: int, n_inputs: int, size: int) -> tuple[str, int]:
+        """What finding them costs per prompt: "products" or "replay", and rows of one state."""
+        return "products", 0
+
     def columns(self, channels: Channels, run: Run, size: int) -> Columns | None:
         """Directions of the task (1, depth, feature, column) that the basis is made of."""
         return None
@@ -135,6 +143,14 @@ class Arnoldi(Method):
     """
 
     name: ClassVar[str] = "arnoldi"
+
+    def n_columns(self, size):
+        """One for each power."""
+        return size
+
+    def own_rows(self, n_layers, n_inputs, size):
+        """A product for each power, at every depth."""
+        return "products", size * (n_layers + 1)
 
     def columns(self, channels, run, size):
         """Orthonormal Krylov columns of the mean Jacobians."""
@@ -186,6 +202,14 @@ class Pod(Method):
 
     eps: float = 0.1
     name: ClassVar[str] = "pod"
+
+    def n_columns(self, size):
+        """The leading ones."""
+        return size
+
+    def own_rows(self, n_layers, n_inputs, size):
+        """Every push of both signs, from its layer on."""
+        return "replay", n_inputs * n_layers * (n_layers + 1)
 
     def columns(self, channels, run, size):
         """Leading left singular vectors, times singular values, over all prompts."""
@@ -271,6 +295,10 @@ class Random(Method):
     seed: int = 0
     name: ClassVar[str] = "random"
     takes_free_inputs: ClassVar[bool] = True
+
+    def n_columns(self, size):
+        """Those that are drawn."""
+        return size
 
     def columns(self, channels, run, size):
         """Concept directions, then random ones."""

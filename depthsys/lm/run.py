@@ -100,8 +100,9 @@ class Run:
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
         self._calls: dict[int, Calls] = {}
+        self._budget = budget
         if contexts:
-            self._prefill(budget)
+            self.prefill()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -216,9 +217,14 @@ class Run:
 
     # ------------------------------------------------------------------ prefilling
 
-    def _prefill(self, budget: Budget) -> None:
-        """Every prompt through the model once; contexts go where the budget lets them."""
-        model = self.model
+    def prefill(self) -> None:
+        """Every prompt through the model once, unless its context is kept already.
+
+        Contexts go where the budget lets them.
+        """
+        if self._contexts is not None:
+            return
+        model, budget = self.model, self._budget
         model.check_weights()
         # the longest batch first: it is the one that tells what the others will need
         order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
@@ -267,6 +273,11 @@ class Run:
         """The arguments with which the model calls its blocks on the prompts of a batch."""
         rows = [self._rows[i] for i in self.numbers[number]]
         return self.model.blocks.calls(rows)
+
+    def merged_calls(self, numbers: Sequence[int]) -> Calls:
+        """The calls of the last token for the prompts of several batches together."""
+        rows = [self._rows[i] for number in numbers for i in self.numbers[number]]
+        return self.model.blocks.calls(rows).last_token_only()
 
     @torch.no_grad()
     def block_of(
