@@ -102,6 +102,7 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
         "seed": cell.settings.seed,
         "n_duplicates": texts.n_duplicates,
         "n_conflicts": texts.n_conflicts,
+        "max_tokens": cell.model.max_tokens,
         "n_cut_concept": cell.model.tokenize(texts.concept)[1],
         "n_cut_operating": cell.model.tokenize(texts.operating)[1],
         "n_cut_held_out": cell.model.tokenize(texts.held_out)[1],
