@@ -45,7 +45,7 @@ def percent(
     least
         Percent; what is less is rounding, or not worth telling.
     small
-        What stands for a size below that; by default "< 0.001 %".
+        What stands for a size below that; by default "< 0.001 %". In an interval it is 0.
     unknown
         What stands for a number that is not finite.
 
@@ -57,11 +57,26 @@ def percent(
     estimate, *bounds = (100 * float(value) for value in values)
     if not isfinite(estimate):
         return unknown
+    text = f"{number(estimate, digits, zeros=zeros)} %"
     if abs(estimate) < least:
-        return f"< {least:g} %" if small is None else small
-    shown = [number(bound, min(digits, 2), zeros=zeros) for bound in bounds]
-    interval = f" [{', '.join(shown)}]" if bounds and all(map(isfinite, bounds)) else ""
-    return f"{number(estimate, digits, zeros=zeros)} %{interval}"
+        text = f"< {least:g} %" if small is None else small
+        if max(map(abs, bounds), default=0.0) < least:
+            return text
+    if not bounds or not all(map(isfinite, bounds)):
+        return text
+    shown = ("0" if abs(b) < least else number(b, min(digits, 2), zeros=zeros) for b in bounds)
+    return f"{text} [{', '.join(shown)}]"
+
+
+def percent_of_page(values: Iterable[SupportsFloat]) -> str:
+    """As `percent`, for the pages of the docs: two digits at most.
+
+    Examples
+    --------
+    >>> percent_of_page([0.05]), percent_of_page([0.05, 0.01, 1.2]), percent_of_page([1e-5])
+    ('5 %', '5 % [1, 120]', '< 0.01 %')
+    """
+    return percent(values, 2, zeros=False, least=0.01, unknown="-")
 
 
 def fixed(values: Iterable[SupportsFloat], places: int = 2, *, unknown: str = "not known") -> str:

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 _SEPARATION = ("auc", "auc_low", "auc_high")
 
 
-def find_concept(cell: Cell) -> xr.Dataset:
-    """Concept directions from the concept texts, with their separation of held-out ones."""
-    find: Callable[..., xr.Dataset] = getattr(lm, cell.settings.concept)
+def find_concept(cell: Cell, name: str | None = None) -> xr.Dataset:
+    """Concept directions from the concept texts, with their separation of held-out ones.
+
+    Found in the way of that name; by default in that of the settings.
+    """
+    find: Callable[..., xr.Dataset] = getattr(lm, name or cell.settings.concept)
     return find(*cell.concept, held_out=cell.texts.held_out)
 
 
