@@ -1,5 +1,7 @@
 """What is read off comparisons on many pairs of model and task, before it is told or drawn."""
 
+from typing import Any
+
 import xarray as xr
 
 ALL = {"layers": "all", "injection": "absolute"}
@@ -26,7 +28,7 @@ def forms(row: xr.Dataset, metric: str, layers: str = "all") -> dict[str, xr.Dat
 def by_size(study: xr.Dataset) -> xr.Dataset:
     """The forms of all pairs: ``value`` (pair, form, metric, bound), as `plot` draws them."""
     metrics = ["spearman", "relative_l2"]
-    options = {"coords": "minimal", "compat": "override"}
+    options: dict[str, Any] = {"coords": "minimal", "compat": "override"}
     values = [
         xr.concat(
             [xr.concat(list(forms(row, m).values()), dim="form", **options) for m in metrics],

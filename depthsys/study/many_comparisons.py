@@ -1,6 +1,7 @@
 """The comparison of reduction methods on many models and tasks: docs/reduction.md."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import xarray as xr
 
@@ -108,7 +109,12 @@ def collected(pairs: Iterable[xr.Dataset]) -> xr.Dataset:
             last = {n: table[n].isel(depth=-1, drop=True) for n in tried if "auc" in str(n)}
             ablations.append(_labelled(ablation.assign(last), table, "_direction"))
         rows.append(_labelled(_summary(table.drop_vars(tried)), table))
-    options = {"join": "outer", "data_vars": "all", "coords": "minimal", "compat": "override"}
+    options: dict[str, Any] = {
+        "join": "outer",
+        "data_vars": "all",
+        "coords": "minimal",
+        "compat": "override",
+    }
     study = xr.concat(rows, dim="pair", combine_attrs="drop_conflicts", **options)
     study.attrs = {k: v for k, v in study.attrs.items() if not k.startswith("note_")}
     if ablations:
