@@ -3,11 +3,15 @@
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare
 from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
+from depthsys.lm.contexts import Budget
+from depthsys.lm.energies import compare_energies, required_energy
 from depthsys.lm.exact import exact_system
+from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.linear_range import linear_range
-from depthsys.lm.linearize import linear_gains, mean_jvp, mean_vjp
+from depthsys.lm.linearize import Linearisation
+from depthsys.lm.measure import Step, measure_gains, measure_gains_at, play
 from depthsys.lm.methods import (
     Adjoint,
     Arnoldi,
@@ -19,25 +23,29 @@ from depthsys.lm.methods import (
     Random,
     TwoSided,
 )
-from depthsys.lm.model import DepthModel, Run
+from depthsys.lm.model import DepthModel
+from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
-from depthsys.lm.verify import compare_energies, measure_gains, play, required_energy
+from depthsys.lm.run import Run
 
 __all__ = [
     "Adjoint",
     "Arnoldi",
     "Balanced",
+    "Budget",
     "DepthModel",
     "Ensemble",
     "Krylov",
+    "Linearisation",
     "LogitDifference",
     "Method",
     "Pod",
     "Random",
     "Run",
     "Splits",
+    "Step",
     "Texts",
     "TwoSided",
     "agreement",
@@ -58,6 +66,7 @@ __all__ = [
     "mean_jvp",
     "mean_vjp",
     "measure_gains",
+    "measure_gains_at",
     "pca",
     "play",
     "read_texts",

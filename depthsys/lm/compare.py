@@ -1,7 +1,6 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -9,29 +8,22 @@ import xarray as xr
 
 from depthsys import ltv
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
+from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
-from depthsys.lm.exact import restricted_mean
-from depthsys.lm.identify import (
-    NothingReachedError,
-    Reduce,
-    full_system,
-    full_system_each,
-    io_each,
-    mean_response,
-    reduced_to,
-)
+from depthsys.lm.full import EachFull, MeanFull
+from depthsys.lm.gains import linear_gains
+from depthsys.lm.identify import NothingReachedError, reduced_to
 from depthsys.lm.linear_range import linear_range
-from depthsys.lm.linearize import linear_gains
-from depthsys.lm.methods import METHODS, Balanced, Ensemble, Method
+from depthsys.lm.measure import Step, check_eps, measure_gains_at
+from depthsys.lm.methods import METHODS, Method, Reduce
 from depthsys.lm.model import DepthModel
-from depthsys.lm.nominal import Setting
-from depthsys.lm.prompts import Splits, Texts
-from depthsys.lm.readouts import LogitDifference
-from depthsys.lm.verify import check_eps, measure_gains
+from depthsys.lm.prompts import Splits
+from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.run import Run, as_run
+from depthsys.lm.stamp import stamp, which
 from depthsys.ltv.norms import bounds_of, spectral_norm
 
 REFERENCES = ("mean_system", "mean_response")
-_PROVED = {Balanced: "mean_system", Ensemble: "mean_response"}
 # What a difference of two maps cannot resolve, over their norm: ten roundings of float32, to which
 # Hugging Face steps down in the blocks of most families even in a float64 model.
 RESOLUTION = 10 * float(np.finfo(np.float32).eps)
@@ -48,7 +40,7 @@ def compare(
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
     concept: xr.Dataset | None = None,
-    readout: str | LogitDifference | xr.DataArray = "profile",
+    readout: ReadoutLike = "profile",
     eps: float = 0.1,
     n_each: int | None = 64,
     ablate_eps: bool = True,
@@ -66,7 +58,8 @@ def compare(
     model
         The model.
     texts
-        Splits: concept (for the direction), operating (for identification), held_out (for checks).
+        Splits, of texts or of runs: concept (for the direction), operating (for
+        identification), held_out (for checks).
     methods
         Names of `METHODS`, or a mapping from names of your own to methods with settings; their
         ``order`` is ignored, a ``tolerance`` is refused.
@@ -119,9 +112,9 @@ def compare(
         Cost:
 
         ``seconds``, ``bytes``, ``states``
-            (basis, order): wall time of identification (of the largest order: the smaller ones
-            are cut from it) and reduction; the stored matrices; the states really kept at any
-            depth.
+            (basis, order): wall time of the full system (shared by the methods that reduce the
+            same one), of the method's own directions at the largest order, and of the reduction;
+            the stored matrices; the states really kept at any depth.
 
         Linearity: ``step_error``, ``step_limit``, see `linear_range`.
 
@@ -147,19 +140,21 @@ def compare(
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
+    operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
-        concept = mean_difference(model, texts.concept, held_out=texts.held_out)
-    setting = Setting.checked(model, concept, "concept", readout, None)
-    if setting.readout.tokens is None and not bool(setting.readout.rows[-1].any()):
+        concept = mean_difference(model, texts.concept, held_out=held_out)
+    channels = Channels.checked(model, concept, "concept", readout, None)
+    if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
         raise ValueError(
             "`readout` must read the last depth, where gains are measured; got rows that are zero "
             "there. Use `ltv.compare` on `lm.exact_system` for other depths."
         )
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
-    truth = _Truth(model, texts, concept, readout, eps, statistics)
-    references = _References(setting, texts.operating, sizes)
+    truth = _Truth(operating, held_out, concept, readout, eps, statistics)
+    full = MeanFull(channels, operating, named, sizes[-1])
+    references = _References(full, sizes)
     parts = [
-        _method_table(setting, texts, name, method, sizes, truth, references)
+        _method_table(full, name, method, sizes, truth, references)
         for name, method in named.items()
     ]
     table = _filled([part for part, _ in parts], xr.Variable("basis", list(named)))
@@ -170,26 +165,30 @@ def compare(
     linearity = xr.Dataset()
     if ablate_eps:
         linearity = linear_range(
-            model, texts.held_out, concept, readout=readout, linear=truth.linear, **statistics
+            held_out,
+            concept,
+            readout=readout,
+            linear=truth.linear,
+            measured=[truth.measured],
+            **statistics,
         )
         table = table.assign(linearity[["step_error", "step_limit"]])
     table = table.assign({name: concept[name] for name in _AUC if name in concept})
     if n_each != 0:
-        chosen = texts.held_out if n_each is None else texts.held_out.first(n_each)
-        table = table.assign(_each_prompt(setting, chosen, named, sizes, truth.measured))
+        count = len(held_out) if n_each is None else min(n_each, len(held_out))
+        table = table.assign(_each_prompt(channels, held_out, count, named, sizes, truth.measured))
     table.attrs = {
         **table.attrs,
-        **model.provenance("compare"),
-        **model.which(texts.held_out),
-        **{f"operating_{key}": value for key, value in model.which(texts.operating).items()},
-        "readout": setting.readout.name,
+        **stamp(held_out, "compare"),
+        **{f"operating_{key}": value for key, value in which(operating).items()},
+        "readout": channels.readout.name,
         "concept": concept.attrs.get("method", "given"),
         "eps": eps,
         "n_layers": model.n_layers,
         "n_features": model.n_features,
         "n_parameters": sum(p.numel() for p in model.hf.parameters()),
-        "n_held_out": len(texts.held_out),
-        "n_operating": len(texts.operating),
+        "n_held_out": len(held_out),
+        "n_operating": len(operating),
         "level": 0.95,
         **statistics,
     }
@@ -241,18 +240,12 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
 class _Truth:
     """What the full model does: measured and exact linear gains of both kinds of prompts."""
 
-    def __init__(self, model: DepthModel, texts: Splits, concept, readout, eps, statistics):
-        def measure(prompts: Texts, relative: bool = False) -> xr.Dataset:
-            return measure_gains(
-                model, prompts, concept, eps=eps, relative=relative, readout=readout
-            )
-
-        self.measured = measure(texts.held_out)
-        self.relative = measure(texts.held_out, relative=True)
-        self.operating = measure(texts.operating)
+    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics):
+        steps = [Step(eps), Step(eps, relative=True)]
+        self.measured, self.relative = measure_gains_at(held_out, concept, steps, readout=readout)
+        (self.operating,) = measure_gains_at(operating, concept, steps[:1], readout=readout)
         self.linear, self.linear_operating = (
-            linear_gains(model, prompts, concept, readout=readout)
-            for prompts in (texts.held_out, texts.operating)
+            linear_gains(run, concept, readout=readout) for run in (held_out, operating)
         )
         self._statistics = statistics
 
@@ -299,8 +292,7 @@ class _Truth:
 
 
 def _method_table(
-    setting: Setting,
-    texts: Splits,
+    full: MeanFull,
     name: str,
     method: Method,
     orders: list[int],
@@ -308,10 +300,8 @@ def _method_table(
     references: "_References",
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """All rows of one method, None if it finds nothing, and a note about its orders."""
-    setting = _own_rtol(setting, method)
-    begin = perf_counter()
-    full, reduce = full_system(setting, texts.operating, method, orders[-1])
-    shared = perf_counter() - begin
+    system_of, reduce, shared = full.prepared(name)
+    rtol = full.rtol_of(method)
     rows: list[xr.Dataset | None] = []
     note: dict[str, str] = {}
     for order in orders:
@@ -320,15 +310,15 @@ def _method_table(
             continue
         begin = perf_counter()
         try:
-            system = reduced_to(reduce, order, setting.rtol)
+            system = reduced_to(reduce, order, rtol)
         except NothingReachedError as error:
             rows.append(None)
             note = {f"note_{name}": f"order {order}: {error}"}
             continue
         seconds = shared + perf_counter() - begin
-        system = system.assign({v: full[v] for v in ("state_norm", "gain_full")})
-        system.attrs |= setting.model.which(texts.operating)
-        row = truth.agreement(system).assign(references.errors(system, type(method)))
+        system = system.assign({v: system_of[v] for v in ("state_norm", "gain_full")})
+        system.attrs |= which(full.run)
+        row = truth.agreement(system).assign(references.errors(system, method))
         row["seconds"] = seconds
         row["bytes"] = sum(system[v].nbytes for v in _STORED if v in system)
         row["states"] = int(system["order"].max())
@@ -338,10 +328,6 @@ def _method_table(
     if all(row is None for row in rows):
         return None, note
     return _filled(rows, xr.Variable("order", orders)), note
-
-
-def _own_rtol(setting: Setting, method: Method) -> Setting:
-    return setting if method.rtol is None else replace(setting, rtol=method.rtol)
 
 
 def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
@@ -361,22 +347,21 @@ def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
 class _References:
     """The input-output maps of the full linear systems, their norms and certificates."""
 
-    def __init__(self, setting: Setting, operating: Texts, orders: list[int]):
-        mean = ltv.io_matrix(restricted_mean(setting, operating, observable=False))
-        response = mean_response(setting, operating)["io"]
+    def __init__(self, full: MeanFull, orders: list[int]):
+        mean, response = ltv.io_matrix(full.mean_system), full.mean_response["io"]
         maps = [mean.transpose(*_MAP), response.transpose(*_MAP)]
         self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
         self.values = ltv.hankel_singular_values(self.maps)
         self.lower = ltv.error_bounds(self.maps, orders)["lower"]
         self.resolution = RESOLUTION * spectral_norm(self.maps)
 
-    def errors(self, system: xr.Dataset, kind: type[Method]) -> dict[str, xr.DataArray]:
+    def errors(self, system: xr.Dataset, method: Method) -> dict[str, xr.DataArray]:
         """Exact errors against both references, and the proved bound."""
         difference = self.maps - ltv.io_matrix(system).transpose(*_MAP)
         upper = xr.full_like(self.resolution, np.nan)
-        if kind in _PROVED:
+        if method.proved_against is not None:
             proved = bounds_of(self.values, system["order"])["upper"]
-            upper = proved.where(proved["reference"] == _PROVED[kind])
+            upper = proved.where(proved["reference"] == method.proved_against)
         return {"error": spectral_norm(difference), "upper": upper, **_sizes(difference, "error")}
 
     def finished(self, table: xr.Dataset) -> xr.Dataset:
@@ -404,28 +389,29 @@ def _sizes(maps: xr.DataArray, name: str) -> dict[str, xr.DataArray]:
 
 
 def _each_prompt(
-    setting: Setting,
-    texts: Texts,
+    channels: Channels,
+    run: Run,
+    count: int,
     named: Mapping[str, Method],
     orders: list[int],
     measured: xr.Dataset,
 ) -> xr.Dataset:
-    """Systems of single prompts: their gains, and their errors against that prompt's own map."""
-    truth = measured["gain"].isel(prompt=slice(len(texts))).rename(prompt="prompt_each")
+    """Systems of the first ``count`` prompts: gains, and errors against that prompt's own map."""
+    truth = measured["gain"].isel(prompt=slice(count)).rename(prompt="prompt_each")
     truth = truth.transpose("prompt_each", "layer", ...)
     parts, rows = [], []
     seconds = dict.fromkeys(named, 0.0)
-    for run in setting.model.stream(texts, "one system per prompt"):
-        exact = io_each(setting, run)
+    for batch in run.first(count):
+        full = EachFull(channels, batch, named, orders[-1])
+        exact = full.response["io"]
         bounds = ltv.error_bounds(exact, orders)
         tables = []
         for name, method in named.items():
+            _, reduce, shared = full.prepared(name)
             begin = perf_counter()
-            own = _own_rtol(setting, method)
-            _, reduce = full_system_each(own, run, method, orders[-1])
-            systems = _up_to_rank(reduce, orders, own.rtol, nested=method.nested)
-            seconds[name] += perf_counter() - begin
-            proved = type(method) in _PROVED
+            systems = _up_to_rank(reduce, orders, full.rtol_of(method), nested=method.nested)
+            seconds[name] += shared + perf_counter() - begin
+            proved = method.proved_against is not None
             values = ltv.hankel_singular_values(exact) if proved else None
             rows_each = [s if s is None else _prompt_row(s, exact, values) for s in systems]
             lost = all(row is None for row in rows_each)
@@ -434,7 +420,7 @@ def _each_prompt(
         table["prompt_lower"] = bounds["lower"]
         table["prompt_norm"] = spectral_norm(exact)
         parts.append(table)
-        rows.append(run.prompts)
+        rows.append(batch.prompts)
     whole = xr.concat(parts, dim="prompt", data_vars="all").isel(
         prompt=np.argsort(np.concatenate(rows))
     )

@@ -21,16 +21,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from depthsys._version import __version__
-from depthsys.lm.model import DepthModel
 from depthsys.lm.prompts import Texts
+from depthsys.lm.run import Run, as_run, of_run
 from depthsys.lm.separation import scores, separation, warning
+from depthsys.lm.stamp import provenance
 
 _IN_MEMORY = 2**28  # bytes of states; more than that wait in a temporary file
 
 
-def mean_difference(
-    model: DepthModel, concept: Texts, *, held_out: Texts | None = None
-) -> xr.Dataset:
+@of_run(once=True)
+def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     r"""Unit mean-difference direction at every depth.
 
     :math:`v_k \propto \operatorname{mean}_{class 1} x_k - \operatorname{mean}_{class 0} x_k`,
@@ -38,12 +38,11 @@ def mean_difference(
 
     Parameters
     ----------
-    model
-        The model.
-    concept
-        The texts that define the direction.
+    run
+        A run of the texts that define the direction. Only its
+        states are used. Or a model and texts.
     held_out
-        Other texts, on which the separation is measured.
+        Other texts, or a run of them, on which the separation is measured.
 
     Returns
     -------
@@ -68,13 +67,14 @@ def mean_difference(
     .. [1] arXiv 2603.12541 (low-order linear depth dynamics), concept directions.
     .. [2] Newcombe (2006), Statistics in Medicine 25, 559-573, doi:10.1002/sim.2324.
     """
-    _check_texts(model, concept, held_out, least=1)
-    difference = _difference(model, concept)
+    _check_texts(run, held_out, least=1)
+    difference = _difference(run)
     distance = np.linalg.norm(difference, axis=-1)
-    return _result(model, concept, held_out, "mean_difference", difference, {"distance": distance})
+    return _result(run, held_out, "mean_difference", difference, {"distance": distance})
 
 
-def whitened(model: DepthModel, concept: Texts, *, held_out: Texts | None = None) -> xr.Dataset:
+@of_run(once=True)
+def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     r"""Linear discriminant (LDA) direction at every depth.
 
     :math:`v_k \propto \Sigma_k^{-1} (\operatorname{mean}_{class 1} x_k -
@@ -85,12 +85,11 @@ def whitened(model: DepthModel, concept: Texts, *, held_out: Texts | None = None
 
     Parameters
     ----------
-    model
-        The model.
-    concept
-        The texts that define the direction, two or more per class.
+    run
+        A run of the texts that define the direction, two or more per class. Only its
+        states are used. Or a model and texts.
     held_out
-        Other texts, on which the separation is measured.
+        Other texts, or a run of them, on which the separation is measured.
 
     Returns
     -------
@@ -112,24 +111,24 @@ def whitened(model: DepthModel, concept: Texts, *, held_out: Texts | None = None
     ----------
     .. [1] Ledoit and Wolf (2004), doi:10.1016/S0047-259X(03)00096-4.
     """
-    _check_texts(model, concept, held_out, least=2)
-    x = _empty_states(model, concept)
-    difference = _difference(model, concept, keep=x)
+    _check_texts(run, held_out, least=2)
+    x = _empty_states(run)
+    difference = _difference(run, keep=x)
     w, shrinkage = np.empty_like(difference), np.empty(len(x))
     for depth, states in enumerate(x):
-        inside = _inside_classes(states, concept.labels)
-        _check_spread(model, states, inside, depth)
+        inside = _inside_classes(states, run.texts.labels)
+        _check_spread(run, states, inside, depth)
         fit = LedoitWolf(assume_centered=True, store_precision=False).fit(inside)
         shrinkage[depth] = fit.shrinkage_
         w[depth] = _solve(fit.covariance_, difference[depth], depth)
-    return _result(model, concept, held_out, "whitened", w, {"shrinkage": shrinkage})
+    return _result(run, held_out, "whitened", w, {"shrinkage": shrinkage})
 
 
+@of_run(once=True)
 def logistic(
-    model: DepthModel,
-    concept: Texts,
+    run: Run,
     *,
-    held_out: Texts | None = None,
+    held_out: Texts | Run | None = None,
     C: float = 1.0,
     max_iterations: int = 1000,
 ) -> xr.Dataset:
@@ -145,12 +144,11 @@ def logistic(
 
     Parameters
     ----------
-    model
-        The model.
-    concept
-        The texts that define the direction, two or more per class. Classes are not reweighted.
+    run
+        A run of the texts that define the direction, two or more per class.
+        Classes are not reweighted. Only its states are used. Or a model and texts.
     held_out
-        Other texts, on which the separation is measured.
+        Other texts, or a run of them, on which the separation is measured.
     C
         Inverse strength of the penalty, above 0. For C -> 0 the direction is the mean difference.
     max_iterations
@@ -184,24 +182,24 @@ def logistic(
         raise ValueError(
             f"`max_iterations` must be >= 1; got {max_iterations}. The default is 1000."
         )
-    _check_texts(model, concept, held_out, least=2)
-    x = _empty_states(model, concept)
-    difference = _difference(model, concept, keep=x)
+    _check_texts(run, held_out, least=2)
+    x = _empty_states(run)
+    difference = _difference(run, keep=x)
     w, scale = np.empty_like(difference), np.empty(len(x))
     for depth, states in enumerate(x):
         centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
         scale[depth] = np.sqrt((centred**2).mean())
         z = centred / scale[depth]
-        w[depth] = _logistic_weight(z, concept.labels, C, max_iterations, depth)
+        w[depth] = _logistic_weight(z, run.texts.labels, C, max_iterations, depth)
     settings = {"C": float(C), "max_iterations": max_iterations}
-    return _result(model, concept, held_out, "logistic", w, {"scale": scale}, settings)
+    return _result(run, held_out, "logistic", w, {"scale": scale}, settings)
 
 
+@of_run(once=True)
 def pca(
-    model: DepthModel,
-    concept: Texts,
+    run: Run,
     *,
-    held_out: Texts | None = None,
+    held_out: Texts | Run | None = None,
     centered: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -214,12 +212,11 @@ def pca(
 
     Parameters
     ----------
-    model
-        The model.
-    concept
-        The texts that define the direction, two or more per class.
+    run
+        A run of the texts that define the direction, two or more per class. Only its
+        states are used. Or a model and texts.
     held_out
-        Other texts, on which the separation is measured.
+        Other texts, or a run of them, on which the separation is measured.
     centered
         Subtract the mean difference from D first. Then v_k is where pairs differ most from one
         another, not from zero, and need not separate the classes.
@@ -254,10 +251,10 @@ def pca(
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"`seed` must be a whole number >= 0; got {seed!r}. The default is 0.")
-    _check_texts(model, concept, held_out, least=2)
-    x = _empty_states(model, concept)
-    difference = _difference(model, concept, keep=x)
-    zeros, ones = _pairs(concept.labels, seed)
+    _check_texts(run, held_out, least=2)
+    x = _empty_states(run)
+    difference = _difference(run, keep=x)
+    zeros, ones = _pairs(run.texts.labels, seed)
     v, explained = np.empty_like(difference), np.empty(len(x))
     for depth, states in enumerate(x):
         pairs = states[ones].astype(np.float64) - states[zeros]
@@ -265,7 +262,7 @@ def pca(
             pairs -= pairs.mean(axis=0)
         v[depth], explained[depth] = _first_component(pairs, difference[depth], depth)
     settings = {"centered": int(centered), "seed": int(seed), "n_pairs": len(ones)}
-    return _result(model, concept, held_out, "pca", v, {"explained": explained}, settings)
+    return _result(run, held_out, "pca", v, {"explained": explained}, settings)
 
 
 def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dataset:
@@ -326,32 +323,32 @@ def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dat
 # -------------------------------------------------------------------------------- fits
 
 
-def _empty_states(model: DepthModel, texts: Texts) -> np.ndarray:
+def _empty_states(run: Run) -> np.ndarray:
     """Room for the states (depth, prompt, feature) of all texts, in the model's dtype."""
-    shape = (model.n_layers + 1, len(texts), model.n_features)
-    dtype = np.dtype(model.dtype_name)
+    shape = (run.n_layers + 1, len(run), run.model.n_features)
+    dtype = run.model.numpy_dtype
     if math.prod(shape) * dtype.itemsize <= _IN_MEMORY:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:  # the map keeps the file alive
         return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
 
-def _difference(model: DepthModel, concept: Texts, keep: np.ndarray | None = None) -> np.ndarray:
+def _difference(run: Run, keep: np.ndarray | None = None) -> np.ndarray:
     """Mean of class 1 minus mean of class 0 (depth, feature); fills ``keep`` with all states."""
-    sums = np.zeros((2, model.n_layers + 1, model.n_features))
-    norm = np.zeros(model.n_layers + 1)
-    for run in model.stream(concept, "concept direction"):
-        labels = concept.labels[run.prompts]
-        states = run.x.cpu().numpy()
+    sums = np.zeros((2, run.n_layers + 1, run.model.n_features))
+    norm = np.zeros(run.n_layers + 1)
+    for prompts, found in run.states_by_batch("concept direction"):
+        labels = run.texts.labels[prompts]
+        states = found.cpu().numpy()
         if keep is not None:
-            keep[:, run.prompts] = states
+            keep[:, prompts] = states
         x = states.astype(np.float64)
-        norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(concept)
+        norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(run)
         for label in (0, 1):
             sums[label] += x[:, labels == label].sum(axis=1)
-    counts = np.bincount(concept.labels, minlength=2)
+    counts = np.bincount(run.texts.labels, minlength=2)
     difference = sums[1] / counts[1] - sums[0] / counts[0]
-    coincide = np.linalg.norm(difference, axis=-1) <= 10 * torch.finfo(model.dtype).eps * norm
+    coincide = np.linalg.norm(difference, axis=-1) <= 10 * torch.finfo(run.model.dtype).eps * norm
     if coincide.any():
         raise ValueError(
             "`concept` must have different class means at every depth; they coincide at depth "
@@ -369,8 +366,8 @@ def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _check_spread(model: DepthModel, states: np.ndarray, inside: np.ndarray, depth: int) -> None:
-    rounding = 10 * torch.finfo(model.dtype).eps * np.linalg.norm(states)
+def _check_spread(run: Run, states: np.ndarray, inside: np.ndarray, depth: int) -> None:
+    rounding = 10 * torch.finfo(run.model.dtype).eps * np.linalg.norm(states)
     if np.linalg.norm(inside) <= rounding:
         raise ValueError(
             "`concept` must have states that vary inside the classes; got a single state per "
@@ -438,11 +435,17 @@ def _first_component(
 # -------------------------------------------------------------------------------- results
 
 
-def _check_texts(model: DepthModel, concept: Texts, held_out: Texts | None, least: int) -> None:
-    """What can be refused before the model runs."""
-    for name, texts, number in (("concept", concept, least), ("held_out", held_out, 1)):
-        if texts is None:
+def _check_texts(run: Run, held_out: Texts | Run | None, least: int) -> None:
+    """What can be refused before any fit."""
+    for name, given, number in (("concept", run, least), ("held_out", held_out, 1)):
+        if given is None:
             continue
+        texts = given.texts if isinstance(given, Run) else given
+        if not hasattr(texts, "labels"):
+            raise TypeError(
+                f"`{name}` must be labelled texts, or a run of them; got "
+                f"{type(texts).__name__}. Use `lm.read_texts`."
+            )
         counts = np.bincount(texts.labels, minlength=2)
         if counts.min() == 0:
             raise ValueError(
@@ -453,18 +456,16 @@ def _check_texts(model: DepthModel, concept: Texts, held_out: Texts | None, leas
                 f"`{name}` must hold at least {number} texts per class; got {counts.tolist()}. "
                 "Add texts, or use `mean_difference`."
             )
-    rows, n_cut = model.tokenize(concept)
-    if all(row == rows[0] for row in rows):
+    if run.all_the_same:
         raise ValueError(
-            f"`concept` must hold different texts; got the same {len(rows[0])} tokens "
-            f"{len(rows)} times ({n_cut} texts were cut). Vary them or raise `max_tokens`."
+            f"`concept` must hold different texts; got the same tokens {len(run)} times "
+            f"({run.n_cut} texts were cut). Vary them or raise `max_tokens`."
         )
 
 
 def _result(
-    model: DepthModel,
-    concept: Texts,
-    held_out: Texts | None,
+    run: Run,
+    held_out: Texts | Run | None,
     method: str,
     w: np.ndarray,
     extra: dict[str, np.ndarray],
@@ -482,21 +483,22 @@ def _result(
     result = xr.Dataset(
         {"direction": (("depth", "feature"), direction)}
         | {name: ("depth", values) for name, values in extra.items()},
-        coords={"depth": np.arange(model.n_layers + 1)},
+        coords={"depth": np.arange(run.n_layers + 1)},
         attrs={
-            **model.provenance(method),
+            **provenance(run.model, method),
             "method": method,
-            "classes": json.dumps(list(concept.classes)),
-            "prompts_sha256": concept.sha256,
+            "classes": json.dumps(list(run.texts.classes)),
+            "prompts_sha256": run.sha256,
             **settings,
         },
     )
     if held_out is not None:
-        auc, low, high = separation(scores(model, held_out, direction), held_out.labels)
+        other = as_run(run.model, held_out, contexts=False)
+        auc, low, high = separation(scores(other, direction), other.texts.labels)
         result["auc"], result["auc_low"], result["auc_high"] = (
             ("depth", values) for values in (auc, low, high)
         )
-        result.attrs["auc_prompts_sha256"] = held_out.sha256
+        result.attrs["auc_prompts_sha256"] = other.sha256
         result.attrs["auc_interval"] = "95 %, Newcombe (2006) method 5"
         result.attrs |= warning(auc[-1], low[-1], high[-1])
     return result

@@ -15,13 +15,13 @@ import torch
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
-from depthsys.lm.linearize import squeezed
-from depthsys.lm.model import DepthModel
-from depthsys.lm.nominal import EachNominal, MeanNominal, Setting, nominal_run
-from depthsys.lm.prompts import Texts
-from depthsys.lm.readouts import LogitDifference
-from depthsys.lm.sweep import Sweep
+from depthsys.lm.gains import squeezed
+from depthsys.lm.linearize import Linearisation
+from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
+from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.run import Run, of_run
 from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import beside, stacked, transposed
 
@@ -30,15 +30,16 @@ Columns = np.ndarray
 Product = Callable[[Any, np.ndarray], np.ndarray]
 
 
+@of_run(once=False)
 def exact_system(
-    model: DepthModel,
-    texts: Texts,
+    run: Run,
     concept: xr.Dataset,
     *,
     inputs: str = "concept",
-    readout: str | LogitDifference | xr.DataArray = "concept",
+    readout: ReadoutLike = "concept",
     observable: bool = True,
     rtol: float | None = None,
+    part: str | Linearisation = "block",
 ) -> xr.Dataset:
     """The full-order system of the mean Jacobians in the few coordinates that matter, exactly.
 
@@ -47,7 +48,7 @@ def exact_system(
 
     Parameters
     ----------
-    model, texts, concept, inputs, readout
+    run, concept, inputs, readout, part
         See `identify`.
     observable
         Hold what the outputs see beside what the inputs reach. The map is exact without it; with
@@ -64,47 +65,50 @@ def exact_system(
 
     Notes
     -----
-    One prefill and, per layer, a product for each reached direction; with ``observable`` a second
-    pass and a transposed product for each coordinate. Memory does not grow with the prompts.
+    Per layer a product for each reached direction; with ``observable`` also a transposed product
+    for each coordinate.
     """
-    setting = Setting.checked(model, concept, inputs, readout, rtol)
-    system = restricted_mean(setting, texts, observable=observable)
-    return system.assign_attrs(setting.attrs("exact_system", texts, concept))
+    channels = Channels.checked(run.model, concept, inputs, readout, rtol, part)
+    system = restricted_mean(channels, run, observable=observable)
+    return system.assign_attrs(channels.attrs("exact_system", run, concept))
 
 
 # ------------------------------------------------------------------- the mean of many prompts
 
 
 def restricted_mean(
-    setting: Setting, texts: Texts, *, observable: bool, columns: Columns | None = None
+    channels: Channels, run: Run, *, observable: bool, columns: Columns | None = None
 ) -> xr.Dataset:
     """`exact_system`, with further directions (1, depth, feature, column) held by E."""
-    model = setting.model
-    nominal = MeanNominal(setting, len(texts))
-    backward = observable or setting.free
+    nominal = MeanNominal(channels, len(run))
+    backward = observable or channels.free
 
     def jvp(layer, Q: np.ndarray) -> np.ndarray:
-        return _mean_product(nominal.watched(layer), "jvp", Q, model, len(texts))
+        return _mean_product(nominal.watched(layer), "jvp", Q, channels, len(run))
 
     def vjp(layer, Q: np.ndarray) -> np.ndarray:
-        return _mean_product(layer, "vjp", Q, model, len(texts))
+        return _mean_product(layer, "vjp", Q, channels, len(run))
 
-    with Sweep(model, texts, keep=backward) as sweep:
+    with run.sweep(keep=backward) as sweep:
         layers = sweep.forward("identify")
-        small = _forward(setting, 1, layers, jvp, None if backward else columns)
+        small = _forward(channels, 1, layers, jvp, None if backward else columns)
         if backward:
             layers = sweep.backward("identify, backwards")
-            small = _backward(setting, small, layers, vjp, nominal.all_rows, columns)
-    return _dataset(setting, small, nominal)
+            small = _backward(channels, small, layers, vjp, nominal.all_rows, columns)
+    return _dataset(channels, small, nominal)
 
 
-def _mean_product(blocks: Iterable[FrozenBlock], name: str, Q: np.ndarray, model, count):
+def _mean_product(
+    blocks: Iterable[FrozenBlock], name: str, Q: np.ndarray, channels: Channels, count: int
+) -> np.ndarray:
     """Mean over prompts of products with (1, feature, column)."""
+    model = channels.model
     columns = torch.as_tensor(Q[0].T.copy()).to(model.device, model.dtype)
     total = np.zeros(Q[0].shape)
     for block in blocks:
         if columns.shape[0]:
-            total += getattr(block, name)(columns).double().sum(0).T.cpu().numpy()
+            product = getattr(block.linearised(channels.kind), name)(columns)
+            total += product.double().sum(0).T.cpu().numpy()
     return total[None] / count
 
 
@@ -112,11 +116,11 @@ def _mean_product(blocks: Iterable[FrozenBlock], name: str, Q: np.ndarray, model
 
 
 def restricted_each(
-    setting: Setting, run: FrozenRun, *, observable: bool, columns: Columns | None = None
+    channels: Channels, batch: FrozenRun, *, observable: bool, columns: Columns | None = None
 ) -> xr.Dataset:
     """`exact_system` of every prompt of a batch, along the batch dim ``prompt``."""
-    nominal = EachNominal(setting, run)
-    linear = [block.linearised() for block in run.blocks]
+    nominal = EachNominal(channels, batch)
+    linear = [block.linearised(channels.kind) for block in batch.blocks]
 
     def product(name: str) -> Product:
         def apply(block: FrozenBlock, Q: np.ndarray) -> np.ndarray:
@@ -128,13 +132,13 @@ def restricted_each(
 
         return apply
 
-    backward = observable or setting.free
+    backward = observable or channels.free
     early = None if backward else columns
-    small = _forward(setting, len(run.prompts), run.blocks, product("jvp"), early)
+    small = _forward(channels, len(batch.prompts), batch.blocks, product("jvp"), early)
     if backward:
-        blocks = reversed(run.blocks)
-        small = _backward(setting, small, blocks, product("vjp"), nominal.all_rows, columns)
-    return _dataset(setting, small, nominal)
+        blocks = reversed(batch.blocks)
+        small = _backward(channels, small, blocks, product("vjp"), nominal.all_rows, columns)
+    return _dataset(channels, small, nominal)
 
 
 # ---------------------------------------------------------------------------- the recursion
@@ -149,31 +153,31 @@ class _Small:
     B: list[np.ndarray]
 
 
-def _forward(setting, n_prompts: int, layers, jvp: Product, columns=None) -> _Small:
+def _forward(channels, n_prompts: int, layers, jvp: Product, columns=None) -> _Small:
     """E_k = orth[v_k, A_{k-1} E_{k-1} as far as it is reached, columns_k], layer by layer."""
-    v, width = setting.inputs, setting.model.n_features
+    v, width = channels.inputs, channels.model.n_features
     E, A, image = [], [], np.empty(0)
     reached = np.zeros((n_prompts, width, 0))
-    for k in range(setting.model.n_layers + 1):
+    for k in range(channels.model.n_layers + 1):
         driven = (
             reached
             if v is None
             else beside(np.broadcast_to(v[k], (n_prompts, *v[k].shape)), reached)
         )
-        reached = orthonormal(driven, width, setting.rtol)
-        E.append(reached if columns is None else extended(reached, columns[:, k], setting.rtol))
+        reached = orthonormal(driven, width, channels.rtol)
+        E.append(reached if columns is None else extended(reached, columns[:, k], channels.rtol))
         if k > 0:
             A.append(transposed(E[k]) @ image)
-        if k < setting.model.n_layers:
+        if k < channels.model.n_layers:
             image = jvp(_next(layers, k), E[k])
             reached = image[..., : reached.shape[-1]]
     return _Small(E, A, [])
 
 
-def _backward(setting, small: _Small, layers, vjp: Product, rows, columns) -> _Small:
+def _backward(channels, small: _Small, layers, vjp: Product, rows, columns) -> _Small:
     """Extend E_k by ``columns_k`` and by what the outputs see, ``[A_k' S_{k+1}, C_k']``."""
-    width, rtol = setting.model.n_features, setting.rtol
-    L = setting.model.n_layers
+    width, rtol = channels.model.n_features, channels.rtol
+    L = channels.model.n_layers
     E: list[np.ndarray] = [np.empty(0)] * (L + 1)
     A, B, seen, pulled = [], [], None, np.empty(0)
     for k in reversed(range(L + 1)):
@@ -188,7 +192,7 @@ def _backward(setting, small: _Small, layers, vjp: Product, rows, columns) -> _S
         if k > 0:
             pulled = vjp(_next(layers, k - 1), E[k])
             seen = pulled @ (transposed(E[k]) @ seen)
-            if setting.free:
+            if channels.free:
                 B.insert(0, transposed(pulled))
     return _Small(E, A, B)
 
@@ -221,13 +225,13 @@ def _packed(small: _Small, v: list[np.ndarray] | None) -> _Small:
     return _Small(E, A, B)
 
 
-def _dataset(setting: Setting, small: _Small, nominal: Any) -> xr.Dataset:
+def _dataset(channels: Channels, small: _Small, nominal: Any) -> xr.Dataset:
     """The restricted system with the batch dim prompt, or without it for a mean."""
-    small = _packed(small, setting.inputs)
+    small = _packed(small, channels.inputs)
     rows, x = nominal.all_rows, nominal.x
     size = max(1, *(e.shape[-1] for e in small.E))
     C = stacked([r @ e for r, e in zip(rows, small.E, strict=True)], rows.shape[2], size)
-    V = stacked(small.E, setting.model.n_features, size)
+    V = stacked(small.E, channels.model.n_features, size)
     system = ltv.system(
         stacked(small.A, size, size),
         stacked(small.B, size, small.B[0].shape[-1]),
@@ -242,8 +246,8 @@ def _dataset(setting: Setting, small: _Small, nominal: Any) -> xr.Dataset:
         [np.einsum("pfr,pf->pr", e, s) for e, s in zip(V.swapaxes(0, 1), x, strict=True)], axis=1
     )
     system["x_ref"] = (("prompt", "depth", "state"), x_ref)
-    if setting.inputs is not None:
-        system["v"] = (("depth", "feature", "input"), np.stack(setting.inputs))
+    if channels.inputs is not None:
+        system["v"] = (("depth", "feature", "input"), np.stack(channels.inputs))
     about = nominal_run(nominal)
     about["gain_full"] = squeezed(
         ltv.gains(system).transpose("prompt", "layer", "output", "input").values,

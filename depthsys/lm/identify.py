@@ -1,34 +1,28 @@
 """A model, prompts and a concept -> a low-order linear time-varying system."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from depthsys import ltv
-from depthsys.lm.exact import restricted_each, restricted_mean
-from depthsys.lm.frozen import FrozenRun
-from depthsys.lm.linearize import io_map, squeezed
-from depthsys.lm.methods import Ensemble, Krylov, Method
-from depthsys.lm.model import DepthModel
-from depthsys.lm.nominal import EachNominal, MeanNominal, Setting, nominal_run
-from depthsys.lm.prompts import Texts
-from depthsys.lm.readouts import LogitDifference
-
-Reduce = Callable[..., xr.Dataset]
+from depthsys.lm.channels import Channels
+from depthsys.lm.linearize import Linearisation
+from depthsys.lm.methods import Krylov, Method, Reduce
+from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.run import Run, of_run
 
 
+@of_run(once=False)
 def identify(
-    model: DepthModel,
-    texts: Texts,
+    run: Run,
     concept: xr.Dataset,
     method: Method | None = None,
     *,
     inputs: str = "concept",
-    readout: str | LogitDifference | xr.DataArray = "concept",
+    readout: ReadoutLike = "concept",
+    part: str | Linearisation = "block",
     per_prompt: bool = False,
     keep_basis: bool = True,
 ) -> xr.Dataset:
@@ -41,10 +35,8 @@ def identify(
 
     Parameters
     ----------
-    model
-        The model.
-    texts
-        The operating prompts.
+    run
+        The operating prompts; or a model and texts.
     concept
         ``direction`` (depth, feature), unit length: injected at the input of each block, and
         read at the end; (depth, input, feature) for several.
@@ -58,6 +50,8 @@ def identify(
         "concept": ``y_L = v_L' x_L`` only; "profile": ``y_k = v_k' x_k`` for k = 1..L (the
         terminal gains are the same); a `LogitDifference`; or a matrix (output, feature) read at
         the last depth, or (depth, output, feature).
+    part
+        Which derivative of a block A is, see `Linearisation`.
     per_prompt
         One system per prompt, with its own basis, along the batch dim ``prompt``.
     keep_basis
@@ -82,10 +76,10 @@ def identify(
 
     Notes
     -----
-    `Krylov` costs one prefill of the prompts plus, at layer l, l + 1 Jacobian-vector products per
-    prompt and input; `Ensemble` one prefill plus one transposed product per layer and output (L + 1
-    - l of them with the profile readout). No H x H matrix is formed and memory does not grow with
-    the number of prompts (the output of ``per_prompt`` does).
+    `Krylov` costs, at layer l, l + 1 Jacobian-vector products per prompt and input; `Ensemble` one
+    transposed product per layer and output (L + 1
+    - l of them with the profile readout). No H x H matrix is formed. Memory beside the run
+    does not grow with the number of prompts (the output of ``per_prompt`` does).
 
     The full-order system restricted to what the injections can reach has few states per depth, so
     it is propagated whole and reduced by the functions of `depthsys.ltv` (see `exact_system`).
@@ -96,46 +90,32 @@ def identify(
             f"`method` must be one of the methods of lm, such as lm.Krylov(order=4); got "
             f"{method!r}. Make one."
         )
-    size = method.size(model.n_features)
-    setting = Setting.checked(model, concept, inputs, readout, method.rtol)
-    method = replace(method, rtol=setting.rtol)
-    if setting.free and not method.takes_free_inputs:
+    size = method.size(run.model.n_features)
+    channels = Channels.checked(run.model, concept, inputs, readout, method.rtol, part)
+    method = replace(method, rtol=channels.rtol)
+    if channels.free and not method.takes_free_inputs:
         raise ValueError(
             f"`inputs` must be 'concept' for {type(method).__name__}: with free inputs everything "
             "is reached. Use Ensemble, Balanced, Adjoint or Random."
         )
-    if len(texts) == 0:
-        raise ValueError("`texts` must hold at least one prompt; got none. Split again.")
     if per_prompt:
-        system = _each_prompt(setting, texts, method, size, keep_basis)
+        system = _each_prompt(channels, run, method, size, keep_basis)
     else:
-        system = _mean_of_prompts(setting, texts, method, size, keep_basis)
-    if not setting.free:
+        system = _mean_of_prompts(channels, run, method, size, keep_basis)
+    if not channels.free:
         v = concept["direction"]  # not rounded to the dtype of the model
         v = v if "input" in v.dims else v.expand_dims("input")
         dims = ("depth", "feature", "input")
         system["v"] = (dims, v.transpose(*dims).values.astype(np.float64))
-    system = system.assign_coords(setting.names(concept))
+    system = system.assign_coords(channels.names(concept))
     system.attrs |= {
-        **setting.attrs("identify", texts, concept),
+        **channels.attrs("identify", run, concept),
         "method": type(method).__name__,
         "settings": json.dumps(asdict(method)),
         "order": size if method.tolerance is None else int(system["order"].max()),
         "per_prompt": int(per_prompt),
     }
     return ltv.check(system)
-
-
-def full_system(
-    setting: Setting, texts: Texts, method: Method, size: int
-) -> tuple[xr.Dataset, Reduce]:
-    """What a method reduces, and the function that reduces it to an order or a tolerance."""
-    if isinstance(method, Ensemble):
-        response = mean_response(setting, texts)
-        return response, lambda **wanted: ltv.realization(response["io"], **wanted)
-    columns = method.columns(setting, texts, size)
-    small = restricted_mean(setting, texts, observable=method.observable, columns=columns)
-    return small, lambda **wanted: ltv.project(small, method.basis(small, columns, **wanted))
 
 
 def reduced(method: Method, reduce: Reduce, size: int) -> xr.Dataset:
@@ -177,45 +157,11 @@ def reduced_to(reduce: Reduce, order: int, rtol: float | None) -> xr.Dataset:
     return system
 
 
-def mean_response(setting: Setting, texts: Texts) -> xr.Dataset:
-    """Mean over prompts of the exact linear input-output maps, streamed.
-
-    ``io`` (depth, output, layer, input), with what `identify` says of the nominal run.
-    """
-    model = setting.model
-    nominal = MeanNominal(setting, len(texts))
-    total: Any = 0.0
-    for run in model.stream(texts, "ensemble"):
-        nominal.note_run(run)
-        total = total + io_each(setting, run).sum("prompt")
-    io = total / len(texts)
-    found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
-    found["gain_full"] = _terminal(io)
-    return found.assign(io=io)
-
-
-def io_each(setting: Setting, run: FrozenRun) -> xr.DataArray:
-    """The exact linear input-output map of every prompt of a batch."""
-    rows = setting.readout.rows_at(setting.model, run.x[-1])
-    values = io_map(run, None if setting.free else setting.v, rows).cpu().numpy()
-    depths = np.arange(values.shape[1])
-    return xr.DataArray(
-        values,
-        dims=("prompt", "depth", "output", "layer", "input"),
-        coords={"depth": depths, "layer": depths[:-1]},
-    )
-
-
-def _terminal(io: xr.DataArray) -> xr.DataArray:
-    last = io.isel(depth=-1, drop=True).transpose(..., "layer", "output", "input")
-    return squeezed(last.values, *map(str, last.dims))
-
-
 _NOMINAL = ("y_ref", "state_norm", "y_std", "router_margin", "gain_full")
 
 
-def _mean_of_prompts(setting, texts, method, size, keep_basis) -> xr.Dataset:
-    full, reduce = full_system(setting, texts, method, size)
+def _mean_of_prompts(channels, run, method, size, keep_basis) -> xr.Dataset:
+    full, reduce = method.prepared(channels, run, size)
     system = reduced(method, reduce, size)
     return _finished(system, full, keep_basis)
 
@@ -229,14 +175,14 @@ def _finished(system: xr.Dataset, full: xr.Dataset, keep_basis: bool) -> xr.Data
     return system if keep_basis else system.drop_vars(["V", "W"], errors="ignore")
 
 
-def _each_prompt(setting, texts, method, size, keep_basis) -> xr.Dataset:
+def _each_prompt(channels, run, method, size, keep_basis) -> xr.Dataset:
     parts: list[xr.Dataset] = []
     rows: list[np.ndarray] = []
-    for run in setting.model.stream(texts, "identify"):
-        full, reduce = full_system_each(setting, run, method, size)
+    for batch in run.stream("identify"):
+        full, reduce = method.prepared_each(channels, batch, size)
         system = _finished(reduced(method, reduce, size), full, keep_basis)
         parts.append(system.drop_vars("v", errors="ignore"))
-        rows.append(run.prompts)
+        rows.append(batch.prompts)
     notes = [part.attrs["note"] for part in parts if "note" in part.attrs]
     parts = _same_size(parts)
     system = xr.concat(
@@ -250,21 +196,7 @@ def _each_prompt(setting, texts, method, size, keep_basis) -> xr.Dataset:
     system = system.isel(prompt=np.argsort(np.concatenate(rows)))
     if notes:
         system.attrs["note"] = notes[0]
-    return system.assign_coords(prompt=np.arange(len(texts)))
-
-
-def full_system_each(
-    setting: Setting, run: FrozenRun, method: Method, size: int
-) -> tuple[xr.Dataset, Reduce]:
-    """`full_system` of every prompt of a batch."""
-    if isinstance(method, Ensemble):
-        io = io_each(setting, run)
-        full = xr.Dataset(nominal_run(EachNominal(setting, run)))
-        full["gain_full"] = _terminal(io)
-        return full, lambda **wanted: ltv.realization(io, **wanted)
-    columns = method.columns_each(setting, run, size)
-    small = restricted_each(setting, run, observable=method.observable, columns=columns)
-    return small, lambda **wanted: ltv.project(small, method.basis(small, columns, **wanted))
+    return system.assign_coords(prompt=np.arange(len(run)))
 
 
 def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:

@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +21,21 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 from zarr.codecs import Crc32cCodec
 
-from depthsys.lm.checkpoint import checked_fingerprint
-from depthsys.lm.linearize import ROWS
+from depthsys.lm.hf.checkpoint import checked_fingerprint
+from depthsys.lm.linearize import ROWS, Linearisation
+from depthsys.lm.memory import available_memory
+from depthsys.lm.run import Model, Run, of_run
+from depthsys.lm.stamp import stamp
+from depthsys.lm.sweep import Layer
 from depthsys.ltv.system import STAMP
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from depthsys.lm.frozen import FrozenBlock
-    from depthsys.lm.model import DepthModel
-    from depthsys.lm.prompts import Texts
-
-
+@of_run(once=True)
 def jacobians(
-    model: "DepthModel",
-    prompts: "Texts | Sequence[str] | Sequence[Sequence[int]]",
+    run: Run,
     *,
     per_prompt: bool = False,
+    part: str | Linearisation = "block",
     out: str | os.PathLike | None = None,
     overwrite: bool = False,
     memory_share: float = 0.25,
@@ -53,12 +51,12 @@ def jacobians(
 
     Parameters
     ----------
-    model
-        The model.
-    prompts
-        Texts, or token ids; cut on the right as in every run of the model.
+    run
+        The prompts; or a model, and texts or token ids.
     per_prompt
         Keep the Jacobians of every prompt, instead of their mean.
+    part
+        Which derivative of a block, see `Linearisation`.
     out
         Folder of a Zarr store to write, for results that do not fit into memory; it appears when
         it is whole. Until then the work lies in ``<out>.partial``, and the same call after an
@@ -133,20 +131,20 @@ def jacobians(
     True
     """
     _check_share(memory_share)
-    rows, _ = model.tokenize(prompts)
-    layout = _layout(model, len(rows) if per_prompt else None)
+    model, kind = run.model, Linearisation.of(part)
+    layout = _layout(model, len(run) if per_prompt else None)
     attrs = {
         **STAMP,
-        **model.provenance("jacobians"),
+        **stamp(run, "jacobians"),
         "per_prompt": int(per_prompt),
-        "n_prompts": len(rows),
-        **model.which(prompts),
+        "n_prompts": len(run),
+        **kind.attrs,
         "step": "exact Jacobian (no step)",
     }
     if out is None:
         _check_memory(_size(layout), memory_share)
         arrays = {name: np.empty(v.shape, v.dtype) for name, v in layout.items()}
-        for _ in _layers(model, rows, arrays, 0):
+        for _ in _layers(run, kind, arrays, 0):
             pass
         data = {name: (layout[name].dims, array) for name, array in arrays.items()}
         return xr.Dataset(data, coords=_coords(layout), attrs=attrs)
@@ -158,7 +156,7 @@ def jacobians(
     with store.locked():
         arrays, done = store.opened()
         try:
-            for layer in _layers(model, rows, arrays, done):
+            for layer in _layers(run, kind, arrays, done):
                 store.mark(layer + 1)
         except BaseException as error:
             error.add_note(
@@ -185,7 +183,7 @@ class _Variable:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-def _layout(model: "DepthModel", n_prompts: int | None) -> dict[str, _Variable]:
+def _layout(model: Model, n_prompts: int | None) -> dict[str, _Variable]:
     """The variables of the result, without coordinates; ``n_prompts`` None for the mean."""
     n_layers, width = model.n_layers, model.n_features
     dtype = np.dtype(str(_result_dtype(model)).removeprefix("torch."))
@@ -218,7 +216,7 @@ def _size(layout: Mapping[str, _Variable]) -> int:
     return sum(variable.nbytes for variable in layout.values())
 
 
-def _result_dtype(model: "DepthModel") -> torch.dtype:
+def _result_dtype(model: Model) -> torch.dtype:
     """The model's dtype, or float32 where numpy has none such (bfloat16)."""
     return torch.promote_types(model.dtype, torch.float32)
 
@@ -226,26 +224,27 @@ def _result_dtype(model: "DepthModel") -> torch.dtype:
 # ------------------------------------------------------------------------------- numbers
 
 
-def _layers(model: "DepthModel", rows, arrays: Mapping[str, Any], done: int) -> Iterator[int]:
+def _layers(run: Run, kind: Linearisation, arrays: Mapping[str, Any], done: int) -> Iterator[int]:
     """Fill the arrays, numpy or Zarr, from layer ``done`` on; yields a layer once it is written."""
-    if done == model.n_layers:
+    if done == run.n_layers:
         return
     write = _write_mean if arrays["A"].ndim == 3 else _write_each
-    for blocks in model.sweep(rows, "Jacobians"):
-        layer = blocks.layer
-        if layer < done:
-            continue  # the sweep itself passes the prompts through this block
-        write(model, layer, blocks, arrays, len(rows))
-        yield layer
+    with run.sweep() as sweep:
+        for blocks in sweep.forward("Jacobians"):
+            if blocks.layer < done:
+                continue  # the sweep itself passes the prompts through this block
+            write(run, kind, blocks, arrays)
+            yield blocks.layer
 
 
-def _write_mean(model: "DepthModel", layer: int, blocks: "Iterable[FrozenBlock]", arrays, count):
+def _write_mean(run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any]) -> None:
+    model, layer, count = run.model, blocks.layer, len(run)
     width = model.n_features
     identity = torch.eye(width, dtype=model.dtype, device=model.device)
     total = torch.zeros(width, width, dtype=torch.float64, device=model.device)
     x = torch.zeros(2, width, dtype=torch.float64, device=model.device)
     for block in blocks:
-        linear = block.linearised()
+        linear = block.linearised(kind)
         # never the Jacobians of all prompts of the batch: some of their rows at a time
         n_rows = max(1, ROWS // len(block.prompts))
         for start in range(0, width, n_rows):
@@ -261,10 +260,11 @@ def _write_mean(model: "DepthModel", layer: int, blocks: "Iterable[FrozenBlock]"
         arrays["x_ref"][layer + 1] = states[1]
 
 
-def _write_each(model: "DepthModel", layer: int, blocks: "Iterable[FrozenBlock]", arrays, count):
+def _write_each(run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any]) -> None:
+    model, layer, count = run.model, blocks.layer, len(run)
     states = np.empty((2, count, model.n_features))
     for block in blocks:
-        matrices = block.jacobian().to(_result_dtype(model)).cpu().numpy()
+        matrices = block.jacobian(part=kind).to(_result_dtype(model)).cpu().numpy()
         for prompt, A in zip(block.prompts, matrices, strict=True):
             _check_finite(A, f"at layer {layer}, prompt {prompt}")
             arrays["A"][int(prompt), layer] = A
@@ -308,50 +308,6 @@ def _check_memory(size: int, memory_share: float) -> None:
         )
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take without swapping; None where nobody says.
-
-    On Linux what the kernel calls available, or less where a control group (a container, a batch
-    job) sets a limit; elsewhere the physical memory. ``root`` holds proc/ and sys/.
-    """
-    try:
-        meminfo = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            return None
-    found = [int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                top, *files = root / "sys/fs/cgroup", *_CGROUP_2
-            elif "memory" in controllers.split(","):
-                top, *files = root / "sys/fs/cgroup/memory", *_CGROUP_1
-            else:
-                continue
-            group = top / path.lstrip("/")
-            groups = [g for g in (group, *group.parents) if g.is_relative_to(top)]
-            found += [left for g in groups if (left := _left_in(g, *files)) is not None]
-    return min(found, default=None)
-
-
-# where a control group writes its limit and its use, and the name of what it would give back
-_CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_CGROUP_2 = ("memory.max", "memory.current", "inactive_file")
-
-
-def _left_in(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    """Bytes left below the memory limit of a control group; None without a limit."""
-    try:
-        most = int((group / limit).read_text())  # version 2 writes "max" where there is none
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, most - int((group / usage).read_text()) + int(stat[reclaimable]))
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -366,6 +322,7 @@ _IDENTITY = (
     "model_fingerprint",
     "tokens_sha256",
     "per_prompt",
+    "part",
     "dtype",
     "device",
     "left_padding",

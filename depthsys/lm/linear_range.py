@@ -1,28 +1,32 @@
 """How large a push may be before the response is no longer linear."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import xarray as xr
 
+from depthsys.lm import measure
 from depthsys.lm.accuracy import BOUNDS, LAYER_SETS, relative_l2_bounds
-from depthsys.lm.linearize import linear_gains
-from depthsys.lm.model import DepthModel
-from depthsys.lm.prompts import Texts
-from depthsys.lm.readouts import LogitDifference
-from depthsys.lm.verify import SmallStepError, measure_gains
+from depthsys.lm.gains import linear_gains
+from depthsys.lm.measure import Step
+from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.run import Run, of_run
+from depthsys.lm.stamp import stamp
 
 # Steps that are always tried, then decade by decade until the error passes the limit.
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_STEP = 1e4
 
 
+@of_run(once=False)
 def linear_range(
-    model: DepthModel,
-    texts: Texts,
+    run: Run,
     concept: xr.Dataset,
     *,
-    readout: str | LogitDifference | xr.DataArray = "concept",
+    readout: ReadoutLike = "concept",
     limit: float = 0.05,
     linear: xr.Dataset | None = None,
+    measured: Sequence[xr.Dataset] = (),
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -30,13 +34,15 @@ def linear_range(
 
     Parameters
     ----------
-    model, texts, concept, readout
+    run, concept, readout
         See `measure_gains`.
     limit
         The relative L2 distance, over layers, of the mean measured gains from the mean exact
         linear ones that counts as the end of linearity.
     linear
         `linear_gains` of the same texts, if they are known.
+    measured
+        `measure_gains` of the same texts at absolute central steps, if some are known.
     n_bootstrap, seed
         Of the 95 % percentile intervals over prompts.
 
@@ -52,33 +58,40 @@ def linear_range(
     if not 0 < limit < np.inf:
         raise ValueError(f"`limit` must be a number > 0; got {limit}. The default is 0.05.")
     if linear is None:
-        linear = linear_gains(model, texts, concept, readout=readout)
-    elif linear.attrs.get("tokens_sha256") != model.which(texts)["tokens_sha256"]:
+        linear = linear_gains(run, concept, readout=readout)
+    elif linear.attrs.get("tokens_sha256") != run.tokens_sha256:
         raise ValueError(
             "`linear` must come from `texts`; got gains of other prompts. Leave it out, or compute "
             "it from the same texts."
         )
+    known = {d.attrs["step"]: d for d in measured if not d.attrs["relative"]}
     steps: list[float] = []
     errors: list[np.ndarray] = []
     spoilt: list[str] = []
     wanted = list(STEPS)
     while wanted:
-        step = wanted.pop(0)
-        steps.append(step)
-        try:
-            measured = measure_gains(model, texts, concept, eps=step, readout=readout)
-            errors.append(relative_l2_bounds(linear, measured, n_bootstrap, seed))
-        except (FloatingPointError, SmallStepError) as error:
-            errors.append(np.full((2, 3), np.nan))
-            spoilt.append(f"{step:g}: {error}")
-            if isinstance(error, FloatingPointError):
+        # all steps of a decade go through one replay
+        together = [Step(step) for step in wanted]
+        overflow = False
+        for step, found in zip(
+            wanted, _measured(run, concept, together, readout, known), strict=True
+        ):
+            if overflow:
                 break
+            steps.append(step)
+            if isinstance(found, xr.Dataset):
+                errors.append(relative_l2_bounds(linear, found, n_bootstrap, seed))
+                continue
+            errors.append(np.full((2, 3), np.nan))
+            spoilt.append(f"{step:g}: {found}")
+            overflow = isinstance(found, FloatingPointError)
         # a model of one layer has no layers without layer 0
         estimates = np.array(errors)[:, : linear.sizes["layer"], 0]
-        passed = (estimates > limit).any(0).all()
-        if not wanted and not passed:
-            decade = [1.0, 2.0, 5.0] if step < 1 else [2 * step, 4 * step, 10 * step]
-            wanted = [s for s in decade if s <= LARGEST_STEP]
+        if overflow or (estimates > limit).any(0).all():
+            break
+        last = wanted[-1]
+        decade = [1.0, 2.0, 5.0] if last < 1 else [2 * last, 4 * last, 10 * last]
+        wanted = [step for step in decade if step <= LARGEST_STEP]
     table = np.array(errors)
     found = xr.Dataset(
         {
@@ -86,7 +99,7 @@ def linear_range(
             "step_limit": ("layers", [_crossing(steps, table[:, i, 0], limit) for i in (0, 1)]),
         },
         coords={"step": steps, "layers": list(LAYER_SETS), "bound": list(BOUNDS)},
-        attrs={**model.provenance("linear_range"), "limit": limit, **model.which(texts)},
+        attrs={**stamp(run, "linear_range"), "limit": limit},
     )
     if spoilt:
         found.attrs["step_note"] = "; ".join(spoilt)
@@ -102,3 +115,10 @@ def _crossing(steps: list[float], errors: np.ndarray, limit: float) -> float:
     x = np.log(steps[after - 1 : after + 1])
     y = np.log(np.maximum(errors[after - 1 : after + 1], 1e-300))
     return float(np.exp(np.interp(np.log(limit), y, x)))
+
+
+def _measured(run, concept, steps: list[Step], readout, known: Mapping[float, xr.Dataset]) -> list:
+    """Gains at every step, those that are known already not measured again."""
+    new = [step for step in steps if step.eps not in known]
+    found = dict(zip(new, measure.measured(run, concept, new, readout), strict=True)) if new else {}
+    return [known.get(step.eps, found.get(step)) for step in steps]

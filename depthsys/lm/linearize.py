@@ -1,23 +1,16 @@
-"""Exact derivatives of one block on the last token, and the gains that follow from them.
+"""Exact derivatives of one block on the last token; no model is known here.
 
 A *block map* ``f`` takes states (prompt, copy, feature) to states of the same shape, copy by
 copy; ``x`` (prompt, feature) is the nominal input. Derivatives are with respect to one copy.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
-
-from depthsys.lm.readouts import LogitDifference, checked_readout
-
-if TYPE_CHECKING:
-    from depthsys.lm.frozen import FrozenRun
-    from depthsys.lm.model import DepthModel
-    from depthsys.lm.prompts import Texts
 
 # Rows (prompts x directions) that go through a block at once: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
@@ -26,6 +19,43 @@ ROWS = 1024
 JACOBIAN_ROWS = 512
 
 BlockMap = Callable[[torch.Tensor], torch.Tensor]
+PARTS = ("block", "attention", "mlp")
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """Which derivative of a block is meant; the one place where that is said.
+
+    Functions take it, or the name of a part, as ``part``, and results carry it in attrs.
+
+    Parameters
+    ----------
+    part
+        "block"; or "attention" or "mlp", the Jacobian of the block when the other part's output is
+        held at its nominal value. In a sequential block the two multiply, A = A_mlp A_attention;
+        in a parallel one A = A_attention + A_mlp - I.
+
+    Raises
+    ------
+    ValueError
+        If there is no such part.
+    """
+
+    part: str = "block"
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise ValueError(f"`part` must be one of {PARTS}; got {self.part!r}. Pick one.")
+
+    @classmethod
+    def of(cls, part: "str | Linearisation") -> "Linearisation":
+        """From the name of a part, or as it is."""
+        return part if isinstance(part, cls) else cls(part)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """What results say of it."""
+        return asdict(self)
 
 
 class Linearised:
@@ -169,152 +199,3 @@ def check_directions(directions: torch.Tensor, n_prompts: int, n_features: int) 
             f"`directions` must be for {n_prompts} prompts; got shape {shape}. Leave the prompt "
             "dim out to share them."
         )
-
-
-def mean_jvp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> xr.DataArray:
-    r"""The mean Jacobian of every layer times given directions: :math:`\bar A_l V_l`.
-
-    Prompts are streamed: memory does not grow with their number, and no H x H matrix is formed.
-
-    Parameters
-    ----------
-    model, texts
-        The model and the prompts that are averaged.
-    directions
-        (layer, direction, feature): V_l, one direction per row.
-
-    Returns
-    -------
-    xr.DataArray
-        (layer, direction, feature).
-    """
-    return _mean_product(model, texts, directions, "jvp")
-
-
-def mean_vjp(model: "DepthModel", texts: "Texts", directions: xr.DataArray) -> xr.DataArray:
-    r"""The transposed mean Jacobian of every layer times directions: :math:`\bar A_l^\top W_l`.
-
-    As `mean_jvp`; ``directions`` (layer, direction, feature) live at the output of each layer.
-    """
-    return _mean_product(model, texts, directions, "vjp")
-
-
-def _mean_product(model, texts, directions: xr.DataArray, product: str) -> xr.DataArray:
-    dims = ("layer", "direction", "feature")
-    like = torch.empty(0, device=model.device, dtype=model.dtype)
-    if "layer" in directions.coords:
-        directions = directions.sortby("layer")
-    rows = as_directions(directions.transpose(*dims).values, like)
-    if rows.shape[0] != model.n_layers:
-        raise ValueError(
-            f"`directions` must have {model.n_layers} layers; got {rows.shape[0]}. "
-            "Give the same ones to every layer by broadcasting."
-        )
-    total = torch.zeros(rows.shape, dtype=torch.float64, device=model.device)
-    for run in model.stream(texts, "mean Jacobian"):
-        for block in run.blocks:
-            total[block.layer] += getattr(block, product)(rows[block.layer]).double().sum(0)
-    attrs = {**model.provenance(f"mean_{product}"), **model.which(texts)}
-    mean = (total / len(texts)).cpu().numpy()
-    return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
-
-
-def io_map(run: "FrozenRun", inputs: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
-    r"""The exact linear input-output map of every prompt, from the outputs backwards.
-
-    Rows :math:`s \leftarrow A_l^\top s` are carried from every depth that is read to layer 0, all
-    in one pass: :math:`G[k, l] = C_k A_{k-1} \cdots A_l V_l`.
-
-    Parameters
-    ----------
-    run
-        A batch of prompts.
-    inputs
-        V_l as rows (depth, input, feature); None for free inputs, V_l = I.
-    rows
-        C_k (depth, prompt, output, feature).
-
-    Returns
-    -------
-    torch.Tensor
-        (prompt, depth, output, layer, input), float64.
-    """
-    n_depths, n_prompts, n_outputs, n_features = rows.shape
-    n_inputs = n_features if inputs is None else inputs.shape[1]
-    shape = (n_prompts, n_depths, n_outputs, n_depths - 1, n_inputs)
-    whole = torch.zeros(shape, dtype=torch.float64, device=rows.device)
-    carried, depths = rows[0][:, :0], []  # one block of n_outputs rows per depth
-    for block in reversed(run.blocks):
-        layer = block.layer
-        if bool((rows[layer + 1] != 0).any()):
-            carried = torch.cat([rows[layer + 1], carried], dim=1)
-            depths.insert(0, layer + 1)
-        if depths:
-            carried = block.vjp(carried)
-            here = carried if inputs is None else carried @ inputs[layer].mT
-            whole[:, depths, :, layer] = here.double().unflatten(1, (len(depths), n_outputs))
-    return whole
-
-
-def linear_gains(
-    model: "DepthModel",
-    texts: "Texts",
-    concept: xr.Dataset,
-    *,
-    readout: "str | LogitDifference | xr.DataArray" = "concept",
-) -> xr.Dataset:
-    r"""Exact linear gain of every layer and prompt, by one backward pass per batch.
-
-    :math:`g_l = (\partial y_L/\partial x_l)\, v_l`: the shift of the readout at the last depth per
-    unit injection at the input of block l, to first order.
-
-    Parameters
-    ----------
-    model, texts
-        The model and the prompts.
-    concept
-        ``direction`` (depth, feature), or (depth, input, feature).
-    readout
-        See `identify`; of a profile the last depth counts.
-
-    Returns
-    -------
-    xr.Dataset
-        ``gain`` (prompt, layer), unit of the readout per unit of the state, with the further dims
-        output and input where there are several; ``state_norm`` (prompt, layer), norm of the
-        nominal x_l; ``readout`` (prompt), nominal y_L, with a dim output where there are several.
-    """
-    v = model.directions(concept)
-    reader = checked_readout(model, readout, concept)
-    gain = np.empty((len(texts), model.n_layers, reader.n_outputs, v.shape[1]))
-    norm = np.empty(gain.shape[:2])
-    value = np.empty((len(texts), reader.n_outputs))
-    for run in model.stream(texts, "linear gains"):
-        rows = reader.rows_at(model, run.x[-1]).clone()
-        rows[:-1] = 0
-        whole = io_map(run, v, rows)[:, -1].transpose(1, 2)
-        gain[run.prompts] = whole.cpu().numpy()
-        norm[run.prompts] = run.x[:-1].norm(dim=-1).T.double().cpu().numpy()
-        with torch.no_grad():
-            value[run.prompts] = reader.values(model, run.x[-1][:, None])[:, 0].cpu().numpy()
-    return xr.Dataset(
-        {
-            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
-            "state_norm": (("prompt", "layer"), norm),
-            "readout": squeezed(value, "prompt", "output"),
-        },
-        coords={"layer": np.arange(model.n_layers)},
-        attrs={
-            **model.provenance("linear_gains"),
-            "kind": "exact linear",
-            "readout": reader.name,
-            **model.which(texts),
-        },
-    )
-
-
-def squeezed(values: np.ndarray, *dims: str) -> xr.DataArray:
-    """The values without the dims output and input where there is only one."""
-    array = xr.DataArray(values, dims=dims)
-    single = [d for d in ("output", "input") if array.sizes.get(d) == 1]
-    return array.squeeze(single)

@@ -9,15 +9,16 @@ import torch
 import xarray as xr
 
 from depthsys import ltv
-from depthsys.lm.exact import Columns
-from depthsys.lm.frozen import FrozenBlock, FrozenRun
-from depthsys.lm.nominal import Setting
-from depthsys.lm.prompts import Texts
-from depthsys.lm.sweep import Sweep
-from depthsys.lm.verify import deviations
+from depthsys.lm.channels import Channels
+from depthsys.lm.exact import Columns, restricted_each, restricted_mean
+from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.measure import deviations
+from depthsys.lm.response import mean_response, response_each
+from depthsys.lm.run import Run
 from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import transposed
 
+Reduce = Callable[..., xr.Dataset]
 DEFAULT_ORDER = 32
 LARGEST_ORDER = 64  # how many directions are prepared for a tolerance
 
@@ -48,6 +49,9 @@ class Method:
     observable: ClassVar[bool] = False  # needs what the outputs see
     takes_free_inputs: ClassVar[bool] = False
     nested: ClassVar[bool] = True  # a smaller order is part of a larger one
+    # the full linear system that is reduced, and the one that an upper bound is proved against
+    needs: ClassVar[str] = "mean_system"
+    proved_against: ClassVar[str | None] = None
 
     def size(self, n_features: int) -> int:
         """The largest number of directions that may be asked for; ValueError if not in 1..H."""
@@ -72,11 +76,29 @@ class Method:
             )
         return int(self.order)
 
-    def columns(self, setting: Setting, texts: Texts, size: int) -> Columns | None:
+    def prepared(self, channels: Channels, run: Run, size: int) -> tuple[xr.Dataset, Reduce]:
+        """What the method reduces, and the function that reduces it to an order or a tolerance."""
+        columns = self.columns(channels, run, size)
+        small = restricted_mean(channels, run, observable=self.observable, columns=columns)
+        return small, self.reducer(small, columns)
+
+    def prepared_each(
+        self, channels: Channels, batch: FrozenRun, size: int
+    ) -> tuple[xr.Dataset, Reduce]:
+        """The same for every prompt of a batch."""
+        columns = self.columns_each(channels, batch, size)
+        small = restricted_each(channels, batch, observable=self.observable, columns=columns)
+        return small, self.reducer(small, columns)
+
+    def reducer(self, small: xr.Dataset, columns: Columns | None) -> Reduce:
+        """The function that projects a restricted system on the basis of this method."""
+        return lambda **wanted: ltv.project(small, self.basis(small, columns, **wanted))
+
+    def columns(self, channels: Channels, run: Run, size: int) -> Columns | None:
         """Directions of the task (1, depth, feature, column) that the basis is made of."""
         return None
 
-    def columns_each(self, setting: Setting, run: FrozenRun, size: int) -> Columns | None:
+    def columns_each(self, channels: Channels, batch: FrozenRun, size: int) -> Columns | None:
         """The same for every prompt of a batch (prompt, depth, feature, column)."""
         return None
 
@@ -107,46 +129,45 @@ class Krylov(Method):
 class Arnoldi(Method):
     """Krylov space of each frozen layer: ``V_k = orth[v_k, A_k v_k, A_k^2 v_k, ...]``, W = V.
 
-    With the mean Jacobian of that layer (A_{L-1} at the last depth). Each power needs all prompts:
-    ``order`` passes through each block, unless what its products need fits in half a gigabyte,
-    which is then held. Parameters as for `Method`.
+    With the mean Jacobian of that layer (A_{L-1} at the last depth). Each power is a product with
+    the Jacobians of all prompts, which are linearised once if that fits into a gigabyte.
+    Parameters as for `Method`.
     """
 
     name: ClassVar[str] = "arnoldi"
 
-    def columns(self, setting, texts, size):
+    def columns(self, channels, run, size):
         """Orthonormal Krylov columns of the mean Jacobians."""
         found: list[np.ndarray] = []
-        model = setting.model
-        with Sweep(model, texts) as sweep:
+        model = channels.model
+        with run.sweep() as sweep:
             for layer in sweep.forward("Arnoldi columns"):
-                blocks = layer.held()
-                linear = _Repeated(blocks)
+                linear = layer.linearised(channels.kind)
 
                 def product(q, linear=linear):
                     rows = torch.as_tensor(transposed(q)[0].copy())
                     rows = rows.to(model.device, model.dtype)
-                    parts = [part.double().sum(0).cpu().numpy() for part in linear.jvp(rows)]
-                    return transposed(np.sum(parts, axis=0))[None] / len(texts)
+                    total = sum(part.jvp(rows).double().sum(0) for part in linear)
+                    return transposed(total.cpu().numpy())[None] / len(run)
 
                 depths = [layer.layer] + [model.n_layers] * (layer.layer == model.n_layers - 1)
                 for depth in depths:
-                    found.append(_powers(_start(setting, depth, 1), product, size, setting.rtol))
+                    found.append(_powers(_start(channels, depth, 1), product, size, channels.rtol))
         return _stacked(found)
 
-    def columns_each(self, setting, run, size):
+    def columns_each(self, channels, batch, size):
         """Orthonormal Krylov columns of every prompt's Jacobians."""
         found = []
-        for depth in range(len(run.blocks) + 1):
-            block = run.blocks[min(depth, len(run.blocks) - 1)]
-            linear = block.linearised()
+        for depth in range(len(batch.blocks) + 1):
+            block = batch.blocks[min(depth, len(batch.blocks) - 1)]
+            linear = block.linearised(channels.kind)
 
             def product(q, linear=linear, x=block.x):
                 rows = torch.as_tensor(transposed(q).copy()).to(x)
                 return transposed(linear.jvp(rows).double().cpu().numpy())
 
-            start = _start(setting, depth, len(run.prompts))
-            found.append(_powers(start, product, size, setting.rtol))
+            start = _start(channels, depth, len(batch.prompts))
+            found.append(_powers(start, product, size, channels.rtol))
         return _stacked(found)
 
     def basis(self, small, columns, **size):
@@ -166,22 +187,22 @@ class Pod(Method):
     eps: float = 0.1
     name: ClassVar[str] = "pod"
 
-    def columns(self, setting, texts, size):
+    def columns(self, channels, run, size):
         """Leading left singular vectors, times singular values, over all prompts."""
-        width = setting.model.n_features
+        width = channels.model.n_features
         kept = max(4 * size, 256)  # exact where H is no larger
-        factors = [np.zeros((width, 0)) for _ in range(setting.model.n_layers + 1)]
-        for run in setting.model.stream(texts, "record injections"):
-            snapshots = deviations(run, setting.v, self.eps)
+        factors = [np.zeros((width, 0)) for _ in range(channels.model.n_layers + 1)]
+        for batch in run.stream("record injections"):
+            snapshots = deviations(batch, channels.v, self.eps)
             for depth, factor in enumerate(factors):
                 factor = np.hstack([factor, *snapshots[:, depth]])
                 full = factor.shape[1] > 4 * kept
                 factors[depth] = _compressed(factor, kept) if full else factor
         return _stacked([_compressed(factor, size)[None] for factor in factors])
 
-    def columns_each(self, setting, run, size):
+    def columns_each(self, channels, batch, size):
         """The snapshots themselves."""
-        return deviations(run, setting.v, self.eps)
+        return deviations(batch, channels.v, self.eps)
 
     def basis(self, small, columns, **size):
         """`ltv.pod_basis` of the snapshots."""
@@ -230,6 +251,7 @@ class Balanced(Method):
     """
 
     name: ClassVar[str] = "balanced"
+    proved_against: ClassVar[str | None] = "mean_system"
     observable: ClassVar[bool] = True
     takes_free_inputs: ClassVar[bool] = True
 
@@ -250,20 +272,20 @@ class Random(Method):
     name: ClassVar[str] = "random"
     takes_free_inputs: ClassVar[bool] = True
 
-    def columns(self, setting, texts, size):
+    def columns(self, channels, run, size):
         """Concept directions, then random ones."""
-        return self._drawn(setting, 1, size)
+        return self._drawn(channels, 1, size)
 
-    def columns_each(self, setting, run, size):
+    def columns_each(self, channels, batch, size):
         """The same for every prompt."""
-        return self._drawn(setting, len(run.prompts), size)
+        return self._drawn(channels, len(batch.prompts), size)
 
-    def _drawn(self, setting: Setting, n_prompts: int, size: int) -> np.ndarray:
+    def _drawn(self, channels: Channels, n_prompts: int, size: int) -> np.ndarray:
         found = []
-        for depth in range(setting.model.n_layers + 1):
+        for depth in range(channels.model.n_layers + 1):
             rng = np.random.default_rng([self.seed, depth])
-            drawn = rng.standard_normal((size, setting.model.n_features)).T
-            start = _start(setting, depth, n_prompts)
+            drawn = rng.standard_normal((size, channels.model.n_features)).T
+            start = _start(channels, depth, n_prompts)
             drawn = np.broadcast_to(drawn, (n_prompts, *drawn.shape))
             found.append(np.concatenate([start, drawn], axis=-1))
         return _stacked(found)
@@ -287,6 +309,22 @@ class Ensemble(Method):
 
     name: ClassVar[str] = "ensemble"
     takes_free_inputs: ClassVar[bool] = True
+    needs: ClassVar[str] = "mean_response"
+    proved_against: ClassVar[str | None] = "mean_response"
+
+    def prepared(self, channels, run, size):
+        """The mean response, and its realisation."""
+        response = mean_response(channels, run)
+        return response, self.reducer(response, None)
+
+    def prepared_each(self, channels, batch, size):
+        """The response of every prompt."""
+        response = response_each(channels, batch)
+        return response, self.reducer(response, None)
+
+    def reducer(self, small, columns):
+        """`ltv.realization` of a response."""
+        return lambda **wanted: ltv.realization(small["io"], **wanted)
 
 
 METHODS: dict[str, type[Method]] = {
@@ -313,8 +351,8 @@ def _coordinates(small: xr.Dataset, columns: Columns | None) -> xr.DataArray:
     return xr.dot(small["V"].drop_vars(["depth", "prompt"], errors="ignore"), given, dim="feature")
 
 
-def _start(setting: Setting, depth: int, n_prompts: int) -> np.ndarray:
-    v = transposed(setting.v[depth].double().cpu().numpy())
+def _start(channels: Channels, depth: int, n_prompts: int) -> np.ndarray:
+    v = transposed(channels.v[depth].double().cpu().numpy())
     return np.broadcast_to(v, (n_prompts, *v.shape))
 
 
@@ -326,21 +364,6 @@ def _powers(start: np.ndarray, product: Callable, size: int, rtol: float) -> np.
         basis = extended(basis, product(basis[..., done : done + 1]), rtol)
         done += 1
     return np.take_along_axis(basis, packing(basis)[..., None, :], axis=-1)[..., :size]
-
-
-class _Repeated:
-    """Products with the Jacobians of the same blocks again and again."""
-
-    def __init__(self, blocks):
-        # held blocks are linearised once; others are computed again for every product
-        self._blocks = blocks
-        self._linear = [b.linearised() for b in blocks] if isinstance(blocks, list) else None
-
-    def jvp(self, rows: torch.Tensor):
-        """Products (prompt, direction, feature) of every block."""
-        if self._linear is not None:
-            return (linear.jvp(rows) for linear in self._linear)
-        return (block.jvp(rows) for block in self._blocks if isinstance(block, FrozenBlock))
 
 
 def _compressed(factor: np.ndarray, kept: int) -> np.ndarray:

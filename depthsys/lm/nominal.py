@@ -1,106 +1,27 @@
-"""What is driven and read, and what the nominal run of the prompts is like."""
+"""What the nominal run of the prompts of a system is like."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 
+from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
-from depthsys.lm.linearize import squeezed
-from depthsys.lm.model import DepthModel
-from depthsys.lm.readouts import READOUTS, LogitDifference, Readout, checked_readout
-
-INPUTS = ("concept", "free")
-RTOL = {"float32": 1e-5, "float64": 1e-9}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is driven and what is read, checked against the model.
-
-    ``v`` (depth, input, feature) are the concept directions; ``free`` says that all of R^H is
-    driven instead. ``rtol`` says when a direction counts as dependent on earlier ones.
-    """
-
-    model: DepthModel
-    v: torch.Tensor
-    readout: Readout
-    free: bool
-    rtol: float
-
-    @classmethod
-    def checked(
-        cls,
-        model: DepthModel,
-        concept: xr.Dataset,
-        inputs: str,
-        readout: str | LogitDifference | xr.DataArray,
-        rtol: float | None,
-    ) -> "Setting":
-        """ValueError for unknown inputs or readouts and directions that do not fit."""
-        if inputs not in INPUTS:
-            raise ValueError(f"`inputs` must be one of {INPUTS}; got {inputs!r}. Pick one.")
-        v = model.directions(concept)
-        rtol = RTOL[model.dtype_name] if rtol is None else rtol
-        if not 0 < rtol < 1:
-            raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL}.")
-        reader = checked_readout(model, readout, concept)
-        return cls(model, v, reader, inputs == "free", rtol)
-
-    def attrs(self, action: str, texts, concept: xr.Dataset) -> dict[str, str | int]:
-        """Provenance of a system made with this setting."""
-        warning = concept.attrs.get("warning")
-        return {
-            **({} if warning is None else {"concept_warning": warning}),
-            **self.model.provenance(action),
-            "inputs": "free" if self.free else "concept",
-            "readout": self.readout.name,
-            "concept": concept.attrs.get("method", "given"),
-            "classes": concept.attrs.get("classes", "[]"),
-            "n_prompts": len(texts),
-            **self.model.which(texts),
-            "step": "exact Jacobian (no step)",
-        }
-
-    def names(self, concept: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
-        """The coordinates ``input_name`` and ``output_name`` of a system made with this setting."""
-        if self.v.shape[1] == 1:
-            directions = ["concept"]
-        elif "input" in concept.coords:
-            directions = [str(name) for name in concept["input"].values]
-        else:
-            directions = [f"concept{i}" for i in range(self.v.shape[1])]
-        features = [f"feature{i}" for i in range(self.model.n_features)]
-        outputs = [f"y{i}" for i in range(self.readout.n_outputs)]
-        if self.readout.name in READOUTS:
-            outputs = directions
-        elif self.readout.tokens is not None:
-            outputs = ["logit_difference"]
-        return {
-            "input_name": ("input", np.array(features if self.free else directions)),
-            "output_name": ("output", np.array(outputs)),
-        }
-
-    @property
-    def inputs(self) -> list[np.ndarray] | None:
-        """V_l (feature, input) of every depth, None if free."""
-        return None if self.free else list(self.v.double().cpu().numpy().swapaxes(1, 2))
+from depthsys.lm.gains import squeezed
 
 
 class MeanNominal:
     """Means over prompts of the nominal run, gathered while the blocks pass by."""
 
-    def __init__(self, setting: Setting, count: int):
-        model, self._setting, self._count = setting.model, setting, count
+    def __init__(self, channels: Channels, count: int):
+        model, self._setting, self._count = channels.model, channels, count
         self.x = np.zeros((model.n_layers + 1, 1, model.n_features))
         self.state_norm = np.zeros((1, model.n_layers + 1))
-        self.rows = np.zeros((model.n_layers + 1, setting.readout.n_outputs, model.n_features))
+        self.rows = np.zeros((model.n_layers + 1, channels.readout.n_outputs, model.n_features))
         self._margin = np.full((1, model.n_layers), np.inf)
         self._seen_margin = False
-        self._y = np.empty((count, setting.readout.n_outputs))
+        self._y = np.empty((count, channels.readout.n_outputs))
 
     def watched(self, blocks: Iterable[FrozenBlock]) -> Iterable[FrozenBlock]:
         """The same blocks, noting their nominal states."""
@@ -116,9 +37,9 @@ class MeanNominal:
                 self._read(block)
             yield block
 
-    def note_run(self, run: FrozenRun) -> None:
+    def note_batch(self, batch: FrozenRun) -> None:
         """Note the nominal states of a batch of prompts."""
-        for _ in self.watched(run.blocks):
+        for _ in self.watched(batch.blocks):
             pass
 
     def _note(self, depth: int, x: torch.Tensor) -> None:
@@ -158,15 +79,15 @@ class MeanNominal:
 class EachNominal:
     """The nominal run of every prompt of a batch."""
 
-    def __init__(self, setting: Setting, run: FrozenRun):
-        model, readout = setting.model, setting.readout
-        self.x = run.x.double().cpu().numpy()
+    def __init__(self, channels: Channels, batch: FrozenRun):
+        model, readout = channels.model, channels.readout
+        self.x = batch.x.double().cpu().numpy()
         self.state_norm = np.linalg.norm(self.x, axis=-1).T
-        self.all_rows = readout.rows_at(model, run.x[-1]).double().cpu().numpy()
-        margin = run.router_margin
+        self.all_rows = readout.rows_at(model, batch.x[-1]).double().cpu().numpy()
+        margin = batch.router_margin
         self.router_margin = None if margin is None else margin.double().cpu().numpy()
         with torch.no_grad():
-            self.y_last = readout.values(model, run.x[-1][:, None])[:, 0].cpu().numpy()
+            self.y_last = readout.values(model, batch.x[-1][:, None])[:, 0].cpu().numpy()
         self.y_std = None
 
 

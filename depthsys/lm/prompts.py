@@ -277,30 +277,3 @@ def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
         n_duplicates=sum(counts[text] - 1 for text in kept),
         n_conflicts=len(labels_of) - len(kept),
     )
-
-
-def length_batches(
-    lengths: Sequence[int],
-    *,
-    max_tokens: int = 1024,
-    max_prompts: int = 32,
-    padded: bool = False,
-) -> list[np.ndarray]:
-    """Row numbers grouped so that each batch has one length: no padding, no masks.
-
-    A batch holds at most ``max_prompts`` rows and ``max_tokens`` tokens (one row at least). With
-    ``padded`` a batch may mix lengths as long as at most a quarter of its tokens are padding.
-    """
-    array = np.asarray(lengths)
-    batches: list[list[int]] = []
-    for row in np.argsort(array, kind="stable").tolist():
-        batch = batches[-1] if batches else []
-        # rows come in rising length, so the new one sets the length of the batch
-        n_tokens = int(array[row]) * (len(batch) + 1)
-        filled = int(array[batch].sum()) + int(array[row])
-        fits = filled >= 0.75 * n_tokens if padded else filled == n_tokens
-        if batch and fits and len(batch) < max_prompts and n_tokens <= max_tokens:
-            batch.append(row)
-        else:
-            batches.append([row])
-    return [np.array(batch) for batch in batches]

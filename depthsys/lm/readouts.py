@@ -2,14 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xarray as xr
 
-if TYPE_CHECKING:
-    from depthsys.lm.model import DepthModel
+from depthsys.lm.directions import directions
+from depthsys.lm.run import Model
 
 READOUTS = ("concept", "profile")
 HEAD_ROWS = 256
@@ -29,6 +28,9 @@ class LogitDifference:
 
     positive: int | str
     negative: int | str
+
+
+ReadoutLike = str | LogitDifference | xr.DataArray
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Readout:
         """Number of outputs."""
         return self.rows.shape[1]
 
-    def rows_at(self, model: "DepthModel", x_last: torch.Tensor) -> torch.Tensor:
+    def rows_at(self, model: Model, x_last: torch.Tensor) -> torch.Tensor:
         """C_k of every prompt (depth, prompt, output, feature), given x_L (prompt, feature)."""
         rows = self.rows[:, None].expand(-1, len(x_last), -1, -1)
         if self.tokens is None:
@@ -64,7 +66,7 @@ class Readout:
             (gradient,) = torch.autograd.grad(self.values(model, x[:, None]).sum(), x)
         return torch.cat([rows[:-1], gradient[None, :, None]])
 
-    def values(self, model: "DepthModel", x_last: torch.Tensor) -> torch.Tensor:
+    def values(self, model: Model, x_last: torch.Tensor) -> torch.Tensor:
         """y_L (prompt, copy, output) of last states (prompt, copy, feature), float64."""
         if self.tokens is None:
             return x_last.double() @ self.rows[-1].double().mT
@@ -75,9 +77,7 @@ class Readout:
         return difference.unflatten(0, x_last.shape[:2])[:, :, None]
 
 
-def checked_readout(
-    model: "DepthModel", readout: "str | LogitDifference | xr.DataArray", concept: xr.Dataset
-) -> Readout:
+def checked_readout(model: Model, readout: ReadoutLike, concept: xr.Dataset) -> Readout:
     """A readout from what a user may give.
 
     "concept" (``v_L' x_L``), "profile" (``v_k' x_k`` for k = 1..L), a `LogitDifference`, or a
@@ -99,7 +99,7 @@ def checked_readout(
         name = f"logit_difference {json.dumps(asdict(readout))}"
         return Readout(name, rows.to(model.device, model.dtype), tokens)
     if isinstance(readout, str) and readout in READOUTS:
-        rows = model.directions(concept).clone()
+        rows = directions(model, concept).clone()
         rows[: 1 if readout == "profile" else -1] = 0
         return Readout(readout, rows)
     if not isinstance(readout, (xr.DataArray, np.ndarray)):
@@ -110,7 +110,7 @@ def checked_readout(
     return Readout("matrix", _matrix(model, readout))
 
 
-def _matrix(model: "DepthModel", given: xr.DataArray | np.ndarray) -> torch.Tensor:
+def _matrix(model: Model, given: xr.DataArray | np.ndarray) -> torch.Tensor:
     dims = ("depth", "output", "feature")
     if isinstance(given, np.ndarray):
         given = xr.DataArray(given, dims=dims[-given.ndim :] if 0 < given.ndim < 4 else None)
@@ -135,7 +135,7 @@ def _matrix(model: "DepthModel", given: xr.DataArray | np.ndarray) -> torch.Tens
     return torch.as_tensor(rows.copy(), dtype=model.dtype, device=model.device)
 
 
-def _token(model: "DepthModel", token: int | str) -> int:
+def _token(model: Model, token: int | str) -> int:
     if isinstance(token, str):
         if model.tokenizer is None:
             raise ValueError(

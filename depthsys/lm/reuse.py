@@ -1,13 +1,16 @@
 """A task's surrogate on new prompts: what error to expect, and a cheap correction per prompt."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from depthsys import ltv
 from depthsys.lm.accuracy import gain_curve
-from depthsys.lm.linearize import linear_gains
-from depthsys.lm.model import DepthModel
-from depthsys.lm.prompts import Texts
+from depthsys.lm.directions import directions
+from depthsys.lm.gains import linear_gains
+from depthsys.lm.run import Run, of_run
+from depthsys.lm.stamp import stamp
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -67,9 +70,8 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
     )
 
 
-def corrected(
-    system: xr.Dataset, model: DepthModel, texts: Texts, concept: xr.Dataset
-) -> xr.Dataset:
+@of_run(once=True, at=1)
+def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     """The surrogate corrected for each new prompt: exact terminal gains, by one backward pass.
 
     The residual between a prompt's exact linear gains and those of the surrogate is itself a
@@ -80,8 +82,10 @@ def corrected(
     ----------
     system
         From `identify`, one system with the readout "concept" or "profile".
-    model, texts, concept
-        The model, the new prompts and the directions of the system.
+    run
+        The new prompts; or a model and texts.
+    concept
+        The directions of the system.
 
     Returns
     -------
@@ -97,8 +101,9 @@ def corrected(
     ValueError
         If the system has a batch dim, another readout, or directions that are not the concept's.
     """
+    model = run.model
     _check_fits(system, model, concept)
-    linear = linear_gains(model, texts, concept)
+    linear = linear_gains(run, concept)
     residual = (_gains(linear) - gain_curve(system)).transpose("prompt", "layer", ...)
     # what is left of equal gains is rounding, not a state
     rounding = 10 * np.finfo(model.dtype_name).eps * abs(_gains(linear)).max()
@@ -119,7 +124,7 @@ def corrected(
     # of these prompts; x_L is not looked at
     norm = linear["state_norm"].rename(layer="depth")
     whole["state_norm"] = norm.reindex(depth=system["depth"]).drop_vars("order", errors="ignore")
-    whole.attrs |= {**model.which(texts), **model.provenance("corrected"), "per_prompt": 1}
+    whole.attrs |= {**stamp(run, "corrected"), "per_prompt": 1}
     return whole
 
 
@@ -136,7 +141,7 @@ def _terminal(readout: str) -> str:
     return "concept" if readout == "profile" else readout
 
 
-def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> None:
+def _check_fits(system: xr.Dataset, model: Any, concept: xr.Dataset) -> None:
     _check_shared(system)
     if system.attrs.get("model_fingerprint", model.fingerprint) != model.fingerprint:
         raise ValueError(
@@ -152,7 +157,7 @@ def _check_fits(system: xr.Dataset, model: DepthModel, concept: xr.Dataset) -> N
             "`system` must be driven along the concept; got inputs 'free'. Identify it with "
             "`inputs='concept'`."
         )
-    v = model.directions(concept).double().cpu().numpy()
+    v = directions(model, concept).double().cpu().numpy()
     known = system["v"].transpose("depth", "input", "feature").values if "v" in system else None
     if known is None or known.shape != v.shape or abs(known - v).max() > 1e-5:
         raise ValueError(

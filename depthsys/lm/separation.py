@@ -3,8 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from depthsys.lm.model import DepthModel
-from depthsys.lm.prompts import Texts
+from depthsys.lm.run import Run
 
 _NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
@@ -22,12 +21,12 @@ def warning(auc: float, low: float, high: float) -> dict[str, str]:
     }
 
 
-def scores(model: DepthModel, texts: Texts, direction: np.ndarray) -> np.ndarray:
+def scores(run: Run, direction: np.ndarray) -> np.ndarray:
     """Readout v_k' x_k (depth, prompt)."""
-    scores = np.empty((model.n_layers + 1, len(texts)))
-    for run in model.stream(texts, "separation"):
-        x = run.x.cpu().numpy().astype(np.float64)
-        scores[:, run.prompts] = np.einsum("kpf,kf->kp", x, direction)
+    scores = np.empty((run.n_layers + 1, len(run)))
+    for prompts, states in run.states_by_batch("separation"):
+        x = states.cpu().numpy().astype(np.float64)
+        scores[:, prompts] = np.einsum("kpf,kf->kp", x, direction)
     return scores
 
 

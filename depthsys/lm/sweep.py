@@ -1,23 +1,33 @@
-"""All prompts through one layer after the other, forwards and back, in flat memory."""
+"""All prompts through one layer after the other, forwards and back.
+
+Where the contexts of a run are kept, a layer is there to be looked at. Where they are not, it is
+computed again from the hidden states that enter it, which wait in a temporary file: memory stays
+flat in the number of prompts.
+"""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from depthsys.lm.frozen import FrozenBlock
+from depthsys.lm.hf.blocks import Calls
+from depthsys.lm.linearize import Linearisation, Linearised
+from depthsys.lm.progress import bar
 
 if TYPE_CHECKING:
-    from depthsys.lm.model import DepthModel
+    from depthsys.lm.run import Run
 
-# What `Layer.held` keeps of one layer instead of computing it again.
-HELD_BYTES = 2**29
+# What `Layer.held` keeps linearised of one layer instead of linearising it for every product.
+HELD_BYTES = 2**30
+# Batches whose calls (masks, rotary tables) are remembered during a sweep.
+CALLS_HELD = 64
 
 
 class Layer:
-    """The blocks of one layer, one per batch of prompts; iterating again computes them again.
+    """The blocks of one layer, one per batch of prompts; it may be looked at again.
 
     Attributes
     ----------
@@ -30,97 +40,139 @@ class Layer:
         self._sweep = sweep
 
     def __iter__(self) -> Iterator[FrozenBlock]:
-        yield from self._sweep._blocks(self.layer)
+        yield from self._sweep.blocks(self.layer)
 
-    def held(self) -> "Layer | list[FrozenBlock]":
-        """The blocks themselves if they fit in `HELD_BYTES`, linearised, else this layer."""
-        blocks, size = [], 0
-        for block in self:
-            blocks.append(block)
-            # besides the context a linearised block keeps some 60 vectors of the size of a state
-            size += block.context_bytes + 60 * block.x.nbytes
-            if size > HELD_BYTES:
-                return self
-        return blocks
+    def linearised(self, part: str | Linearisation = "block") -> Iterable[Linearised]:
+        """Every block linearised: held if all fit in `HELD_BYTES`, else made anew each time."""
+        # a linearised block keeps some 60 vectors of the size of a state
+        size = 60 * self._sweep.state_bytes
+        if size <= HELD_BYTES:
+            return [block.linearised(part) for block in self]
+        return _Anew(self, part)
+
+
+class _Anew:
+    def __init__(self, layer: Layer, part: str | Linearisation):
+        self._layer, self._part = layer, part
+
+    def __iter__(self) -> Iterator[Linearised]:
+        return (block.linearised(self._part) for block in self._layer)
 
 
 class Sweep:
     """Layer by layer, all prompts of a layer before the next one.
 
-    A direction at depth l + 1 may thus depend on an average over all prompts at layer l. The
-    hidden states that enter a layer (tokens x H numbers) wait in a temporary file, so memory does
-    not grow with the number of prompts. Each visit of a layer costs one pass of all prompts
-    through that block.
+    A direction at depth l + 1 may thus depend on an average over all prompts at layer l.
 
     Parameters
     ----------
-    model, prompts
-        The model and texts or token ids.
+    run
+        The prompts.
     keep
-        Keep the states of all depths on disk, so that after `forward` the layers can be visited
-        backwards.
+        After `forward` the layers can be visited backwards. Matters only where contexts are
+        computed again: then hidden states of all depths wait on disk, instead of two.
     """
 
-    def __init__(self, model: "DepthModel", prompts, *, keep: bool = False):
-        self._model = model
+    def __init__(self, run: "Run", *, keep: bool = False):
+        self._run = run
         self._keep = keep
-        self._rows, _ = model.tokenize(prompts)
-        self._batches = model.batches(self._rows)
-        self._spool: IO[bytes] = tempfile.TemporaryFile()
-        self._ready = 0  # hidden states before this layer are known
+        self._again = _Again(run, keep) if run.place == "again" else None
 
     def __enter__(self) -> "Sweep":
         return self
 
     def __exit__(self, *_) -> None:
-        self._spool.close()
+        if self._again is not None:
+            self._again.close()
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state of every prompt."""
+        width = self._run.model.n_features * torch.finfo(self._run.model.dtype).bits // 8
+        return len(self._run) * width
 
     def forward(self, progress: str | None = None) -> Iterator[Layer]:
         """Layers 0..L-1."""
-        yield from self._visit(range(self._model.n_layers), progress)
+        yield from self._visit(range(self._run.n_layers), progress)
 
     def backward(self, progress: str | None = None) -> Iterator[Layer]:
         """Layers L-1..0, after `forward` has come to its end; needs ``keep``."""
         if not self._keep:
             raise RuntimeError("a sweep goes backwards only over states that it keeps")
-        yield from self._visit(reversed(range(self._model.n_layers)), progress)
+        yield from self._visit(reversed(range(self._run.n_layers)), progress)
+
+    def blocks(self, layer: int) -> Iterator[FrozenBlock]:
+        """The blocks of one layer."""
+        if self._again is not None:
+            yield from self._again.blocks(layer)
+        else:
+            for batch in self._run.batches:
+                yield batch.blocks[layer]
 
     def _visit(self, layers, progress: str | None) -> Iterator[Layer]:
-        total = len(self._rows) * self._model.n_layers
-        with self._model.progress(progress, total, "block") as bar:
+        with bar(progress, len(self._run) * self._run.n_layers, "block") as shown:
             for layer in layers:
                 yield Layer(self, layer)
-                if layer + 1 < self._model.n_layers and self._ready == layer:
-                    for _ in self._blocks(layer):  # nobody looked; the states must still advance
-                        pass
-                bar.update(len(self._rows))
+                if self._again is not None:
+                    self._again.advance(layer)
+                shown.update(len(self._run))
 
-    def _blocks(self, layer: int) -> Iterator[FrozenBlock]:
+
+class _Again:
+    """Blocks computed again from hidden states (tokens x H numbers) in a temporary file."""
+
+    def __init__(self, run: "Run", keep: bool):
+        self._run, self._keep = run, keep
+        self._spool: IO[bytes] = tempfile.TemporaryFile()
+        self._ready = 0  # hidden states before this layer are known
+        self._calls: dict[int, Calls] = {}
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._spool.close()
+
+    def advance(self, layer: int) -> None:
+        """Pass the prompts through this layer if nobody looked at all of it."""
+        if layer + 1 < self._run.n_layers and self._ready == layer:
+            for _ in self.blocks(layer):
+                pass
+
+    def blocks(self, layer: int) -> Iterator[FrozenBlock]:
+        """The blocks of a layer that is reached, and the states before the next one."""
         if layer > self._ready:
             raise RuntimeError(f"layer {layer} is reached after those before it")
-        model = self._model
+        run = self._run
+        model = run.model
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         start = 0
-        for prompts in self._batches:
-            calls = model.calls(self._rows, prompts)
-            hidden = calls.embedded
-            if layer > 0:
+        for number, prompts in enumerate(run.numbers):
+            calls = self._calls_of(number, embedded=layer == 0)
+            n_tokens = calls.n_tokens
+            shape = (len(prompts), n_tokens, model.n_features)
+            if layer == 0:
+                hidden = calls.embedded
+            else:
                 self._spool.seek((self._region(layer) + start) * width)
-                values = np.fromfile(self._spool, model.numpy_dtype, hidden.numel())
-                hidden = torch.from_numpy(values).view(hidden.shape).to(model.device)
-            block, after = model.frozen_block(layer, prompts, hidden, calls)
-            if layer == self._ready and layer + 1 < model.n_layers:
+                values = np.fromfile(self._spool, model.numpy_dtype, int(np.prod(shape)))
+                hidden = torch.from_numpy(values).view(shape).to(model.device)
+            calls = calls.without_embedding() if layer == 0 else calls
+            block, after = run.block_of(layer, prompts, hidden, calls)
+            if layer == self._ready and layer + 1 < run.n_layers:
                 self._spool.seek((self._region(layer + 1) + start) * width)
                 after.cpu().numpy().tofile(self._spool)
-            start += len(prompts) * self._n_tokens(prompts)
+            start += len(prompts) * n_tokens
             del hidden, after
             yield block
-        self._ready = max(self._ready, min(layer + 1, model.n_layers - 1))
+        self._ready = max(self._ready, min(layer + 1, run.n_layers - 1))
+
+    def _calls_of(self, number: int, *, embedded: bool) -> Calls:
+        if number in self._calls and not embedded:
+            return self._calls[number]
+        calls = self._run.calls_of(number)
+        if len(self._calls) < CALLS_HELD:
+            self._calls[number] = calls.without_embedding()
+        return calls
 
     def _region(self, depth: int) -> int:
         """Where the states at this depth begin, in tokens: of two places in turn, or of L."""
-        n_tokens = sum(len(prompts) * self._n_tokens(prompts) for prompts in self._batches)
-        return n_tokens * (depth if self._keep else depth % 2)
-
-    def _n_tokens(self, prompts: np.ndarray) -> int:
-        return max(len(self._rows[i]) for i in prompts)
+        return self._run.n_padded_tokens * (depth if self._keep else depth % 2)

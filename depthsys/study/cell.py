@@ -9,7 +9,7 @@ from depthsys import demo
 from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
-    from depthsys.lm import DepthModel, Splits
+    from depthsys.lm import DepthModel, Run, Splits
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Cell:
     texts: "Splits"
 
     @cached_property
-    def concept(self):
-        """Run of the texts that the direction is made of."""
-        return self.model, self.texts.concept
+    def concept(self) -> "Run":
+        """Run of the texts that the direction is made of: of their states only."""
+        return self.model.run(self.texts.concept, contexts=False)
 
     @cached_property
-    def operating(self):
+    def operating(self) -> "Run":
         """Run of the texts that the system is identified on."""
-        return self.model, self.texts.operating
+        return self.model.run(self.texts.operating)
 
     @cached_property
-    def held_out(self):
+    def held_out(self) -> "Run":
         """Run of the texts that are left for checks."""
-        return self.model, self.texts.held_out
+        return self.model.run(self.texts.held_out)
 
 
 def read_splits(texts: Path, settings: Settings) -> "Splits":
@@ -67,7 +67,7 @@ def find_model(name: str, settings: Settings) -> tuple[str, int]:
     ValueError, OSError
         If there is no such device or model, or an order does not fit its width.
     """
-    from depthsys.lm.checkpoint import checked_device, read_config
+    from depthsys.lm.hf.checkpoint import checked_device, read_config
 
     checked_device(settings.device)
     path = demo.model_path(name) if name in demo.MODELS else Path(name)
@@ -90,12 +90,10 @@ def open_cell(name: str, texts: Path, settings: Settings) -> Cell:
     settings
         What is asked for; default orders above the width of the model are left out.
     """
-    from transformers.utils import logging
-
     from depthsys import lm
+    from depthsys.lm.hf.messages import silence
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    silence()
     source, width = find_model(name, settings)
     splits = read_splits(texts, settings)  # a bad file fails before the weights are read
     model = lm.DepthModel.load(

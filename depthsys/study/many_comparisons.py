@@ -1,6 +1,7 @@
 """The comparison of reduction methods on many models and tasks: docs/reduction.md."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
@@ -46,12 +47,12 @@ def pair(cell: Cell, task: str, *, directions: bool = False) -> xr.Dataset:
 
 def _terminal_readout(cell: Cell, concept: xr.Dataset, table: xr.Dataset) -> dict:
     """Ensemble of order 1 where only the last depth is read, and its use on single prompts."""
-    system = lm.identify(*cell.operating, concept, lm.Ensemble(order=1))
+    system = lm.identify(cell.operating, concept, lm.Ensemble(order=1))
     measured, operating = _measured(table), _measured_operating(table)
     linear = xr.Dataset({"gain": _over_prompts(table["linear_gain_operating"])})
     linear.attrs = dict(system.attrs)
     expected = lm.expected_error(system, linear)["expected"]
-    fixed = lm.corrected(system, *cell.held_out, concept)
+    fixed = lm.corrected(system, cell.held_out, concept)
     return {
         "terminal_relative_l2": lm.agreement(system, measured)["relative_l2"],
         "terminal_relative_l2_operating": lm.agreement(system, operating)["relative_l2"],
@@ -68,7 +69,7 @@ def _directions(cell: Cell) -> dict[str, xr.DataArray]:
         concept = steps.find_concept(cell, name)
         compared = lm.compare(
             cell.model,
-            cell.texts,
+            replace(cell.texts, operating=cell.operating, held_out=cell.held_out),
             _ABLATED,
             orders,
             concept=concept,

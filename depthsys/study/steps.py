@@ -1,6 +1,7 @@
 """The steps of a study. Each takes a cell and Datasets, and returns a Dataset; nothing else."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -20,7 +21,7 @@ def find_concept(cell: Cell, name: str | None = None) -> xr.Dataset:
     Found in the way of that name; by default in that of the settings.
     """
     find: Callable[..., xr.Dataset] = getattr(lm, name or cell.settings.concept)
-    return find(*cell.concept, held_out=cell.texts.held_out)
+    return find(cell.concept, held_out=cell.held_out)
 
 
 def concept_of(system: xr.Dataset) -> xr.Dataset:
@@ -31,14 +32,14 @@ def concept_of(system: xr.Dataset) -> xr.Dataset:
 def identify(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     """The reduced system of the operating prompts."""
     settings = cell.settings
-    system = lm.identify(*cell.operating, concept, settings.method(), readout=settings.readout)
+    system = lm.identify(cell.operating, concept, settings.method(), readout=settings.readout)
     return _with_origin(_with_separation(system, concept), cell)
 
 
 def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     """A reduced system of each operating prompt, along the dim ``prompt``."""
     each = lm.identify(
-        *cell.operating,
+        cell.operating,
         concept,
         cell.settings.method(),
         readout=cell.settings.readout,
@@ -51,10 +52,10 @@ def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
 def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     """Predicted against measured gain of every layer; see `lm.gain_report`."""
     concept, eps = concept_of(system), cell.settings.eps
-    linear = lm.linear_gains(*cell.held_out, concept)
-    operating = lm.linear_gains(*cell.operating, concept)
-    measured = lm.measure_gains(*cell.held_out, concept, eps=eps)
-    relative = lm.measure_gains(*cell.held_out, concept, eps=eps, relative=True)
+    linear = lm.linear_gains(cell.held_out, concept)
+    operating = lm.linear_gains(cell.operating, concept)
+    both = [lm.Step(eps), lm.Step(eps, relative=True)]
+    measured, relative = lm.measure_gains_at(cell.held_out, concept, both)
     result = lm.gain_report(system, measured, relative, linear, operating)
     return _with_origin(result, cell, system)
 
@@ -64,7 +65,7 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     target = cell.settings.target
     shift = float(system["y_std"]) if target is None else target
     energies = lm.compare_energies(
-        *cell.held_out, concept_of(system), system, shift, energy=cell.settings.energy
+        cell.held_out, concept_of(system), system, shift, energy=cell.settings.energy
     )
     return _with_origin(energies, cell, system)
 
@@ -74,7 +75,7 @@ def compare(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     settings = cell.settings
     table = lm.compare(
         cell.model,
-        cell.texts,
+        replace(cell.texts, operating=cell.operating, held_out=cell.held_out),
         list(settings.methods),
         list(settings.orders),
         concept=concept,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from depthsys import lm
+from depthsys.lm.directions import direction
 from tests.benchmarks import lm_setup, lm_slow, measure
 
 
@@ -23,7 +24,7 @@ def test_gain_curves(subject, record, n_tokens):
     concept = lm_setup.random_concept(model.n_layers, model.n_features)
     ids = subject.ids(n_prompts, n_tokens)
     eps = lm_setup.step(model.n_features)
-    tensor, v, layers = subject.tensor(ids), model.direction(concept), spread(model.n_layers)
+    tensor, v, layers = subject.tensor(ids), direction(model, concept), spread(model.n_layers)
     sides = measure.in_turns(
         {
             "measured": lambda _: lm.measure_gains(model, ids, concept, eps=eps).gain.values,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from depthsys import lm
+from depthsys.lm.directions import direction
 from tests.benchmarks import lm_setup, measure
 
 TITLE = "4. Identification of order 32 (wanted: 3 times the floor with 16 prompts)"
@@ -56,7 +57,7 @@ def test_identification(subject, record, n_tokens, n_prompts):
     )
     found = sides["depthsys"].outputs[-1].gain_full.values
     difference = measure.relative_difference(
-        found, backward_gains(model, ids, model.direction(concept))
+        found, backward_gains(model, ids, direction(model, concept))
     )
     lm_setup.check_difference("derivatives", subject.precision, difference)
     bare = sides["prefill"].seconds + sides["directions"].seconds

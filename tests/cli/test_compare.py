@@ -231,7 +231,8 @@ def test_options_reach_the_comparison(texts, table, tmp_path, monkeypatch):
     assert seen["n_each"] == 16  # all held-out prompts, as there are fewer than 64
     assert seen["concept"].attrs["method"] == "pca"
     assert (seen["model"].dtype_name, seen["model"].max_tokens) == ("float64", 9)
-    assert (seen["splits"].sizes, seen["splits"].seed) == ("20/10/8", 3)
+    assert seen["splits"].seed == 3
+    assert [len(seen["splits"].operating), len(seen["splits"].held_out)] == [20, 16]
     assert "cut on the right at 9 tokens" in shown
 
 

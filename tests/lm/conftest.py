@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from depthsys.lm.prompts import length_batches
+from depthsys.lm.batches import length_batches
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def counted_block_calls(model, monkeypatch) -> list[tuple[int, int]]:
 def batches_of_32(monkeypatch) -> None:
     """Narrow models run more prompts together; here as many as wide ones do."""
     monkeypatch.setattr(
-        "depthsys.lm.model.length_batches", lambda lengths, **_: length_batches(lengths)
+        "depthsys.lm.run.length_batches", lambda lengths, **_: length_batches(lengths)
     )
 
 

@@ -405,6 +405,6 @@ def composed(run, pushes) -> np.ndarray:
 def run_in_one_batch(model, prompts):
     """The most left padding there can be, also where depthsys would rather make two batches."""
     with mock.patch(
-        "depthsys.lm.model.length_batches", lambda lengths, **_: [np.arange(len(lengths))]
+        "depthsys.lm.run.length_batches", lambda lengths, **_: [np.arange(len(lengths))]
     ):
         return model.run(prompts)

@@ -5,8 +5,10 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from depthsys import lm
-from depthsys.lm import attention, linearize, replay
+from depthsys.lm import linearize
 from depthsys.lm import model as model_module
+from depthsys.lm.hf import attention
+from depthsys.lm.hf import blocks as replay
 from tests.conftest import tiny_gpt2, tiny_llama
 
 

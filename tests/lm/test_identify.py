@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from depthsys import lm, ltv
-from depthsys.lm.attention import RecordingCache
+from depthsys.lm.hf.attention import RecordingCache
 from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
 from tests.lm import families, whole_sequence
@@ -109,7 +109,7 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     whole = lm.identify(tiny, tokens, concept)
     monkeypatch.setattr("depthsys.lm.linearize.ROWS", 3)
     monkeypatch.setattr(
-        "depthsys.lm.model.length_batches",
+        "depthsys.lm.run.length_batches",
         lambda lengths, **_: [np.array([i]) for i in range(20)],
     )
     single = lm.identify(tiny, tokens, concept)

@@ -103,7 +103,7 @@ def test_the_mean_does_not_depend_on_batches_or_slices(gpt2, monkeypatch):
     whole = lm.jacobians(gpt2, tokens)
     monkeypatch.setattr(module, "ROWS", 7)
     monkeypatch.setattr(
-        "depthsys.lm.model.length_batches", lambda lengths, **_: [np.array([i]) for i in range(20)]
+        "depthsys.lm.run.length_batches", lambda lengths, **_: [np.array([i]) for i in range(20)]
     )
     single = lm.jacobians(gpt2, tokens)
     xr.testing.assert_allclose(single, whole, rtol=1e-10, atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from depthsys import lm
-from depthsys.lm.verify import SmallStepError
+from depthsys.lm.measure import SmallStepError
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids
 

@@ -83,7 +83,7 @@ def test_all_linear_gains_take_one_pass_over_the_blocks(monkeypatch, tokens, con
     model = lm.DepthModel(TINY["gpt2"]())
     calls = counted_block_calls(model, monkeypatch)
     lm.linear_gains(model, tokens, concept)
-    n_batches = len({len(ids) for ids in tokens.ids})
+    n_batches = len(model.run(tokens, contexts=False).batches)
     assert len(calls) == n_batches * 2 * model.n_layers  # one prefill, one replay
 
 

@@ -10,7 +10,9 @@ import xarray as xr
 from transformers import GemmaConfig, GemmaForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from depthsys import lm
-from depthsys.lm import contract, linearize, replay
+from depthsys.lm import linearize
+from depthsys.lm.hf import blocks as replay
+from depthsys.lm.hf import contract
 from tests.conftest import tiny_gpt2
 from tests.lm import families, whole_sequence
 from tests.lm.conftest import labelled_ids
@@ -275,7 +277,7 @@ def test_lists_of_token_ids_go_through_the_whole_job(concept):
 
 def test_two_runs_on_one_store_are_refused(model, tmp_path, monkeypatch):
     out, seen = tmp_path / "out", []
-    sweep = type(model).sweep
+    sweep = lm.Run.sweep
 
     def second(self, *args, **kwargs):
         if not seen:
@@ -284,7 +286,7 @@ def test_two_runs_on_one_store_are_refused(model, tmp_path, monkeypatch):
                 lm.jacobians(model, IDS, out=out)
         return sweep(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(model), "sweep", second)
+    monkeypatch.setattr(lm.Run, "sweep", second)
     stored = lm.jacobians(model, IDS, out=out)
     assert seen
     np.testing.assert_array_equal(stored.A, lm.jacobians(model, IDS).A)

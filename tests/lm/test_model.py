@@ -7,8 +7,8 @@ import torch
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, T5Config
 
 from depthsys import lm
-from depthsys.lm import checkpoint, frozen
 from depthsys.lm import model as model_module
+from depthsys.lm.hf import attention, checkpoint
 from tests.conftest import TINY, tiny_gpt2, tiny_llama
 from tests.lm import whole_sequence
 
@@ -68,7 +68,7 @@ def test_sliding_window_context_is_cut_like_the_models_own_cache():
     model = lm.DepthModel(MistralForCausalLM(config).double(), name="mistral")
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     run = model.run([ids]).batches[0]
-    assert run.blocks[0]._cache.key.shape[2] == 3
+    assert run.blocks[0].context.key.shape[2] == 3
     for depth, expected in enumerate(whole_sequence.states(model.hf, ids)[1:]):
         replayed = run.blocks[depth](run.x[depth][:, None])[0, 0]
         np.testing.assert_allclose(replayed, expected, rtol=1e-6, atol=1e-8)
@@ -88,7 +88,8 @@ def test_model_is_left_as_it_was(tiny):
 
 def test_sweep_visits_every_prompt_at_every_layer_and_agrees_with_run(tiny):
     states = tiny.run(IDS).states.values
-    for blocks in tiny.sweep(IDS):
+    run = tiny.run(IDS, budget=lm.Budget(0, 0, 0))
+    for blocks in run.sweep().forward():
         layer = blocks.layer
         seen = []
         for block in blocks:
@@ -101,7 +102,7 @@ def test_sweep_visits_every_prompt_at_every_layer_and_agrees_with_run(tiny):
 def test_sweep_goes_on_when_a_layer_is_not_used(tiny):
     states = tiny.run(IDS).states.values
     last = None
-    for blocks in tiny.sweep(IDS):
+    for blocks in tiny.run(IDS, budget=lm.Budget(0, 0, 0)).sweep().forward():
         last = next(iter(blocks))
     np.testing.assert_allclose(last.x_next, states[-1][last.prompts], rtol=1e-12)
 
@@ -244,7 +245,7 @@ def test_device_and_dtype(saved):
 
 
 def test_a_cache_used_in_an_unknown_way_is_an_error():
-    cache = frozen.FrozenCache(torch.zeros(1), torch.zeros(1))
+    cache = attention.FrozenCache(torch.zeros(1), torch.zeros(1))
     with pytest.raises(AttributeError, match="asks its cache for 'crop'"):
         cache.crop(-1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from depthsys import lm
-from depthsys.lm.prompts import length_batches
+from depthsys.lm.batches import length_batches
 
 ROWS = [(f"text {i}", i % 2) for i in range(40)]
 

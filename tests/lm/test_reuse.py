@@ -84,7 +84,7 @@ def test_corrected_systems_say_whose_they_are(tiny, tokens, new, concept):
     system = lm.identify(tiny, tokens, concept, lm.Ensemble(order=1))
     fixed = lm.corrected(system, tiny, new, concept)
     assert fixed.attrs["prompts_sha256"] == new.sha256 != system.attrs["prompts_sha256"]
-    assert fixed.attrs["tokens_sha256"] == tiny.which(new)["tokens_sha256"]
+    assert fixed.attrs["tokens_sha256"] == tiny.tokens_sha256(new)
     assert fixed.attrs["model_fingerprint"] == tiny.fingerprint
     assert fixed.attrs["per_prompt"] == 1
     assert fixed.attrs["readout"] == "concept"

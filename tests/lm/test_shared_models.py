@@ -10,7 +10,7 @@ from depthsys.demo import grammar
 
 def mean_exact_gains(model, texts, concept):
     """One backward pass through the chain of all blocks, with a tap at each of their inputs."""
-    v = model.direction(concept)
+    v = direction(model, concept)
     total = np.zeros(model.n_layers)
     for run in model.stream(texts):
         taps = [torch.zeros_like(block.x).requires_grad_() for block in run.blocks]

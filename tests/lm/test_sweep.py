@@ -3,10 +3,25 @@
 import numpy as np
 import pytest
 
+from depthsys import lm
 from depthsys.lm.sweep import Sweep
 from tests.lm.conftest import counted_block_calls
 
 IDS = [[1, 2, 3], [4, 5], [6, 7, 8], [9]]
+
+
+PLACES = {
+    "host": lm.Budget(),
+    "file": lm.Budget(device=0, host=0),
+    "again": lm.Budget(device=0, host=0, file=0),
+}
+
+
+@pytest.fixture(params=list(PLACES))
+def run(tiny, request):
+    found = tiny.run(IDS, budget=PLACES[request.param])
+    assert found.place == request.param
+    return found
 
 
 def states_of(layer, n_features=16):
@@ -18,9 +33,9 @@ def states_of(layer, n_features=16):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_layer_may_be_looked_at_again(tiny, keep):
+def test_a_layer_may_be_looked_at_again(tiny, run, keep):
     states = tiny.run(IDS).states.values
-    with Sweep(tiny, IDS, keep=keep) as sweep:
+    with Sweep(run, keep=keep) as sweep:
         for number, layer in enumerate(sweep.forward()):
             for _ in range(3):
                 before, after = states_of(layer)
@@ -29,9 +44,9 @@ def test_a_layer_may_be_looked_at_again(tiny, keep):
 
 
 @pytest.mark.parametrize("look", ["at all", "at some", "at none"])
-def test_backwards_after_forwards(tiny, look):
+def test_backwards_after_forwards(tiny, run, look):
     states = tiny.run(IDS).states.values
-    with Sweep(tiny, IDS, keep=True) as sweep:
+    with Sweep(run, keep=True) as sweep:
         for layer in sweep.forward():
             if look == "at all":
                 states_of(layer)
@@ -46,26 +61,29 @@ def test_backwards_after_forwards(tiny, look):
         assert found == [2, 1, 0]
 
 
-def test_held_blocks_are_computed_once(tiny, monkeypatch):
+def test_held_blocks_are_linearised_once(tiny, run, monkeypatch):
     calls = counted_block_calls(tiny, monkeypatch)
-    with Sweep(tiny, IDS) as sweep:
+    with run.sweep() as sweep:
         for layer in sweep.forward():
-            blocks = layer.held()
-            assert isinstance(blocks, list)
+            linear = layer.linearised()
             count = len(calls)
             for _ in range(3):
-                assert sum(len(block.prompts) for block in blocks) == len(IDS)
+                assert sum(len(one.x) for one in linear) == len(IDS)
             assert len(calls) == count
     monkeypatch.setattr("depthsys.lm.sweep.HELD_BYTES", 0)
-    with Sweep(tiny, IDS) as sweep:
-        layer = next(sweep.forward())
-        assert layer.held() is layer
+    with run.sweep() as sweep:
+        linear = next(sweep.forward()).linearised()
+        for number in range(1, 3):
+            calls.clear()
+            assert sum(len(one.x) for one in linear) == len(IDS), number
+            assert len(calls) >= len(run.batches)
 
 
 def test_misuse(tiny):
-    with Sweep(tiny, IDS) as sweep:
+    again = tiny.run(IDS, budget=PLACES["again"])
+    with again.sweep() as sweep:
         with pytest.raises(RuntimeError, match="backwards only over states that it keeps"):
             next(sweep.backward())
-    with Sweep(tiny, IDS, keep=True) as sweep:
+    with again.sweep(keep=True) as sweep:
         with pytest.raises(RuntimeError, match="layer 2 is reached after those before it"):
             next(iter(next(sweep.backward())))

@@ -5,7 +5,9 @@ import inspect
 import pytest
 
 from depthsys import lm, study
-from depthsys.lm import checkpoint, concepts, methods, readouts, verify
+from depthsys.lm import concepts, methods, readouts
+from depthsys.lm.hf import checkpoint
+from depthsys.ltv import plan
 from depthsys.study import Settings
 from depthsys.study.settings import DTYPES, ENERGIES, IDENTIFICATION
 
@@ -13,7 +15,7 @@ from depthsys.study.settings import DTYPES, ENERGIES, IDENTIFICATION
 def test_the_names_told_without_torch_are_those_of_the_library():
     assert study.METHODS == tuple(methods.METHODS)
     assert study.READOUTS == readouts.READOUTS
-    assert ENERGIES == verify.ENERGIES
+    assert ENERGIES == plan.ENERGIES
     assert set(DTYPES) == set(checkpoint.DTYPES)
 
 

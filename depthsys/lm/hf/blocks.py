@@ -1,7 +1,5 @@
 """The blocks of a Hugging Face model: how they are called, and calls with another last token.
 
-With `depthsys.lm.checkpoint` and `depthsys.lm.model` the only file that knows Hugging Face names.
-
 How a block is called (masks, positions, rotary tables) is learnt by a *dry run*: the model's
 own forward pass with every block replaced by "note the arguments, pass the state on". It costs
 an embedding look-up, and spares this package any knowledge of the family.
@@ -20,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from depthsys.lm.attention import (
+from depthsys.lm.hf.attention import (
     LAST_TOKEN_ATTENTION,
     AlteredKeysError,
     FrozenCache,
@@ -28,7 +26,7 @@ from depthsys.lm.attention import (
     RepeatingCache,
     last_token_attention,
 )
-from depthsys.lm.checkpoint import (
+from depthsys.lm.hf.checkpoint import (
     find_blocks,
     find_parts,
     find_routers,
@@ -87,6 +85,7 @@ class Blocks:
         if getattr(hf.config.get_text_config(), "_experts_implementation", None):
             hf.set_experts_implementation("eager")
         self.device = input_device(hf)
+        self.arrangements: dict[int, str] = {}  # how the parts of a layer meet, where it was asked
         self._hooks = [self._hook_count(layer) for layer in range(len(self))]
         self._own_hooks = 0
         self._check_own_forward()
@@ -215,6 +214,16 @@ class Blocks:
                 f"`model` must keep the hooks it had when it was wrapped; those of layer {layer} "
                 "have changed. Remove the new ones, or wrap the model again to check it with them."
             )
+
+    def calls(self, rows: list[list[int]]) -> "Calls":
+        """How the model calls its blocks on a batch of prompts, padded on the left."""
+        n_tokens = max(map(len, rows))
+        # a pad token is never read: any id will do
+        padded = [[0] * (n_tokens - len(row)) + row for row in rows]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        real = torch.arange(n_tokens, device=self.device) >= n_tokens - lengths[:, None]
+        ids = torch.tensor(padded, device=self.device)
+        return self.dry_run(ids, None if bool(real.all()) else real)
 
     @torch.no_grad()
     def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> "Calls":
@@ -405,6 +414,11 @@ class Calls:
         self._blocks, self._ids, self._mask = blocks, ids, mask
         self._steps: dict[int, list[_Call]] = {}
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of every prompt, padding included."""
+        return self._ids.shape[1]
+
     def step(self, n_copies: int) -> list[_Call]:
         """Calls of every block on the last token alone, each prompt ``n_copies`` times."""
         if n_copies not in self._steps:
@@ -417,10 +431,24 @@ class Calls:
             self._steps[n_copies] = self._blocks.step(ids, mask)
         return self._steps[n_copies]
 
-    def only(self, rows: slice) -> "Calls":
-        """The calls for some of these prompts."""
+    def last_token_only(self) -> "Calls":
+        """The same without what only whole sequences need (embeddings, masks)."""
+        nothing = self.embedded.new_empty(0)  # a slice would hold the memory
+        return Calls(self._blocks, self._ids, self._mask, self.real, nothing, [], self.n_context)
+
+    def without_embedding(self) -> "Calls":
+        """The same without the states that enter the first block."""
+        nothing, sequence = self.embedded.new_empty(0), self.sequence
+        return Calls(
+            self._blocks, self._ids, self._mask, self.real, nothing, sequence, self.n_context
+        )
+
+    def only(self, rows: torch.Tensor) -> "Calls":
+        """The calls of the last token for some of these prompts."""
+        rows = rows.to(self._ids.device)
         real = None if self.real is None else self.real[rows]
-        return self._blocks.dry_run(self._ids[rows], real)
+        ids, mask, nothing = self._ids[rows], self._mask[rows], self.embedded.new_empty(0)
+        return Calls(self._blocks, ids, mask, real, nothing, [], self.n_context)
 
 
 def _router_margin(router, output, n_prompts: int) -> torch.Tensor:

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.hf.checkpoint import check_padding
+from depthsys.lm.run import Run
+
 if TYPE_CHECKING:
-    from depthsys.lm.model import DepthModel, FrozenRun
+    from depthsys.lm.model import DepthModel
 
 LENGTHS = (9, 1)  # derivatives are checked at the first
+PADDED = (5, 6, 7)  # one batch with padding
 # Relative errors above these refuse the model. float64 is limited by Hugging Face norms and
 # rotary tables that compute in float32 even in a float64 model.
 REPLAY_LIMIT = {torch.float32: 1e-4, torch.float64: 1e-5}
@@ -46,28 +51,58 @@ def check(model: "DepthModel") -> dict[str, float]:
         If one of them is above its limit or not finite: the message says which and where.
     """
     generator = torch.Generator().manual_seed(0)
-    limit = REPLAY_LIMIT[model.dtype]
-    limits: dict[str, float] = {name: limit for name in _RULES} | {"jvp": DIFFERENCE_LIMIT}
     report: dict[str, float] = dict.fromkeys(_RULES, 0.0)
     for number, lengths in enumerate(_batches(model)):
-        n_tokens = model.hf.config.get_text_config().vocab_size
-        rows = [torch.randint(n_tokens, (n,), generator=generator).tolist() for n in lengths]
-        (run,) = model.stream(rows)
-        errors = _replay_errors(model, run, rows, generator)
-        if number == 0:
-            errors |= _derivative_errors(run, generator)
-        for name, error in errors.items():
-            if not error <= limits[name]:  # NaN fails too
-                raise ValueError(
-                    f"`model` must {_RULES[name]}; {model.name!r} ({type(model.hf).__name__}) "
-                    f"has relative error {error:.1e} (limit {limits[name]:.0e}) on a prompt of "
-                    f"{lengths[-1]} tokens. {_cure(model)}"
-                )
-            report[name] = max(report[name], error)
-        if (margin := run.router_margin) is not None:
-            least = float(margin.min())  # NaN if one is
-            report["router_margin"] = min(report.get("router_margin", least), least)
+        _check_batch(model, lengths, generator, report, derivatives=number == 0)
     return report
+
+
+@torch.no_grad()
+def allows_padding(model: "DepthModel") -> bool:
+    """Whether prompts of unlike length may run together: the contract holds for such a batch."""
+    if model.max_tokens < max(PADDED):
+        return False
+    report, generator = dict(model.contract), torch.Generator().manual_seed(0)
+    model.left_padding = True
+    try:
+        check_padding(model.hf.config, model.max_tokens)
+        _check_batch(model, PADDED, generator, report, derivatives=False)
+    except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError):
+        return False  # exact lengths are always right, so the reason is not the user's concern
+    finally:
+        model.left_padding = False
+    model.contract = report
+    return True
+
+
+def _check_batch(
+    model: "DepthModel",
+    lengths: tuple[int, ...],
+    generator: torch.Generator,
+    report: dict[str, float],
+    *,
+    derivatives: bool,
+) -> None:
+    """Check one batch of random prompts, and put the larger errors into the report."""
+    limit = REPLAY_LIMIT[model.dtype]
+    limits: dict[str, float] = {name: limit for name in _RULES} | {"jvp": DIFFERENCE_LIMIT}
+    n_tokens = model.hf.config.get_text_config().vocab_size
+    rows = [torch.randint(n_tokens, (n,), generator=generator).tolist() for n in lengths]
+    (batch,) = Run(model, rows, contexts=False).batches
+    errors = _replay_errors(model, batch, rows, generator)
+    if derivatives:
+        errors |= _derivative_errors(batch, generator)
+    for name, error in errors.items():
+        if not error <= limits[name]:  # NaN fails too
+            raise ValueError(
+                f"`model` must {_RULES[name]}; {model.name!r} ({type(model.hf).__name__}) "
+                f"has relative error {error:.1e} (limit {limits[name]:.0e}) on a prompt of "
+                f"{lengths[-1]} tokens. {_cure(model)}"
+            )
+        report[name] = max(report[name], error)
+    if (margin := batch.router_margin) is not None:
+        least = float(margin.min())  # NaN if one is
+        report["router_margin"] = min(report.get("router_margin", least), least)
 
 
 def _cure(model: "DepthModel") -> str:
@@ -84,8 +119,8 @@ def _batches(model: "DepthModel") -> list[tuple[int, ...]]:
     if longest < window + 2 <= model.max_tokens:
         lengths[window + 2] = None
     batches: list[tuple[int, ...]] = [(n, n) for n in lengths]
-    if model.left_padding and model.max_tokens >= 7:
-        batches.append((5, 6, 7))
+    if model.left_padding and model.max_tokens >= max(PADDED):
+        batches.append(PADDED)
     return batches
 
 
@@ -100,7 +135,7 @@ _RULES = {
 
 
 def _replay_errors(
-    model: "DepthModel", run: "FrozenRun", rows: list[list[int]], generator: torch.Generator
+    model: "DepthModel", run: FrozenRun, rows: list[list[int]], generator: torch.Generator
 ) -> dict[str, float]:
     """The nominal run and two perturbed ones, replayed together and by whole sequences."""
     n_prompts, n_features = run.x.shape[1:]
@@ -131,7 +166,7 @@ def _replay_errors(
     return errors
 
 
-def _derivative_errors(run: "FrozenRun", generator: torch.Generator) -> dict[str, float]:
+def _derivative_errors(run: FrozenRun, generator: torch.Generator) -> dict[str, float]:
     """Jacobian-vector products against central differences and against transposed products."""
     n_prompts, n_features = run.x.shape[1:]
     v, w = (_randn(run, generator, n_prompts, N_DIRECTIONS, n_features) for _ in range(2))
@@ -163,7 +198,7 @@ def _larger(a: float, b: float) -> float:
     return b if not b <= a else a
 
 
-def _randn(run: "FrozenRun", generator: torch.Generator, *shape: int) -> torch.Tensor:
+def _randn(run: FrozenRun, generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(run.x)
 
 

@@ -1,6 +1,6 @@
 """What can be said about a Hugging Face checkpoint before it is run: refusals with a reason.
 
-With `depthsys.lm.model` the only file that knows Hugging Face names.
+And how it is loaded.
 """
 
 import hashlib
@@ -9,12 +9,19 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -264,3 +271,48 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, as a sentence."""
     line = str(error).strip().split("\n")[0]
     return line if line.endswith((".", "!", "?")) else line + "."
+
+
+def load_checkpoint(
+    source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
+) -> tuple[Any, Any]:
+    """Model and tokenizer by the Auto classes; ValueError where a weight would be a guess."""
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            # None: safetensors first, then others
+            use_safetensors=None if pickled_weights else True,
+            output_loading_info=True,
+        )
+        hf, info = loaded
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"`model` must hold safetensors weights; got {source!r}: "
+            f"{first_line(error)} Save it again with `save_pretrained`, or see "
+            "`trust_remote_code` and `pickled_weights`."
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
+            "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."
+        ) from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise ValueError(
+            f"`model` must hold every weight of {type(hf).__name__}; {source!r} lacks or "
+            f"misfits {bad[:3]} ({len(bad)} in all). They would be random: save it again."
+        )
+    surplus = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", str(key))]
+    if surplus:
+        raise ValueError(
+            f"`model` must have a config.json that uses all its blocks; {source!r} holds "
+            f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
+            "Correct the configuration."
+        )
+    return hf, tokenizer

@@ -1,0 +1,92 @@
+"""What is driven and what is read: the inputs and outputs of a system."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import xarray as xr
+
+from depthsys.lm.directions import directions
+from depthsys.lm.linearize import Linearisation
+from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
+from depthsys.lm.run import Model, Run
+from depthsys.lm.stamp import stamp
+
+INPUTS = ("concept", "free")
+RTOL = {"float32": 1e-5, "float64": 1e-9}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What is driven and what is read, checked against the model.
+
+    ``v`` (depth, input, feature) are the concept directions; ``free`` says that all of R^H is
+    driven instead. ``rtol`` says when a direction counts as dependent on earlier ones, ``kind``
+    which derivative of a block is meant.
+    """
+
+    model: Model
+    v: torch.Tensor
+    readout: Readout
+    free: bool
+    rtol: float
+    kind: Linearisation = field(default_factory=Linearisation)
+
+    @classmethod
+    def checked(
+        cls,
+        model: Model,
+        concept: xr.Dataset,
+        inputs: str,
+        readout: ReadoutLike,
+        rtol: float | None,
+        part: str | Linearisation = "block",
+    ) -> "Channels":
+        """ValueError for unknown inputs or readouts and directions that do not fit."""
+        if inputs not in INPUTS:
+            raise ValueError(f"`inputs` must be one of {INPUTS}; got {inputs!r}. Pick one.")
+        v = directions(model, concept)
+        rtol = RTOL[model.dtype_name] if rtol is None else rtol
+        if not 0 < rtol < 1:
+            raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL}.")
+        reader = checked_readout(model, readout, concept)
+        return cls(model, v, reader, inputs == "free", rtol, Linearisation.of(part))
+
+    def attrs(self, action: str, run: Run, concept: xr.Dataset) -> dict[str, str | int]:
+        """Provenance of a system with these channels."""
+        warning = concept.attrs.get("warning")
+        return {
+            **({} if warning is None else {"concept_warning": warning}),
+            **stamp(run, action),
+            "inputs": "free" if self.free else "concept",
+            "readout": self.readout.name,
+            "concept": concept.attrs.get("method", "given"),
+            "classes": concept.attrs.get("classes", "[]"),
+            "n_prompts": len(run),
+            **self.kind.attrs,
+            "step": "exact Jacobian (no step)",
+        }
+
+    def names(self, concept: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
+        """The coordinates ``input_name`` and ``output_name`` of a system with these channels."""
+        if self.v.shape[1] == 1:
+            names = ["concept"]
+        elif "input" in concept.coords:
+            names = [str(name) for name in concept["input"].values]
+        else:
+            names = [f"concept{i}" for i in range(self.v.shape[1])]
+        features = [f"feature{i}" for i in range(self.model.n_features)]
+        outputs = [f"y{i}" for i in range(self.readout.n_outputs)]
+        if self.readout.name in READOUTS:
+            outputs = names
+        elif self.readout.tokens is not None:
+            outputs = ["logit_difference"]
+        return {
+            "input_name": ("input", np.array(features if self.free else names)),
+            "output_name": ("output", np.array(outputs)),
+        }
+
+    @property
+    def inputs(self) -> list[np.ndarray] | None:
+        """V_l (feature, input) of every depth, None if free."""
+        return None if self.free else list(self.v.double().cpu().numpy().swapaxes(1, 2))

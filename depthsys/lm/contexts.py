@@ -1,0 +1,171 @@
+"""Where the frozen keys and values of a run lie, and how much of each place it may take."""
+
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from depthsys.lm.hf.attention import FrozenCache
+from depthsys.lm.memory import available_memory
+
+# What a run may take of each place where no budget says more or less.
+SHARE = 0.25
+PLACES = ("device", "host", "file", "again")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that a run may take, in the order in which places are tried.
+
+    The first place that holds the frozen context and the states of all prompts is taken; if none
+    does, the context is computed again, layer by layer, whenever it is needed, and the states wait
+    in a temporary file: then memory does not grow with the prompts. Results do not depend on it.
+
+    Parameters
+    ----------
+    device
+        Memory of the model's device, where that is not the CPU.
+    host
+        Memory of this machine.
+    file
+        A temporary file, in the folder that ``TMPDIR`` names.
+
+    None means a quarter of what is free when the run is made, 0 not to use a place.
+    """
+
+    device: int | None = None
+    host: int | None = None
+    file: int | None = None
+
+    def __post_init__(self):
+        for name in ("device", "host", "file"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(
+                    f"`budget` must hold bytes >= 0; got {value} for {name}. None means a quarter "
+                    "of what is free, 0 not to use that place."
+                )
+
+    def place(self, size: int, device: torch.device) -> str:
+        """The first place that may take so many bytes."""
+        if device.type != "cpu" and size <= self._allowed(self.device, _free_on(device)):
+            return "device"
+        if size <= self._allowed(self.host, available_memory()):
+            return "host"
+        if size <= self._allowed(self.file, shutil.disk_usage(tempfile.gettempdir()).free):
+            return "file"
+        return "again"
+
+    def in_memory(self, size: int) -> bool:
+        """Whether the host's memory may take so many bytes."""
+        return size <= self._allowed(self.host, available_memory())
+
+    @staticmethod
+    def _allowed(given: int | None, free: int | None) -> float:
+        return SHARE * (free or 0) if given is None else given
+
+
+def _free_on(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    # what torch has reserved and not handed out is free for torch
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle
+
+
+class Contexts(ABC):
+    """Frozen context by batch and layer."""
+
+    place: str
+
+    @abstractmethod
+    def put(self, batch: int, layer: int, cache: FrozenCache) -> None:
+        """Keep the context of a layer."""
+
+    @abstractmethod
+    def get(self, batch: int, layer: int) -> FrozenCache:
+        """The context of a layer, on the device where its block runs."""
+
+
+class InMemory(Contexts):
+    """On the device, or in the memory of the host."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self._kept: dict[tuple[int, int], tuple[FrozenCache, torch.device]] = {}
+
+    def put(self, batch, layer, cache):
+        """Keep the context of a layer."""
+        device = cache.key.device
+        if self.place == "host":
+            cache = FrozenCache(cache.key.cpu(), cache.value.cpu())
+        self._kept[batch, layer] = cache, device
+
+    def get(self, batch, layer):
+        """The context of a layer, on the device where its block runs."""
+        cache, device = self._kept[batch, layer]
+        return FrozenCache(cache.key.to(device), cache.value.to(device))
+
+
+class Spool:
+    """Tensors in a temporary file without a name: it goes when the run goes, also after a crash."""
+
+    def __init__(self):
+        self._file: IO[bytes] = tempfile.TemporaryFile()
+
+    def write(self, tensor: torch.Tensor) -> tuple:
+        """Append a tensor; gives what `read` needs."""
+        start = self._file.seek(0, 2)
+        values = tensor.cpu().contiguous().numpy()
+        values.tofile(self._file)
+        return start, values.shape, values.dtype, tensor.device
+
+    def read(self, start, shape, dtype, device) -> torch.Tensor:
+        """A tensor, on the device where it was."""
+        self._file.seek(start)
+        values = np.fromfile(self._file, dtype, int(np.prod(shape)))
+        return torch.from_numpy(values.reshape(shape)).to(device)
+
+
+class InFile(Contexts):
+    """In a temporary file."""
+
+    place = "file"
+
+    def __init__(self):
+        self._spool = Spool()
+        self._kept: dict[tuple[int, int], list[tuple]] = {}
+
+    def put(self, batch, layer, cache):
+        """Keep the context of a layer."""
+        self._kept[batch, layer] = [self._spool.write(t) for t in (cache.key, cache.value)]
+
+    def get(self, batch, layer):
+        """The context of a layer, on the device where its block runs."""
+        key, value = (self._spool.read(*where) for where in self._kept[batch, layer])
+        return FrozenCache(key, value)
+
+
+class States:
+    """Nominal states (depth, prompt, feature) and router margins by batch."""
+
+    def __init__(self, in_memory: bool):
+        self._spool = None if in_memory else Spool()
+        self._kept: dict[int, tuple[Any, torch.Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, batch: int, x: torch.Tensor, margin: torch.Tensor | None) -> None:
+        """Keep those of a batch, once."""
+        if batch not in self._kept:
+            self._kept[batch] = (x if self._spool is None else self._spool.write(x)), margin
+
+    def get(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States (depth, prompt, feature) and margins (prompt, layer) of a batch."""
+        x, margin = self._kept[batch]
+        return (x if self._spool is None else self._spool.read(*x)), margin

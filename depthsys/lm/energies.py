@@ -1,0 +1,373 @@
+"""How much energy schedules of pushes really need on the full nonlinear model."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.lm.gains import squeezed
+from depthsys.lm.measure import shifts
+from depthsys.lm.readouts import ReadoutLike, checked_readout
+from depthsys.lm.run import Run, of_run
+from depthsys.lm.stamp import stamp
+from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
+
+# Where the search begins, times the amplitude that is predicted for a schedule, and how it goes on
+# where the target is not reached there.
+FIRST_LOOK = (0.5, 1.0, 2.0)
+GROWTH = 4.0
+# Largest amplitude that is tried, times the predicted optimum: 16384 times its energy.
+LARGEST = 128.0
+# A crossing counts as found when the mean shift is within this part of the target.
+TOLERANCE = 1e-4
+MOST_STEPS = 8
+
+
+def check_target(target: float | np.ndarray) -> None:
+    """ValueError unless the wanted shift is finite and not zero."""
+    if not (np.isfinite(target).all() and np.any(target)):
+        raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
+
+
+@of_run(once=False)
+def required_energy(
+    run: Run,
+    concept: xr.Dataset,
+    schedules: xr.DataArray,
+    target: float | np.ndarray,
+    *,
+    amplitude: float | np.ndarray,
+    weights: np.ndarray | xr.DataArray | None = None,
+    readout: ReadoutLike = "concept",
+) -> xr.Dataset:
+    r"""Least energy with which each schedule really reaches the target on the full model.
+
+    For each schedule (scaled to unit energy) finds the smallest :math:`\alpha \ge 0` whose mean
+    shift over prompts reaches the target. Three evaluations around the predicted amplitude and,
+    where they do not reach it, amplitudes that grow by `GROWTH` up to `LARGEST` times the smallest
+    one bracket the first crossing; inverse interpolation, kept inside the bracket, then finds it
+    to `TOLERANCE`. All schedules share each pass over the prompts, and a typical one takes 5 to 6
+    evaluations. A crossing that comes and goes between two points of the search is not seen.
+
+    Parameters
+    ----------
+    run
+        The held-out prompts; or a model and texts.
+    concept
+        The directions.
+    schedules
+        (schedule, layer, input), or (schedule, layer) for one input; only their shapes and signs
+        matter.
+    target
+        Wanted mean shift of y_L, its sign matters; (output) for several outputs. Then progress is
+        the component of the shift along the target.
+    amplitude
+        Square root of the energy that is predicted to be enough, for all schedules or (schedule).
+    weights
+        Cost per layer (layer): the energy is ``sum_l weights_l sum_i u_li^2``; 1 by default.
+    readout
+        See `identify`; of a profile the last depth counts.
+
+    Returns
+    -------
+    xr.Dataset
+        Per schedule: ``energy`` (alpha^2, NaN if not reached), ``alpha``, ``reached``,
+        ``monotone`` (no drop of the mean shift at the points up to the crossing),
+        ``evaluations``, ``response`` (schedule, prompt; and output where there are several) when
+        played at alpha.
+
+    Raises
+    ------
+    ValueError
+        If the target is zero or not finite, or a schedule is zero.
+    FloatingPointError
+        If a push is so large that a state overflows.
+    """
+    check_target(target)
+    wanted = np.atleast_1d(np.asarray(target, dtype=np.float64))
+    n_outputs = checked_readout(run.model, readout, concept).n_outputs
+    if wanted.shape != (n_outputs,):
+        raise ValueError(
+            f"`target` must have one value for each of the {n_outputs} outputs; got {target}. "
+            "Choose another readout, or give them all."
+        )
+    if "input" not in schedules.dims:
+        schedules = schedules.expand_dims("input", axis=-1)
+    shapes = schedules.transpose("schedule", "layer", "input").astype(np.float64)
+    cost = None if weights is None else xr.DataArray(np.asarray(weights), dims="layer")
+    shapes = to_unit_energy(shapes, cost).values
+
+    def play(rows: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+        pushes = shapes[rows] * alphas[:, None, None]
+        return shifts(run, concept, pushes, readout, "search energy")
+
+    predicted = np.broadcast_to(np.asarray(amplitude, dtype=np.float64), len(shapes))
+    search = _Search(play, wanted, predicted)
+    search.bracket()
+    search.refine()
+    response = squeezed(search.response, "schedule", "prompt", "output")
+    return xr.Dataset(
+        {
+            "energy": ("schedule", search.alpha**2),
+            "alpha": ("schedule", search.alpha),
+            "reached": ("schedule", np.isfinite(search.alpha)),
+            "monotone": ("schedule", search.monotone()),
+            "evaluations": ("schedule", [len(points) for points in search.points]),
+            "response": response,
+        },
+        coords={"schedule": schedules["schedule"]},
+        attrs={
+            **stamp(run, "required_energy"),
+            "target": wanted.tolist() if n_outputs > 1 else float(wanted[0]),
+        },
+    )
+
+
+@dataclass
+class _Search:
+    """The first crossing of every schedule, all of them searched together.
+
+    ``points`` holds, per schedule, the amplitudes tried and the progress made: 1 is the target.
+    """
+
+    play: object
+    target: np.ndarray
+    predicted: np.ndarray
+    points: list[dict[float, float]] = field(init=False)
+    alpha: np.ndarray = field(init=False)
+    response: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.points = [{} for _ in self.predicted]
+        self.alpha = np.full(len(self.predicted), np.nan)
+        self.response = np.empty(0)
+        self._limit = LARGEST * self.predicted.min()
+
+    def evaluate(self, rows: list[int], alphas: list[float]) -> None:
+        """Play schedules at amplitudes, all in one pass, and note what they reach."""
+        if not rows:
+            return
+        shift = self.play(np.array(rows), np.array(alphas))  # pyright: ignore[reportCallIssue]
+        if self.response.size == 0:
+            shape = (len(self.predicted), shift.shape[0], shift.shape[2])
+            self.response = np.full(shape, np.nan)
+        progress = shift.mean(axis=0) @ self.target / (self.target @ self.target)
+        for place, (row, alpha) in enumerate(zip(rows, alphas, strict=True)):
+            self.points[row][alpha] = float(progress[place])
+            best = self.points[row].get(self.alpha[row], np.inf)
+            if abs(progress[place] - 1) < abs(best - 1) and self._is_first(row, alpha):
+                self.alpha[row] = alpha
+                self.response[row] = shift[:, place]
+
+    def _is_first(self, row: int, alpha: float) -> bool:
+        """Whether nothing below this amplitude has crossed the target by more than it."""
+        return all(p < 1 for a, p in self.points[row].items() if a < alpha * (1 - 1e-3))
+
+    def bracket(self) -> None:
+        """Look around the prediction, then further away where the target is not reached."""
+        rows, alphas = [], []
+        for row, predicted in enumerate(self.predicted):
+            for alpha in dict.fromkeys(min(f * predicted, self._limit) for f in FIRST_LOOK):
+                rows.append(row)
+                alphas.append(alpha)
+        self.evaluate(rows, alphas)
+        while True:
+            rows, alphas = [], []
+            for row, points in enumerate(self.points):
+                last = max(points)
+                if max(points.values()) < 1 and last < self._limit:
+                    rows.append(row)
+                    alphas.append(min(GROWTH * last, self._limit))
+            if not rows:
+                return
+            self.evaluate(rows, alphas)
+
+    def refine(self) -> None:
+        """Shrink every bracket until the shift is the target, or rounding ends it."""
+        for row, points in enumerate(self.points):
+            if max(points.values()) < 1:
+                self.alpha[row], self.response[row] = np.nan, np.nan
+        for step in range(MOST_STEPS):
+            rows, alphas = [], []
+            for row in np.flatnonzero([max(p.values()) >= 1 for p in self.points]).tolist():
+                if abs(self.points[row].get(self.alpha[row], np.inf) - 1) > TOLERANCE:
+                    rows.append(row)
+                    alphas.append(_between(self.points[row], halve=step % 3 == 2))
+            if not rows:
+                return
+            self.evaluate(rows, alphas)
+
+    def monotone(self) -> list[bool]:
+        """Whether the mean shift never fell on the way to the crossing, per schedule."""
+        found = []
+        for row, points in enumerate(self.points):
+            end = self.alpha[row] if np.isfinite(self.alpha[row]) else np.inf
+            way = [0.0] + [points[a] for a in sorted(points) if a <= end]
+            # a fall below the tolerance of the search is rounding
+            found.append(bool((np.diff(way) >= -TOLERANCE).all()))
+        return found
+
+
+def _between(points: dict[float, float], *, halve: bool) -> float:
+    """An amplitude inside the first bracket, by inverse interpolation of the points nearest to it.
+
+    ``halve`` takes the middle instead: where interpolation crawls, bisection does not.
+    """
+    alphas = np.array([0.0, *sorted(points)])
+    values = np.array([0.0, *(points[a] for a in alphas[1:])])
+    end = int((values >= 1).argmax())
+    low, high = alphas[end - 1], alphas[end]
+    if halve:
+        return float((low + high) / 2)
+    near = [i for i in (end - 1, end, end + 1 if end + 1 < len(alphas) else end - 2) if i >= 0]
+    x, y = alphas[near], values[near]
+    order = np.argsort(x)
+    if (np.diff(y[order]) > 0).all():
+        weights = [np.prod([(1 - q) / (p - q) for q in y if q != p]) for p in y]
+        guess = float(np.dot(weights, x))
+        if low < guess < high:
+            return guess
+    share = (1 - values[end - 1]) / (values[end] - values[end - 1])
+    return float(low + np.clip(share, 0.01, 0.99) * (high - low))
+
+
+@of_run(once=False)
+def compare_energies(
+    run: Run,
+    concept: xr.Dataset,
+    system: xr.Dataset,
+    target: float | np.ndarray,
+    *,
+    energy: str = "absolute",
+    readout: ReadoutLike = "concept",
+) -> xr.Dataset:
+    """The minimum-energy schedule against simple ones, all played on the full model.
+
+    Baselines: ``uniform`` over layers, ``first_layer``, ``middle_layer``, ``last_layer``,
+    ``best_single_layer`` (least energy of all), ``random_single_layer`` (median over all L layers,
+    each equally likely; a layer that does not reach the target counts as infinite). Each pushes
+    in the direction in which the system predicts progress, see `ltv.plan.simple_schedules`.
+
+    Parameters
+    ----------
+    run
+        The held-out prompts; or a model and texts.
+    concept
+        The directions.
+    system
+        From `identify`, one system.
+    target
+        Wanted mean shift of y_L, in the unit of the readout; (output) for several outputs.
+    energy
+        "absolute": sum of ``u_l^2``; "relative": sum of ``u_l^2 / ||x_l||^2``, with the mean norm
+        of the nominal state, so that a push counts by how much it changes the state.
+    readout
+        That of the system, for the full model: see `identify`. Of a profile the last depth counts.
+
+    Returns
+    -------
+    xr.Dataset
+        ``energy``, ``multiple`` (of the minimum-energy schedule's; NaN = not reached within
+        16384 times the predicted optimum), ``reached``, ``monotone``, ``layer_pushed`` (schedule;
+        -1 = several); ``u`` (layer), and input where there are several, the planned schedule;
+        ``predicted_energy``; ``single_energy`` (layer); ``response`` (prompt), of the
+        minimum-energy schedule.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit, or the target drowns in the rounding of the readout.
+    """
+    weights = layer_weights(system, energy)
+    check_target(target)
+    _check_size(run, system, target)
+    wanted = np.atleast_1d(np.asarray(target, dtype=np.float64))
+    plan = ltv.minimum_energy(system, target, weights=weights.values)
+    gains = ltv.gains(system)
+    schedules = xr.concat(
+        [
+            plan["u"].expand_dims(schedule=["minimum_energy"]).drop_vars("layer", errors="ignore"),
+            simple_schedules(gains, wanted, weights),
+        ],
+        dim="schedule",
+    )
+    found = required_energy(
+        run,
+        concept,
+        schedules,
+        wanted if len(wanted) > 1 else float(wanted[0]),
+        amplitude=_predicted(gains, schedules, wanted, weights, float(plan["energy"])),
+        weights=weights,
+        readout=readout,
+    )
+    return _energy_table(run, plan, found, energy)
+
+
+def _check_size(run: Run, system: xr.Dataset, target: float | np.ndarray) -> None:
+    model = run.model
+    scale = float(abs(system["y_ref"]).max() + system["y_std"].max())
+    least = 100 * torch.finfo(model.dtype).eps * scale
+    if np.max(np.abs(target)) < least:
+        raise ValueError(
+            f"`target` must be well above the rounding of the readout; got {target:.1e} where "
+            f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use float64."
+        )
+
+
+def _predicted(gains, schedules, target, weights, least: float) -> np.ndarray:
+    """Amplitude at which the linear model expects each schedule to reach the target."""
+    unit = to_unit_energy(schedules, weights)
+    shift = xr.dot(gains.drop_vars("layer", errors="ignore"), unit, dim=["layer", "input"])
+    progress = (shift.transpose("schedule", "output").values @ target) / (target @ target)
+    # a schedule that the linear model expects nothing of begins far out
+    far = LARGEST * np.sqrt(least) / FIRST_LOOK[-1]
+    with np.errstate(divide="ignore"):
+        return np.where(progress > 0, np.minimum(1 / np.abs(progress), far), far)
+
+
+def _energy_table(run: Run, plan: xr.Dataset, found: xr.Dataset, energy: str) -> xr.Dataset:
+    n_layers = run.n_layers
+    names = [f"layer_{layer}" for layer in range(n_layers)]
+    single = found.sel(schedule=names)
+    ranked = single["energy"].fillna(np.inf).values
+    best = int(ranked.argmin())
+    chosen = {
+        "minimum_energy": -1,
+        "uniform": -1,
+        "first_layer": 0,
+        "middle_layer": n_layers // 2,
+        "last_layer": n_layers - 1,
+        "best_single_layer": best,
+    }
+    rows = [name if layer < 0 else names[layer] for name, layer in chosen.items()]
+    table = found[["energy", "reached", "monotone", "evaluations"]].sel(schedule=rows)
+    table = table.assign_coords(schedule=list(chosen))
+    table["layer_pushed"] = ("schedule", list(chosen.values()))
+    median = float(np.median(ranked))
+    random = xr.Dataset(
+        {
+            "energy": ("schedule", [median if np.isfinite(median) else np.nan]),
+            "reached": ("schedule", [bool(np.isfinite(median))]),
+            "monotone": ("schedule", [bool(single["monotone"].all())]),
+            "evaluations": ("schedule", [int(single["evaluations"].sum())]),
+            "layer_pushed": ("schedule", [-1]),
+        },
+        coords={"schedule": ["random_single_layer"]},
+    )
+    table = xr.concat([table, random], dim="schedule")
+    table["multiple"] = table["energy"] / table["energy"].sel(schedule="minimum_energy")
+    u = plan["u"].transpose("layer", "input")
+    table = table.assign_coords(layer=np.arange(n_layers))
+    table["u"] = squeezed(u.values, "layer", "input")
+    table["predicted_energy"] = plan["energy"]
+    table["single_energy"] = ("layer", single["energy"].values)
+    table["response"] = found["response"].sel(schedule="minimum_energy", drop=True)
+    table.attrs = {
+        **stamp(run, "compare_energies"),
+        "target": found.attrs["target"],
+        "energy": energy,
+        "best_layer": best,
+    }
+    return table

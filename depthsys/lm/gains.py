@@ -1,0 +1,124 @@
+"""Exact linear gains and input-output maps: what a small push at a layer does, by derivatives."""
+
+import numpy as np
+import torch
+import xarray as xr
+
+from depthsys.lm.directions import directions
+from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.linearize import Linearisation
+from depthsys.lm.readouts import ReadoutLike, checked_readout
+from depthsys.lm.run import Run, of_run
+from depthsys.lm.stamp import stamp
+
+
+def io_map(
+    batch: FrozenRun,
+    inputs: torch.Tensor | None,
+    rows: torch.Tensor,
+    part: str | Linearisation = "block",
+) -> torch.Tensor:
+    r"""The exact linear input-output map of every prompt, from the outputs backwards.
+
+    Rows :math:`s \leftarrow A_l^\top s` are carried from every depth that is read to layer 0, all
+    in one pass: :math:`G[k, l] = C_k A_{k-1} \cdots A_l V_l`.
+
+    Parameters
+    ----------
+    batch
+        A batch of prompts.
+    inputs
+        V_l as rows (depth, input, feature); None for free inputs, V_l = I.
+    rows
+        C_k (depth, prompt, output, feature).
+    part
+        Which derivative, see `Linearisation`.
+
+    Returns
+    -------
+    torch.Tensor
+        (prompt, depth, output, layer, input), float64.
+    """
+    n_depths, n_prompts, n_outputs, n_features = rows.shape
+    n_inputs = n_features if inputs is None else inputs.shape[1]
+    shape = (n_prompts, n_depths, n_outputs, n_depths - 1, n_inputs)
+    whole = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    carried, depths = rows[0][:, :0], []  # one block of n_outputs rows per depth
+    for block in reversed(batch.blocks):
+        layer = block.layer
+        if bool((rows[layer + 1] != 0).any()):
+            carried = torch.cat([rows[layer + 1], carried], dim=1)
+            depths.insert(0, layer + 1)
+        if depths:
+            carried = block.vjp(carried, part)
+            here = carried if inputs is None else carried @ inputs[layer].mT
+            whole[:, depths, :, layer] = here.double().unflatten(1, (len(depths), n_outputs))
+    return whole
+
+
+@of_run(once=True)
+def linear_gains(
+    run: Run,
+    concept: xr.Dataset,
+    *,
+    readout: ReadoutLike = "concept",
+    part: str | Linearisation = "block",
+) -> xr.Dataset:
+    r"""Exact linear gain of every layer and prompt, by one backward pass per batch.
+
+    :math:`g_l = (\partial y_L/\partial x_l)\, v_l`: the shift of the readout at the last depth per
+    unit injection at the input of block l, to first order.
+
+    Parameters
+    ----------
+    run
+        The prompts; or a model and texts.
+    concept
+        ``direction`` (depth, feature), or (depth, input, feature).
+    readout
+        See `identify`; of a profile the last depth counts.
+    part
+        Which derivative, see `Linearisation`.
+
+    Returns
+    -------
+    xr.Dataset
+        ``gain`` (prompt, layer), unit of the readout per unit of the state, with the further dims
+        output and input where there are several; ``state_norm`` (prompt, layer), norm of the
+        nominal x_l; ``readout`` (prompt), nominal y_L, with a dim output where there are several.
+    """
+    model, kind = run.model, Linearisation.of(part)
+    v = directions(model, concept)
+    reader = checked_readout(model, readout, concept)
+    gain = np.empty((len(run), model.n_layers, reader.n_outputs, v.shape[1]))
+    norm = np.empty(gain.shape[:2])
+    value = np.empty((len(run), reader.n_outputs))
+    for batch in run.stream("linear gains"):
+        rows = reader.rows_at(model, batch.x[-1]).clone()
+        rows[:-1] = 0
+        whole = io_map(batch, v, rows, kind)[:, -1].transpose(1, 2)
+        gain[batch.prompts] = whole.cpu().numpy()
+        norm[batch.prompts] = batch.x[:-1].norm(dim=-1).T.double().cpu().numpy()
+        with torch.no_grad():
+            value[batch.prompts] = reader.values(model, batch.x[-1][:, None])[:, 0].cpu().numpy()
+    return xr.Dataset(
+        {
+            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
+            "state_norm": (("prompt", "layer"), norm),
+            "readout": squeezed(value, "prompt", "output"),
+        },
+        coords={"layer": np.arange(model.n_layers)},
+        attrs={
+            **stamp(run, "linear_gains"),
+            "kind": "exact linear",
+            "readout": reader.name,
+            **kind.attrs,
+        },
+    )
+
+
+def squeezed(values: np.ndarray, *dims: str) -> xr.DataArray:
+    """The values without the dims output and input where there is only one."""
+    array = xr.DataArray(values, dims=dims)
+    single = [d for d in ("output", "input") if array.sizes.get(d) == 1]
+    return array.squeeze(single)

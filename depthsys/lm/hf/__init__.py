@@ -1,0 +1,1 @@
+"""All that knows Hugging Face: checkpoints, tokens, how blocks are called, the contract."""

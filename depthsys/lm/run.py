@@ -1,0 +1,484 @@
+"""A run of many prompts: prefilled once, used many times."""
+
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.sparse.linalg import LinearOperator
+
+from depthsys.lm.batches import length_batches
+from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
+from depthsys.lm.frozen import FrozenBlock, FrozenRun
+from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.hf.tokens import tokens_sha256
+from depthsys.lm.linearize import Linearisation, as_directions, check_directions
+from depthsys.lm.operators import MeanJacobian
+from depthsys.lm.progress import bar
+from depthsys.lm.sweep import Sweep
+
+
+class Model(Protocol):
+    """What a run needs of `DepthModel`."""
+
+    n_layers: int
+    n_features: int
+    dtype: torch.dtype
+    device: torch.device
+    blocks: Blocks
+    left_padding: bool
+    tokenizer: Any
+    hf: Any
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The dtype as numpy's."""
+        ...
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype."""
+        ...
+
+    def tokenize(self, prompts) -> tuple[list[list[int]], int]:
+        """Token ids, and how many prompts were cut."""
+        ...
+
+    def check_weights(self) -> None:
+        """ValueError if the weights are not those that were checked."""
+        ...
+
+    def head(self, x_last: torch.Tensor) -> torch.Tensor:
+        """Logits (row, token) of last states."""
+        ...
+
+
+class Run:
+    """The nominal run of prompts of any lengths, with its frozen context.
+
+    Made by `DepthModel.run`. Every function of `depthsys.lm` that takes a model and texts takes a
+    run in their place and does not prefill again.
+
+    Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
+    feature), and give tensors of the model's dtype on its device. ``part`` says which derivative
+    is meant, see `Linearisation`. ``n_cut`` prompts were longer than the model's ``max_tokens``
+    and were cut on the right: their last token is another one.
+
+    Attributes
+    ----------
+    model, texts
+        What it was made of.
+    place
+        Where the contexts lie: on the "device", in the memory of the "host", in a "file", or
+        nowhere: then they are computed "again". See `Budget`.
+    numbers
+        Row numbers of the prompts of every batch.
+    n_cut
+        How many prompts were cut.
+    """
+
+    def __init__(
+        self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
+    ):
+        self.model, self.texts = model, texts
+        self._rows, self.n_cut = model.tokenize(texts)
+        self.numbers = length_batches(
+            [len(row) for row in self._rows],
+            # more prompts together in narrow models
+            max_tokens=max(1024, 2**19 // model.n_features),
+            max_prompts=max(32, 2**14 // model.n_features),
+            padded=model.left_padding,
+        )
+        self.place = "again"
+        self.nbytes = 0
+        self._contexts: Contexts | None = None
+        budget = budget or Budget()
+        width = model.n_features * torch.finfo(model.dtype).bits // 8
+        self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
+        self._calls: dict[int, Calls] = {}
+        if contexts:
+            self._prefill(budget)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __deepcopy__(self, memo) -> "Run":
+        return self  # nothing of it changes, and a copy of the model would be another model
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({len(self)} prompts, {self.n_cut} of them cut; {self.n_layers} layers, "
+            f"{self.model.n_features} features, {len(self.numbers)} batches, "
+            f"{self.model.dtype_name}, {self.model.device}; context: {self.place})"
+        )
+
+    # ------------------------------------------------------------------ what it is of
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return len(self)
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return self.model.n_layers
+
+    @cached_property
+    def tokens_sha256(self) -> str:
+        """Fingerprint of the token ids."""
+        return tokens_sha256(self._rows)
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the texts; of their tokens where they came as token ids or a list."""
+        return getattr(self.texts, "sha256", self.tokens_sha256)
+
+    @property
+    def all_the_same(self) -> bool:
+        """Whether all prompts are the same tokens."""
+        return all(row == self._rows[0] for row in self._rows)
+
+    @property
+    def n_padded_tokens(self) -> int:
+        """Tokens that go through a block in one pass of all prompts, padding included."""
+        lengths = (max(len(self._rows[i]) for i in prompts) for prompts in self.numbers)
+        return sum(len(p) * n for p, n in zip(self.numbers, lengths, strict=True))
+
+    # ------------------------------------------------------------------ the nominal run
+
+    @property
+    def batches(self) -> "Batches":
+        """The batches, each with its blocks; prefilled again where no context is kept."""
+        self.model.check_weights()
+        return Batches(self)
+
+    def stream(self, progress: str | None = None) -> Iterator[FrozenRun]:
+        """The batches one after the other, with a progress bar."""
+        with bar(progress, len(self), "prompt") as shown:
+            for batch in self.batches:
+                yield batch
+                shown.update(len(batch.prompts))
+
+    def first(self, count: int) -> Iterator[FrozenRun]:
+        """The batches that hold the first ``count`` prompts, without the other prompts."""
+        with bar("one system per prompt", count, "prompt") as shown:
+            for number, prompts in enumerate(self.numbers):
+                chosen = prompts < count
+                if chosen.any():
+                    yield self.batches[number].only(chosen)
+                    shown.update(int(chosen.sum()))
+
+    def sweep(self, *, keep: bool = False) -> Sweep:
+        """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
+        self.model.check_weights()
+        return Sweep(self, keep=keep)
+
+    def states_by_batch(
+        self, progress: str | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Row numbers and nominal states (depth, prompt, feature) of every batch."""
+        if len(self._states) < len(self.numbers):
+            for _ in self.stream(progress):
+                pass
+        for number, prompts in enumerate(self.numbers):
+            yield prompts, self._states.get(number)[0]
+
+    @property
+    def states(self) -> xr.DataArray:
+        """Nominal states (depth, prompt, feature), depth 0..L, before the final norm."""
+        states = np.empty((self.n_layers + 1, len(self), self.model.n_features))
+        for prompts, x in self.states_by_batch():
+            states[:, prompts] = x.double().cpu().numpy()
+        dims = ("depth", "prompt", "feature")
+        return xr.DataArray(states, dims=dims, coords={"depth": np.arange(len(states))})
+
+    @property
+    def router_margin(self) -> xr.DataArray | None:
+        """How far the choice of experts is from changing (layer, prompt); None without experts.
+
+        The Jacobians hold for the routing of the nominal run. The unit is the router's own: the
+        gap in its logits (or corrected scores) between the last expert chosen and the first one
+        left out; infinite in layers without experts, NaN where the router's rule is not known.
+        """
+        margin = np.empty((self.n_layers, len(self)))
+        for batch in self.batches:
+            margins = batch.router_margin
+            if margins is None:
+                return None
+            margin[:, batch.prompts] = margins.T.double().cpu().numpy()
+        coords = {"layer": np.arange(self.n_layers)}
+        return xr.DataArray(margin, dims=("layer", "prompt"), coords=coords)
+
+    # ------------------------------------------------------------------ prefilling
+
+    def _prefill(self, budget: Budget) -> None:
+        """Every prompt through the model once; contexts go where the budget lets them."""
+        model = self.model
+        model.check_weights()
+        # the longest batch first: it is the one that tells what the others will need
+        order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
+        with bar("prefill", len(self), "prompt") as shown:
+            for number in order:
+                batch, calls = self._prefilled(number)
+                if self._contexts is None:
+                    self.place = budget.place(self._size_like(batch), model.device)
+                    if self.place == "again":
+                        return
+                    self._contexts = InFile() if self.place == "file" else InMemory(self.place)
+                for block in batch.blocks:
+                    cache = block.context
+                    self.nbytes += cache.key.nbytes + cache.value.nbytes
+                    self._contexts.put(number, block.layer, cache)
+                self._calls[number] = calls.last_token_only()
+                shown.update(len(batch.prompts))
+
+    def _size_like(self, batch: FrozenRun) -> int:
+        """Bytes that contexts and states of all prompts will need, seen from one batch."""
+        per_token = 0.0
+        for block in batch.blocks:
+            key, value = block.context.key, block.context.value
+            tokens = key.shape[0] * key.shape[-2]
+            per_token += (key.nbytes + value.nbytes) / tokens if tokens else 0.0
+        n_tokens = sum(len(p) * (self._n_tokens(b) - 1) for b, p in enumerate(self.numbers))
+        return int(per_token * n_tokens) + len(self) * batch.x.nbytes // batch.x.shape[1]
+
+    def _n_tokens(self, number: int) -> int:
+        return max(len(self._rows[i]) for i in self.numbers[number])
+
+    @torch.no_grad()
+    def _prefilled(self, number: int) -> tuple[FrozenRun, Calls]:
+        prompts = self.numbers[number]
+        calls = self.calls_of(number)
+        hidden, blocks = calls.embedded, []
+        for layer in range(self.n_layers):
+            block, hidden = self.block_of(layer, prompts, hidden, calls)
+            blocks.append(block)
+        x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
+        batch = FrozenRun(blocks, prompts, x)
+        self._states.put(number, x, batch.router_margin)
+        return batch, calls
+
+    def calls_of(self, number: int) -> Calls:
+        """The arguments with which the model calls its blocks on the prompts of a batch."""
+        rows = [self._rows[i] for i in self.numbers[number]]
+        return self.model.blocks.calls(rows)
+
+    @torch.no_grad()
+    def block_of(
+        self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: Calls
+    ) -> tuple[FrozenBlock, torch.Tensor]:
+        """Pass whole sequences through one block and keep what the last token saw."""
+        blocks = self.model.blocks
+        after, frozen, margin = blocks.sequence(layer, calls, hidden)
+        x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
+        if not bool(torch.isfinite(x_next).all()):
+            raise FloatingPointError(
+                f"`model` must have finite states; got a non-finite one after layer {layer}. "
+                "Use float32 or float64 weights that do not overflow."
+            )
+        block = FrozenBlock(layer, prompts, x, x_next, margin, blocks, calls, lambda: frozen)
+        return block, after
+
+    def batch(self, number: int) -> FrozenRun:
+        """One batch: from where its context lies, or prefilled again."""
+        contexts = self._contexts
+        if contexts is None:
+            return self._prefilled(number)[0]
+        x, margin = self._states.get(number)
+        blocks = [
+            FrozenBlock(
+                layer,
+                self.numbers[number],
+                x[layer],
+                x[layer + 1],
+                None if margin is None else margin[:, layer],
+                self.model.blocks,
+                self._calls[number],
+                functools.partial(contexts.get, number, layer),
+            )
+            for layer in range(self.n_layers)
+        ]
+        return FrozenRun(blocks, self.numbers[number], x)
+
+    # ------------------------------------------------------------------ maps
+
+    def jvp(self, layer: int, directions: Any, part: str | Linearisation = "block") -> torch.Tensor:
+        """Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
+        return self._each(layer, lambda block, d: block.jvp(d, part), directions)
+
+    def vjp(self, layer: int, directions: Any, part: str | Linearisation = "block") -> torch.Tensor:
+        """Transposed Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
+        return self._each(layer, lambda block, d: block.vjp(d, part), directions)
+
+    def jacobian(
+        self, layer: int, chunk: int | None = None, part: str | Linearisation = "block"
+    ) -> torch.Tensor:
+        """Full Jacobian of block ``layer``: (prompt, state_next, state).
+
+        ``chunk`` is the number of its rows that are computed at a time.
+        """
+        return self._each(layer, lambda block, _: block.jacobian(chunk, part), None)
+
+    def transition(
+        self,
+        start: int,
+        stop: int,
+        directions: Any,
+        *,
+        adjoint: bool = False,
+        part: str | Linearisation = "block",
+    ) -> torch.Tensor:
+        r"""Directions carried from depth to depth: :math:`A_{stop-1} \cdots A_{start} v`.
+
+        With ``adjoint`` the directions live at depth ``stop`` and are carried back to ``start``
+        by the transposed product. Shape (prompt, direction, feature). With start = stop the
+        directions come back as they are.
+        """
+        if not 0 <= start <= stop <= self.n_layers:
+            raise ValueError(
+                f"`start` and `stop` must be depths with 0 <= start <= stop <= {self.n_layers}; "
+                f"got {start} and {stop}. Use `adjoint=True` to go back."
+            )
+
+        def carry(batch, d):
+            layers = range(start, stop)
+            d = d.expand(len(batch.prompts), *d.shape[-2:])
+            for layer in reversed(layers) if adjoint else layers:
+                linear = batch.blocks[layer].linearised(part)
+                d = linear.vjp(d) if adjoint else linear.jvp(d)
+            return d
+
+        return self._each_batch(carry, directions)
+
+    def linear_operator(
+        self, layer: int, prompt: int | None = None, part: str | Linearisation = "block"
+    ) -> LinearOperator:
+        """The Jacobian of block ``layer`` as a scipy LinearOperator (H, H); no H x H matrix.
+
+        ``matvec`` and ``matmat`` are Jacobian-vector products (many columns at once),
+        ``rmatvec`` and ``rmatmat`` transposed ones. ``prompt`` chooses one prompt of the run;
+        None is the mean over its prompts. It works in the model's dtype on its device, takes and
+        gives numpy arrays.
+        """
+        self._check_layer(layer)
+        if prompt is not None and not 0 <= prompt < len(self):
+            raise ValueError(
+                f"`prompt` must be in 0..{len(self) - 1}; got {prompt}. None is the mean."
+            )
+        numbers = range(len(self.numbers))
+        if prompt is None:
+            blocks = [self.batches[number].blocks[layer] for number in numbers]
+        else:
+            (number,) = (n for n in numbers if prompt in self.numbers[n])
+            blocks = [self.batches[number].blocks[layer].only(prompt)]
+        return MeanJacobian(blocks, part)
+
+    def _check_layer(self, layer: int) -> None:
+        if isinstance(layer, float) or not 0 <= layer < self.n_layers:
+            raise ValueError(
+                f"`layer` must be in 0..{self.n_layers - 1}; got {layer}. Layers are maps."
+            )
+
+    def _each(self, layer, function, directions) -> torch.Tensor:
+        self._check_layer(layer)
+        layer = operator.index(layer)
+        return self._each_batch(lambda batch, d: function(batch.blocks[layer], d), directions)
+
+    def _each_batch(self, function, directions) -> torch.Tensor:
+        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
+        if directions is not None:
+            directions = as_directions(directions, like)
+            check_directions(directions, len(self), self.model.n_features)
+        outputs: Any = None
+        for batch in self.batches:
+            rows = torch.as_tensor(batch.prompts, device=like.device)
+            part = directions
+            if directions is not None and directions.dim() == 3:
+                part = directions[rows]
+            result = function(batch, part)
+            if outputs is None:
+                outputs = result.new_empty((len(self), *result.shape[1:]))
+            outputs[rows] = result
+        return outputs
+
+
+class Batches(Sequence[FrozenRun]):
+    """The batches of a run, made ready when they are asked for."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+    def __len__(self) -> int:
+        return len(self._run.numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> FrozenRun: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[FrozenRun]: ...
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        return self._run.batch(range(len(self))[operator.index(number)])
+
+    def __repr__(self) -> str:
+        return f"Batches({len(self)} of {self._run!r})"
+
+
+# ------------------------------------------------------------------------- texts or a run
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class OfRun(Protocol[P, R]):
+    """A function of a run, or of a model and texts, which make a run for that call."""
+
+    @overload
+    def __call__(self, run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, model: Any, texts: Any, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P], R]], OfRun[P, R]]:
+    """Let a function of a run also take a model and texts.
+
+    ``once`` says that it looks at every batch, or every layer, a single time: then no context of a
+    run that is made for it needs to be kept. ``at`` is the position of the run.
+    """
+
+    def decorated(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            before, rest = args[:at], list(args[at:])
+            if not rest:
+                rest = [kwargs.pop("run") if "run" in kwargs else kwargs.pop("model", None)]
+            if isinstance(rest[0], Run):
+                return function(*before, *rest, **kwargs)
+            model = rest.pop(0)
+            if not hasattr(model, "run"):
+                raise TypeError(
+                    f"`{function.__name__}` must get a run, or a model and texts; got "
+                    f"{type(model).__name__}. Write {function.__name__}(model.run(texts), ...)."
+                )
+            texts = rest.pop(0) if rest else kwargs.pop("texts", None)
+            if texts is None:
+                raise TypeError(
+                    f"`{function.__name__}` must get texts with a model; got none. Give texts, or "
+                    "a run in place of both."
+                )
+            run = texts if isinstance(texts, Run) else model.run(texts, contexts=not once)
+            return function(*before, run, *rest, **kwargs)
+
+        return call
+
+    return decorated  # pyright: ignore[reportReturnType]
+
+
+def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
+    """A run as it is, or one of these texts."""
+    return texts if isinstance(texts, Run) else Run(model, texts, contexts=contexts)
