@@ -6,7 +6,6 @@ import typer
 
 from depthsys import report
 from depthsys.cli import results
-from depthsys.cli.folder import OutputFolder
 from depthsys.cli.options import (
     Eps,
     Force,
@@ -19,6 +18,7 @@ from depthsys.cli.options import (
     spread,
 )
 from depthsys.cli.session import open_model
+from depthsys.files import OutputFolder
 from depthsys.study import METHODS
 
 

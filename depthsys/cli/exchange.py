@@ -109,8 +109,13 @@ def import_(
     entry = f"{now} depthsys import {file.name}"
     system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), entry]))
     formats.to_netcdf(system, out, force=force)
-    known, single = knows_its_origin(system), bool(lacks(system)) or "prompt" in system.dims
-    then = next_step_line(out, known=known, single=single, compared=sent is not None)
+    then = next_step_line(
+        out,
+        single="prompt" in system.dims,
+        known=knows_its_origin(system),
+        lacking=lacks(system),
+        compared=sent is not None,
+    )
     screen.say(f"Written: {out}. {then}")
 
 

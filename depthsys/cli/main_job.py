@@ -10,7 +10,6 @@ import xarray as xr
 from depthsys import demo as demo_package
 from depthsys import report
 from depthsys.cli import results
-from depthsys.cli.folder import OutputFolder
 from depthsys.cli.options import (
     Eps,
     Force,
@@ -27,6 +26,7 @@ from depthsys.cli.options import (
     spread,
 )
 from depthsys.cli.session import Session, open_model, open_source, outputs
+from depthsys.files import OutputFolder
 from depthsys.study import Settings, find_model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from depthsys import export
-from depthsys.cli.folder import OutputFolder
+from depthsys.files import OutputFolder
 
 
 def _energies(energies: xr.Dataset, path: Path) -> None:
@@ -85,5 +85,5 @@ def write_shown(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> No
                 folder.write(f"{name}.{kind}", _saved(plot.save, fig, kind))
 
 
-def _saved(save: Callable[..., None], fig: Any, kind: str) -> Callable[[Path], None]:
+def _saved(save: Callable[..., Any], fig: Any, kind: str) -> Callable[[Path], None]:
     return lambda path: save(fig, path, kind)

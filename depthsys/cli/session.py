@@ -6,8 +6,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from depthsys.cli.folder import OutputFolder
 from depthsys.cli.results import ALL_FILES, Result, write_data, write_shown
+from depthsys.files import OutputFolder
 from depthsys.report import Report, Screen, heading, notes, text_notes
 from depthsys.study import Cell, Settings, open_cell
 from depthsys.study.stored import check_same, read_system, settings_of, texts_of

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from depthsys.files.strangers.limits import one_line
 from depthsys.ltv.system import batch_sizes
 from depthsys.wording import counted, percent
 
@@ -12,11 +13,11 @@ def system_line(system: xr.Dataset) -> str:
     parts = [counted(system.sizes["layer"], "layer")]
     parts += [f"up to {counted(int(system['order'].max()), 'state')}"]
     for dim in ("input", "output"):
-        names = list(map(str, system[f"{dim}_name"].values))
+        names = [one_line(name, 40) for name in system[f"{dim}_name"].values]
         shown = ", ".join(names[:4] + ["..."] * (len(names) > 4))
         parts.append(f"{counted(len(names), dim)} ({shown})")
     parts += [counted(n, dim) for dim, n in batch_sizes(system).items()]
-    origin = [str(system.attrs[k]) for k in ("model", "method") if k in system.attrs]
+    origin = [one_line(system.attrs[k], 200) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
 
 
@@ -50,18 +51,30 @@ def difference_line(found: xr.Dataset, path: object) -> str:
     )
 
 
-def next_step_line(out: object, *, known: bool, single: bool, compared: bool) -> str:
+def next_step_line(
+    out: object, *, single: bool, known: bool, lacking: set[str], compared: bool
+) -> str:
     """How to check a system on the language model, or why that cannot be done.
 
-    ``known``: it says of which model and texts it is; ``single``: it is not that of a task;
-    ``compared``: the system that was sent was given.
+    Parameters
+    ----------
+    out
+        Where it is.
+    single
+        Whether it is of single prompts.
+    known, lacking
+        Whether it says of which model and texts it is, and what it lacks to go on from it.
+    compared
+        Whether the system that was sent was given.
     """
-    if not known:
-        hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
-        return f"It does not say of which model and texts it is.{hint}"
     if single:
         return (
             "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
             "`lm.agreement`."
         )
-    return f"Check it on the language model: `depthsys gains {out} --out ...`."
+    if not lacking:
+        return f"Check it on the language model: `depthsys gains {out} --out ...`."
+    hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
+    if not known:
+        return f"It does not say of which model and texts it is.{hint}"
+    return f"It lacks what `depthsys gains` needs: {', '.join(sorted(lacking))}.{hint}"

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.export.netcdf import read_variables
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.system import batch_sizes
 from depthsys.study.stored import lacks
@@ -34,8 +35,8 @@ def read_plan(path: Path) -> xr.Dataset:
             "control`."
         )
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return read_variables(path, ["u", "energy", "predicted_energy"])
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"`--schedule` must be a schedule.nc; got {str(path)!r}: {error}. Make one with "
             "`depthsys control`."

@@ -35,14 +35,14 @@ def read_system(path: Path, settings: Settings) -> xr.Dataset:
     ValueError
         If it is none that one can go on from, or was asked to be another one.
     """
-    from depthsys import export
+    from depthsys import export, files
 
     if settings.asked & set(IDENTIFICATION):
         raise ValueError(
             f"`{path}` already holds its settings; got others beside it. "
             "Leave them out, or give a model and texts to identify anew."
         )
-    if not path.is_file():
+    if not files.found(path).is_file():
         raise FileNotFoundError(
             f"`SYSTEM.nc` must be an existing file; got {str(path)!r}. "
             "Write one with `depthsys identify`."
