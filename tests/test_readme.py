@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depthsys.report.page import between
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 spec = importlib.util.spec_from_file_location("readme_table", ROOT / "examples/readme_table.py")
@@ -38,8 +40,7 @@ def test_python_example_prints_what_the_readme_shows(code, shown, capsys, tmp_pa
 
 
 def test_tables_are_the_stored_numbers():
-    begin, end = "<!-- tables: examples/readme_table.py -->\n", "\n<!-- end of tables -->"
-    assert README.split(begin)[1].split(end)[0] == table.render(STORED)
+    assert between(README, *table.MARKERS) == table.render(STORED)
     models = {(row["model"], row["task"]) for row in STORED}
     assert {(m, t) for m in ("gpt2_6x128", "stories260K") for t in table.TASKS} <= models
 
@@ -72,7 +73,7 @@ def test_stored_numbers_are_reproduced(name, data, tmp_path):
     """One of the rows, from the command line with the full split."""
     stored = next(r for r in STORED if (r["model"], r["task"]) == (name, "sst2"))
     source = (data / "weights" / name, data / "tasks" / "sst2.csv")
-    again = table.row(name, "sst2", source, tmp_path / "run")
+    again = table.job_row(name, "sst2", source, tmp_path / "run")
     assert again["auc"] == pytest.approx(stored["auc"], abs=0.002)
     for part, triple in stored["budget"].items():
         np.testing.assert_allclose(again["budget"][part], triple, rtol=0.05, atol=2e-4)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
+from depthsys.report.page import between
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reduction.md").read_text(encoding="utf-8")
 spec = importlib.util.spec_from_file_location("study", ROOT / "examples/reduction_study.py")
@@ -21,9 +23,8 @@ def stored() -> xr.Dataset:
 
 
 def test_tables_are_the_stored_numbers(stored):
-    for name, table in study.tables(stored).items():
-        begin, end = study.markers(name)
-        assert PAGE.split(begin)[1].split(end)[0] == f"\n{table}\n", name
+    for name, part in study.parts_of(stored).items():
+        assert between(PAGE, *study.markers(name)) == part, name
 
 
 def test_the_study_covers_what_the_page_says(stored):

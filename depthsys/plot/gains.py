@@ -5,6 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from depthsys.plot.style import BLACK, BLUE, GREY, ORANGE, layer_axis
+from depthsys.plot.table import percent
 
 
 def gain_curves(axes: tuple[Axes, Axes], gains: xr.Dataset) -> None:
@@ -59,9 +60,14 @@ def error_budget(ax: Axes, gains: xr.Dataset) -> None:
             value[known], rows[known] + shift, xerr=error, fmt="none", ecolor="k", capsize=2
         )
         for row, number, end in zip(rows, value, np.where(known, high, value), strict=True):
-            text = "0 (to rounding)" if number < 1e-8 else f"{number:.2g} %"
-            at = (max(number, end), row + shift)
-            ax.annotate(text, at, (4, 0), textcoords="offset points", va="center", fontsize="small")
+            ax.annotate(
+                percent(number, least=1e-8),
+                (max(number, end), row + shift),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+            )
     ax.set_yticks(rows, parts)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.2 * max(top, 1e-3))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
+from depthsys import wording
 from depthsys.plot.style import check_dims
 
 TINY = 1e-10  # percent; a relative error of float64 results below this is rounding
@@ -64,19 +65,15 @@ def said(name: str, values: np.ndarray) -> str:
     return f"{name} ({missing} of {len(values)} missing)" if missing else name
 
 
-def percent(value: float, low: float, high: float) -> str:
-    """Estimate and interval, in percent."""
-    if not np.isfinite(value):
-        return "not known"
-    if value <= TINY:
-        return "0 (to rounding)"
-    known = np.isfinite([low, high]).all()
-    return f"{number(value)} %" + (f" ({number(low)} to {number(high)})" if known else "")
+def percent(*values: float, least: float = TINY) -> str:
+    """A value, or estimate, low and high, that are in percent already."""
+    fractions = (value / 100 for value in values)
+    return wording.percent(fractions, 2, zeros=False, least=least, small="0 (to rounding)")
 
 
 def number(value: float) -> str:
     """Two digits, or all before the decimal point."""
-    return f"{value:.0f}" if 99.5 <= value < 1e7 else f"{value:.2g}"
+    return wording.number(value, 2, zeros=False)
 
 
 def words(label: str) -> str:

@@ -6,7 +6,6 @@ import pytest
 import xarray as xr
 
 from depthsys.files import OutputFolder
-from depthsys.job.folder import OutputFolder as WithFigures
 
 
 def results(folder):
@@ -92,16 +91,12 @@ def test_a_result_of_another_run_is_kept(tmp_path):
     assert results(tmp_path) == {"one": "theirs"}
 
 
-def test_datasets_and_figures(tmp_path):
-    from depthsys import plot
-
-    folder = WithFigures.checked(tmp_path, [], force=False)
+def test_datasets(tmp_path):
+    folder = OutputFolder.checked(tmp_path, [], force=False)
     table = xr.Dataset({"a": ("x", [1.0, 2.0])}, attrs={"note": "n"})
     folder.netcdf("table.nc", table)
     xr.testing.assert_identical(xr.load_dataset(tmp_path / "table.nc", engine="h5netcdf"), table)
-    fig, _ = plot.figure()
-    folder.figure("drawn", fig)
-    assert sorted(os.listdir(tmp_path)) == ["drawn.png", "drawn.svg", "table.nc"]
+    assert os.listdir(tmp_path) == ["table.nc"]
 
 
 def test_a_figure_gets_its_suffix(tmp_path):

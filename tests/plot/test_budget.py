@@ -50,12 +50,12 @@ def test_budget_bars_say_what_is_unknown_zero_or_cut(table, tmp_path):
     budget = xr.concat([budget, far, lost, near], "basis")
     ax = drawn(tmp_path, plot.budget_bars, xr.Dataset({"error_budget": budget}), 4)
     assert [text.get_text() for text in ax.texts] == [
-        "10 % (10 to 10)\nnot known: averaging, sampling",
+        "10 % [10, 10]\nnot known: averaging, sampling",
         "0 (to rounding)",
         "10 %",
         "10 %\ncut: the parts add up to 1260 %",
         "not known\nno part is known",
-        "4500 % (4500 to 4500)\ncut: the total lies to the right",
+        "4500 % [4500, 4500]\ncut: the total lies to the right",
         "total",
     ]
     assert 40 < ax.get_xlim()[1] < 50

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 from depthsys import cli, lm, plot
-from depthsys.job import BASES, COMPARISON_FILES, CONCEPTS
-from depthsys.lm.methods import METHODS
+from depthsys.cli.results import COMPARISON_FILES
+from depthsys.study import CONCEPTS, METHODS
 
 pytestmark = pytest.mark.slow  # about a minute; tests/lm/test_compare.py has the numbers
 METHODS_ASKED = ["ensemble", "krylov", "pod"]
@@ -226,12 +226,13 @@ def test_options_reach_the_comparison(texts, table, tmp_path, monkeypatch):
     command = ["compare", "demo_48x4", texts, "--split", "20/10/8", *options]
     code, shown, err = depthsys(*command, "--out", tmp_path)
     assert code == 0, err
-    assert (seen["methods"], seen["orders"]) == (list(BASES), [1, 2, 4, 8, 16, 32])
+    assert (seen["methods"], seen["orders"]) == (list(METHODS), [1, 2, 4, 8, 16, 32])
     assert (seen["eps"], seen["seed"], seen["readout"]) == (0.02, 3, "concept")
     assert seen["n_each"] == 16  # all held-out prompts, as there are fewer than 64
     assert seen["concept"].attrs["method"] == "pca"
     assert (seen["model"].dtype_name, seen["model"].max_tokens) == ("float64", 9)
-    assert (seen["splits"].sizes, seen["splits"].seed) == ("20/10/8", 3)
+    assert seen["splits"].seed == 3
+    assert [len(seen["splits"].operating), len(seen["splits"].held_out)] == [20, 16]
     assert "cut on the right at 9 tokens" in shown
 
 
@@ -255,7 +256,7 @@ BAD = {
     "`--max-tokens` must be >= 1": ["--max-tokens", "0"],
     "`--readout` must be concept or profile; got 'all'": ["--readout", "all"],
     "`--concept` must be mean_difference, whitened, logistic or pca": ["--concept", "svm"],
-    "`--dtype` must be one of": ["--dtype", "float16"],
+    "`--dtype` must be float32 or float64": ["--dtype", "float16"],
     "`device` must be": ["--device", "quantum"],
     "must hold 440 distinct texts per class": ["--split", "20/10/410"],
     "`--out` must be a writable folder": ["--out", "texts.csv/run"],
@@ -283,14 +284,9 @@ def test_the_model_and_texts_are_checked_first(texts, tmp_path):
         assert message in err
 
 
-def test_the_names_told_without_torch_are_those_of_the_library():
-    assert tuple(METHODS) == BASES
-    assert all(callable(getattr(lm, name)) for name in CONCEPTS)
-
-
 def test_help_shows_an_example_and_the_methods():
     code, shown, _ = depthsys("compare", "--help")
     assert code == 0
     assert "Example: depthsys compare" in shown
-    assert all(name in shown for name in (*BASES, *CONCEPTS))
+    assert all(name in shown for name in (*METHODS, *CONCEPTS))
     assert "Example: depthsys demo" in depthsys("--help")[1]

@@ -1,13 +1,16 @@
 """What is said of a comparison, from tables made by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
-from rich.console import Console
 
-from depthsys.job import comparison
-from depthsys.job.comparison import comparison_heading, middle_order, percent, verdicts
-from depthsys.job.comparison import print_comparison as printed
+from depthsys import report
+from depthsys.report.comparison import verdicts
+from depthsys.report.heading import comparison_in_words
+
+comparison = sys.modules["depthsys.report.comparison"]
 
 PARTS = ["nonlinearity", "averaging", "sampling", "truncation", "total"]
 
@@ -138,7 +141,7 @@ def test_one_method_and_unknown_errors(table):
     alone = table.sel(basis=["a"], basis_each=["a"])
     text = "order 4: a has the smallest relative L2 error, 2.00 % [1.0, 4.0]"
     assert said(alone, "order 4:") == text
-    assert comparison_heading(alone) == "1 method at orders 1, 4, 8"
+    assert comparison_in_words(alone) == "1 method at orders 1, 4, 8"
     unknown = table.copy(deep=True)
     unknown.relative_l2.loc[{"basis": "a"}] = np.nan
     assert said(unknown, "order 4:").startswith("order 4: b has")
@@ -227,33 +230,11 @@ def test_tables_fit_the_page_however_large_the_numbers(table):
     table.spearman[0] = -0.87
     table.ratio[0] = 2512.3
     table.ratio[1] = np.nan
-    console = Console(record=True, width=100, highlight=False)
-    printed(console, table)
-    text = console.export_text()
+    screen = report.Screen()
+    screen.show(report.comparison(table))
+    text = screen.text()
     assert "…" not in text
     assert "2000 % [1000, 4000]" in text
     assert "-0.87 [-0.87, -0.87]" in text
     assert "50.0 % (x 2512)" in text
     assert "12.3 kB" in text
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([0.5], "50.0 %"),
-        ([0.05, 0.01, 0.2], "5.00 % [1.0, 20]"),
-        ([1.0, 0.999, 12.0], "100 % [100, 1200]"),
-        ([1e-7], "< 0.001 %"),
-        ([0.0, 0.0, 0.1], "< 0.001 %"),
-        ([0.05, np.nan, np.nan], "5.00 %"),
-        ([np.nan, 0.1, 0.2], "not known"),
-    ],
-)
-def test_percent(values, text):
-    assert percent(values) == text
-
-
-def test_the_middle_order_is_that_nearest_to_4(table):
-    assert middle_order(table) == 4
-    assert middle_order(table.assign_coords(order=[1, 3, 5])) == 3
-    assert middle_order(table.assign_coords(order=[8, 16, 32])) == 8

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from depthsys import lm, ltv
-from depthsys.job import OutputFolder
+from depthsys.files import OutputFolder
 
 SMALL = ["--split", "12/6/6", "--device", "cpu"]
 

@@ -1,0 +1,60 @@
+"""The application: all commands, and what errors look like."""
+
+import sys
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from depthsys._version import __version__
+from depthsys.cli.compare import compare
+from depthsys.cli.exchange import export, import_
+from depthsys.cli.main_job import control, demo, gains, identify
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="The depth of a language model as a low-order linear time-varying system.\n\n"
+    "Example: `depthsys demo --out demo`, then `depthsys COMMAND --help`",
+)
+COMMANDS = {
+    "demo": demo,
+    "identify": identify,
+    "gains": gains,
+    "control": control,
+    "compare": compare,
+    "export": export,
+    "import": import_,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"depthsys {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: expected errors are one clear line and exit status 2."""
+    try:
+        app()
+    except (
+        ValueError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError,
+        ImportError,  # an optional package that a format needs
+    ) as error:  # fmt: skip
+        Console(stderr=True, soft_wrap=True).print("Error:", error, markup=False, highlight=False)
+        sys.exit(2)

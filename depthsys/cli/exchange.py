@@ -1,0 +1,168 @@
+"""`depthsys export` and `depthsys import`: systems to other tools, and back."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from depthsys.cli.options import STORED_HELP
+from depthsys.export.formats import FORMATS, IN_FOLDERS, READ_BACK, Format
+from depthsys.report import Screen
+
+SCHEDULE = "schedule.nc"
+
+
+def export(
+    system: Annotated[Path, typer.Argument(metavar="SYSTEM", help=STORED_HELP)],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
+    out: Annotated[Path, typer.Option(help="The file or folder to write.")],
+    schedule: Annotated[
+        Path | None,
+        typer.Option(help="Steering plan, for safetensors and gguf.  [default: beside SYSTEM]"),
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="One member of a batch, by position: prompt=3.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Prefix of the functions, for matlab, julia and fmu.")
+    ] = None,
+    model_hint: Annotated[
+        str | None, typer.Option(help="Architecture in llama.cpp's words, for gguf: llama.")
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Leave out pushes that gguf cannot express.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a system, or a steering plan, for another tool, with a check that runs there.
+
+    Example: `depthsys export run/system.nc --to matlab --out run/matlab`
+    """
+    options = {"name": name, "model_hint": model_hint, "drop": drop}
+    chosen = _parse_select(select)
+    form = _checked_format(to, {"schedule": schedule, **options})
+    _check_place(out, to)
+
+    from depthsys import export as formats
+    from depthsys.report.exchange import plan_line, system_line, unexpressed_line
+    from depthsys.study.exchange import read_plan, selected
+
+    read = selected(formats.read(system), chosen)
+    write: Callable[..., None] = getattr(formats, form.writer)
+    given = {name: options[name] for name in form.options if options[name]}
+    notes = [read.attrs["import_note"]] if "import_note" in read.attrs else []
+    if form.plan:
+        plan = read_plan(schedule or system.parent / SCHEDULE)
+        write(read, plan, out, force=force, **given)
+        notes.append(f"the plan: {plan_line(plan)}")
+        lost = float(formats.unexpressed(read, plan).sum()) if "drop" in given else 0.0
+        notes += [unexpressed_line(lost)] if lost > 0 else []
+    else:
+        write(read, out, force=force, **given)
+        if form.check is READ_BACK:
+            formats.read(out)
+    screen = Screen()
+    screen.say(f"{system}: {system_line(read)}")
+    for note in notes:
+        screen.say(f"- {note}")
+    screen.say(f"Written as {to}: {out}. {form.check}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=STORED_HELP)],
+    out: Annotated[Path, typer.Option(help="The system.nc to write.")],
+    original: Annotated[
+        Path | None, typer.Option(help="The system that was sent, to compare with.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Read a system that an engineer sends back, changed or reduced, and check that it is one.
+
+    Example: `depthsys import reduced.mat --original run/system.nc --out reduced.nc`
+    """
+    _check_place(out, "netcdf")
+    if out.exists() and not force:
+        raise FileExistsError(
+            f"`--out` must not exist yet; got {str(out)!r}, which does. Choose another, or add "
+            "--force."
+        )
+
+    from depthsys import export as formats
+    from depthsys.report.exchange import difference_line, next_step_line, system_line
+    from depthsys.study.exchange import difference, knows_its_origin, with_origin_of
+    from depthsys.study.stored import lacks
+
+    sent = None if original is None else formats.read(original)
+    system = formats.read(file)
+    screen = Screen()
+    screen.say(f"{file}: {system_line(system)}")
+    told = system.attrs.get("import_note", "it replayed the golden trajectory that came with it")
+    screen.say(f"- {told}")
+    if sent is not None and original is not None:
+        screen.say(difference_line(difference(sent, system, original), original))
+        if not knows_its_origin(system) and not lacks(sent):
+            system = with_origin_of(sent, system)
+            screen.say(f"- it came without provenance, which is taken from {original}")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = f"{now} depthsys import {file.name}"
+    system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), entry]))
+    formats.to_netcdf(system, out, force=force)
+    then = next_step_line(
+        out,
+        single="prompt" in system.dims,
+        known=knows_its_origin(system),
+        lacking=lacks(system),
+        compared=sent is not None,
+    )
+    screen.say(f"Written: {out}. {then}")
+
+
+def _checked_format(name: str, given: dict[str, Any]) -> Format:
+    """The format of that name; ValueError if there is none, or it takes no such option."""
+    if name not in FORMATS:
+        raise ValueError(f"`--to` must be one of {', '.join(FORMATS)}; got {name!r}. Pick one.")
+    form = FORMATS[name]
+    allowed = {*form.options, *(["schedule"] if form.plan else [])}
+    for option, value in given.items():
+        if value and option not in allowed:
+            takers = [n for n, f in FORMATS.items() if option in f.options]
+            takers = takers or [n for n, f in FORMATS.items() if f.plan]
+            raise ValueError(
+                f"`--{option.replace('_', '-')}` must be left out for {name}; got {value!r}. It is "
+                f"for {', '.join(takers)}."
+            )
+    return form
+
+
+def _check_place(out: Path, to: str) -> None:
+    """ValueError unless the file ends as its format does: then every reader knows it."""
+    suffix = FORMATS[to].suffix
+    if not suffix and out.suffix in {*IN_FOLDERS, *(f.suffix for f in FORMATS.values())} - {""}:
+        raise ValueError(
+            f"`--out` must name a folder for {to}; got {str(out)!r}. Write {out.with_suffix('')}."
+        )
+    if suffix and out.suffix != suffix:
+        raise ValueError(
+            f"`--out` must end in {suffix} for {to}; got {str(out)!r}. Write "
+            f"{out.with_suffix(suffix)}."
+        )
+
+
+def _parse_select(text: str | None) -> dict[str, int]:
+    """Positions along batch dims from ``prompt=3,task=0``."""
+    chosen = {}
+    for part in (text or "").split(",") if text else []:
+        dim, _, place = part.partition("=")
+        if not dim.strip() or not place.strip().isdecimal():
+            raise ValueError(
+                f"`--select` must be positions along batch dims; got {text!r}. Write it as in "
+                "prompt=3."
+            )
+        if dim.strip() in chosen:
+            raise ValueError(
+                f"`--select` must name each dim once; got {text!r}. Leave one of them out."
+            )
+        chosen[dim.strip()] = int(place)
+    return chosen

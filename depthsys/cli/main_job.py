@@ -1,0 +1,178 @@
+"""`depthsys demo`, `identify`, `gains` and `control`: the main job and its parts."""
+
+import csv
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import xarray as xr
+
+from depthsys import demo as demo_package
+from depthsys import report
+from depthsys.cli import results
+from depthsys.cli.options import (
+    Eps,
+    Force,
+    Meaning,
+    Model,
+    Moved,
+    OptionalTexts,
+    Out,
+    Reduction,
+    Shared,
+    Source,
+    TextsFile,
+    settings,
+    spread,
+)
+from depthsys.cli.session import Session, open_model, open_source, outputs
+from depthsys.files import OutputFolder
+from depthsys.study import Settings, find_model
+
+
+@spread
+def demo(
+    reduction: Reduction,
+    shared: Shared,
+    out: Out = Path("depthsys-demo"),
+    model: Annotated[
+        str, typer.Option(help=f"One of {', '.join(demo_package.MODELS)}.")
+    ] = "demo_128x12",
+    concept: Annotated[str, typer.Option(help="sentiment or domain.")] = "sentiment",
+    eps: Eps = 0.1,
+    force: Force = False,
+) -> None:
+    """The whole job on an embedded model: identify, predict and measure gains, steer.
+
+    Synthetic labelled texts are written to OUT/texts.csv, so every later command can go on from
+    OUT/system.nc.
+
+    Example: `depthsys demo --out demo`
+    """
+    if model not in demo_package.MODELS:
+        names = ", ".join(demo_package.MODELS)
+        raise ValueError(f"`--model` must be one of {names}; got {model!r}. Pick one.")
+    asked = settings(reduction, shared, eps=eps)
+    folder = OutputFolder.checked(out, [results.TEXTS, *results.ALL_FILES], force)
+    find_model(model, asked)
+    folder.write(results.TEXTS, lambda path: _write_texts(path, concept, asked))
+    session = open_model(model, out / results.TEXTS, asked, folder)
+    system = _identify(session)
+    _gains(session, system)
+    _control(session, system)
+    session.finish(system, "demo.txt")
+
+
+@spread
+def identify(
+    model: Model,
+    texts: TextsFile,
+    reduction: Reduction,
+    meaning: Meaning,
+    shared: Shared,
+    out: Out,
+    per_prompt: Annotated[
+        bool, typer.Option("--per-prompt", help="Also write one system per operating prompt.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Identify the reduced depth system of a model on labelled texts: OUT/system.nc.
+
+    Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
+    """
+    asked = settings(reduction, meaning, shared)
+    folder = OutputFolder.checked(out, results.ALL_FILES, force)
+    session = open_model(model, texts, asked, folder)
+    session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
+
+
+@spread
+def gains(
+    source: Source,
+    reduction: Reduction,
+    meaning: Meaning,
+    shared: Shared,
+    out: Out,
+    texts: OptionalTexts = None,
+    eps: Eps = 0.1,
+    model: Moved = None,
+    force: Force = False,
+) -> None:
+    """Predicted against measured steering gain of every layer: OUT/gains.nc and figures.
+
+    Example: `depthsys gains run/system.nc --eps 0.1 --out run`
+    """
+    asked = settings(reduction, meaning, shared, eps=eps)
+    folder = OutputFolder.checked(out, outputs(source, results.GAIN_FILES), force)
+    session = open_source(source, texts, model, asked, folder)
+    system = _identify(session)
+    _gains(session, system)
+    session.finish(system, "gains.txt")
+
+
+@spread
+def control(
+    source: Source,
+    reduction: Reduction,
+    meaning: Meaning,
+    shared: Shared,
+    out: Out,
+    texts: OptionalTexts = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Wanted shift of the readout.  [default: its standard deviation]"),
+    ] = None,
+    energy: Annotated[
+        str, typer.Option(help="absolute, or relative to the norm of the state.")
+    ] = "absolute",
+    model: Moved = None,
+    force: Force = False,
+) -> None:
+    """Minimum-energy steering schedule, played on the full model: OUT/energy.csv and figures.
+
+    Example: `depthsys control run/system.nc --target 5 --out run`
+    """
+    asked = settings(reduction, meaning, shared, target=target, energy=energy)
+    folder = OutputFolder.checked(out, outputs(source, results.CONTROL_FILES), force)
+    session = open_source(source, texts, model, asked, folder)
+    system = _identify(session)
+    _control(session, system)
+    session.finish(system, "control.txt")
+
+
+def _identify(session: Session, *, per_prompt: bool = False) -> xr.Dataset:
+    """The stored system, or a new one, written."""
+    from depthsys.study import steps
+
+    if session.stored is not None:
+        return session.stored
+    concept = session.step("concept direction", steps.find_concept)
+    system = session.step("identify", steps.identify, concept)
+    session.keep(results.SYSTEM, system)
+    if per_prompt:
+        each = session.step("identify every prompt", steps.identify_each, concept)
+        session.keep(results.EACH, each)
+    return system
+
+
+def _gains(session: Session, system: xr.Dataset) -> None:
+    from depthsys.study import steps
+
+    found = session.step("exact linear and measured gains", steps.gains, system)
+    session.keep(results.GAINS, found, report.gains(found))
+
+
+def _control(session: Session, system: xr.Dataset) -> None:
+    from depthsys.study import steps
+
+    found = session.step("search energies on the full model", steps.control, system)
+    session.keep(results.CONTROL, found, report.control(found))
+
+
+def _write_texts(path: Path, concept: str, asked: Settings) -> None:
+    from depthsys.demo import grammar
+
+    count = max(1000, sum(asked.split))
+    rows = grammar.labelled(count_per_class=count, concept=concept, seed=2603)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])

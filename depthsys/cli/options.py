@@ -1,0 +1,138 @@
+"""The options of the commands, each declared once.
+
+A command takes a group of options as one parameter, annotated with a dataclass of this module;
+`spread` shows its fields to Typer as options of the command.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from depthsys import demo
+from depthsys.export.formats import READABLE
+from depthsys.study import CONCEPTS, METHODS, READOUTS, Settings
+
+MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
+SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."
+STORED_HELP = f"A stored system: {', '.join(READABLE[:-1])} or {READABLE[-1]}."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HELP)]
+TextsFile = Annotated[Path, typer.Argument(help="CSV, TSV or JSONL with columns text and label.")]
+OptionalTexts = Annotated[
+    Path | None,
+    typer.Argument(help="Texts: needed with a model; with a system.nc only if they have moved."),
+]
+Moved = Annotated[
+    str | None, typer.Option("--model", help="Where the model of a system.nc has moved to.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results; made if absent.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite results of an earlier run.")]
+Eps = Annotated[float, typer.Option(help="Step of the measured gains.")]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all commands that run a model take."""
+
+    split: Annotated[
+        str | None,
+        typer.Option(help="Texts PER CLASS: concept/operating/held-out.  [default: 400/200/200]"),
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits.  [default: 0]")] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longer texts are cut on the right.  [default: 128]")
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or float64.  [default: float32, or that of the system.nc]"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The reduction method and its size."""
+
+    basis: Annotated[
+        str | None,
+        typer.Option(help=f"Reduction method: {', '.join(METHODS)}.  [default: krylov]"),
+    ] = None
+    order: Annotated[
+        int | None, typer.Option(help="Largest reduced order.  [default: 32 or H]")
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --order: the largest error, a fraction of the system's norm."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The concept direction and what is read."""
+
+    concept: Annotated[
+        str | None,
+        typer.Option(help=f"Direction: {', '.join(CONCEPTS)}.  [default: mean_difference]"),
+    ] = None
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{' or '.join(READOUTS)}: the last depth, or every one (for ltv; terminal gains "
+            "are the same).  [default: concept; of compare: profile]"
+        ),
+    ] = None
+
+
+def settings(*groups: Any, **others: Any) -> Settings:
+    """The options of some groups, and others, checked together."""
+    given = {name: value for group in groups for name, value in vars(group).items()}
+    return Settings.checked(**given | others)
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its groups in place of them."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _fields_of(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+    # as every signature must: what has no default comes first
+    parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
+
+    @functools.wraps(command)
+    def spread_command(**options: Any) -> None:
+        made = {
+            name: group(**{each.name: options.pop(each.name) for each in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**options, **made)
+
+    spread_command.__annotations__ = {each.name: each.annotation for each in parameters}
+    vars(spread_command)["__signature__"] = inspect.Signature(
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return spread_command
+
+
+def _fields_of(group: type) -> list[inspect.Parameter]:
+    types = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=types[each.name],
+        )
+        for each in fields(group)
+    ]

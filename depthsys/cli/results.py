@@ -1,0 +1,89 @@
+"""The files that results become: their names, and how they are written from Datasets alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from depthsys import export
+from depthsys.files import OutputFolder
+
+
+def _energies(energies: xr.Dataset, path: Path) -> None:
+    table = energies[["energy", "multiple", "reached", "monotone", "layer_pushed"]]
+    frame = table.to_dataframe()
+    frame["target"], frame["energy_kind"] = energies.attrs["target"], energies.attrs["energy"]
+    frame["predicted_energy"] = float(energies["predicted_energy"])
+    frame.to_csv(path)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the Dataset of a step becomes.
+
+    Attributes
+    ----------
+    data
+        Name of the netCDF file.
+    figures
+        Functions of `depthsys.plot.sheets`, by name: a PNG and an SVG each.
+    others
+        Further files by name, and how they are written from the Dataset.
+    """
+
+    data: str
+    figures: tuple[str, ...] = ()
+    others: tuple[tuple[str, Callable[[xr.Dataset, Path], None]], ...] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all its files."""
+        drawn = [f"{name}.{kind}" for name in self.figures for kind in ("png", "svg")]
+        return [self.data, *drawn, *(name for name, _ in self.others)]
+
+
+SYSTEM = Result("system.nc")
+EACH = Result("systems_per_prompt.nc")
+GAINS = Result("gains.nc", ("gain_curves", "error_budget"))
+CONTROL = Result("schedule.nc", ("schedule", "energy"), (("energy.csv", _energies),))
+COMPARISON = Result(
+    "comparison.nc",
+    ("agreement_by_order", "certified_errors", "budget_bars", "linear_range", "prompt_spread"),
+)
+TEXTS = "texts.csv"
+# what a command makes out of date, with its summary
+GAIN_FILES = [*GAINS.files, "gains.txt"]
+CONTROL_FILES = [*CONTROL.files, "control.txt"]
+COMPARISON_FILES = [*COMPARISON.files, "comparison.txt"]
+# a new identification makes all but a comparison out of date
+ALL_FILES = [
+    *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt"
+]  # fmt: skip
+
+
+def write_data(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> None:
+    """Write the Dataset; a system with the golden trajectory that every reader replays."""
+    if "A" in dataset:
+        folder.write(result.data, lambda path: export.to_netcdf(dataset, path))
+    else:
+        folder.netcdf(result.data, dataset)
+
+
+def write_shown(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> None:
+    """Write what is made of the Dataset for people: figures and tables."""
+    for name, write in result.others:
+        folder.write(name, lambda path, write=write: write(dataset, path))
+    if result.figures:
+        from depthsys import plot
+        from depthsys.plot import sheets
+
+        for name in result.figures:
+            fig = getattr(sheets, name)(dataset)
+            for kind in ("png", "svg") if fig is not None else ():
+                folder.write(f"{name}.{kind}", _saved(plot.save, fig, kind))
+
+
+def _saved(save: Callable[..., Any], fig: Any, kind: str) -> Callable[[Path], None]:
+    return lambda path: save(fig, path, kind)

@@ -1,0 +1,111 @@
+"""A command at work: its cell of a study, its folder, and what was shown and found so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xarray as xr
+
+from depthsys.cli.results import ALL_FILES, Result, write_data, write_shown
+from depthsys.files import OutputFolder
+from depthsys.report import Report, Screen, heading, notes, text_notes
+from depthsys.study import Cell, Settings, open_cell
+from depthsys.study.stored import check_same, read_system, settings_of, texts_of
+
+
+@dataclass
+class Session:
+    """What the steps of one command share.
+
+    Attributes
+    ----------
+    screen, folder, cell
+        Where it is shown, where it is written, and what is studied.
+    stored
+        The system that is gone on from.
+    found
+        Verdicts so far.
+    latest
+        The Dataset that was computed last.
+    """
+
+    screen: Screen
+    folder: OutputFolder
+    cell: Cell
+    stored: xr.Dataset | None = None
+    found: list[str] = field(default_factory=list)
+    latest: xr.Dataset = field(default_factory=xr.Dataset)
+
+    def step(self, title: str, function: Callable[..., xr.Dataset], *given: xr.Dataset):
+        """Run a step of the study, with its title and duration."""
+        with self.screen.step(title):
+            return function(self.cell, *given)
+
+    def keep(self, result: Result, dataset: xr.Dataset, report: Report | None = None) -> None:
+        """Write what a step found, and show its report."""
+        write_data(self.folder, result, dataset)
+        write_shown(self.folder, result, dataset)
+        self.latest = dataset
+        if report is not None:
+            self.screen.show(report)
+            self.found += report.verdicts
+
+    def finish(self, result: xr.Dataset, name: str) -> None:
+        """End the summary, which is about that Dataset, and store it under the name."""
+        self.screen.say()
+        made = self.latest.attrs
+        for line in heading(result, made):
+            self.screen.say(line)
+        for note in [*notes(result), *text_notes(made), *self.found]:
+            self.screen.say(f"- {note}")
+        self.screen.say(f"Results after {self.screen.seconds:.0f} s: {self.folder.folder}/")
+        summary = self.screen.text()
+        self.folder.write(name, lambda path: path.write_text(summary, encoding="utf-8"))
+
+
+def is_system(source: str) -> bool:
+    """Whether a command's first argument is a stored system rather than a model."""
+    return source.endswith(".nc")
+
+
+def outputs(source: str, files: list[str]) -> list[str]:
+    """What a step makes out of date: its own files, or everything if it identifies first."""
+    return files if is_system(source) else ALL_FILES
+
+
+def open_model(model: str, texts: Path, asked: Settings, folder: OutputFolder) -> Session:
+    """A session on a model and texts."""
+    screen = Screen()
+    with screen.step(f"load {model}"):
+        cell = open_cell(model, texts, asked)
+    return Session(screen, folder, cell)
+
+
+def open_source(
+    source: str, texts: Path | None, moved: str | None, asked: Settings, folder: OutputFolder
+) -> Session:
+    """A session on a model and texts, or on a stored system that knows both.
+
+    With a system, ``texts`` and ``moved`` say where its texts and its model are now.
+    """
+    if is_system(source):
+        path = Path(source)
+        system = read_system(path, asked)
+        place = texts_of(system, path, texts)
+        session = open_model(
+            moved or system.attrs["model"], place, settings_of(system, asked), folder
+        )
+        check_same(system, session.cell, path)
+        session.stored = session.latest = system
+        return session
+    if texts is None:
+        raise ValueError(
+            "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
+            "or pass a system.nc instead of the model."
+        )
+    if moved is not None:
+        raise ValueError(
+            "`--model` must be left out when the first argument is a model; got "
+            f"{moved!r}. It says where the model of a system.nc has moved to."
+        )
+    return open_model(source, texts, asked, folder)

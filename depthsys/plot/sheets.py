@@ -1,0 +1,115 @@
+"""Whole figures: what is written beside a result, and what the pages of the docs show.
+
+Each function takes a Dataset and returns a figure, or None where the Dataset has nothing for it.
+"""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from depthsys.plot import budget, comparison, control, gains, sizes
+from depthsys.plot.style import figure, shared_legend
+from depthsys.wording import small_order
+
+# ------------------------------------------------------------------------------ main job
+
+
+def gain_curves(result: xr.Dataset) -> Figure:
+    """Measured and predicted gains, with and without layer 0."""
+    fig, axes = figure(9.0, 3.6, columns=2)
+    gains.gain_curves((axes[0], axes[1]), result)
+    return fig
+
+
+def error_budget(result: xr.Dataset) -> Figure:
+    """Where the error of the surrogate comes from."""
+    fig, axes = figure(6.8, 3.8)
+    gains.error_budget(axes[0], result)
+    return fig
+
+
+def schedule(energies: xr.Dataset) -> Figure:
+    """The minimum-energy schedule."""
+    fig, axes = figure(6.4, 3.4)
+    control.schedule(axes[0], energies)
+    return fig
+
+
+def energy(energies: xr.Dataset) -> Figure:
+    """Energies of all schedules on the full model."""
+    fig, axes = figure(7.0, 3.4)
+    control.energies(axes[0], energies)
+    return fig
+
+
+# ---------------------------------------------------------------------------- comparison
+
+
+def agreement_by_order(table: xr.Dataset) -> Figure:
+    """Error of every method against the order."""
+    fig, axes = figure(8.0, 4.4)
+    comparison.agreement_by_order(axes[0], table)
+    return fig
+
+
+def certified_errors(table: xr.Dataset) -> Figure:
+    """Exact errors beside what is proved, for both references."""
+    fig, axes = figure(13.0, 4.4, columns=2)
+    for ax, reference in zip(axes, table["reference"].values, strict=True):
+        comparison.certified_errors(ax, table, str(reference), legend=False)
+    shared_legend(axes)
+    return fig
+
+
+def budget_bars(table: xr.Dataset) -> Figure:
+    """Where the error comes from, at a small and at the largest order."""
+    orders = sorted({small_order(table["order"].values), int(table["order"].max())})
+    height = (1.4 + 0.5 * table.sizes["basis"]) * len(orders)
+    fig, axes = figure(8.0, height, rows=len(orders))
+    limit = budget.budget_limit(table, orders)
+    for ax, order in zip(axes, orders, strict=True):
+        budget.budget_bars(ax, table, order, limit=limit, legend=order == orders[0])
+    return fig
+
+
+def linear_range(table: xr.Dataset) -> Figure:
+    """Error of the linear prediction against the size of the injection."""
+    fig, axes = figure(8.0, 4.0)
+    comparison.linear_range(axes[0], table)
+    return fig
+
+
+def prompt_spread(table: xr.Dataset) -> Figure | None:
+    """Errors of single prompts, if the comparison has them."""
+    if "prompt_relative_l2" not in table:
+        return None
+    fig, axes = figure(max(6.4, 1.1 * table.sizes["basis"]), 4.0)
+    comparison.prompt_spread(axes[0], table, small_order(table["order"].values))
+    return fig
+
+
+# ------------------------------------------------------------------------ docs/reduction.md
+
+
+def agreement_by_size(rows: xr.Dataset) -> Figure:
+    """Agreement of several forms for models of rising size, from `study.by_size`."""
+    fig, axes = figure(9, 7.5, rows=2)
+    sizes.agreement_by_size(axes, rows)
+    return fig
+
+
+def agreement_and_certificates(table: xr.Dataset) -> Figure:
+    """Both for one model and task, side by side; attrs ``model`` and ``task``."""
+    fig, (left, right) = figure(12, 4.5, columns=2)
+    comparison.agreement_by_order(left, table)
+    comparison.certified_errors(right, table, reference="mean_response")
+    left.set_title(f"{table.attrs['model']}, {table.attrs['task']}")
+    right.set_title("against the mean exact response")
+    return fig
+
+
+def budget_and_range(table: xr.Dataset) -> Figure:
+    """Error budget at order 4 and the range of linearity, side by side."""
+    fig, axes = figure(12, 4.5, columns=2)
+    budget.budget_bars(axes[0], table, order=4)
+    comparison.linear_range(axes[1], table)
+    return fig

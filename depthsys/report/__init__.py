@@ -1,0 +1,25 @@
+"""Datasets -> tables and verdicts, as plain rows and strings; `Screen` shows them on a console.
+
+A report of one result is a function of its Dataset: `gains`, `control`, `comparison`. `study` and
+`main_job` make the pages of the docs from many of them.
+"""
+
+from depthsys.report.comparison import comparison
+from depthsys.report.console import Screen
+from depthsys.report.control import control
+from depthsys.report.gains import gains
+from depthsys.report.heading import heading, notes, text_notes
+from depthsys.report.table import Report, Table, markdown
+
+__all__ = [
+    "Report",
+    "Screen",
+    "Table",
+    "comparison",
+    "control",
+    "gains",
+    "heading",
+    "markdown",
+    "notes",
+    "text_notes",
+]

@@ -1,0 +1,62 @@
+"""Tables and verdicts on a console, which remembers them for the stored summary."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich import box, table
+from rich.console import Console
+
+from depthsys.report.table import Report, Table
+
+
+class Screen:
+    """A console of fixed width; `text` is all that was shown on it."""
+
+    def __init__(self) -> None:
+        self._console = Console(record=True, width=100, highlight=False)
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the screen was made."""
+        return time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Show the title with its duration when it is done."""
+        start = time.monotonic()
+        yield
+        spent = f"[dim]({time.monotonic() - start:.1f} s)[/dim]"
+        self._console.print(f"{title} {spent}", soft_wrap=True)
+
+    def say(self, line: str = "") -> None:
+        """Show one line, however long."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
+    def show(self, report: Report) -> None:
+        """Show the tables of a report."""
+        for each in report.tables:
+            if each.title:
+                self._console.print()
+            self._console.print(_drawn(each))
+
+    def text(self) -> str:
+        """What was shown so far; it is told once."""
+        return self._console.export_text()
+
+
+def _drawn(given: Table) -> table.Table:
+    drawn = table.Table(
+        title=given.title or None,
+        caption=given.caption or None,
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in given.header:
+        drawn.add_column(name, justify="left" if name in given.left else "right")
+    for row, cells in enumerate(given.rows):
+        drawn.add_row(*cells, end_section=row in given.last)
+    return drawn

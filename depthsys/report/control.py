@@ -1,0 +1,48 @@
+"""Energies of schedules on the full model, and what they say."""
+
+import xarray as xr
+
+from depthsys.report.table import Report, Table
+
+
+def control(energies: xr.Dataset) -> Report:
+    """What `study.control` found."""
+    return Report([_schedules(energies)], [_verdict(energies)])
+
+
+def _schedules(energies: xr.Dataset) -> Table:
+    rows = []
+    for name in energies["schedule"].values:
+        row = energies.sel(schedule=name)
+        reached = bool(row["reached"])
+        remark = "" if bool(row["monotone"]) else "  (not monotone)"
+        layer = int(row["layer_pushed"])
+        single = f" ({layer})" if layer >= 0 and "random" not in str(name) else ""
+        rows.append(
+            (
+                str(name).replace("_", " ") + single,
+                f"{float(row['energy']):.4g}" if reached else "not reached",
+                f"{float(row['multiple']):.3g}{remark}" if reached else f"-{remark}",
+            )
+        )
+    header = ("schedule", "energy", "multiple")
+    return Table(header, rows, left=header)
+
+
+def _verdict(energies: xr.Dataset) -> str:
+    target = float(energies.attrs["target"])
+    planned, found = float(energies["predicted_energy"]), float(energies["energy"][0])
+    if found != found:
+        return f"the planned schedule does not reach a shift of {target:.3g} on the full model"
+    cheaper = energies["schedule"].values[energies["multiple"].values < 1]
+    verdict = (
+        f"cheaper on the full model: {', '.join(map(str, cheaper)).replace('_', ' ')}"
+        if len(cheaper)
+        else "no schedule of those compared is cheaper"
+    )
+    factor = max(found / planned, planned / found)
+    linear = "" if factor < 1.5 else f", {factor:.1f} times off: the response is not linear there"
+    return (
+        f"a shift of {target:.3g} takes {energies.attrs['energy']} energy {found:.4g} on the full "
+        f"model, planned {planned:.4g}{linear}; {verdict}"
+    )

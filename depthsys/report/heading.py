@@ -1,0 +1,109 @@
+"""What a result is of, and what it says against itself."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xarray as xr
+
+from depthsys.wording import counted, fixed
+
+
+def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[str]:
+    """Which model, texts and concept a result is of, and how well the concept separates.
+
+    Parameters
+    ----------
+    result
+        A system of `study.identify`, or a table of `study.compare`.
+    now
+        Attrs of what was computed from it, where that is another Dataset: its model may have moved.
+    """
+    attrs = result.attrs
+    negative, positive = json.loads(attrs["classes"])
+    model = (attrs if now is None else now)["model"]
+    if "basis" in result.dims:
+        n_layers, n_features = attrs["n_layers"], attrs["n_features"]
+        what = comparison_in_words(result)
+    else:
+        n_layers, n_features = result.sizes["layer"], result["v"].sizes["feature"]
+        what = system_in_words(result)
+    return [
+        f"{model}: L = {n_layers}, H = {n_features}, {attrs['dtype']}, {what}, "
+        f"{attrs['readout']} readout",
+        f"texts {attrs['texts']}, {attrs['split']} per class, seed {attrs['seed']}; the readout "
+        f"grows from label {negative!r} to {positive!r}",
+        _separation(result, int(n_layers)),
+    ]
+
+
+def _separation(result: xr.Dataset, n_layers: int) -> str:
+    auc = result["auc"].values
+    last = [auc[-1]]
+    if "auc_low" in result:
+        last += [result["auc_low"].values[-1], result["auc_high"].values[-1]]
+    direction = f"the concept direction ({result.attrs['concept']})"
+    verdict = "separates" if auc[-1] >= 0.8 else "weakly separates" if auc[-1] >= 0.6 else ""
+    if "concept_warning" in result.attrs:
+        text = "see the warning below"
+    elif verdict:
+        text = f"{direction} {verdict} held-out texts"
+    else:
+        text = (
+            f"{direction} hardly separates held-out texts: its gains are real, but do not call "
+            "them gains of the concept"
+        )
+    n_held_out = 2 * int(result.attrs["split"].split("/")[2])
+    return (
+        f"- AUC on {n_held_out} held-out texts: {fixed([auc[0]])} at depth 0, {fixed(last)} at "
+        f"depth {n_layers}; {text}"
+    )
+
+
+def system_in_words(system: xr.Dataset) -> str:
+    """Method and order of a system."""
+    largest, asked = int(system["order"].max()), int(system.attrs["order"])
+    tolerance = json.loads(system.attrs.get("settings", "{}")).get("tolerance")
+    order = f"order {largest}"
+    if tolerance is not None:
+        order += f" for tolerance {tolerance:g}"
+    elif largest < asked:
+        order += f" ({asked} asked for)"
+    changed = system.attrs.get("changed_by")
+    by = f", changed by {changed}" if changed else ""
+    return f"{system.attrs['method']}{by}, {order}"
+
+
+def comparison_in_words(table: xr.Dataset) -> str:
+    """Methods and orders of a comparison."""
+    orders = table["order"].values.tolist()
+    many = f"orders {', '.join(map(str, orders))}" if len(orders) > 1 else f"order {orders[0]}"
+    return f"{counted(table.sizes['basis'], 'method')} at {many}"
+
+
+def notes(result: xr.Dataset) -> list[str]:
+    """What a result says against itself."""
+    attrs = result.attrs
+    found = []
+    if "concept_warning" in attrs:
+        found.append(
+            f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
+        )
+    return found + [str(attrs[n]) for n in ("note", "step_note", "import_note") if n in attrs]
+
+
+def text_notes(attrs: Mapping[str, Any]) -> list[str]:
+    """How many texts were dropped and cut, from the attrs of what was computed from them."""
+    found = []
+    if attrs["n_duplicates"] or attrs["n_conflicts"]:
+        found.append(
+            f"dropped before splitting: {attrs['n_duplicates']} duplicates, "
+            f"{attrs['n_conflicts']} texts that came with both labels"
+        )
+    cut = [attrs[f"n_cut_{name}"] for name in ("concept", "operating", "held_out")]
+    if any(cut):
+        found.append(
+            f"cut on the right at {attrs['max_tokens']} tokens: {cut[0]} concept, {cut[1]} "
+            f"operating and {cut[2]} held-out texts"
+        )
+    return found

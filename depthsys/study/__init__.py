@@ -1,0 +1,20 @@
+"""Models x texts x methods: what is asked for, and the steps that make Datasets of it.
+
+A `Cell` is one model with its split texts; `depthsys identify`, `gains`, `control` and `compare`
+are studies of one cell. The steps are the functions of `study.steps`: they write, draw and print
+nothing. Importing this loads no torch; opening a cell and `study.steps` do.
+"""
+
+from depthsys.study.cell import Cell, find_model, open_cell, read_splits
+from depthsys.study.settings import CONCEPTS, METHODS, READOUTS, Settings
+
+__all__ = [
+    "CONCEPTS",
+    "METHODS",
+    "READOUTS",
+    "Cell",
+    "Settings",
+    "find_model",
+    "open_cell",
+    "read_splits",
+]

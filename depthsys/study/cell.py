@@ -1,0 +1,107 @@
+"""One cell of a study: a model, its texts and what is asked of them. A main job is one cell."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthsys import demo
+from depthsys.study.settings import Settings
+
+if TYPE_CHECKING:
+    from depthsys.lm import DepthModel, Run, Splits
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the steps of a study work on. Each of its runs is made once, when first asked for.
+
+    Attributes
+    ----------
+    settings
+        What is asked for.
+    model, texts
+        The model, and the texts split for direction, identification and checks.
+    """
+
+    settings: Settings
+    model: "DepthModel"
+    texts: "Splits"
+
+    @cached_property
+    def concept(self) -> "Run":
+        """Run of the texts that the direction is made of: of their states only."""
+        return self.model.run(self.texts.concept, contexts=False)
+
+    @cached_property
+    def operating(self) -> "Run":
+        """Run of the texts that the system is identified on."""
+        return self.model.run(self.texts.operating)
+
+    @cached_property
+    def held_out(self) -> "Run":
+        """Run of the texts that are left for checks."""
+        return self.model.run(self.texts.held_out)
+
+
+def read_splits(texts: Path, settings: Settings) -> "Splits":
+    """The labelled texts of a file, split as asked for."""
+    from depthsys import lm
+
+    concept, operating, held_out = settings.split
+    return lm.read_texts(texts.resolve()).split(
+        concept=concept, operating=operating, held_out=held_out, seed=settings.seed
+    )
+
+
+def find_model(name: str, settings: Settings) -> tuple[str, int]:
+    """Check all that can be checked without the weights.
+
+    Returns
+    -------
+    tuple[str, int]
+        The path or name to load, and the width of the model.
+
+    Raises
+    ------
+    ValueError, OSError
+        If there is no such device or model, or an order does not fit its width.
+    """
+    from depthsys.lm.hf.checkpoint import checked_device, read_config
+
+    checked_device(settings.device)
+    path = demo.model_path(name) if name in demo.MODELS else Path(name)
+    source = str(path.resolve()) if path.is_dir() else name
+    width = read_config(source).get_text_config(decoder=True).hidden_size
+    settings.method().size(width)
+    settings.for_width(width)
+    return source, width
+
+
+def open_cell(name: str, texts: Path, settings: Settings) -> Cell:
+    """Check model and texts, then load the model.
+
+    Parameters
+    ----------
+    name
+        A folder, a name of the hub, or that of an embedded model.
+    texts
+        File of labelled texts.
+    settings
+        What is asked for; default orders above the width of the model are left out.
+    """
+    from depthsys import lm
+    from depthsys.lm.hf.messages import silence
+
+    silence()
+    source, width = find_model(name, settings)
+    splits = read_splits(texts, settings)  # a bad file fails before the weights are read
+    model = lm.DepthModel.load(
+        source,
+        device=settings.device,
+        dtype=settings.dtype or "float32",
+        max_tokens=settings.max_tokens,
+    )
+    if name in demo.MODELS:
+        model.name = name
+    return Cell(settings.for_width(width), model, splits)

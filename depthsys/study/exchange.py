@@ -1,0 +1,119 @@
+"""Systems that go to other tools and come back: what is kept, what is compared."""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from depthsys import ltv
+from depthsys.export.netcdf import read_variables
+from depthsys.ltv.norms import spectral_norm
+from depthsys.ltv.system import batch_sizes
+from depthsys.study.stored import lacks
+
+# without these nobody knows of which model and texts a system is
+_ORIGIN = {"model_fingerprint", "prompts_sha256", "v"}
+
+
+def selected(system: xr.Dataset, chosen: dict[str, int]) -> xr.Dataset:
+    """Members of a batch, by position along its dims."""
+    batch = batch_sizes(system)
+    for dim, place in chosen.items():
+        if dim not in batch or place >= batch[dim]:
+            raise ValueError(
+                f"`--select` must name a position along a batch dim of the system, {batch}; got "
+                f"{dim}={place}. Leave it out if there is none."
+            )
+    return system.isel(chosen)
+
+
+def read_plan(path: Path) -> xr.Dataset:
+    """A schedule that `depthsys control` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`--schedule` must be an existing file; got {str(path)!r}. Make one with `depthsys "
+            "control`."
+        )
+    try:
+        return read_variables(path, ["u", "energy", "predicted_energy"])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`--schedule` must be a schedule.nc; got {str(path)!r}: {error}. Make one with "
+            "`depthsys control`."
+        ) from error
+
+
+def knows_its_origin(system: xr.Dataset) -> bool:
+    """Whether a system says of which model and texts it is."""
+    return not _ORIGIN & lacks(system)
+
+
+def with_origin_of(sent: xr.Dataset, system: xr.Dataset) -> xr.Dataset:
+    """The matrices of one system with what is known of the model of another."""
+    state = {"state", "state_next"}
+    known = sent.drop_vars([n for n, v in sent.variables.items() if state & set(map(str, v.dims))])
+    known = known.drop_vars([name for name in (*"ABCD", "order") if name in known.variables])
+    mine = system[[*"ABCD", "order"]].drop_vars(["input_name", "output_name"], errors="ignore")
+    joined = known.assign(mine.data_vars).assign_coords(order=mine["order"])
+    note = {key: system.attrs[key] for key in ("import_note",) if key in system.attrs}
+    changed = {"changed_by": "an engineer", "order": int(system["order"].max())}
+    return joined.assign_attrs(sent.attrs | changed | note)
+
+
+def difference(sent: xr.Dataset, system: xr.Dataset, path: Path) -> xr.Dataset:
+    """How far two systems are apart as maps from inputs to outputs.
+
+    Parameters
+    ----------
+    sent, system
+        The system that was sent, and the one that came back.
+    path
+        Where the first one is, for errors.
+
+    Returns
+    -------
+    xr.Dataset
+        ``induced`` and ``h2``, relative to the norms of the first map (the largest of a batch; NaN
+        where that map is zero); ``states`` (which: sent, back); attrs ``renamed``, the dims whose
+        names differ.
+
+    Raises
+    ------
+    ValueError
+        If their sizes or first layers differ.
+    """
+    own = ("layer", "input", "output")
+    sizes = [{d: s.sizes[d] for d in own} | batch_sizes(s) for s in (sent, system)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`--original` must have the layers, inputs, outputs and batch dims of the file, "
+            f"{sizes[1]}; got {sizes[0]} in {str(path)!r}. Give the system that was sent."
+        )
+    starts = [int(s["layer"].values[0]) for s in (sent, system)]
+    if starts[0] != starts[1]:
+        raise ValueError(
+            f"`--original` must start at layer {starts[1]} like the file; got {starts[0]} in "
+            f"{str(path)!r}. Give the system that was sent."
+        )
+    maps = [ltv.io_matrix(s).drop_vars(["layer", "depth"]) for s in (sent, system)]
+    maps = [m.drop_vars(m.coords).transpose(*maps[0].dims) for m in maps]
+    gap, axes = maps[1] - maps[0], tuple(range(maps[0].ndim - 4, maps[0].ndim))
+    norms = spectral_norm(maps[0])
+    induced = h2 = np.nan
+    if bool((norms > 0).all()):
+        induced = float((spectral_norm(gap) / norms).max())
+        h2 = float(np.sqrt(((gap.values**2).sum(axes) / (maps[0].values ** 2).sum(axes)).max()))
+    names = [(s["input_name"].values, s["output_name"].values) for s in (sent, system)]
+    renamed = [
+        dim
+        for dim, one, other in zip(("input", "output"), *names, strict=True)
+        if not np.array_equal(one, other)
+    ]
+    return xr.Dataset(
+        {
+            "induced": induced,
+            "h2": h2,
+            "states": ("which", [int(s["order"].max()) for s in (sent, system)]),
+        },
+        attrs={"renamed": " ".join(renamed)},
+    )

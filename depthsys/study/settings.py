@@ -1,0 +1,207 @@
+"""What a main job or a comparison is asked for, checked once, before any work."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depthsys.lm import Method
+
+# Told here without loading torch; tests/study/test_settings.py holds them against depthsys.lm.
+METHODS = (
+    "ensemble",
+    "balanced",
+    "two_sided",
+    "krylov",
+    "arnoldi",
+    "pod",
+    "adjoint",
+    "random",
+)
+CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
+READOUTS = ("concept", "profile")
+ENERGIES = ("absolute", "relative")
+DTYPES = ("float32", "float64")
+DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
+DEFAULT_EACH = 64
+# what a stored system has been identified with already
+IDENTIFICATION = (
+    "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that is asked for; make it with `Settings.checked`.
+
+    Attributes
+    ----------
+    basis, order, tolerance
+        The reduction method and its size.
+    concept, readout
+        The direction, and what is read.
+    split, seed, max_tokens
+        Texts per class (concept, operating, held out), seed of the splits, length of texts.
+    device, dtype
+        Where and in what the model runs; dtype None: float32, or that of a stored system.
+    eps
+        Step of measured gains.
+    target, energy
+        Wanted shift of the readout, None for its standard deviation, and how energy is counted.
+    methods, orders, n_each
+        What a comparison compares, and how many held-out prompts get a system of their own.
+    asked
+        Names of those that were given.
+    """
+
+    basis: str = "krylov"
+    order: int | None = None
+    tolerance: float | None = None
+    concept: str = "mean_difference"
+    readout: str = "concept"
+    split: tuple[int, int, int] = (400, 200, 200)
+    seed: int = 0
+    max_tokens: int = 128
+    device: str = "auto"
+    dtype: str | None = None
+    eps: float = 0.1
+    target: float | None = None
+    energy: str = "absolute"
+    methods: tuple[str, ...] = METHODS
+    orders: tuple[int, ...] = DEFAULT_ORDERS
+    n_each: int = DEFAULT_EACH
+    asked: frozenset[str] = frozenset()
+
+    @classmethod
+    def checked(cls, **options: Any) -> "Settings":
+        """Settings from options of the command line.
+
+        Parameters
+        ----------
+        **options
+            The attributes by name; None means not given. ``split`` "400/200/200", ``methods``
+            "ensemble,pod" and ``orders`` "1,2,4" are texts.
+
+        Raises
+        ------
+        ValueError
+            If an option is not one that may be asked for; it is named as on the command line.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        unknown = given.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise TypeError(f"`options` must be attributes of Settings; got {sorted(unknown)}.")
+        for name, allowed in _CHOICES.items():
+            if name in given:
+                _check_choice(name, given[name], allowed)
+        for name, (rule, is_met) in _RULES.items():
+            if name in given and not is_met(given[name]):
+                option = name.replace("_", "-")
+                raise ValueError(f"`--{option}` must be {rule.format(got=given[name])}")
+        if "order" in given and "tolerance" in given:
+            raise ValueError(
+                f"`--order` and `--tolerance` must not both be given; got {given['order']} and "
+                f"{given['tolerance']}. Leave one out."
+            )
+        parsed = {name: parse(given[name]) for name, parse in _PARSERS.items() if name in given}
+        made = cls(**given | parsed, asked=frozenset(given))
+        return replace(made, n_each=_checked_each(given.get("n_each"), 2 * made.split[2]))
+
+    def for_width(self, n_features: int) -> "Settings":
+        """Without default orders above the width; ValueError if such an order was asked for."""
+        if "orders" not in self.asked:
+            return replace(self, orders=tuple(r for r in self.orders if r <= n_features))
+        if self.orders[-1] > n_features:
+            raise ValueError(
+                f"`--orders` must be at most {n_features}, the width of the model; got "
+                f"{self.orders[-1]}. Leave it out."
+            )
+        return self
+
+    def method(self) -> "Method":
+        """The reduction method with its settings."""
+        from depthsys.lm.methods import METHODS as made
+
+        return made[self.basis](order=self.order, tolerance=self.tolerance)
+
+
+# name -> what it may be
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "basis": METHODS,
+    "concept": CONCEPTS,
+    "readout": READOUTS,
+    "energy": ENERGIES,
+    "dtype": DTYPES,
+}
+# name -> rule with the cure, and whether a value meets it; nan meets none
+_RULES = {
+    "order": (">= 1; got {got}. The default is 32.", lambda x: x >= 1),
+    "tolerance": ("a fraction between 0 and 1; got {got}. Try 0.01.", lambda x: 0 < x < 1),
+    "max_tokens": (">= 1; got {got}. The default is 128.", lambda x: x >= 1),
+    "seed": (">= 0; got {got}. The default is 0.", lambda x: x >= 0),
+    "eps": ("positive and finite; got {got}. The default is 0.1.", lambda x: 0 < x < float("inf")),
+    "target": (
+        "finite and not zero; got {got}. Give a shift.", lambda x: 0 < abs(x) < float("inf"),
+    ),
+}  # fmt: skip
+
+
+def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        *some, last = allowed
+        rule = f"one of {', '.join(allowed)}" if len(some) > 3 else f"{', '.join(some)} or {last}"
+        raise ValueError(f"`--{name}` must be {rule}; got {value!r}. Pick one.")
+
+
+def _split(text: str) -> tuple[int, int, int]:
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"`--split` must be three positive numbers concept/operating/held-out; got {text!r}. "
+            "The default is 400/200/200 per class."
+        )
+    concept, operating, held_out = (int(part) for part in parts)
+    return concept, operating, held_out
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(
+                f"`--methods` must be names out of {', '.join(METHODS)}; got {name!r}. Write them "
+                "as in ensemble,krylov,pod."
+            )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"`--methods` must name a method once; got {name!r} {names.count(name)} times. "
+                "Leave it out elsewhere."
+            )
+    return names
+
+
+def _orders(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    # more digits than any width has: int() of thousands of them would raise an error of its own
+    orders = [int(p) for p in parts if p.isascii() and p.isdecimal() and len(p) < 10]
+    rising = all(a < b for a, b in pairwise(orders))
+    if len(orders) < len(parts) or not rising or orders[0] < 1:
+        raise ValueError(
+            f"`--orders` must be rising whole numbers >= 1; got {text!r}. Write them as in 1,2,4,8."
+        )
+    return tuple(orders)
+
+
+_PARSERS = {"split": _split, "methods": _methods, "orders": _orders}
+
+
+def _checked_each(n_each: int | None, n_held_out: int) -> int:
+    if n_each is None:
+        return min(DEFAULT_EACH, n_held_out)
+    if not 0 <= n_each <= n_held_out:
+        raise ValueError(
+            f"`--each` must be in 0..{n_held_out}, the number of held-out prompts; got "
+            f"{n_each}. With 0 no prompt gets a system of its own."
+        )
+    return n_each

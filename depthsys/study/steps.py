@@ -1,0 +1,116 @@
+"""The steps of a study. Each takes a cell and Datasets, and returns a Dataset; nothing else."""
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from depthsys import lm
+from depthsys.study.cell import Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SEPARATION = ("auc", "auc_low", "auc_high")
+
+
+def find_concept(cell: Cell, name: str | None = None) -> xr.Dataset:
+    """Concept directions from the concept texts, with their separation of held-out ones.
+
+    Found in the way of that name; by default in that of the settings.
+    """
+    find: Callable[..., xr.Dataset] = getattr(lm, name or cell.settings.concept)
+    return find(cell.concept, held_out=cell.held_out)
+
+
+def concept_of(system: xr.Dataset) -> xr.Dataset:
+    """The concept directions that a system was identified with."""
+    return system[["v", "auc"]].isel(input=0).rename(v="direction")
+
+
+def identify(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """The reduced system of the operating prompts."""
+    settings = cell.settings
+    system = lm.identify(cell.operating, concept, settings.method(), readout=settings.readout)
+    return _with_origin(_with_separation(system, concept), cell)
+
+
+def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """A reduced system of each operating prompt, along the dim ``prompt``."""
+    each = lm.identify(
+        cell.operating,
+        concept,
+        cell.settings.method(),
+        readout=cell.settings.readout,
+        per_prompt=True,
+        keep_basis=False,
+    )
+    return _with_origin(_with_separation(each, concept), cell)
+
+
+def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
+    """Predicted against measured gain of every layer; see `lm.gain_report`."""
+    concept, eps = concept_of(system), cell.settings.eps
+    linear = lm.linear_gains(cell.held_out, concept)
+    operating = lm.linear_gains(cell.operating, concept)
+    both = [lm.Step(eps), lm.Step(eps, relative=True)]
+    measured, relative = lm.measure_gains_at(cell.held_out, concept, both)
+    result = lm.gain_report(system, measured, relative, linear, operating)
+    return _with_origin(result, cell, system)
+
+
+def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
+    """The minimum-energy schedule beside simple ones; see `lm.compare_energies`."""
+    target = cell.settings.target
+    shift = float(system["y_std"]) if target is None else target
+    energies = lm.compare_energies(
+        cell.held_out, concept_of(system), system, shift, energy=cell.settings.energy
+    )
+    return _with_origin(energies, cell, system)
+
+
+def compare(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Reduction methods by order; see `lm.compare`."""
+    settings = cell.settings
+    table = lm.compare(
+        cell.model,
+        replace(cell.texts, operating=cell.operating, held_out=cell.held_out),
+        list(settings.methods),
+        list(settings.orders),
+        concept=concept,
+        readout=settings.readout,
+        eps=settings.eps,
+        n_each=settings.n_each,
+        seed=settings.seed,
+    )
+    return _with_origin(table, cell)
+
+
+def _with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
+    system = system.assign(concept[[name for name in _SEPARATION if name in concept]])
+    if "warning" in concept.attrs:
+        system.attrs["concept_warning"] = concept.attrs["warning"]
+    return system
+
+
+def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None) -> xr.Dataset:
+    """The result with the provenance of its texts in attrs, and the warning of its system."""
+    texts = cell.texts
+    attrs = {
+        "texts": texts.concept.source,
+        "classes": json.dumps(texts.concept.classes),
+        "concept_sha256": texts.concept.sha256,
+        "held_out_sha256": texts.held_out.sha256,
+        "split": texts.sizes,
+        "seed": cell.settings.seed,
+        "n_duplicates": texts.n_duplicates,
+        "n_conflicts": texts.n_conflicts,
+        "max_tokens": cell.model.max_tokens,
+        "n_cut_concept": cell.model.tokenize(texts.concept)[1],
+        "n_cut_operating": cell.model.tokenize(texts.operating)[1],
+        "n_cut_held_out": cell.model.tokenize(texts.held_out)[1],
+    }
+    if system is not None and "concept_warning" in system.attrs:
+        attrs["concept_warning"] = system.attrs["concept_warning"]
+    return result.assign_attrs(attrs)

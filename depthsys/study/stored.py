@@ -1,0 +1,106 @@
+"""Going on from a stored system: what it was made of is found again and compared."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from depthsys.study.cell import Cell
+from depthsys.study.settings import IDENTIFICATION, Settings
+
+if TYPE_CHECKING:
+    from depthsys.lm import Splits
+
+# what a stored system must say for its model and texts to be found again
+NEEDED_ATTRS = {
+    "texts", "split", "seed", "max_tokens", "model", "order", "readout", "dtype",
+    "prompts_sha256", "concept_sha256", "held_out_sha256", "model_fingerprint", "tokens_sha256",
+}  # fmt: skip
+NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
+
+
+def lacks(system: xr.Dataset) -> set[str]:
+    """What is needed to go on from a system and is not in it."""
+    return NEEDED_ATTRS - system.attrs.keys() | NEEDED_VARIABLES - set(map(str, system.variables))
+
+
+def read_system(path: Path, settings: Settings) -> xr.Dataset:
+    """A system that was written by `depthsys identify`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is none that one can go on from, or was asked to be another one.
+    """
+    from depthsys import export, files
+
+    if settings.asked & set(IDENTIFICATION):
+        raise ValueError(
+            f"`{path}` already holds its settings; got others beside it. "
+            "Leave them out, or give a model and texts to identify anew."
+        )
+    if not files.found(path).is_file():
+        raise FileNotFoundError(
+            f"`SYSTEM.nc` must be an existing file; got {str(path)!r}. "
+            "Write one with `depthsys identify`."
+        )
+    system = export.from_netcdf(path)
+    missing = lacks(system)
+    if missing or "prompt" in system.dims:
+        raise ValueError(
+            f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} "
+            f"{'lacks ' + str(sorted(missing)) if missing else 'holds a batch'}. "
+            "Identify again."
+        )
+    return system
+
+
+def settings_of(system: xr.Dataset, settings: Settings) -> Settings:
+    """The settings with what the texts of the system need; how it was identified is in it."""
+    attrs = system.attrs
+    stored = Settings.checked(
+        readout=attrs["readout"],
+        split=attrs["split"],
+        seed=int(attrs["seed"]),
+        max_tokens=int(attrs["max_tokens"]),
+    )
+    return replace(
+        settings,
+        readout=stored.readout,
+        split=stored.split,
+        seed=stored.seed,
+        max_tokens=stored.max_tokens,
+        dtype=settings.dtype or attrs["dtype"],
+    )
+
+
+def texts_of(system: xr.Dataset, path: Path, moved: Path | None) -> Path:
+    """Where the texts of the system at that path are; ``moved`` is where they are said to be."""
+    texts = Path(system.attrs["texts"]) if moved is None else moved
+    if not texts.exists():
+        raise FileNotFoundError(
+            f"`TEXTS` of {str(path)!r} must exist; {str(texts)!r} is not there any more. Say "
+            f"where it is: `depthsys ... {path} TEXTS`."
+        )
+    return texts
+
+
+def check_same(system: xr.Dataset, cell: Cell, path: Path) -> None:
+    """ValueError unless the cell has the texts and the weights that the system is of."""
+    texts: Splits = cell.texts
+    found = {
+        "prompts_sha256": texts.operating.sha256,
+        "concept_sha256": texts.concept.sha256,
+        "held_out_sha256": texts.held_out.sha256,
+        "model_fingerprint": cell.model.fingerprint,
+        "tokens_sha256": cell.model.tokens_sha256(texts.operating),
+    }
+    for name, value in found.items():
+        if system.attrs[name] != value:
+            raise ValueError(
+                f"`{path}` was identified with other texts or weights: its {name} differs "
+                "from what is there now. Identify again."
+            )

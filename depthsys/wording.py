@@ -1,0 +1,141 @@
+"""How numbers, names and orders are told: in tables, verdicts, figures and pages alike."""
+
+from collections.abc import Iterable
+from math import isfinite
+from typing import SupportsFloat
+
+
+def number(value: float, digits: int = 3, *, zeros: bool = True) -> str:
+    """That many significant digits, and all that stand before the decimal point.
+
+    Parameters
+    ----------
+    value, digits
+        The number and its digits.
+    zeros
+        Whether zeros at the end are kept, so that all numbers show the same digits.
+
+    Examples
+    --------
+    >>> number(2.0), number(1234.5), number(2.0, 2, zeros=False)
+    ('2.00', '1234', '2')
+    """
+    if 10**digits - 0.5 <= abs(value) < 1e7:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if zeros else f"{value:.{digits}g}"
+
+
+def percent(
+    values: Iterable[SupportsFloat],
+    digits: int = 3,
+    *,
+    zeros: bool = True,
+    least: float = 1e-3,
+    small: str | None = None,
+    unknown: str = "not known",
+) -> str:
+    """A fraction in percent, or estimate, low and high: the interval has two digits.
+
+    Parameters
+    ----------
+    values
+        The fraction, or estimate, low and high. An interval that is not finite is left out.
+    digits, zeros
+        See `number`.
+    least
+        Percent; what is less is rounding, or not worth telling.
+    small
+        What stands for a size below that; by default "< 0.001 %". In an interval it is 0.
+    unknown
+        What stands for a number that is not finite.
+
+    Examples
+    --------
+    >>> percent([0.05, 0.01, 0.2]), percent([1e-9]), percent([0.05], 2, zeros=False)
+    ('5.00 % [1.0, 20]', '< 0.001 %', '5 %')
+    """
+    estimate, *bounds = (100 * float(value) for value in values)
+    if not isfinite(estimate):
+        return unknown
+    text = f"{number(estimate, digits, zeros=zeros)} %"
+    if abs(estimate) < least:
+        text = f"< {least:g} %" if small is None else small
+        if max(map(abs, bounds), default=0.0) < least:
+            return text
+    if not bounds or not all(map(isfinite, bounds)):
+        return text
+    shown = ("0" if abs(b) < least else number(b, min(digits, 2), zeros=zeros) for b in bounds)
+    return f"{text} [{', '.join(shown)}]"
+
+
+def percent_of_page(values: Iterable[SupportsFloat]) -> str:
+    """As `percent`, for the pages of the docs: two digits at most.
+
+    Examples
+    --------
+    >>> percent_of_page([0.05]), percent_of_page([0.05, 0.01, 1.2]), percent_of_page([1e-5])
+    ('5 %', '5 % [1, 120]', '< 0.01 %')
+    """
+    return percent(values, 2, zeros=False, least=0.01, unknown="-")
+
+
+def fixed(values: Iterable[SupportsFloat], places: int = 2, *, unknown: str = "not known") -> str:
+    """A number with that many places after the point, or estimate, low and high.
+
+    Examples
+    --------
+    >>> fixed([0.5]), fixed([0.5, 0.25, 1.0]), fixed([float("nan")], unknown="-")
+    ('0.50', '0.50 [0.25, 1.00]', '-')
+    """
+    estimate, *bounds = map(float, values)
+    if not isfinite(estimate):
+        return unknown
+    shown = ", ".join(f"{bound:.{places}f}" for bound in bounds)
+    interval = f" [{shown}]" if bounds and all(map(isfinite, bounds)) else ""
+    return f"{estimate:.{places}f}{interval}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes with three digits and a unit.
+
+    Examples
+    --------
+    >>> size(12_345), size(7)
+    ('12.3 kB', '7 B')
+    """
+    powers = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+    unit = next((unit for unit, power in powers.items() if n_bytes >= power), "B")
+    return f"{n_bytes / powers.get(unit, 1):.3g} {unit}"
+
+
+def listed(names: list[str]) -> str:
+    """Names in a sentence.
+
+    Examples
+    --------
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def counted(count: int, what: str) -> str:
+    """A count and what it is of.
+
+    Examples
+    --------
+    >>> counted(1, "state"), counted(3, "state")
+    ('1 state', '3 states')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def small_order(orders: Iterable[int]) -> int:
+    """The order that stands for a small surrogate: nearest to 4, the smaller of two.
+
+    Examples
+    --------
+    >>> small_order([1, 2, 8]), small_order([3, 5])
+    (2, 3)
+    """
+    return min(map(int, orders), key=lambda order: (abs(order - 4), order))

@@ -1,0 +1,97 @@
+"""What may be asked for, and that its names are those of the library."""
+
+import inspect
+
+import pytest
+
+from depthsys import lm, study
+from depthsys.lm import concepts, methods, readouts
+from depthsys.lm.hf import checkpoint
+from depthsys.ltv import plan
+from depthsys.study import Settings
+from depthsys.study.settings import DTYPES, ENERGIES, IDENTIFICATION
+
+
+def test_the_names_told_without_torch_are_those_of_the_library():
+    assert study.METHODS == tuple(methods.METHODS)
+    assert study.READOUTS == readouts.READOUTS
+    assert ENERGIES == plan.ENERGIES
+    assert set(DTYPES) == set(checkpoint.DTYPES)
+
+
+def test_the_directions_are_the_functions_of_the_library_that_find_one():
+    found = {
+        name
+        for name in lm.__all__
+        if inspect.isfunction(getattr(lm, name))
+        and getattr(lm, name).__module__ == concepts.__name__
+        and "held_out" in inspect.signature(getattr(lm, name)).parameters
+    }
+    assert set(study.CONCEPTS) == found
+
+
+def test_what_is_not_given_has_its_default_and_is_not_asked():
+    settings = Settings.checked(order=3, seed=None, split="40/20/10")
+    assert (settings.basis, settings.order, settings.seed) == ("krylov", 3, 0)
+    assert settings.split == (40, 20, 10)
+    assert settings.asked == {"order", "split"}
+    assert settings.n_each == 20  # all held-out prompts, as there are fewer than 64
+    assert Settings.checked().n_each == 64
+    assert Settings.checked(n_each=0, seed=0).asked == {"n_each", "seed"}
+
+
+def test_the_method_has_the_size_asked_for():
+    assert Settings.checked(basis="pod", order=5).method() == lm.Pod(order=5)
+    assert Settings.checked(basis="balanced", tolerance=0.1).method() == lm.Balanced(tolerance=0.1)
+
+
+def test_default_orders_end_at_the_width_and_others_are_refused():
+    assert Settings.checked().for_width(9).orders == (1, 2, 4, 8)
+    assert Settings.checked(orders="2, 9").for_width(9).orders == (2, 9)
+    with pytest.raises(ValueError, match="`--orders` must be at most 8, the width of the model"):
+        Settings.checked(orders="2,9").for_width(8)
+
+
+def test_methods_are_parsed():
+    assert Settings.checked(methods="pod, krylov").methods == ("pod", "krylov")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"basis": "svd"}, "`--basis` must be one of ensemble, .* got 'svd'. Pick one."),
+        ({"concept": "svm"}, "`--concept` must be mean_difference, whitened, logistic or pca; got"),
+        ({"readout": "all"}, "`--readout` must be concept or profile; got 'all'"),
+        ({"energy": "none"}, "`--energy` must be absolute or relative; got 'none'"),
+        ({"dtype": "float16"}, "`--dtype` must be float32 or float64; got 'float16'"),
+        ({"order": 0}, "`--order` must be >= 1; got 0. The default is 32."),
+        ({"tolerance": 1.0}, "`--tolerance` must be a fraction between 0 and 1; got 1.0."),
+        ({"order": 2, "tolerance": 0.1}, "must not both be given; got 2 and 0.1. Leave one out."),
+        ({"max_tokens": 0}, "`--max-tokens` must be >= 1; got 0"),
+        ({"seed": -1}, "`--seed` must be >= 0; got -1"),
+        ({"eps": float("nan")}, "`--eps` must be positive and finite; got nan"),
+        ({"eps": float("inf")}, "`--eps` must be positive and finite; got inf"),
+        ({"target": 0.0}, "`--target` must be finite and not zero; got 0.0. Give a shift."),
+        ({"target": float("nan")}, "`--target` must be finite and not zero; got nan"),
+        ({"split": "4/2"}, "`--split` must be three positive numbers concept/operating/held-out"),
+        ({"split": "4/0/2"}, "`--split` must be three positive numbers"),
+        ({"methods": "pod,svd"}, "`--methods` must be names out of ensemble, .*; got 'svd'"),
+        ({"methods": "pod,pod"}, "`--methods` must name a method once; got 'pod' 2 times"),
+        ({"orders": "4,2"}, "`--orders` must be rising whole numbers >= 1; got '4,2'"),
+        ({"orders": "9" * 5000}, "`--orders` must be rising whole numbers >= 1"),
+        ({"split": "4/2/3", "n_each": 7}, r"`--each` must be in 0..6, the number of held-out"),
+        ({"n_each": -1}, r"`--each` must be in 0..400, .* got -1"),
+    ],
+)
+def test_what_may_not_be_asked_for(options, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.checked(**options)
+
+
+def test_an_unknown_option_is_a_mistake_of_the_caller():
+    with pytest.raises(TypeError, match=r"must be attributes of Settings; got .*colour"):
+        Settings.checked(colour="red")
+
+
+def test_options_that_identify_are_attributes():
+    assert set(IDENTIFICATION) <= set(inspect.signature(Settings).parameters)
