@@ -120,14 +120,11 @@ def test_a_byte_that_crashes_scipy(number, tmp_path):
 
 
 def test_a_reader_that_takes_too_long(tmp_path, monkeypatch):
-    """Text of Zarr with two billion items, over which its decoder walks one by one."""
-    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    """The kernel ends it, and the next file is read."""
     path = original("nc", tmp_path)
     export.read(path)  # so that the time of the start is not counted
     monkeypatch.setattr(limits, "SECONDS", 1e-4)
-    started = time.monotonic()
     refused(path, "reading it took too long")
-    assert time.monotonic() - started < 60
     monkeypatch.undo()
     export.read(path)
 
