@@ -314,3 +314,57 @@ def test_help_has_an_example(command, run):
     assert code == 0
     assert f"depthsys {command}" in " ".join(shown.split())
     assert "Example" in shown
+
+
+def test_a_file_that_crashes_a_library_or_reads_another_one_is_one_line(run, tmp_path):
+    import h5py
+
+    from tests.export.conftest import random_system
+
+    (tmp_path / "secret").write_bytes(b"the key of the house" * 100)
+    matrices = {name: np.moveaxis(random_system()[name].values, 0, -1) for name in "ABCD"}
+    scipy.io.savemat(tmp_path / "own.mat", matrices)
+    content = bytearray((tmp_path / "own.mat").read_bytes())
+    content[184] = 0
+    (tmp_path / "own.mat").write_bytes(content)
+    export.to_netcdf(random_system(), tmp_path / "own.nc")
+    with h5py.File(tmp_path / "own.nc", "r+") as file:
+        del file["D"]
+        file["D"] = h5py.ExternalLink(str(tmp_path / "secret"), "/D")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for name in ("own.mat", "own.nc"):
+        for command in (["import"], ["export", "--to", "netcdf"]):
+            where = ["--out", tmp_path / "out" / "s.nc"]
+            code, shown, err = run(command[0], tmp_path / name, *command[1:], *where)
+            assert (code, shown, err.count("\n")) == (2, "", 1)
+            assert err.startswith("Error: `path` must be a whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_what_is_no_system_says_what_it_is(run, finished, tmp_path):
+    code, _, err = run(
+        "export", finished / "schedule.nc", "--to", "npz", "--out", tmp_path / "s.npz"
+    )
+    assert code == 2
+    assert "which is a schedule of `depthsys control`, with the variables ['energy', 'layer" in err
+    assert "'u'" in err
+
+
+def test_an_imported_system_says_what_it_lacks(run, finished, tmp_path):
+    """Neither that it is of single prompts, nor that it is of no model."""
+    system = export.read(finished / "system.nc")
+    del system.attrs["split"]
+    export.to_netcdf(system, tmp_path / "sent.nc")
+    code, shown, _ = run("import", tmp_path / "sent.nc", "--out", tmp_path / "back.nc")
+    assert code == 0
+    assert "It lacks what `depthsys gains` needs: split. Give the system that was sent" in shown
+
+
+def test_a_system_that_got_its_golden_trajectory_later_says_so(run, tmp_path):
+    from tests.export.conftest import random_system
+
+    np.savez(tmp_path / "own.npz", **{name: random_system()[name].values for name in "ABCD"})
+    for source, out in (("own.npz", "one.nc"), ("one.nc", "two.nc")):
+        code, shown, _ = run("import", tmp_path / source, "--out", tmp_path / out)
+        assert code == 0
+    assert "- it replayed its golden trajectory, which was made after it had come without" in shown

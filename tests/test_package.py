@@ -10,7 +10,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "module", ["depthsys", "depthsys.ltv", "depthsys.export", "depthsys.cli", "depthsys.demo"]
+    "module",
+    [
+        "depthsys",
+        "depthsys.files",
+        "depthsys.ltv",
+        "depthsys.export",
+        "depthsys.cli",
+        "depthsys.demo",
+    ],
 )
 def test_importing_a_light_wing_loads_no_heavy_library(module):
     heavy = "torch, transformers, sklearn, matplotlib, control, slycot, h5py, h5netcdf, zarr, pymor"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_folder
 from depthsys.export.npz import to_npz
 from depthsys.export.plain import one_system
 from depthsys.export.receivers import load_control
+from depthsys.files import whole_folder
 
 if TYPE_CHECKING:
     from control import NonlinearIOSystem, StateSpace

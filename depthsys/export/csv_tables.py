@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import check_case, whole_folder
 from depthsys.export.control import write_scripts
 from depthsys.export.plain import one_system, plain
+from depthsys.files import check_case, whole_folder
 
 README = """A discrete linear time-varying system, one table per matrix, written by depthsys.
 

@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
 from depthsys.export.control import library, receiver
 from depthsys.export.npz import to_npz
 from depthsys.export.plain import one_system
 from depthsys.export.receivers import check_fmu
+from depthsys.files import whole_file
 
 
 def to_fmu(

@@ -3,14 +3,18 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
+from depthsys.export.guard import existing_file, guarded, told_of
 from depthsys.export.plain import one_system, plain, restored
+from depthsys.files import whole_file
+from depthsys.files.strangers.limits import Refused, one_line
 
 LIMIT = 10**6  # numbers; about 20 MB of text
+BYTES = 2**26  # of a text that is read
 
 
 def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -55,6 +59,7 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
         partial.write_text(written, encoding="utf-8")
 
 
+@guarded
 def from_json(path: str | os.PathLike) -> xr.Dataset:
     """Read what `to_json` wrote.
 
@@ -65,24 +70,38 @@ def from_json(path: str | os.PathLike) -> xr.Dataset:
     ValueError
         If it is truncated, no such export, no system, or does not replay its golden trajectory.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"`path` must be a whole JSON text; got {str(path)!r}: {error}. Write it again."
-        ) from error
+    place = existing_file(path)
+    with told_of(path, "a whole JSON text"):
+        content = json.loads(_text(place))
     if not isinstance(content, dict):
         raise ValueError(
             f"`path` must hold a JSON object; got a {type(content).__name__} in {str(path)!r}. "
             "Write it with `export.to_json`."
         )
     about = content.pop("about", None)
-    try:
-        arrays = {name: np.array(values) for name, values in content.items()}
-    except ValueError as error:
-        raise ValueError(
-            f"`path` must hold rectangular arrays; got {str(path)!r}: {error}. Pad with zeros."
-        ) from error
+    with told_of(path, "a JSON text of rectangular arrays", "Pad with zeros."):
+        arrays = {name: _array(values, name) for name, values in content.items()}
     return restored(arrays, about, str(path))
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(BYTES + 1)
+    if len(content) > BYTES:
+        raise Refused(f"it has more than {BYTES // 10**6} MB")
+    return content.decode("utf-8")
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """Nested lists as an array, once it is known how large that gets."""
+    longest, count, left = 1, 0, [values]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += item
+        else:
+            count += 1
+            longest = max(longest, len(item) if isinstance(item, str) else 1)
+    if 4 * count * longest > 16 * BYTES:  # numpy gives every text the room of the longest
+        raise Refused(f"{one_line(repr(name), 60)} holds texts that are too long")
+    return np.array(values)

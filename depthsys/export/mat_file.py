@@ -5,14 +5,17 @@ Texts are one row of ASCII characters.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.io
-import scipy.io.matlab
+
+from depthsys.export.guard import told_of
+from depthsys.files import hdf5_file
+from depthsys.files.strangers import Mat, read_mat
 
 if TYPE_CHECKING:
     import h5py
@@ -21,21 +24,8 @@ Variables = dict[str, np.ndarray | str]
 
 USER_BLOCK = 512
 _BLOCK = 2**26  # bytes copied at a time
-_NUMBERS = (
-    "double",
-    "single",
-    "logical",
-    *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)),
-)
-_READ = (*_NUMBERS, "char")
-_OTHERS = {
-    "struct": "a struct",
-    "cell": "a cell",
-    "function": "a function",
-    "function_handle": "a function",
-    "sparse": "a sparse matrix",
-    "": "no variable of MATLAB",  # HDF5 of another program
-}
+# A, B, C and D of anybody; what `to_matlab` and NAME_save.m add, which also writes bases anew
+NAMES = (*"ABCD", "about", "text_variables", "state_variables", "changed_by", *"VW", "order")
 
 
 def write_v5(path: Path, variables: Mapping[str, np.ndarray | str]) -> None:
@@ -45,9 +35,7 @@ def write_v5(path: Path, variables: Mapping[str, np.ndarray | str]) -> None:
 
 def write_v73(path: Path, variables: Mapping[str, np.ndarray | str]) -> None:
     """Write a .mat of version 7.3, variable by variable and block by block."""
-    import h5py  # takes a while
-
-    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+    with hdf5_file(path, userblock_size=USER_BLOCK) as file:
         for name, value in variables.items():
             if isinstance(value, str):
                 _write_text(file, name, value)
@@ -96,104 +84,14 @@ def _dataset(file: "h5py.File", name: str, values: np.ndarray, matlab_class: str
     return data
 
 
-def read(path: str | os.PathLike) -> Variables:
-    """Numbers and texts of a .mat file; for what is left out see `left_out`.
+def read(path: str | os.PathLike) -> Mat:
+    """Numbers and texts of a .mat file that a system is made of, and what else is in it.
 
     Raises
     ------
     ValueError
-        If it is truncated, or no .mat file of version 4, 5, 7 or 7.3.
+        If it is truncated, no .mat file of version 4, 5, 7 or 7.3, or not safe to read.
     """
-    import h5py
-
-    try:
-        return _read_v73(path) if h5py.is_hdf5(path) else _read_v5(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever the parsers trip over in a damaged file
-        raise ValueError(
-            f"`path` must be a whole .mat file; got {str(path)!r}: {error}. Save it again, in "
-            "Octave with `save('-v7', ...)`."
-        ) from error
-
-
-def left_out(path: str | os.PathLike) -> dict[str, str]:
-    """What `read` leaves out, by name: ``"an object"``, ``"a struct"``, ``"a sparse matrix"``, ...
-
-    Parameters
-    ----------
-    path
-        A .mat file that `read` reads.
-    """
-    import h5py
-
-    kinds = _kinds_v73(path) if h5py.is_hdf5(path) else _kinds_v5(path)
-    return {n: _OTHERS.get(kind, "an object") for n, kind in kinds.items() if kind not in _READ}
-
-
-def _kinds_v5(path: str | os.PathLike) -> dict[str, str]:
-    """The class of every variable."""
-    try:
-        kinds = {name: kind for name, _, kind in scipy.io.whosmat(path, appendmat=False)}
-    except TypeError:  # scipy lists no objects of classdef, which ss, tf, table, ... are
-        kinds = dict(_kinds_one_by_one(path))
-    # MATLAB's workspace of functions has no name, and scipy gives it one
-    return {n: kind for n, kind in kinds.items() if n not in ("", "__function_workspace__")}
-
-
-def _kinds_one_by_one(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    with open(path, "rb") as file:
-        parts = scipy.io.matlab.varmats_from_mat(file)
-    for name, part in parts:
-        try:
-            yield name, scipy.io.whosmat(part)[0][2]
-        except TypeError:  # it has no name where others have theirs
-            (content,) = scipy.io.loadmat(part)["None"]
-            yield content["s0"].decode("latin1"), "opaque"
-
-
-def _read_v5(path: str | os.PathLike) -> Variables:
-    names = [name for name, kind in _kinds_v5(path).items() if kind in _READ]
-    # not mat_dtype=True, which drops the imaginary part of what MATLAB calls double
-    found = scipy.io.loadmat(path, appendmat=False, variable_names=names)
-    return {n: _text_v5(v) if v.dtype.kind == "U" else v for n in names for v in [found[n]]}
-
-
-def _text_v5(rows: np.ndarray) -> str:
-    return "\n".join(rows.ravel().tolist())
-
-
-def _read_v73(path: str | os.PathLike) -> Variables:
-    import h5py
-
-    variables: Variables = {}
-    with h5py.File(path, "r") as file:
-        for name, kind in _kinds_v73(path).items():
-            data = file[name]
-            if kind in _READ and isinstance(data, h5py.Dataset):
-                variables[name] = _value_v73(data, kind)
-    return variables
-
-
-def _kinds_v73(path: str | os.PathLike) -> dict[str, str]:
-    """The class of every variable; ``""`` for what has none."""
-    import h5py
-
-    kinds = {}
-    with h5py.File(path, "r") as file:
-        for name, data in file.items():
-            kind = data.attrs.get("MATLAB_class", b"")
-            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-            if isinstance(data, h5py.Group) and "MATLAB_sparse" in data.attrs:
-                kind = "sparse"
-            if not name.startswith("#"):  # the contents of cells and objects
-                kinds[name] = kind
-    return kinds
-
-
-def _value_v73(data: "h5py.Dataset", kind: str) -> np.ndarray | str:
-    values = np.asarray(data[()])
-    values = np.zeros(values.astype(int)) if data.attrs.get("MATLAB_empty", 0) else values.T
-    if kind == "char":
-        return values.astype("<u2").tobytes("F").decode("utf-16-le")
-    return values.astype(bool) if kind == "logical" else values
+    cure = "Save it again, in Octave with `save('-v7', ...)`."
+    with told_of(path, "a whole .mat file", cure):
+        return read_mat(Path(path), NAMES, "about", {"dims": "", "golden_dims": "golden_"})

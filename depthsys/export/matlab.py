@@ -16,9 +16,10 @@ import numpy as np
 import xarray as xr
 
 from depthsys.export import mat_file
-from depthsys.export.atomic import whole_folder
+from depthsys.export.guard import guarded
 from depthsys.export.plain import NO_GOLDEN, about_of, check_about, one_system, plain, restored
 from depthsys.export.schema import migrated
+from depthsys.files import whole_folder
 from depthsys.ltv import system as ltv_system
 from depthsys.ltv.system import DIMS
 
@@ -257,6 +258,7 @@ def _table(system: xr.Dataset, about: Mapping[str, Any]) -> str:
     return "\n".join(f"    {'  '.join(row)}".rstrip() for row in padded)
 
 
+@guarded
 def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     """Read what `to_matlab` or ``NAME_save.m`` wrote, or a .mat with A, B, C and perhaps D.
 
@@ -282,8 +284,9 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     """
     file = _mat_of(Path(path))
     where = str(file)
-    variables = mat_file.read(file)
-    _check_present(variables, file)
+    content = mat_file.read(file)
+    variables = content.variables
+    _check_present(content, file)
     if "about" not in variables:
         return _bare(variables, where)
     about = about_of(str(variables["about"]), where)
@@ -300,9 +303,9 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     return restored(_arrays(variables, about, where), about, where)
 
 
-def _check_present(variables: mat_file.Variables, file: Path) -> None:
-    absent = [name for name in "ABCD" if name not in variables]
-    others = mat_file.left_out(file) if absent else {}
+def _check_present(content: mat_file.Mat, file: Path) -> None:
+    absent = [name for name in "ABCD" if name not in content.variables]
+    others = content.others
     missing = [name for name in absent if name != "D" or name in others]
     if not missing:
         return
@@ -313,7 +316,7 @@ def _check_present(variables: mat_file.Variables, file: Path) -> None:
     ]
     raise ValueError(
         f"`path` must hold arrays A, B and C; got {str(file)!r} without {missing}, with "
-        f"{sorted(variables)}.{''.join(hints)} Save arrays with layer last, A (n,n,L), B (n,m,L), "
+        f"{content.kinds}.{''.join(hints)} Save arrays with layer last, A (n,n,L), B (n,m,L), "
         "C (p,n,L+1); in Octave with `save('-v7', ...)`."
     )
 

@@ -5,16 +5,27 @@ The golden trajectory lies in the group ``golden`` beside the system.
 
 import json
 import os
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
 from depthsys.export.golden import golden_trajectory
-from depthsys.export.plain import about_of, digests, storable, with_golden
-from depthsys.export.schema import migrated
+from depthsys.export.guard import existing_file, guarded, told_of
+from depthsys.export.plain import GOLDEN, about_of, digests, storable, with_golden
+from depthsys.export.schema import NAMES, migrated
+from depthsys.files import whole_file, write_netcdf
+from depthsys.files.strangers import Group, read_netcdf
+from depthsys.files.strangers.limits import one_line
 
 GROUP = "golden"
+WHOLE = "a whole netCDF4 file"
+# other results that people try to read, by the function of `depthsys.lm` that made them
+_RESULTS = {
+    "compare_energies": "a schedule of `depthsys control`",
+    "gain_report": "a result of `depthsys gains`",
+    "compare": "a result of `depthsys compare`",
+    "jacobians": "full Jacobians of `lm.jacobians`",
+}
 
 
 def to_netcdf(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -39,10 +50,10 @@ def to_netcdf(system: xr.Dataset, path: str | os.PathLike, *, force: bool = Fals
     system = storable(migrated(system))
     golden = golden_group(system)
     with whole_file(path, force) as partial:
-        system.to_netcdf(partial, engine="h5netcdf")
-        golden.to_netcdf(partial, engine="h5netcdf", group=GROUP, mode="a")
+        write_netcdf(partial, {None: system, GROUP: golden})
 
 
+@guarded
 def from_netcdf(path: str | os.PathLike) -> xr.Dataset:
     """Read a system; older schemas are brought up to date.
 
@@ -59,16 +70,52 @@ def from_netcdf(path: str | os.PathLike) -> xr.Dataset:
         If it is truncated, no netCDF, no system, of a newer schema, or does not replay its golden
         trajectory.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
-    try:
-        system = xr.load_dataset(path, engine="h5netcdf")
-        golden = _group(path)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"`path` must be a whole netCDF4 file; got {str(path)!r}: {error}. Write it again."
-        ) from error
-    return with_golden(system, golden.variables, told_by(golden, str(path)), str(path))
+    place = existing_file(path)
+    groups = {"": NAMES, GROUP: GOLDEN}
+    with told_of(path, WHOLE):
+        read = read_netcdf(place, groups, listed=(GROUP, "digests"))
+    return system_of(read, str(path))
+
+
+def system_of(read: Mapping[str, Group], where: str) -> xr.Dataset:
+    """The system in what was read of a file with the group ``golden``, or without."""
+    system = read[""].dataset
+    check_is_system(read[""], where)
+    if GROUP not in read:
+        return with_golden(system, {}, {}, where, read[""].others)
+    golden = read[GROUP].dataset
+    return with_golden(system, golden.variables, told_by(golden, where), where)
+
+
+def check_is_system(read: Group, where: str) -> None:
+    """ValueError for another result of depthsys, which says what it is."""
+    if "A" in read.dataset:
+        return
+    names = [one_line(name, 40) for name in [*map(str, read.dataset.data_vars), *read.others]]
+    history = str(read.dataset.attrs.get("history", "")).rstrip()
+    maker = history.rpartition("depthsys.")[2] if "depthsys." in history else ""
+    known = _RESULTS.get(maker.rpartition(".")[2])
+    if known is None:
+        return
+    raise ValueError(
+        f"`path` must hold a system (A, B, C, D); got {where!r}, which is {known}, with the "
+        f"variables {names[:12]}. Give the system.nc beside it."
+    )
+
+
+def read_variables(path: str | os.PathLike, names: Iterable[str]) -> xr.Dataset:
+    """Variables of any netCDF4 file, those that are there, with the labels of their dims.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no netCDF4 file, truncated, or not safe to read.
+    """
+    place = existing_file(path)
+    with told_of(path, WHOLE):
+        return read_netcdf(place, {"": names})[""].dataset
 
 
 def golden_group(system: xr.Dataset) -> xr.Dataset:
@@ -80,12 +127,3 @@ def told_by(golden: xr.Dataset, where: str) -> dict[str, str]:
     """The digests that came with a golden trajectory."""
     told = about_of(str(golden.attrs.get("digests", "{}")), where)
     return told if isinstance(told, dict) else {}
-
-
-def _group(path: str | os.PathLike) -> xr.Dataset:
-    import h5netcdf
-
-    with h5netcdf.File(path, "r") as file:
-        if GROUP not in file.groups:
-            return xr.Dataset()
-    return xr.load_dataset(path, engine="h5netcdf", group=GROUP)

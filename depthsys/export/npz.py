@@ -2,33 +2,25 @@
 
 import json
 import os
-import struct
 import zipfile
-import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_file
+from depthsys.export.guard import existing_file, guarded, told_of
 from depthsys.export.plain import NO_GOLDEN, about_of, one_system, plain, restored
 from depthsys.export.schema import migrated
+from depthsys.files import whole_file
+from depthsys.files.strangers import limits
+from depthsys.files.strangers.limits import Refused
 from depthsys.ltv import system as ltv_system
 
-# what numpy and zipfile trip over in a damaged file
-_DAMAGED = (
-    ValueError,
-    OSError,
-    EOFError,
-    AttributeError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def to_npz(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -59,6 +51,7 @@ def to_npz(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) 
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)  # pyright: ignore
 
 
+@guarded
 def from_npz(path: str | os.PathLike) -> xr.Dataset:
     """Read what `to_npz` wrote, or an engineer with `load_control.save`, or A, B, C and D alone.
 
@@ -70,19 +63,9 @@ def from_npz(path: str | os.PathLike) -> xr.Dataset:
         If it is truncated, no such export, holds pickles, is no system, or does not replay its
         golden trajectory.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
-    try:
-        with Path(path).open("rb") as file:  # numpy leaves a broken one open
-            stored = np.load(file, allow_pickle=False)
-            arrays = {name: stored[name] for name in stored.files}
-    except _DAMAGED as error:
-        # numpy goes on with how to load pickles all the same
-        why = str(error).split(" If you trust")[0].rstrip(".")
-        raise ValueError(
-            f"`path` must be a whole .npz of plain arrays, without pickles; got {str(path)!r}: "
-            f"{why}. Write it again."
-        ) from error
+    place = existing_file(path)
+    with told_of(path, "a whole .npz of plain arrays, without pickles"):
+        arrays = _read(place)
     if missing := [name for name in "ABC" if name not in arrays]:
         raise ValueError(
             f"`path` must hold arrays A, B and C; got {str(path)!r} without {missing}. Save them "
@@ -91,6 +74,65 @@ def from_npz(path: str | os.PathLike) -> xr.Dataset:
     if "about" not in arrays:
         return _bare(arrays, str(path))
     return restored(arrays, about_of(str(arrays.pop("about")), str(path)), str(path))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """A, B, C and D, and what ``about`` describes, after a look at the archive.
+
+    `zipfile` and `numpy.lib.format` are Python: they crash nowhere, and read no more than they say.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > limits.OBJECTS:
+            raise Refused(f"it holds more than {limits.OBJECTS} arrays")
+        inside = {m.filename.removesuffix(".npy"): m for m in members}
+        if "about" not in inside and any(name.startswith("golden_") for name in inside):
+            raise ValueError("its description `about` is missing")
+        arrays = _members(archive, inside, ["about"])
+        wanted = {*"ABCD", *_described(arrays)} & inside.keys()
+        return arrays | _members(archive, inside, [n for n in inside if n in wanted - {"about"}])
+
+
+def _described(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Names in the description; none if it is none, which `about_of` says later."""
+    try:
+        about = json.loads(str(arrays["about"]))
+        return [*about["dims"], *(f"golden_{name}" for name in about["golden_dims"])]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return []
+
+
+def _members(
+    archive: zipfile.ZipFile, inside: Mapping[str, zipfile.ZipInfo], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    present = [name for name in names if name in inside]
+    declared = {name: _declared(archive, inside[name], name) for name in present}
+    stored = sum(info.compress_size for info in inside.values())
+    limits.check_sizes(declared, stored, limits.half_of_memory())
+    arrays = {}
+    for name in present:
+        with archive.open(inside[name]) as file:
+            arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+            file.read(1)  # its end, where the checksum is looked at
+    return arrays
+
+
+def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> int:
+    """The bytes of an array, by its header; Refused for objects, which would be pickles."""
+    shown = limits.one_line(repr(name), 60)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Refused(f"{shown} is packed in another way than numpy does")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise Refused(f"{shown} has a header of version {version}")
+        shape, _, dtype = _HEADERS[version](file)
+    if dtype.kind not in "fiubcUSmM":
+        raise Refused(f"{shown} holds objects, which numpy keeps as pickles, or records")
+    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if nbytes > info.file_size:
+        raise Refused(f"{shown} declares more than it has")
+    return nbytes
 
 
 def _bare(arrays: dict[str, np.ndarray], where: str) -> xr.Dataset:

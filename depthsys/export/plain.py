@@ -6,7 +6,7 @@ Dataset.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ _STORAGE = {
     "grid_mapping", "_Unsigned", "_NCProperties", "compress",
 }  # fmt: skip
 NO_GOLDEN = "it came without a golden trajectory: nothing tells whether its axes are right"
+
+GOLDEN_SINCE = (
+    "it replayed its golden trajectory, which was made after it had come without one: nothing "
+    "tells whether its axes were right before that"
+)
+TEXT = 2**20  # characters of an attribute
 
 
 def one_system(system: xr.Dataset, kind: str) -> xr.Dataset:
@@ -155,12 +161,16 @@ def _texts(names: Any) -> bool:
 
 
 def with_golden(
-    system: xr.Dataset, golden: Mapping[Any, xr.Variable], told: Mapping[str, str], where: str
+    system: xr.Dataset,
+    golden: Mapping[Any, xr.Variable],
+    told: Mapping[str, str],
+    where: str,
+    others: Sequence[str] = (),
 ) -> xr.Dataset:
     """What was read, in today's schema, after replaying the golden trajectory that came with it.
 
     ``told`` are `digests`, which what was read must have. Without a golden trajectory
-    ``import_note`` in attrs says so.
+    ``import_note`` in attrs says so, and which variables of the file, ``others``, were left out.
     """
     # netCDF and Zarr give texts back as objects and strings of any length
     odd = {n: v for n, v in system.variables.items() if v.dtype.kind in "OT"}
@@ -172,7 +182,8 @@ def with_golden(
             f"{list(GOLDEN)}. Export it again, or remove those too."
         )
     if not found:
-        return migrated(system).assign_attrs(import_note=NO_GOLDEN)
+        left_out = f"; left out, as no parts of a system: {', '.join(others)}" if others else ""
+        return migrated(system).assign_attrs(import_note=NO_GOLDEN + left_out)
     try:
         run = xr.Dataset({name: golden[name] for name in GOLDEN})
     except ValueError as error:
@@ -183,6 +194,8 @@ def with_golden(
     # before anything is said of padding zeros, which are not zero in a transposed system
     check_golden(system, run, where)
     _check_digests(system, told, where)
+    if str(system.attrs.get("import_note", "")).startswith(NO_GOLDEN):
+        system = system.assign_attrs(import_note=GOLDEN_SINCE)
     return migrated(system)
 
 
@@ -280,6 +293,11 @@ def _scalar(value: Any, name: str, key: Any, of_system: bool) -> str | int | flo
         raise ValueError(
             f"`{name}` must fit into 64 bits, or be a text without NUL; got {value!r:.40}. Store "
             "it as a text."
+        )
+    if isinstance(value, str) and len(value) > TEXT:
+        raise ValueError(
+            f"`{name}` must be a text of at most {TEXT} characters; got {len(value)}. Store it as "
+            "a variable, or in a file of its own."
         )
     return value
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from depthsys.export.atomic import whole_folder
 from depthsys.export.control import library, write_receiver
 from depthsys.export.plain import one_system
 from depthsys.export.receivers import load_pymor
+from depthsys.files import whole_folder
 
 if TYPE_CHECKING:
     from pymor.models.iosys import LTIModel  # pyright: ignore[reportMissingImports]

@@ -11,6 +11,7 @@ from depthsys.export.matlab import from_matlab
 from depthsys.export.netcdf import from_netcdf
 from depthsys.export.npz import from_npz
 from depthsys.export.zarr_store import from_zarr
+from depthsys.files import found
 
 READERS: dict[str, Callable[[Path], xr.Dataset]] = {
     ".nc": from_netcdf,
@@ -44,7 +45,7 @@ def read(path: str | os.PathLike) -> xr.Dataset:
         If the format is none of these, the file is truncated or foreign, or the system is not the
         one that was exported.
     """
-    place = Path(path)
+    place = found(path)
     if not place.exists():
         raise FileNotFoundError(f"`path` must be an existing file; got {str(path)!r}. Look for it.")
     kind = place.suffix.lower()

@@ -41,6 +41,9 @@ MEANINGS = {
     "output_name": ("names of the outputs", ""),
 }
 
+# what a file of a system is looked through for, beside what it says itself that it holds
+NAMES = (*"ABCD", *MEANINGS)
+
 
 def migrated(system: xr.Dataset) -> xr.Dataset:
     """The system in today's schema, checked.

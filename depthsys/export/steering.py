@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys._version import __version__
-from depthsys.export.atomic import whole_file
 from depthsys.export.control import library
 from depthsys.export.plain import one_system
+from depthsys.files import whole_file
 from depthsys.ltv.system import as_named, same_labels
 
 FORMAT = "depthsys steering plan"

@@ -6,15 +6,16 @@ The golden trajectory lies in the group ``golden`` beside the system.
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 
 import xarray as xr
 
-from depthsys.export.atomic import check_case, files_below, whole_folder
-from depthsys.export.netcdf import GROUP, golden_group, told_by
-from depthsys.export.plain import GOLDEN, storable, with_golden
-from depthsys.export.schema import migrated
+from depthsys.export.guard import guarded, told_of
+from depthsys.export.netcdf import GROUP, golden_group, system_of
+from depthsys.export.plain import GOLDEN, storable
+from depthsys.export.schema import NAMES, migrated
+from depthsys.files import check_case, files_below, whole_folder
+from depthsys.files.strangers import read_zarr
 
 
 def to_zarr(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -51,7 +52,7 @@ def _foreign(folder: Path) -> list[str]:
     try:
         golden = json.loads((folder / GROUP / "zarr.json").read_text(encoding="utf-8"))
         names = json.loads(golden["attributes"]["digests"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return files_below(folder) or [folder.name]
     arrays = [*map(re.escape, names), *(f"{GROUP}/{name}" for name in GOLDEN)]
     ours = re.compile(rf"({GROUP}/)?zarr\.json|({'|'.join(arrays)})/(zarr\.json|c(/\d+)*)")
@@ -68,6 +69,7 @@ def _bare(system: xr.Dataset) -> xr.Dataset:
     return system.assign(texts)
 
 
+@guarded
 def from_zarr(path: str | os.PathLike) -> xr.Dataset:
     """Read a system; older schemas are brought up to date.
 
@@ -88,26 +90,7 @@ def from_zarr(path: str | os.PathLike) -> xr.Dataset:
         raise FileNotFoundError(
             f"`path` must be an existing folder; got {str(path)!r}. Look for it."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # zarr only warns of parts that it cannot read
-            system, golden = _opened(path, None), _opened(path, GROUP)
-    except (OSError, KeyError, RuntimeError, ValueError, Warning) as error:
-        raise ValueError(
-            f"`path` must be a whole Zarr store; got {str(path)!r}: {error}. Write it again."
-        ) from error
-    return with_golden(system, golden.variables, told_by(golden, str(path)), str(path))
-
-
-def _opened(path: str | os.PathLike, group: str | None) -> xr.Dataset:
-    """A group in memory, empty if it is not there; ValueError if a chunk of ours is lost."""
-    import zarr
-
-    if group is not None and not (Path(path) / group).is_dir():
-        return xr.Dataset()
-    arrays = dict(zarr.open_group(path, mode="r", path=group or "").arrays())
-    ours = (Path(path) / GROUP).is_dir()
-    lost = [name for name, a in arrays.items() if ours and a.nchunks_initialized < a.nchunks]
-    if lost:
-        raise ValueError(f"chunks of {lost} are missing")
-    return xr.open_zarr(path, group=group, consolidated=False, chunks=None).load()
+    groups = {"": NAMES, GROUP: GOLDEN}
+    with told_of(path, "a whole Zarr store"):
+        read = read_zarr(Path(path), groups, listed=(GROUP, "digests"), whole=GROUP)
+    return system_of(read, str(path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from depthsys.files.strangers.limits import one_line
 from depthsys.job.settings import NEEDED_ATTRS, NEEDED_VARIABLES
 
 if TYPE_CHECKING:
@@ -188,15 +189,17 @@ def _with_origin_of(sent: "xr.Dataset", system: "xr.Dataset") -> "xr.Dataset":
 def _next_step(system: "xr.Dataset", out: Path, compared: bool) -> str:
     """How to check the system on the language model, or why that cannot be done."""
     lacking = _lacks(system)
-    if not lacking and "prompt" not in system.dims:
+    if "prompt" in system.dims:
+        return (
+            "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
+            "`lm.agreement`."
+        )
+    if not lacking:
         return f"Check it on the language model: `depthsys gains {out} --out ...`."
+    hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
     if _LACKING & lacking:
-        hint = "" if compared else " Give the system that was sent: --original SYSTEM.nc."
         return f"It does not say of which model and texts it is.{hint}"
-    return (
-        "It is of single prompts: `depthsys gains` takes systems of a task; in Python use "
-        "`lm.agreement`."
-    )
+    return f"It lacks what `depthsys gains` needs: {', '.join(sorted(lacking))}.{hint}"
 
 
 def _console() -> Console:
@@ -221,7 +224,7 @@ def _selected(system: "xr.Dataset", chosen: dict[str, int]) -> "xr.Dataset":
 
 
 def _plan(path: Path) -> "xr.Dataset":
-    import xarray as xr
+    from depthsys.export.netcdf import read_variables
 
     if not path.is_file():
         raise FileNotFoundError(
@@ -229,8 +232,8 @@ def _plan(path: Path) -> "xr.Dataset":
             "control`."
         )
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return read_variables(path, ["u", "energy", "predicted_energy"])
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"`--schedule` must be a schedule.nc; got {str(path)!r}: {error}. Make one with "
             "`depthsys control`."
@@ -244,11 +247,11 @@ def _described(system: "xr.Dataset") -> str:
     parts = [_counted(system.sizes["layer"], "layer")]
     parts += [f"up to {_counted(int(system['order'].max()), 'state')}"]
     for dim in ("input", "output"):
-        names = list(map(str, system[f"{dim}_name"].values))
+        names = [one_line(name, 40) for name in system[f"{dim}_name"].values]
         shown = ", ".join(names[:4] + ["..."] * (len(names) > 4))
         parts.append(f"{_counted(len(names), dim)} ({shown})")
     parts += [_counted(n, dim) for dim, n in batch_sizes(system).items()]
-    origin = [str(system.attrs[k]) for k in ("model", "method") if k in system.attrs]
+    origin = [one_line(system.attrs[k], 200) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
 
 

@@ -91,9 +91,9 @@ class Job:
 
         ``texts`` and ``model`` replace the stored places; ``dtype`` None means the stored one.
         """
-        from depthsys import export
+        from depthsys import export, files
 
-        if not path.is_file():
+        if not files.found(path).is_file():
             raise FileNotFoundError(
                 f"`SYSTEM.nc` must be an existing file; got {str(path)!r}. "
                 "Write one with `depthsys identify`."

@@ -1,7 +1,5 @@
 """Full Jacobians of every block: in memory, or on disk with progress and resume."""
 
-import contextlib
-import json
 import os
 import shutil
 import warnings
@@ -14,13 +12,9 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
 from zarr.codecs import Crc32cCodec
 
+from depthsys.files import PROGRESS, Resumable
 from depthsys.lm.hf.checkpoint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
@@ -153,7 +147,7 @@ def jacobians(
             "`model` must keep the weights it was wrapped with; they have changed. Wrap it again."
         )
     store = _Store.checked(Path(out), layout, _identity(attrs), overwrite)
-    with store.locked():
+    with store.work.locked():
         arrays, done = store.opened()
         try:
             for layer in _layers(run, kind, arrays, done):
@@ -345,16 +339,22 @@ class _Store:
 
     out: Path
     layout: Mapping[str, _Variable]
-    identity: Mapping[str, Any]
     overwrite: bool
+    work: Resumable
     done: int = 0
 
     @classmethod
     def checked(cls, out: Path, layout, identity, overwrite: bool) -> "_Store":
         """ValueError unless ``out`` can be written, and an interrupted run be gone on with."""
-        store = cls(out.resolve(), layout, identity, overwrite)
+        out = out.resolve()
+        partial = out.with_name(out.name + ".partial")
+        store = cls(out, layout, overwrite, Resumable(partial, identity, work="store"))
+        store.work.recover(out)
         store._check_out()
-        store = replace(store, done=store._layers_done())
+        work = Resumable.checked(
+            partial, identity, begun_with="model, prompts and settings", work="store"
+        )
+        store = replace(store, work=work, done=_layers_done(work))
         n_layers = layout["A"].shape[-3]
         needed = _size(layout) * (n_layers - store.done) // n_layers
         free = shutil.disk_usage(store.out.parent).free
@@ -367,7 +367,7 @@ class _Store:
 
     @property
     def partial(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
+        return self.work.folder
 
     def _check_out(self) -> None:
         if not self.out.parent.is_dir():
@@ -394,73 +394,12 @@ class _Store:
                 "holds other things. Choose another name."
             )
 
-    def _layers_done(self) -> int:
-        """How many layers an interrupted run has finished; ValueError if it was another run."""
-        if not (self.partial / "store").is_dir():
-            # nothing computed yet, or killed between the last two steps of `publish`
-            strange = {p.name for p in self.partial.glob("*")} - {
-                "progress.json",
-                "progress.json.new",
-                "replaced",
-                "lock",
-            }
-            if strange:
-                raise ValueError(
-                    f"`out` must leave {str(self.partial)!r} to this function; found "
-                    f"{sorted(strange)[:3]} there. Choose another name."
-                )
-            return 0
-        try:
-            progress = json.loads((self.partial / "progress.json").read_text())
-            begun, done = dict(progress["identity"]), int(progress["layers_done"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"`out` must have readable progress; got {type(error).__name__} in "
-                f"{str(self.partial / 'progress.json')!r}. Choose another name, or delete that "
-                "folder if it holds nothing you need."
-            ) from error
-        other = [
-            f"{key} {begun.get(key)!r}, now {value!r}"
-            for key, value in self.identity.items()
-            if begun.get(key) != value
-        ]
-        if other:
-            raise ValueError(
-                "`out` must be resumed with the model, prompts and settings that it was begun "
-                f"with; {str(self.partial)!r} was begun with {'; '.join(other)}. Go on with those, "
-                "delete that folder, or choose another `out`."
-            )
-        return done
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs from the same ``out``; the system frees the lock when a process ends."""
-        try:
-            self.partial.mkdir(exist_ok=True)
-            file = (self.partial / "lock").open("w")
-        except OSError as error:
-            raise ValueError(
-                f"`out` must lie in a writable folder; got {str(self.out)!r}: {error.strerror}. "
-                "Choose another."
-            ) from error
-        with file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise ValueError(
-                        f"`out` must not be written by two runs at once; {str(self.partial)!r} is "
-                        "in use. Wait for the other run, or choose another `out`."
-                    ) from error
-            yield
-
     def opened(self) -> tuple[dict[str, zarr.Array], int]:
         """The arrays to write to, and how many of their layers are there and whole."""
         if self.done > 0:
             arrays: Any = {n: zarr.open_array(self._path(n), mode="r+") for n in self.layout}
             return arrays, next((n for n in range(self.done) if not _whole(arrays, n)), self.done)
-        for name in ("store", "replaced"):
-            shutil.rmtree(self.partial / name, ignore_errors=True)
+        self.work.begin()
         self.mark(0)
         for dim, values in _coords(self.layout).items():
             shape = values.shape
@@ -468,30 +407,36 @@ class _Store:
         return {name: _create(self._path(name), v) for name, v in self.layout.items()}, 0
 
     def _path(self, name: str) -> Path:
-        return self.partial / "store" / name
+        return self.work.work_folder / name
 
     def mark(self, done: int) -> None:
         """Note how many layers are written, all or nothing."""
-        new = self.partial / "progress.json.new"
-        with new.open("w") as file:
-            json.dump({"identity": self.identity, "layers_done": done}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.partial / "progress.json")
+        self.work.note(layers_done=done)
 
     def publish(self, attrs: Mapping[str, Any]) -> None:
         """Give the finished store its root metadata and its name."""
-        whole = self.partial / "store"
+        whole = self.work.work_folder
         zarr.open_group(whole, mode="a").attrs.update(attrs)
         with warnings.catch_warnings():
             # readers that do not know consolidated metadata ignore it
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             zarr.consolidate_metadata(whole)
         self._check_out()
-        if self.out.exists():
-            self.out.rename(self.partial / "replaced")
-        whole.rename(self.out)
-        shutil.rmtree(self.partial)
+        self.work.publish(self.out)
+
+
+def _layers_done(work: Resumable) -> int:
+    """How many layers an interrupted run has finished; ValueError where it does not say."""
+    if not work.begun:
+        return 0
+    try:
+        return int(work.noted()["layers_done"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`out` must have readable progress; got {type(error).__name__} in "
+            f"{str(work.folder / PROGRESS)!r}. Choose another name, or delete that folder if it "
+            "holds nothing you need."
+        ) from error
 
 
 def _create(path: Path, variable: _Variable) -> zarr.Array:

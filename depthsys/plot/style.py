@@ -1,5 +1,6 @@
 """What all figures share: size, saving, colours, axes, and reading Datasets by dim name."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,11 +55,30 @@ def figure(
     return fig, axes
 
 
-def save(fig: Figure, path: Path, kind: str) -> None:
-    """Write a figure; ``kind`` is "png" or "svg" (text stays text, and runs are reproducible)."""
+def save(fig: Figure, path: str | os.PathLike, kind: str) -> Path:
+    """Write a figure, and say where.
+
+    Parameters
+    ----------
+    fig
+        The figure.
+    path
+        The file; ``.png`` or ``.svg`` is added where the name does not end so.
+    kind
+        "png" or "svg" (text stays text, and runs are reproducible).
+
+    Returns
+    -------
+    Path
+        What was written.
+    """
+    place = Path(path)
+    if place.suffix.lower() != f".{kind}":
+        place = place.with_name(f"{place.name}.{kind}")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "depthsys"}):
         metadata = {"Date": None} if kind == "svg" else None
-        fig.savefig(path, format=kind, dpi=150, metadata=metadata)
+        fig.savefig(place, format=kind, dpi=150, metadata=metadata)
+    return place
 
 
 def basis_styles(names: Sequence[str]) -> list[dict]:

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 from depthsys import export
-from depthsys.export import atomic
 from depthsys.export.receivers import load_control, load_csv
+from depthsys.files import contents
 from tests.export.conftest import random_system
 from tests.export.test_control import (
     another_second_row,
@@ -175,7 +175,7 @@ def ignore_case(monkeypatch):
         probes.append((name, other))
         return name.lower() == other.lower()
 
-    monkeypatch.setattr(atomic, "_one_file", one_file)
+    monkeypatch.setattr(contents, "_one_file", one_file)
     return probes
 
 
@@ -192,19 +192,19 @@ def test_two_variables_that_would_be_one_file(system, tmp_path, monkeypatch):
 
 def test_the_disk_is_asked_only_where_names_are_alike(tmp_path, monkeypatch):
     probes = ignore_case(monkeypatch)
-    atomic.check_case(tmp_path, ["A", "B", "golden_x", "a b"])
+    contents.check_case(tmp_path, ["A", "B", "golden_x", "a b"])
     assert probes == []
     with pytest.raises(ValueError, match="'B' and 'b'"):
-        atomic.check_case(tmp_path, (name for name in ("A", "B", "b", "a")))
+        contents.check_case(tmp_path, (name for name in ("A", "B", "b", "a")))
     assert probes == [("B", "b")]
     two = "\u00e9", "e\u0301"  # one letter, or one and an accent: macOS takes them for one name
-    atomic.check_case(tmp_path, two)
+    contents.check_case(tmp_path, two)
     assert probes[1:] == [two]
 
 
 def test_the_probe_tells_names_apart_and_leaves_nothing(tmp_path):
-    assert not atomic._one_file(tmp_path, "name", "other")
-    assert atomic._one_file(tmp_path, "name", "name")
+    assert not contents._one_file(tmp_path, "name", "other")
+    assert contents._one_file(tmp_path, "name", "name")
     assert list(tmp_path.iterdir()) == []
 
 

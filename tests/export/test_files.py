@@ -383,9 +383,11 @@ def test_a_file_without_a_golden_trajectory_says_so(tmp_path):
     again = export.from_netcdf(tmp_path / "s.nc")
     assert "without a golden trajectory" in again.attrs["import_note"]
     export.to_netcdf(again, tmp_path / "t.nc")  # now it has one, made of what nobody has checked
-    assert (
-        "without a golden trajectory" in export.from_netcdf(tmp_path / "t.nc").attrs["import_note"]
-    )
+    note = "which was made after it had come without one"
+    later = export.from_netcdf(tmp_path / "t.nc")
+    assert note in later.attrs["import_note"]
+    export.to_npz(later, tmp_path / "u.npz")
+    assert export.read(tmp_path / "u.npz").attrs["import_note"] == later.attrs["import_note"]
 
 
 def test_older_schemas_are_migrated_and_newer_refused(tmp_path):

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from depthsys import lm
+from depthsys.files import renames
 from depthsys.lm.frozen import FrozenBlock
 from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
@@ -277,7 +278,7 @@ def test_a_killed_process_leaves_what_it_finished(gpt2, tokens, out, monkeypatch
     assert_same_bits(resumed, lm.jacobians(gpt2, tokens, per_prompt=True))
 
 
-@pytest.mark.parametrize("step", ["first write", "rename 1", "rename 2", "rmtree"])
+@pytest.mark.parametrize("step", ["first write", "exchange", "move 1", "move 2", "rmtree"])
 def test_a_run_that_ends_while_it_begins_or_publishes(gpt2, tokens, out, monkeypatch, step):
     """An old store is there until the new one is whole; then one of them always is."""
     old = lm.jacobians(gpt2, [[1, 2]], out=out).load()
@@ -288,15 +289,15 @@ def test_a_run_that_ends_while_it_begins_or_publishes(gpt2, tokens, out, monkeyp
             patch.setattr(module, "_create", stopped_at(1, module._create))
         elif step == "rmtree":
             patch.setattr(shutil, "rmtree", stopped_at(3, shutil.rmtree))
-        else:
-            patch.setattr(Path, "rename", stopped_at(int(step[-1]), Path.rename))
+        elif step == "exchange":
+            patch.setattr(renames, step, stopped_at(1, renames.exchange))
+        else:  # where the two cannot change places at once
+            patch.setattr(renames, "exchange", lambda *_: False)
+            patch.setattr(renames, "move", stopped_at(int(step[-1]), renames.move))
         with pytest.raises(KeyboardInterrupt):
             lm.jacobians(gpt2, tokens, out=out, overwrite=True)
-    if step == "rename 2":
-        assert_same_bits(xr.open_zarr(partial(out) / "replaced"), old)
-    else:
-        assert_same_bits(xr.open_zarr(out), new if step == "rmtree" else old)
-    if step.startswith("rename"):  # all is computed
+    assert_same_bits(xr.open_zarr(out), new if step == "rmtree" else old)
+    if step[:4] in ("exch", "move"):  # all is computed
         no_block_runs(monkeypatch)
     again = lm.jacobians(gpt2, tokens, out=out, overwrite=True)
     assert_same_bits(again, new)

@@ -2,13 +2,11 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from depthsys import export
-from depthsys.export import atomic
-from depthsys.export.atomic import files_below, whole_file, whole_folder
+from depthsys.files import contents, files_below, renames, whole_file, whole_folder
 from tests.export.conftest import random_system, with_companions
 
 
@@ -34,21 +32,27 @@ def test_an_interrupted_export_leaves_nothing(error, place, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupt_between_two_renames_leaves_the_old_export(error, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupt_at_a_rename_of_a_swap_leaves_the_old_export(
+    error, number, tmp_path, monkeypatch
+):
+    """Where the two cannot change places at once."""
     export.to_csv(random_system(), tmp_path / "s")
     before = (tmp_path / "s/A.csv").read_text()
-    rename = os.rename
+    move, calls = renames.move, []
 
     def interrupted(source, target):
-        if Path(source).name.startswith(".s.part") and not Path(target).exists():
+        move(source, target)
+        calls.append(target)
+        if len(calls) == number:
             raise error
-        rename(source, target)
 
-    monkeypatch.setattr(os, "rename", interrupted)
+    monkeypatch.setattr(renames, "exchange", lambda *_: False)
+    monkeypatch.setattr(renames, "move", interrupted)
     with pytest.raises(error):
         export.to_csv(random_system(seed=1), tmp_path / "s", force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
-    assert (tmp_path / "s/A.csv").read_text() == before
+    assert ((tmp_path / "s/A.csv").read_text() == before) == (number == 1)
 
 
 def test_what_others_put_beside_or_below_an_export_is_kept(tmp_path):
@@ -72,17 +76,19 @@ def test_what_others_put_beside_or_below_an_export_is_kept(tmp_path):
     assert (tmp_path / "tables/summary.txt").read_text() == "mine"
 
 
-def test_links_are_followed(tmp_path):
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_are_neither_followed_nor_replaced(exists, tmp_path):
     (tmp_path / "real").mkdir()
-    (tmp_path / "folder").symlink_to(tmp_path / "real" / "folder")
-    (tmp_path / "file.npz").symlink_to(tmp_path / "real" / "file.npz")
-    for force in (False, True):
-        export.to_csv(random_system(), tmp_path / "folder", force=force)
-        export.to_npz(random_system(), tmp_path / "file.npz", force=force)
-    assert (tmp_path / "folder").is_symlink()
-    assert (tmp_path / "file.npz").is_symlink()
-    assert sorted(p.name for p in (tmp_path / "real").iterdir()) == ["file.npz", "folder"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.npz", "folder", "real"]
+    for name, write in (("folder", export.to_csv), ("file.npz", export.to_npz)):
+        (tmp_path / name).symlink_to(tmp_path / "real" / name)
+        if exists:
+            write(random_system(), tmp_path / "real" / name)
+        before = files_below(tmp_path)
+        for force in (False, True):
+            with pytest.raises(FileExistsError, match=rf"symbolic link; .*leads to '.*real/{name}"):
+                write(random_system(seed=1), tmp_path / name, force=force)
+        assert files_below(tmp_path) == before
+        assert (tmp_path / name).is_symlink()
 
 
 def test_without_hard_links_a_file_is_written_all_the_same(tmp_path, monkeypatch):
@@ -149,7 +155,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("write", [export.to_zarr, export.to_csv])
 def test_disks_that_ignore_case_are_refused_where_names_collide(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_one_file", lambda folder, name, other: True)
+    monkeypatch.setattr(contents, "_one_file", lambda folder, name, other: True)
     with pytest.raises(ValueError, match=r"got the variables '[Vv]' and '[Vv]'"):
         write(with_companions(random_system()), tmp_path / "s")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,23 @@
+"""A run that is killed or interrupted at any step leaves the old thing or the new one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and renameat2")
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGKILL", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)]
+)
+def test_killed_at_every_step(name, tmp_path):
+    """Files, folders, results and resumable work, on disks that can do more and less."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.files.killed", name],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 800
