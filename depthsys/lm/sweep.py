@@ -6,6 +6,7 @@ flat in the number of prompts.
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING
 
@@ -142,6 +143,7 @@ class _Again:
     def __init__(self, run: "Run", keep: bool):
         self._run, self._keep = run, keep
         self._spool: IO[bytes] = tempfile.TemporaryFile()
+        weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
 
