@@ -15,10 +15,10 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
-from depthsys.lm.identify import NothingReachedError, reduced_to
+from depthsys.lm.identify import NothingReachedError, reduced_to_each
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_eps, measure_gains_at
-from depthsys.lm.methods import METHODS, Method, Reduce
+from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
 from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.prompts import Splits
@@ -33,7 +33,7 @@ REFERENCES = ("mean_system", "mean_response")
 RESOLUTION = 10 * float(np.finfo(np.float32).eps)
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", ["absolute", "relative"])
-_STORED = ("A", "B", "C", "D", "V", "W")
+_STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
 
@@ -358,33 +358,39 @@ def _method_table(
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """All rows of one method, None if it finds nothing, and a note about its orders."""
     system_of, reduce, shared = full.prepared(name)
-    rtol = full.rtol_of(method)
+    begin = perf_counter()
+    systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
+    seconds = shared + perf_counter() - begin
     rows: list[xr.Dataset | None] = []
     note: dict[str, str] = {}
-    for order in orders:
-        if note and method.nested:  # above the rank nothing changes
-            rows.append(rows[-1])
-            continue
-        begin = perf_counter()
-        try:
-            system = reduced_to(reduce, order, rtol)
-        except NothingReachedError as error:
+    for order, system in zip(orders, systems, strict=True):
+        if isinstance(system, NothingReachedError):
             rows.append(None)
-            note = {f"note_{name}": f"order {order}: {error}"}
+            note = {f"note_{name}": f"order {order}: {system}"}
             continue
-        seconds = shared + perf_counter() - begin
+        if f"note_{name}" not in note and "note" in system.attrs:
+            note = {f"note_{name}": system.attrs["note"]}
+        elif "note" in system.attrs and rows[-1] is not None:
+            rows.append(rows[-1])  # above the rank nothing changes
+            continue
         system = system.assign({v: system_of[v] for v in ("state_norm", "gain_full")})
         system.attrs |= which(full.run)
         row = truth.agreement(system).assign(references.errors(system, method))
         row["seconds"] = seconds
-        row["bytes"] = sum(system[v].nbytes for v in _STORED if v in system)
+        row["bytes"] = _stored_bytes(system, system_of)
         row["states"] = int(system["order"].max())
         rows.append(row)
-        if "note" in system.attrs:
-            note = {f"note_{name}": system.attrs["note"]}
     if all(row is None for row in rows):
         return None, note
     return _filled(rows, xr.Variable("order", orders)), note
+
+
+def _stored_bytes(system: xr.Dataset, full: xr.Dataset) -> int:
+    """Bytes of the matrices, and of the two bases where there is one pair for all prompts."""
+    size = sum(system[name].nbytes for name in _STORED)
+    if "V" in full:
+        size += 2 * full.sizes["depth"] * full.sizes["feature"] * system.sizes["state"] * 8
+    return size
 
 
 def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
@@ -466,11 +472,14 @@ def _each_prompt(
         for name, method in named.items():
             _, reduce, shared = full.prepared(name)
             begin = perf_counter()
-            systems = _up_to_rank(reduce, orders, full.rtol_of(method), nested=method.nested)
+            systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
             seconds[name] += shared + perf_counter() - begin
             proved = method.proved_against is not None
             values = ltv.hankel_singular_values(exact) if proved else None
-            rows_each = [s if s is None else _prompt_row(s, exact, values) for s in systems]
+            rows_each = [
+                _prompt_row(s, exact, values) if isinstance(s, xr.Dataset) else None
+                for s in systems
+            ]
             lost = all(row is None for row in rows_each)
             tables.append(None if lost else _filled(rows_each, xr.Variable("order", orders)))
         table = _filled(tables, xr.Variable("basis_each", list(named)))
@@ -490,23 +499,6 @@ def _each_prompt(
     whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
     return whole
-
-
-def _up_to_rank(
-    reduce: Reduce, orders: list[int], rtol: float, *, nested: bool
-) -> list[xr.Dataset | None]:
-    """The system of every order, None where there is none; above the rank nothing changes."""
-    systems: list[xr.Dataset | None] = []
-    for order in orders:
-        last = systems[-1] if systems else None
-        if nested and last is not None and "note" in last.attrs:
-            systems.append(last)
-            continue
-        try:
-            systems.append(reduced_to(reduce, order, rtol))
-        except NothingReachedError:
-            systems.append(None)
-    return systems
 
 
 def _prompt_row(system: xr.Dataset, exact: xr.DataArray, values: xr.DataArray | None):

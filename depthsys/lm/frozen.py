@@ -173,12 +173,13 @@ def merged(blocks: Sequence[FrozenBlock], calls: Calls) -> FrozenBlock:
         return torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in tensors])
 
     cache = FrozenCache(padded("key"), padded("value"))
+    margins = [block.router_margin for block in blocks]
     return FrozenBlock(
         blocks[0].layer,
         np.concatenate([block.prompts for block in blocks]),
         torch.cat([block.x for block in blocks]),
         torch.cat([block.x_next for block in blocks]),
-        None,
+        None if margins[0] is None else torch.cat([m for m in margins if m is not None]),
         blocks[0]._blocks,
         calls,
         lambda: cache,

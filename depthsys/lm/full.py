@@ -51,7 +51,8 @@ class _Full:
         method = self.methods[name]
         system = full[method.needs]
         seconds = self.seconds[method.needs] + self.seconds.get(name, 0.0)
-        return system, method.reducer(system, self.columns.get(name)), seconds
+        reduce = method.reducer(system, self.columns.get(name), keep_basis=False)
+        return system, reduce, seconds
 
 
 class MeanFull(_Full):
