@@ -6,7 +6,6 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm import energies
-from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import labelled_ids
 
@@ -74,9 +73,7 @@ def known_shifts(run, concept, pushes, readout, title):
     return np.broadcast_to(y, (len(run), *y.shape))
 
 
-def test_search_reports_what_is_never_reached_and_what_is_not_monotone(
-    monkeypatch, tiny, concept
-):
+def test_search_reports_what_is_never_reached_and_what_is_not_monotone(monkeypatch, tiny, concept):
     monkeypatch.setattr(energies, "shifts", known_shifts)
     run = tiny.run(labelled_ids(4, 0))
     names = ["saturates", "linear", "oscillates", "backwards"]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm import measure
