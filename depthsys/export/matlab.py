@@ -288,6 +288,12 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     variables = content.variables
     _check_present(content, file)
     if "about" not in variables:
+        if any(name.startswith("golden_") for name in content.kinds):
+            raise ValueError(
+                f"`path` must hold ['about'], too; got {where!r} with a golden trajectory and "
+                "without its description. Export it again, or remove golden_x0, golden_u, golden_x "
+                "and golden_y as well."
+            )
         return _bare(variables, where)
     about = about_of(str(variables["about"]), where)
     check_about(about, where)
@@ -296,7 +302,7 @@ def from_matlab(path: str | os.PathLike) -> xr.Dataset:
     if not isinstance(sizes, dict) or not isinstance(dtypes, dict) or used - set(sizes):
         raise ValueError(
             f"`path` must be an export of `to_matlab`; got {where!r}, whose `about` is another. "
-            "Remove that variable to import A, B, C and D alone."
+            "Remove that variable and the golden ones to import A, B, C and D alone."
         )
     if "changed_by" in variables:
         about = _as_changed(about, variables)

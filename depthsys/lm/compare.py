@@ -1,6 +1,9 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from time import perf_counter
 
 import numpy as np
@@ -12,11 +15,12 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
-from depthsys.lm.identify import NothingReachedError, reduced_to
+from depthsys.lm.identify import NothingReachedError, reduced_to_each
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_eps, measure_gains_at
-from depthsys.lm.methods import METHODS, Method, Reduce
+from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
+from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.prompts import Splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, as_run
@@ -29,7 +33,7 @@ REFERENCES = ("mean_system", "mean_response")
 RESOLUTION = 10 * float(np.finfo(np.float32).eps)
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", ["absolute", "relative"])
-_STORED = ("A", "B", "C", "D", "V", "W")
+_STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
 
@@ -46,6 +50,7 @@ def compare(
     ablate_eps: bool = True,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    partial: str | os.PathLike | None = None,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -79,6 +84,9 @@ def compare(
         Also find the step at which the response stops being linear, see `linear_range`.
     n_bootstrap, seed
         Of the 95 % percentile intervals, which resample prompts.
+    partial
+        Folder in which what is finished is kept until all of it is: the same call after an
+        interruption goes on there. It is removed at the end. None keeps nothing.
 
     Returns
     -------
@@ -140,9 +148,41 @@ def compare(
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
+    settings = {
+        "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
+        "orders": sizes,
+        "eps": eps,
+        "n_each": n_each,
+        "ablate_eps": ablate_eps,
+        "n_bootstrap": n_bootstrap,
+        "seed": seed,
+    }
+    with begun_parts(partial, model, texts, concept, readout, settings) as parts:
+        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
+    return table
+
+
+def _compared(
+    model: DepthModel,
+    texts: Splits,
+    named: dict[str, Method],
+    sizes: list[int],
+    concept: xr.Dataset | None,
+    readout: ReadoutLike,
+    part: Parts,
+    *,
+    eps: float,
+    n_each: int | None,
+    ablate_eps: bool,
+    n_bootstrap: int,
+    seed: int,
+    **_: object,
+) -> xr.Dataset:
+    if concept is not None:  # before any long work
+        Channels.checked(model, concept, "concept", readout, None)
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
-        concept = mean_difference(model, texts.concept, held_out=held_out)
+        concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
     channels = Channels.checked(model, concept, "concept", readout, None)
     if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
         raise ValueError(
@@ -150,33 +190,40 @@ def compare(
             "there. Use `ltv.compare` on `lm.exact_system` for other depths."
         )
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
-    truth = _Truth(operating, held_out, concept, readout, eps, statistics)
-    full = MeanFull(channels, operating, named, sizes[-1])
+    truth = _Truth(operating, held_out, concept, readout, eps, statistics, part)
+    full = MeanFull(channels, operating, named, sizes[-1], part)
     references = _References(full, sizes)
-    parts = [
+    rows = [
         _method_table(full, name, method, sizes, truth, references)
         for name, method in named.items()
     ]
-    table = _filled([part for part, _ in parts], xr.Variable("basis", list(named)))
-    for _, note in parts:  # where an order is above the rank, or a method finds nothing
+    table = _filled([row for row, _ in rows], xr.Variable("basis", list(named)))
+    for _, note in rows:  # where an order is above the rank, or a method finds nothing
         table.attrs |= note
     table = references.finished(table).assign(truth.variables)
     table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
     linearity = xr.Dataset()
     if ablate_eps:
-        linearity = linear_range(
-            held_out,
-            concept,
-            readout=readout,
-            linear=truth.linear,
-            measured=[truth.measured],
-            **statistics,
+        linearity = part(
+            "linear range",
+            lambda: linear_range(
+                held_out,
+                concept,
+                readout=readout,
+                linear=truth.linear,
+                measured=[truth.measured],
+                **statistics,
+            ),
         )
         table = table.assign(linearity[["step_error", "step_limit"]])
     table = table.assign({name: concept[name] for name in _AUC if name in concept})
     if n_each != 0:
         count = len(held_out) if n_each is None else min(n_each, len(held_out))
-        table = table.assign(_each_prompt(channels, held_out, count, named, sizes, truth.measured))
+        each = part(
+            "one system per prompt",
+            lambda: _each_prompt(channels, held_out, count, named, sizes, truth.measured),
+        )
+        table = table.assign(each)
     table.attrs = {
         **table.attrs,
         **stamp(held_out, "compare"),
@@ -240,12 +287,22 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
 class _Truth:
     """What the full model does: measured and exact linear gains of both kinds of prompts."""
 
-    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics):
+    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics, part):
         steps = [Step(eps), Step(eps, relative=True)]
-        self.measured, self.relative = measure_gains_at(held_out, concept, steps, readout=readout)
-        (self.operating,) = measure_gains_at(operating, concept, steps[:1], readout=readout)
+
+        @functools.cache
+        def measured() -> list[xr.Dataset]:
+            return measure_gains_at(held_out, concept, steps, readout=readout)
+
+        self.measured = part("measured gains", lambda: measured()[0])
+        self.relative = part("measured gains, relative", lambda: measured()[1])
+        self.operating = part(
+            "measured gains, operating",
+            lambda: measure_gains_at(operating, concept, steps[:1], readout=readout)[0],
+        )
         self.linear, self.linear_operating = (
-            linear_gains(run, concept, readout=readout) for run in (held_out, operating)
+            part(name, lambda run=run: linear_gains(run, concept, readout=readout))
+            for name, run in (("linear gains", held_out), ("linear gains, operating", operating))
         )
         self._statistics = statistics
 
@@ -301,33 +358,39 @@ def _method_table(
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """All rows of one method, None if it finds nothing, and a note about its orders."""
     system_of, reduce, shared = full.prepared(name)
-    rtol = full.rtol_of(method)
+    begin = perf_counter()
+    systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
+    seconds = shared + perf_counter() - begin
     rows: list[xr.Dataset | None] = []
     note: dict[str, str] = {}
-    for order in orders:
-        if note and method.nested:  # above the rank nothing changes
-            rows.append(rows[-1])
-            continue
-        begin = perf_counter()
-        try:
-            system = reduced_to(reduce, order, rtol)
-        except NothingReachedError as error:
+    for order, system in zip(orders, systems, strict=True):
+        if isinstance(system, NothingReachedError):
             rows.append(None)
-            note = {f"note_{name}": f"order {order}: {error}"}
+            note = {f"note_{name}": f"order {order}: {system}"}
             continue
-        seconds = shared + perf_counter() - begin
+        if f"note_{name}" not in note and "note" in system.attrs:
+            note = {f"note_{name}": system.attrs["note"]}
+        elif "note" in system.attrs and rows[-1] is not None:
+            rows.append(rows[-1])  # above the rank nothing changes
+            continue
         system = system.assign({v: system_of[v] for v in ("state_norm", "gain_full")})
         system.attrs |= which(full.run)
         row = truth.agreement(system).assign(references.errors(system, method))
         row["seconds"] = seconds
-        row["bytes"] = sum(system[v].nbytes for v in _STORED if v in system)
+        row["bytes"] = _stored_bytes(system, system_of)
         row["states"] = int(system["order"].max())
         rows.append(row)
-        if "note" in system.attrs:
-            note = {f"note_{name}": system.attrs["note"]}
     if all(row is None for row in rows):
         return None, note
     return _filled(rows, xr.Variable("order", orders)), note
+
+
+def _stored_bytes(system: xr.Dataset, full: xr.Dataset) -> int:
+    """Bytes of the matrices, and of the two bases where there is one pair for all prompts."""
+    size = sum(system[name].nbytes for name in _STORED)
+    if "V" in full:
+        size += 2 * full.sizes["depth"] * full.sizes["feature"] * system.sizes["state"] * 8
+    return size
 
 
 def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
@@ -409,11 +472,14 @@ def _each_prompt(
         for name, method in named.items():
             _, reduce, shared = full.prepared(name)
             begin = perf_counter()
-            systems = _up_to_rank(reduce, orders, full.rtol_of(method), nested=method.nested)
+            systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
             seconds[name] += shared + perf_counter() - begin
             proved = method.proved_against is not None
             values = ltv.hankel_singular_values(exact) if proved else None
-            rows_each = [s if s is None else _prompt_row(s, exact, values) for s in systems]
+            rows_each = [
+                _prompt_row(s, exact, values) if isinstance(s, xr.Dataset) else None
+                for s in systems
+            ]
             lost = all(row is None for row in rows_each)
             tables.append(None if lost else _filled(rows_each, xr.Variable("order", orders)))
         table = _filled(tables, xr.Variable("basis_each", list(named)))
@@ -433,23 +499,6 @@ def _each_prompt(
     whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
     return whole
-
-
-def _up_to_rank(
-    reduce: Reduce, orders: list[int], rtol: float, *, nested: bool
-) -> list[xr.Dataset | None]:
-    """The system of every order, None where there is none; above the rank nothing changes."""
-    systems: list[xr.Dataset | None] = []
-    for order in orders:
-        last = systems[-1] if systems else None
-        if nested and last is not None and "note" in last.attrs:
-            systems.append(last)
-            continue
-        try:
-            systems.append(reduced_to(reduce, order, rtol))
-        except NothingReachedError:
-            systems.append(None)
-    return systems
 
 
 def _prompt_row(system: xr.Dataset, exact: xr.DataArray, values: xr.DataArray | None):

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import IO, Any
@@ -116,6 +117,8 @@ class Spool:
 
     def __init__(self):
         self._file: IO[bytes] = tempfile.TemporaryFile()
+        # closed, not left to the collector: that would be a ResourceWarning
+        weakref.finalize(self, self._file.close)
 
     def write(self, tensor: torch.Tensor) -> tuple:
         """Append a tensor; gives what `read` needs."""

@@ -1,6 +1,7 @@
 """The full linear systems that several methods reduce, each computed once for all of them."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from time import perf_counter
 
@@ -50,31 +51,59 @@ class _Full:
         method = self.methods[name]
         system = full[method.needs]
         seconds = self.seconds[method.needs] + self.seconds.get(name, 0.0)
-        return system, method.reducer(system, self.columns.get(name)), seconds
+        reduce = method.reducer(system, self.columns.get(name), keep_basis=False)
+        return system, reduce, seconds
 
 
 class MeanFull(_Full):
     """The mean system and the mean response of a run of prompts."""
 
-    def __init__(self, channels: Channels, run: Run, methods: Mapping[str, Method], size: int):
+    def __init__(
+        self,
+        channels: Channels,
+        run: Run,
+        methods: Mapping[str, Method],
+        size: int,
+        part: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset],
+    ):
         super().__init__(channels, methods, size)
         self.run = run
+        self._part = part
 
     @cached_property
     def mean_system(self) -> xr.Dataset:
         """That of the mean Jacobians, see `exact_system`."""
+        whole = self._part("mean system", self._system_and_columns)
+        self.seconds |= json.loads(whole.attrs["seconds"])
+        for name in self.methods:
+            own = whole.get(f"columns_{name}")
+            self.columns[name] = None if own is None else own.values[None]
+        return whole.drop_vars([f"columns_{name}" for name in self.methods], errors="ignore")
+
+    def _system_and_columns(self) -> xr.Dataset:
         columns = self._of_own_columns(lambda m: m.columns(self.channels, self.run, self.size))
-        return self._timed(
+        system = self._timed(
             "mean_system",
             lambda: restricted_mean(
                 self.channels, self.run, observable=self._observable(), columns=columns
             ),
         )
+        for name, own in self.columns.items():
+            if own is not None:
+                system[f"columns_{name}"] = (("depth", "feature", f"column_{name}"), own[0])
+        return system.assign_attrs(seconds=json.dumps(self.seconds))
 
     @cached_property
     def mean_response(self) -> xr.Dataset:
         """The mean of the prompts' exact responses."""
-        return self._timed("mean_response", lambda: mean_response(self.channels, self.run))
+
+        def compute() -> xr.Dataset:
+            found = self._timed("mean_response", lambda: mean_response(self.channels, self.run))
+            return found.assign_attrs(seconds=json.dumps(self.seconds))
+
+        found = self._part("mean response", compute)
+        self.seconds |= json.loads(found.attrs["seconds"])
+        return found
 
     def prepared(self, name: str) -> tuple[xr.Dataset, Reduce, float]:
         """What a method reduces, the function that reduces it, and the seconds of both."""

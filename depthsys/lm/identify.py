@@ -1,6 +1,7 @@
 """A model, prompts and a concept -> a low-order linear time-varying system."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -147,14 +148,55 @@ def reduced_to(reduce: Reduce, order: int, rtol: float | None) -> xr.Dataset:
                     "or method, or a larger order."
                 ) from error
             size = error.rank
-    if size < order:
-        found = system["order"]
-        found = found.max([d for d in found.dims if d != "depth"]).values.tolist()
-        system.attrs["note"] = (
-            f"order {order} is above the rank: the states per depth are {found}, and more would "
-            "be the same model"
-        )
-    return system
+    return _noted(system, order) if size < order else system
+
+
+def _noted(system: xr.Dataset, order: int) -> xr.Dataset:
+    found = system["order"]
+    found = found.max([d for d in found.dims if d != "depth"]).values.tolist()
+    note = (
+        f"order {order} is above the rank: the states per depth are {found}, and more would "
+        "be the same model"
+    )
+    return system.assign_attrs(note=note)
+
+
+def reduced_to_each(
+    reduce: Reduce, orders: Sequence[int], rtol: float | None, *, nested: bool
+) -> list[xr.Dataset | NothingReachedError]:
+    """The system of every rising order, or why there is none.
+
+    Of a ``nested`` method the largest is made, and the others are its leading states: a smaller
+    order is part of a larger one.
+    """
+    if not nested:
+        return [_reduced_or_error(reduce, order, rtol) for order in orders]
+    largest = _reduced_or_error(reduce, orders[-1], rtol)
+    if isinstance(largest, NothingReachedError):
+        return [_reduced_or_error(reduce, order, rtol) for order in orders]
+    size = int(largest["order"].max())
+    found = []
+    for order in orders:
+        if order < size:
+            found.append(_leading(largest, order))
+        else:
+            found.append(largest if order == size else _noted(largest, order))
+    return found
+
+
+def _reduced_or_error(reduce: Reduce, order: int, rtol) -> "xr.Dataset | NothingReachedError":
+    try:
+        return reduced_to(reduce, order, rtol)
+    except NothingReachedError as error:
+        return error
+
+
+def _leading(system: xr.Dataset, order: int) -> xr.Dataset:
+    """The system of the leading states of every depth."""
+    small = system.isel(state=slice(order), state_next=slice(order))
+    small = small.assign_coords(order=np.minimum(system["order"], order))
+    small.attrs = {key: value for key, value in system.attrs.items() if key != "note"}
+    return small.assign_attrs(order=order) if "order" in small.attrs else small
 
 
 _NOMINAL = ("y_ref", "state_norm", "y_std", "router_margin", "gain_full")

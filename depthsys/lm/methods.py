@@ -20,6 +20,8 @@ from depthsys.ltv.matrix_free import transposed
 
 Reduce = Callable[..., xr.Dataset]
 DEFAULT_ORDER = 32
+# what a restricted system holds in the coordinates of R^H
+_IN_FEATURES = ("V", "W", "v")
 LARGEST_ORDER = 64  # how many directions are prepared for a tolerance
 
 
@@ -90,9 +92,31 @@ class Method:
         small = restricted_each(channels, batch, observable=self.observable, columns=columns)
         return small, self.reducer(small, columns)
 
-    def reducer(self, small: xr.Dataset, columns: Columns | None) -> Reduce:
-        """The function that projects a restricted system on the basis of this method."""
-        return lambda **wanted: ltv.project(small, self.basis(small, columns, **wanted))
+    def reducer(
+        self, small: xr.Dataset, columns: Columns | None, *, keep_basis: bool = True
+    ) -> Reduce:
+        """The function that projects a restricted system on the basis of this method.
+
+        Without ``keep_basis`` the reduced system has no bases of R^H: they cost more than the
+        reduction does.
+        """
+        given = self.given(small, columns)
+        # none of these is needed beside the coordinates
+        spare = [] if keep_basis else [name for name in _IN_FEATURES if name in small]
+        bare = small.drop_vars(spare)
+        return lambda **wanted: ltv.project(bare, self.basis(bare, given, **wanted))
+
+    def given(self, small: xr.Dataset, columns: Columns | None) -> xr.DataArray | None:
+        """The directions (depth, state, column) that the basis is made of, restricted."""
+        return None if columns is None else _coordinates(small, columns)
+
+    def n_columns(self, size: int) -> int:
+        """How many directions of its own the method brings at most."""
+        return 0
+
+    def own_rows(self, n_layers: int, n_inputs: int, size: int) -> tuple[str, int]:
+        """What finding them costs per prompt: "products" or "replay", and rows of one state."""
+        return "products", 0
 
     def columns(self, channels: Channels, run: Run, size: int) -> Columns | None:
         """Directions of the task (1, depth, feature, column) that the basis is made of."""
@@ -102,7 +126,7 @@ class Method:
         """The same for every prompt of a batch (prompt, depth, feature, column)."""
         return None
 
-    def basis(self, small: xr.Dataset, columns: Columns | None, **size: Any) -> xr.Dataset:
+    def basis(self, small: xr.Dataset, given: xr.DataArray | None, **size: Any) -> xr.Dataset:
         """The basis in the coordinates of the restricted system."""
         raise NotImplementedError
 
@@ -120,9 +144,13 @@ class Krylov(Method):
 
     name: ClassVar[str] = "krylov"
 
-    def basis(self, small, columns, **size):
+    def given(self, small, columns):
+        """The concept directions."""
+        return _concept(small)
+
+    def basis(self, small, given, **size):
         """`ltv.krylov_basis` that starts with the concept directions."""
-        return ltv.krylov_basis(small, start=_concept(small), **size)
+        return ltv.krylov_basis(small, start=given, **size)
 
 
 @dataclass(frozen=True)
@@ -135,6 +163,14 @@ class Arnoldi(Method):
     """
 
     name: ClassVar[str] = "arnoldi"
+
+    def n_columns(self, size):
+        """One for each power."""
+        return size
+
+    def own_rows(self, n_layers, n_inputs, size):
+        """A product for each power, at every depth."""
+        return "products", size * (n_layers + 1)
 
     def columns(self, channels, run, size):
         """Orthonormal Krylov columns of the mean Jacobians."""
@@ -170,9 +206,9 @@ class Arnoldi(Method):
             found.append(_powers(start, product, size, channels.rtol))
         return _stacked(found)
 
-    def basis(self, small, columns, **size):
+    def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
-        return ltv.span_basis(small, columns=_coordinates(small, columns), **size)
+        return ltv.span_basis(small, columns=given, **size)
 
 
 @dataclass(frozen=True)
@@ -186,6 +222,14 @@ class Pod(Method):
 
     eps: float = 0.1
     name: ClassVar[str] = "pod"
+
+    def n_columns(self, size):
+        """The leading ones."""
+        return size
+
+    def own_rows(self, n_layers, n_inputs, size):
+        """Every push of both signs, from its layer on."""
+        return "replay", n_inputs * n_layers * (n_layers + 1)
 
     def columns(self, channels, run, size):
         """Leading left singular vectors, times singular values, over all prompts."""
@@ -204,10 +248,9 @@ class Pod(Method):
         """The snapshots themselves."""
         return deviations(batch, channels.v, self.eps)
 
-    def basis(self, small, columns, **size):
+    def basis(self, small, given, **size):
         """`ltv.pod_basis` of the snapshots."""
-        snapshots = _coordinates(small, columns).rename(column="sample")
-        return ltv.pod_basis(small, snapshots=snapshots, **size)
+        return ltv.pod_basis(small, snapshots=given.rename(column="sample"), **size)
 
 
 @dataclass(frozen=True)
@@ -221,10 +264,13 @@ class Adjoint(Method):
     observable: ClassVar[bool] = True
     takes_free_inputs: ClassVar[bool] = True
 
-    def basis(self, small, columns, **size):
+    def given(self, small, columns):
+        """The concept directions, unless inputs are free."""
+        return _concept(small) if "v" in small else None
+
+    def basis(self, small, given, **size):
         """`ltv.adjoint_basis` that starts with the concept directions."""
-        start = _concept(small) if "v" in small else None
-        return ltv.adjoint_basis(small, start=start, **size)
+        return ltv.adjoint_basis(small, start=given, **size)
 
 
 @dataclass(frozen=True)
@@ -238,7 +284,7 @@ class TwoSided(Method):
     observable: ClassVar[bool] = True
     nested: ClassVar[bool] = False
 
-    def basis(self, small, columns, **size):
+    def basis(self, small, given, **size):
         """`ltv.two_sided_basis`."""
         return ltv.two_sided_basis(small, **size)
 
@@ -255,7 +301,7 @@ class Balanced(Method):
     observable: ClassVar[bool] = True
     takes_free_inputs: ClassVar[bool] = True
 
-    def basis(self, small, columns, **size):
+    def basis(self, small, given, **size):
         """`ltv.balanced_basis`."""
         return ltv.balanced_basis(small, **size)
 
@@ -271,6 +317,10 @@ class Random(Method):
     seed: int = 0
     name: ClassVar[str] = "random"
     takes_free_inputs: ClassVar[bool] = True
+
+    def n_columns(self, size):
+        """Those that are drawn."""
+        return size
 
     def columns(self, channels, run, size):
         """Concept directions, then random ones."""
@@ -290,9 +340,9 @@ class Random(Method):
             found.append(np.concatenate([start, drawn], axis=-1))
         return _stacked(found)
 
-    def basis(self, small, columns, **size):
+    def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
-        return ltv.span_basis(small, columns=_coordinates(small, columns), **size)
+        return ltv.span_basis(small, columns=given, **size)
 
 
 @dataclass(frozen=True)
@@ -322,8 +372,8 @@ class Ensemble(Method):
         response = response_each(channels, batch)
         return response, self.reducer(response, None)
 
-    def reducer(self, small, columns):
-        """`ltv.realization` of a response."""
+    def reducer(self, small, columns, *, keep_basis=True):
+        """`ltv.realization` of a response; it has no bases."""
         return lambda **wanted: ltv.realization(small["io"], **wanted)
 
 

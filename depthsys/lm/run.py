@@ -13,13 +13,16 @@ from scipy.sparse.linalg import LinearOperator
 
 from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
-from depthsys.lm.frozen import FrozenBlock, FrozenRun
+from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.tokens import tokens_sha256
 from depthsys.lm.linearize import Linearisation, as_directions, check_directions
 from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.progress import bar
 from depthsys.lm.sweep import Sweep
+
+# Prompts of several batches that are joined for work on a few of them.
+JOINED = 16
 
 
 class Model(Protocol):
@@ -100,8 +103,9 @@ class Run:
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
         self._calls: dict[int, Calls] = {}
+        self._budget = budget
         if contexts:
-            self._prefill(budget)
+            self.prefill()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,13 +169,27 @@ class Run:
                 shown.update(len(batch.prompts))
 
     def first(self, count: int) -> Iterator[FrozenRun]:
-        """The batches that hold the first ``count`` prompts, without the other prompts."""
+        """The first ``count`` prompts in batches without the others, joined where that is exact."""
+        group: list[FrozenRun] = []
         with bar("one system per prompt", count, "prompt") as shown:
             for number, prompts in enumerate(self.numbers):
                 chosen = prompts < count
                 if chosen.any():
-                    yield self.batches[number].only(chosen)
-                    shown.update(int(chosen.sum()))
+                    group.append(self.batches[number].only(chosen))
+                size = sum(len(batch.prompts) for batch in group)
+                last = number + 1 == len(self.numbers)
+                if size and (size >= JOINED or last or not self.model.left_padding):
+                    yield group[0] if len(group) == 1 else self._joined(group)
+                    shown.update(size)
+                    group = []
+
+    def _joined(self, batches: Sequence[FrozenRun]) -> FrozenRun:
+        prompts = np.concatenate([batch.prompts for batch in batches])
+        rows = [self._rows[i] for i in prompts]
+        calls = self.model.blocks.calls(rows).last_token_only()
+        layers = zip(*(batch.blocks for batch in batches), strict=True)
+        blocks = [merged(layer, calls) for layer in layers]
+        return FrozenRun(blocks, prompts, torch.cat([batch.x for batch in batches], dim=1))
 
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
@@ -216,9 +234,14 @@ class Run:
 
     # ------------------------------------------------------------------ prefilling
 
-    def _prefill(self, budget: Budget) -> None:
-        """Every prompt through the model once; contexts go where the budget lets them."""
-        model = self.model
+    def prefill(self) -> None:
+        """Every prompt through the model once, unless its context is kept already.
+
+        Contexts go where the budget lets them.
+        """
+        if self._contexts is not None:
+            return
+        model, budget = self.model, self._budget
         model.check_weights()
         # the longest batch first: it is the one that tells what the others will need
         order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
@@ -267,6 +290,11 @@ class Run:
         """The arguments with which the model calls its blocks on the prompts of a batch."""
         rows = [self._rows[i] for i in self.numbers[number]]
         return self.model.blocks.calls(rows)
+
+    def merged_calls(self, numbers: Sequence[int]) -> Calls:
+        """The calls of the last token for the prompts of several batches together."""
+        rows = [self._rows[i] for number in numbers for i in self.numbers[number]]
+        return self.model.blocks.calls(rows).last_token_only()
 
     @torch.no_grad()
     def block_of(

@@ -6,13 +6,14 @@ flat in the number of prompts.
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from depthsys.lm.frozen import FrozenBlock
+from depthsys.lm.frozen import FrozenBlock, merged
 from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.linearize import Linearisation, Linearised
 from depthsys.lm.progress import bar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 HELD_BYTES = 2**30
 # Batches whose calls (masks, rotary tables) are remembered during a sweep.
 CALLS_HELD = 64
+# Prompts that are linearised together for products with single directions.
+MERGED_ROWS = 256
 
 
 class Layer:
@@ -47,7 +50,7 @@ class Layer:
         # a linearised block keeps some 60 vectors of the size of a state
         size = 60 * self._sweep.state_bytes
         if size <= HELD_BYTES:
-            return [block.linearised(part) for block in self]
+            return [block.linearised(part) for block in self._sweep.few_blocks(self.layer)]
         return _Anew(self, part)
 
 
@@ -77,6 +80,7 @@ class Sweep:
         self._run = run
         self._keep = keep
         self._again = _Again(run, keep) if run.place == "again" else None
+        self._merged: dict[int, Calls] = {}
 
     def __enter__(self) -> "Sweep":
         return self
@@ -109,6 +113,21 @@ class Sweep:
             for batch in self._run.batches:
                 yield batch.blocks[layer]
 
+    def few_blocks(self, layer: int) -> Iterator[FrozenBlock]:
+        """The blocks of one layer, batches merged to `MERGED_ROWS` prompts where that is exact."""
+        if not self._run.model.left_padding:
+            yield from self.blocks(layer)
+            return
+        group: list[FrozenBlock] = []
+        start, blocks = 0, list(self.blocks(layer))
+        for number, block in enumerate(blocks):
+            group.append(block)
+            if sum(len(b.prompts) for b in group) >= MERGED_ROWS or number + 1 == len(blocks):
+                if start not in self._merged:
+                    self._merged[start] = self._run.merged_calls(range(start, number + 1))
+                yield merged(group, self._merged[start])
+                group, start = [], number + 1
+
     def _visit(self, layers, progress: str | None) -> Iterator[Layer]:
         with bar(progress, len(self._run) * self._run.n_layers, "block") as shown:
             for layer in layers:
@@ -124,6 +143,7 @@ class _Again:
     def __init__(self, run: "Run", keep: bool):
         self._run, self._keep = run, keep
         self._spool: IO[bytes] = tempfile.TemporaryFile()
+        weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
 

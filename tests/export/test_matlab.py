@@ -644,3 +644,9 @@ def test_a_varying_order_comes_back(tmp_path):
     found = from_matlab(exported(varying_system(), tmp_path))
     np.testing.assert_array_equal(found["order"], [2, 3, 3, 1, 2, 4])
     np.testing.assert_allclose(ltv.gains(found), ltv.gains(varying_system()))
+
+
+def test_a_golden_trajectory_without_its_description_is_refused(tmp_path):
+    """Not taken for a file of somebody's own."""
+    with pytest.raises(ValueError, match=r"must hold \['about'\], too; got .* without its descr"):
+        from_matlab(changed(tmp_path, about=None))

@@ -52,11 +52,11 @@ def test_what_was_put_aside_goes_once_the_new_one_has_its_place(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
-def test_an_empty_file_of_a_dead_run_goes(tmp_path):
-    work = abandoned_workplace(tmp_path, "s", "new", None)
+def test_an_empty_file_goes_only_if_a_dead_run_made_it(tmp_path):
+    abandoned_workplace(tmp_path, "s", "new", None)
     (tmp_path / "s").touch()
     found(tmp_path / "s")
-    assert not list(tmp_path.iterdir()) or (tmp_path / "s").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
     work = abandoned_workplace(tmp_path, "t", "new", None)
     (work / "claim").touch()
     (tmp_path / "t").touch()

@@ -81,7 +81,7 @@ def test_damaged_files_are_refused_or_harmless(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_more_damaged_files(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 3.0)
-    check_mutants(kind, tmp_path, range(10_000, 10_000 + 4 * COUNTS[kind]))
+    check_mutants(kind, tmp_path, range(10_000, 10_000 + 2 * COUNTS[kind]))
 
 
 def check_mutants(kind, tmp_path, seeds):
@@ -120,14 +120,11 @@ def test_a_byte_that_crashes_scipy(number, tmp_path):
 
 
 def test_a_reader_that_takes_too_long(tmp_path, monkeypatch):
-    """Text of Zarr with two billion items, over which its decoder walks one by one."""
-    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    """The kernel ends it, and the next file is read."""
     path = original("nc", tmp_path)
     export.read(path)  # so that the time of the start is not counted
     monkeypatch.setattr(limits, "SECONDS", 1e-4)
-    started = time.monotonic()
     refused(path, "reading it took too long")
-    assert time.monotonic() - started < 60
     monkeypatch.undo()
     export.read(path)
 

@@ -44,6 +44,15 @@ def counted_block_calls(model, monkeypatch) -> list[tuple[int, int]]:
     return calls
 
 
+def no_block_runs(monkeypatch) -> None:
+    """Fail the test if the model is run."""
+
+    def run(*_):
+        raise AssertionError("a block was run")
+
+    monkeypatch.setattr("depthsys.lm.hf.blocks.Blocks.call", run)
+
+
 def batches_of_32(monkeypatch) -> None:
     """Narrow models run more prompts together; here as many as wide ones do."""
     monkeypatch.setattr(

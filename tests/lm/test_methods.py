@@ -400,7 +400,7 @@ def test_ensemble_costs_one_prefill_and_one_transposed_product_per_layer(
 ):
     from depthsys.lm.linearize import Linearised
 
-    model = lm.DepthModel(TINY["gpt2"]())
+    model = lm.DepthModel(TINY["gpt2"](), left_padding=False)
     rows = counted_block_calls(model, monkeypatch)
     counts = {"vjp": 0, "jvp": 0}
     for name in counts:
@@ -453,7 +453,7 @@ def unlike():
     """Two prompts in one batch; for the first of them v_1 is parallel to A_0 v_0."""
     model = lm.DepthModel(TINY["gpt2"]().double())
     tokens = LabelledIds([[3, 41, 7, 19], [28, 5, 13, 2]], np.array([0, 1]), sha256="unlike")
-    assert [batch.tolist() for batch in model.batches(tokens.ids)] == [[0, 1]]
+    assert [batch.tolist() for batch in model.run(tokens.ids).numbers] == [[0, 1]]
     v = np.random.default_rng(2).standard_normal((L + 1, H))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     v[1] = whole_sequence.jacobians(model.hf, tokens.ids[0])[0] @ v[0]
@@ -590,7 +590,7 @@ def test_bad_methods_and_readouts(tiny, tokens, concept):
         lm.identify(tiny, tokens, many)
     with pytest.raises(ValueError, match="a zero direction is none"):
         lm.identify(tiny, tokens, concept * 0)
-    with pytest.raises(ValueError, match=r"at least one prompt"):
+    with pytest.raises(ValueError, match=r"at least one text"):
         lm.identify(tiny, labelled_ids(0, 0), concept, lm.Ensemble())
 
 

@@ -1,4 +1,4 @@
-"""Ensemble balancing on trained models in float32, against autograd through all blocks at once."""
+"""Ensemble balancing on trained models, against autograd through all blocks at once."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,14 @@ import torch
 
 from depthsys import demo, lm, ltv
 from depthsys.demo import grammar
+from depthsys.lm.directions import direction
 
 
 def mean_exact_gains(model, texts, concept):
     """One backward pass through the chain of all blocks, with a tap at each of their inputs."""
     v = direction(model, concept)
     total = np.zeros(model.n_layers)
-    for run in model.stream(texts):
+    for run in model.run(texts).batches:
         taps = [torch.zeros_like(block.x).requires_grad_() for block in run.blocks]
         x = run.x[0]
         for block, tap in zip(run.blocks, taps, strict=True):
@@ -24,31 +25,45 @@ def mean_exact_gains(model, texts, concept):
     return total / len(texts)
 
 
-def check(model, texts):
+def check(path, texts):
+    """In float64, where nothing but the method can be off; and in float32.
+
+    How the prompts are grouped alone moves the float32 gains, and those of the chain as much, by
+    0.3 to 4e-6 on gpt280K_tinystories.
+    """
+    model, single = (
+        lm.DepthModel.load(path, device="cpu", dtype=dtype, left_padding=True)
+        for dtype in ("float64", "float32")
+    )
     concept = lm.mean_difference(model, texts.concept)
-    system = lm.identify(model, texts.operating, concept, lm.Ensemble(order=1))
     exact = mean_exact_gains(model, texts.operating, concept)
-    off = np.linalg.norm(ltv.gains(system).values.ravel() - exact) / np.linalg.norm(exact)
-    assert off < 1e-6
+
+    def off(curve):
+        return np.linalg.norm(curve - exact) / np.linalg.norm(exact)
+
+    system = lm.identify(model, texts.operating, concept, lm.Ensemble(order=1))
+    # norms of Llama are float32 whatever the model is
+    assert off(ltv.gains(system).values.ravel()) < (
+        1e-12 if model.hf.config.model_type == "gpt2" else 1e-6
+    )
+    rounded = lm.identify(single, texts.operating, concept, lm.Ensemble(order=1))
+    assert off(ltv.gains(rounded).values.ravel()) < 1e-5
     # averaging Jacobians instead would be seen
-    mean = lm.identify(model, texts.operating, concept, lm.Krylov(order=32))
-    product = np.linalg.norm(mean.gain_full.values - exact) / np.linalg.norm(exact)
-    assert product > 1e-4
+    mean = lm.identify(single, texts.operating, concept, lm.Krylov(order=32))
+    assert off(mean.gain_full.values) > 1e-4
     assert not set(system.data_vars) & {"V", "W"}
     ltv.check(system)
 
 
 @pytest.mark.parametrize("task", ["sst2", pytest.param("tweet_hate", marks=pytest.mark.slow)])
 def test_order_one_has_the_mean_exact_gains_of_shared_models(shared_model_path, data, task):
-    model = lm.DepthModel.load(shared_model_path, device="cpu", left_padding=True)
     texts = lm.read_texts(data / "tasks" / f"{task}.csv")
-    check(model, texts.split(concept=40, operating=30, held_out=10))
+    check(shared_model_path, texts.split(concept=40, operating=30, held_out=10))
 
 
 @pytest.mark.parametrize("name", list(demo.MODELS))
 def test_order_one_has_the_mean_exact_gains_of_demo_models(name):
-    model = lm.DepthModel.load(demo.model_path(name), device="cpu", left_padding=True)
     check(
-        model,
+        demo.model_path(name),
         lm.read_texts(grammar.labelled(100, seed=3)).split(concept=40, operating=30, held_out=10),
     )

@@ -1,0 +1,91 @@
+"""The parts of long work: a bar over all of them, and on disk those that are finished."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from depthsys._version import __version__
+from depthsys.files import Resumable, content_hash
+from depthsys.lm.readouts import ReadoutLike
+
+
+class Parts:
+    """Computes a part, or reads it where an interrupted run has left it.
+
+    Called with a name and a function without arguments that gives a Dataset.
+    """
+
+    def __init__(self, work: Resumable | None):
+        self._work = work
+        self.read: list[str] = []
+
+    def __call__(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """The part of that name."""
+        key = name.replace(",", "").replace(" ", "_")
+        if self._work is None:
+            return compute()
+        if self._work.has(key):
+            self.read.append(name)
+            return xr.load_dataset(self._work.path(key), engine="h5netcdf")
+        found = compute()
+        self._work.write(key, lambda path: found.to_netcdf(path, engine="h5netcdf"))
+        return found
+
+
+@contextlib.contextmanager
+def begun_parts(
+    folder: str | os.PathLike | None,
+    model: Any,
+    texts: Any,
+    concept: xr.Dataset | None,
+    readout: ReadoutLike,
+    settings: Mapping[str, Any],
+) -> Iterator[Parts]:
+    """Parts kept in a folder while the work goes on; the folder goes when it is done.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds other things, or work begun with other settings, prompts or weights.
+    """
+    if folder is None:
+        yield Parts(None)
+        return
+    tokens = {
+        name: getattr(given, "tokens_sha256", None) or model.tokens_sha256(given)
+        for name in ("concept", "operating", "held_out")
+        for given in [getattr(texts, name)]
+    }
+    identity = {
+        "depthsys_version": __version__,
+        "model_fingerprint": model.fingerprint,
+        "dtype": model.dtype_name,
+        "max_tokens": model.max_tokens,
+        **{f"tokens of {name}": value for name, value in tokens.items()},
+        "concept": "mean_difference" if concept is None else _hash_of(concept["direction"]),
+        "readout": _hash_of(readout) if isinstance(readout, xr.DataArray) else repr(readout),
+        "settings": content_hash(dict(settings)),
+    }
+    work = Resumable.checked(
+        folder,
+        identity,
+        argument="partial",
+        begun_with="model, texts and settings",
+    )
+    with work.locked():
+        try:
+            yield Parts(work)
+        except BaseException as error:
+            error.add_note(
+                f"What is finished is kept in {str(folder)!r}: the same call goes on there."
+            )
+            raise
+        work.finish()
+
+
+def _hash_of(array: xr.DataArray) -> str:
+    return content_hash(np.ascontiguousarray(array.values).tobytes() + str(array.dims).encode())
