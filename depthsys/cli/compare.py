@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from depthsys import report
 from depthsys.cli import results
 from depthsys.cli.options import (
     Eps,
@@ -17,9 +16,8 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
-from depthsys.cli.session import open_model
 from depthsys.files import OutputFolder
-from depthsys.study import METHODS
+from depthsys.study.names import METHODS
 
 
 @spread
@@ -61,10 +59,11 @@ def compare(
         n_each=each,
     )
     folder = OutputFolder.checked(out, results.COMPARISON_FILES, force)
-    session = open_model(model, texts, asked, folder)
-
+    from depthsys import report
+    from depthsys.cli.session import open_model
     from depthsys.study import steps
 
+    session = open_model(model, texts, asked, folder)
     concept = session.step("concept direction", steps.find_concept)
     table = session.step("compare methods", steps.compare, concept)
     session.keep(results.COMPARISON, table, report.comparison(table))

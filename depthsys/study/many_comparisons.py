@@ -9,7 +9,7 @@ import xarray as xr
 from depthsys import lm
 from depthsys.study import steps
 from depthsys.study.cell import Cell
-from depthsys.study.settings import CONCEPTS
+from depthsys.study.names import CONCEPTS
 
 # what the ablation of the concept direction compares
 _ABLATED = ("ensemble", "krylov", "arnoldi", "random")
