@@ -176,7 +176,7 @@ def _compared(
     ablate_eps: bool,
     n_bootstrap: int,
     seed: int,
-    **_: object,
+    **others: object,
 ) -> xr.Dataset:
     if concept is not None:  # before any long work
         Channels.checked(model, concept, "concept", readout, None)
@@ -494,9 +494,9 @@ def _each_prompt(
     resolution = RESOLUTION * whole["prompt_norm"]
     ratio = whole["prompt_error"] / whole["prompt_lower"]
     whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
-    channels = [d for d in truth.dims if d != "prompt_each"]
-    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(channels) ** 0.5
-    whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
+    summed = [d for d in truth.dims if d != "prompt_each"]
+    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(summed) ** 0.5
+    whole["prompt_relative_l2"] = miss / (truth**2).sum(summed) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
     return whole
 

@@ -7,7 +7,9 @@ import pytest
 import xarray as xr
 
 from depthsys import lm
+from depthsys.lm import measure
 from depthsys.lm.measure import SmallStepError
+from depthsys.lm.stamp import which
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids
 
@@ -28,10 +30,11 @@ def texts():
 def found(model, texts, concept, monkeypatch):
     """`linear_range` where the error is known: a function of the step, or one per layer set."""
 
-    def search(curve, without_layer_0=None, *, n_layers=3, refuse=None, seen=None, **options):
+    def search(curve, without_layer_0=None, *, n_layers=3, spoil=None, seen=None, **options):
         # layer 0 is so much larger than the others that it alone makes the error of all layers
         linear = np.array([1e9, 1.0, 1.0])[:n_layers]
-        about = {**model.which(texts), "readout": options.get("readout", "concept"), "relative": 0}
+        run = model.run(texts)
+        about = {**which(run), "readout": options.get("readout", "concept"), "relative": 0}
 
         def known(gain):
             rows = np.tile(gain, (len(texts), 1))
@@ -43,19 +46,25 @@ def found(model, texts, concept, monkeypatch):
                 seen.append(("linear", arguments, settings))
             return known(linear)
 
-        def measure_gains(*arguments, eps, **settings):
-            if seen is not None:
-                seen.append(("measured", arguments, settings))
-            if refuse is not None:
-                refuse(eps)
-            error = np.full(n_layers, (without_layer_0 or curve)(eps))
-            error[0] = curve(eps)
+        def at(step):
+            if step.relative or step.difference != "central":
+                raise AssertionError(step)
+            if spoil is not None and (error := spoil(step.eps)):
+                return error
+            error = np.full(n_layers, (without_layer_0 or curve)(step.eps))
+            error[0] = curve(step.eps)
             return known(linear / (1 + error))
+
+        def measured(*arguments):
+            run, concept, steps, readout = arguments
+            if seen is not None:
+                seen.append(("measured", (run, concept), {"readout": readout}))
+            return [at(step) for step in steps]
 
         module = import_module("depthsys.lm.linear_range")  # its name in lm is the function
         monkeypatch.setattr(module, "linear_gains", linear_gains)
-        monkeypatch.setattr(module, "measure_gains", measure_gains)
-        return lm.linear_range(model, texts, concept, n_bootstrap=3, **options)
+        monkeypatch.setattr(measure, "measured", measured)
+        return lm.linear_range(run, concept, n_bootstrap=3, **options)
 
     return search
 
@@ -124,11 +133,10 @@ def test_there_is_no_crossing_where_the_error_is_always_above(found):
 
 @pytest.mark.parametrize("spoilt", [0.2, 2.0])
 def test_a_step_that_overflows_ends_the_search(found, spoilt):
-    def refuse(step):
-        if step >= spoilt:
-            raise FloatingPointError("it overflows")
+    def spoil(step):
+        return FloatingPointError("it overflows") if step >= spoilt else None
 
-    table = found(square(0.1 if spoilt < 1 else 50.0), refuse=refuse)
+    table = found(square(0.1 if spoilt < 1 else 50.0), spoil=spoil)
     assert float(table.step[-1]) == spoilt
     assert table.step_error[-1].isnull().all()
     assert table.step_error[:-1].notnull().all()
@@ -138,11 +146,10 @@ def test_a_step_that_overflows_ends_the_search(found, spoilt):
 
 
 def test_steps_that_rounding_spoils_are_skipped(found):
-    def refuse(step):
-        if step < 0.05:
-            raise SmallStepError("rounding spoils it")
+    def spoil(step):
+        return SmallStepError("rounding spoils it") if step < 0.05 else None
 
-    table = found(square(0.3), refuse=refuse)
+    table = found(square(0.3), spoil=spoil)
     np.testing.assert_allclose(table.step, FIRST)
     assert table.step_error[:2].isnull().all()
     assert table.step_error[2:].notnull().all()
@@ -153,20 +160,19 @@ def test_steps_that_rounding_spoils_are_skipped(found):
 def test_it_goes_on_where_rounding_spoils_all_steps_that_are_always_tried(found):
     """States of a large norm in float32: only large pushes are above their rounding."""
 
-    def refuse(step):
-        if step < 1:
-            raise SmallStepError("rounding spoils it")
+    def spoil(step):
+        return SmallStepError("rounding spoils it") if step < 1 else None
 
-    table = found(square(30.0), refuse=refuse)
+    table = found(square(30.0), spoil=spoil)
     np.testing.assert_allclose(table.step_limit, 30.0 * np.sqrt(0.05), rtol=1e-6)
 
 
 def test_other_errors_are_not_hidden(found):
-    def refuse(step):
+    def spoil(step):
         raise ValueError("something else")
 
     with pytest.raises(ValueError, match="something else"):
-        found(square(0.3), refuse=refuse)
+        found(square(0.3), spoil=spoil)
 
 
 def test_a_model_of_one_layer_stops_when_all_its_layers_have_passed(found):
@@ -180,12 +186,16 @@ def test_a_model_of_one_layer_stops_when_all_its_layers_have_passed(found):
 def test_readout_texts_and_concept_are_passed_on(found, model, texts, concept):
     seen: list = []
     found(square(0.3), readout="profile", seen=seen)
-    assert [name for name, *_ in seen] == ["linear", *["measured"] * len(FIRST)]
+    # the steps that are always tried go together
+    assert [name for name, *_ in seen] == ["linear", "measured"]
     for _, arguments, settings in seen:
-        assert arguments[0] is model
-        assert arguments[1] is texts
-        assert arguments[2] is concept
+        assert arguments[0].model is model
+        assert arguments[0].texts is texts
+        assert arguments[1] is concept
         assert settings == {"readout": "profile"}
+    seen.clear()
+    found(square(30.0), seen=seen)  # two more decades
+    assert [name for name, *_ in seen] == ["linear", *["measured"] * 3]
 
 
 def test_known_linear_gains_are_used_and_must_be_of_the_same_prompts(model, texts, concept):
