@@ -53,7 +53,7 @@ class Step:
             )
 
 
-@of_run(once=True)
+@of_run(once=False)  # it looks at the states before it replays
 def measure_gains(
     run: Run,
     concept: xr.Dataset,
@@ -104,7 +104,7 @@ def measure_gains(
     return measure_gains_at(run, concept, [Step(eps, relative, difference)], readout=readout)[0]
 
 
-@of_run(once=True)
+@of_run(once=False)  # it looks at the states before it replays
 def measure_gains_at(
     run: Run, concept: xr.Dataset, steps: Sequence[Step], *, readout: ReadoutLike = "concept"
 ) -> list[xr.Dataset]:
