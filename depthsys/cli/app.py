@@ -3,7 +3,6 @@
 import sys
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -50,6 +49,8 @@ def _root(
 
 def main() -> None:
     """Entry point: expected errors are one clear line and exit status 2."""
+    import numpy as np
+
     try:
         app()
     except (

@@ -1,10 +1,10 @@
 """`depthsys compare`: reduction methods by order."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from depthsys import report
 from depthsys.cli import results
 from depthsys.cli.options import (
     Eps,
@@ -17,9 +17,8 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
-from depthsys.cli.session import open_model
 from depthsys.files import OutputFolder
-from depthsys.study import METHODS
+from depthsys.study.names import METHODS
 
 
 @spread
@@ -42,12 +41,17 @@ def compare(
             help="So many held-out prompts also get a system of their own; 0: none.  [default: 64]"
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Compare reduction methods by order, on the full model: OUT/comparison.nc and figures.
 
     Every method at every order, from the same texts: agreement with the gains measured on held-out
-    prompts, where the error comes from, exact errors beside what is proved, and cost.
+    prompts, where the error comes from, exact errors beside what is proved, and cost. What is
+    finished is kept in OUT.partial until all of it is: after an interruption the same command goes
+    on there.
 
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
@@ -61,11 +65,19 @@ def compare(
         n_each=each,
     )
     folder = OutputFolder.checked(out, results.COMPARISON_FILES, force)
-    session = open_model(model, texts, asked, folder)
-
+    from depthsys import report
+    from depthsys.cli.session import open_model
     from depthsys.study import steps
 
+    session = open_model(model, texts, asked, folder)
+    if dry_run:
+        found = report.forecast(session.step("calibrate", steps.comparison_cost))
+        session.screen.show(found)
+        for verdict in found.verdicts:
+            session.screen.say(f"- {verdict}")
+        return
     concept = session.step("concept direction", steps.find_concept)
-    table = session.step("compare methods", steps.compare, concept)
+    keeping = partial(steps.compare, partial=out.with_name(f"{out.name}.partial"))
+    table = session.step("compare methods", keeping, concept)
     session.keep(results.COMPARISON, table, report.comparison(table))
     session.finish(table, "comparison.txt")

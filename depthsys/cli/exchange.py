@@ -3,20 +3,22 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from depthsys.cli.options import STORED_HELP
-from depthsys.export.formats import FORMATS, IN_FOLDERS, READ_BACK, Format
-from depthsys.report import Screen
+from depthsys.study.names import FORMATS as NAMES
+
+if TYPE_CHECKING:
+    from depthsys.export.formats import Format
 
 SCHEDULE = "schedule.nc"
 
 
 def export(
     system: Annotated[Path, typer.Argument(metavar="SYSTEM", help=STORED_HELP)],
-    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(NAMES)}.")],
     out: Annotated[Path, typer.Option(help="The file or folder to write.")],
     schedule: Annotated[
         Path | None,
@@ -46,6 +48,8 @@ def export(
     _check_place(out, to)
 
     from depthsys import export as formats
+    from depthsys.export.formats import READ_BACK
+    from depthsys.report import Screen
     from depthsys.report.exchange import plan_line, system_line, unexpressed_line
     from depthsys.study.exchange import read_plan, selected
 
@@ -90,6 +94,7 @@ def import_(
         )
 
     from depthsys import export as formats
+    from depthsys.report import Screen
     from depthsys.report.exchange import difference_line, next_step_line, system_line
     from depthsys.study.exchange import difference, knows_its_origin, with_origin_of
     from depthsys.study.stored import lacks
@@ -119,10 +124,12 @@ def import_(
     screen.say(f"Written: {out}. {then}")
 
 
-def _checked_format(name: str, given: dict[str, Any]) -> Format:
+def _checked_format(name: str, given: dict[str, Any]) -> "Format":
     """The format of that name; ValueError if there is none, or it takes no such option."""
-    if name not in FORMATS:
-        raise ValueError(f"`--to` must be one of {', '.join(FORMATS)}; got {name!r}. Pick one.")
+    if name not in NAMES:
+        raise ValueError(f"`--to` must be one of {', '.join(NAMES)}; got {name!r}. Pick one.")
+    from depthsys.export.formats import FORMATS
+
     form = FORMATS[name]
     allowed = {*form.options, *(["schedule"] if form.plan else [])}
     for option, value in given.items():
@@ -138,6 +145,8 @@ def _checked_format(name: str, given: dict[str, Any]) -> Format:
 
 def _check_place(out: Path, to: str) -> None:
     """ValueError unless the file ends as its format does: then every reader knows it."""
+    from depthsys.export.formats import FORMATS, IN_FOLDERS
+
     suffix = FORMATS[to].suffix
     if not suffix and out.suffix in {*IN_FOLDERS, *(f.suffix for f in FORMATS.values())} - {""}:
         raise ValueError(

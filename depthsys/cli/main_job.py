@@ -2,13 +2,11 @@
 
 import csv
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import xarray as xr
 
 from depthsys import demo as demo_package
-from depthsys import report
 from depthsys.cli import results
 from depthsys.cli.options import (
     Eps,
@@ -25,9 +23,13 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
-from depthsys.cli.session import Session, open_model, open_source, outputs
 from depthsys.files import OutputFolder
 from depthsys.study import Settings, find_model
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from depthsys.cli.session import Session
 
 
 @spread
@@ -56,6 +58,8 @@ def demo(
     folder = OutputFolder.checked(out, [results.TEXTS, *results.ALL_FILES], force)
     find_model(model, asked)
     folder.write(results.TEXTS, lambda path: _write_texts(path, concept, asked))
+    from depthsys.cli.session import open_model
+
     session = open_model(model, out / results.TEXTS, asked, folder)
     system = _identify(session)
     _gains(session, system)
@@ -82,6 +86,8 @@ def identify(
     """
     asked = settings(reduction, meaning, shared)
     folder = OutputFolder.checked(out, results.ALL_FILES, force)
+    from depthsys.cli.session import open_model
+
     session = open_model(model, texts, asked, folder)
     session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
 
@@ -103,7 +109,9 @@ def gains(
     Example: `depthsys gains run/system.nc --eps 0.1 --out run`
     """
     asked = settings(reduction, meaning, shared, eps=eps)
-    folder = OutputFolder.checked(out, outputs(source, results.GAIN_FILES), force)
+    folder = OutputFolder.checked(out, results.outputs(source, results.GAIN_FILES), force)
+    from depthsys.cli.session import open_source
+
     session = open_source(source, texts, model, asked, folder)
     system = _identify(session)
     _gains(session, system)
@@ -133,14 +141,16 @@ def control(
     Example: `depthsys control run/system.nc --target 5 --out run`
     """
     asked = settings(reduction, meaning, shared, target=target, energy=energy)
-    folder = OutputFolder.checked(out, outputs(source, results.CONTROL_FILES), force)
+    folder = OutputFolder.checked(out, results.outputs(source, results.CONTROL_FILES), force)
+    from depthsys.cli.session import open_source
+
     session = open_source(source, texts, model, asked, folder)
     system = _identify(session)
     _control(session, system)
     session.finish(system, "control.txt")
 
 
-def _identify(session: Session, *, per_prompt: bool = False) -> xr.Dataset:
+def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
     """The stored system, or a new one, written."""
     from depthsys.study import steps
 
@@ -155,14 +165,16 @@ def _identify(session: Session, *, per_prompt: bool = False) -> xr.Dataset:
     return system
 
 
-def _gains(session: Session, system: xr.Dataset) -> None:
+def _gains(session: "Session", system: "xr.Dataset") -> None:
+    from depthsys import report
     from depthsys.study import steps
 
     found = session.step("exact linear and measured gains", steps.gains, system)
     session.keep(results.GAINS, found, report.gains(found))
 
 
-def _control(session: Session, system: xr.Dataset) -> None:
+def _control(session: "Session", system: "xr.Dataset") -> None:
+    from depthsys import report
     from depthsys.study import steps
 
     found = session.step("search energies on the full model", steps.control, system)

@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from depthsys import demo
-from depthsys.export.formats import READABLE
-from depthsys.study import CONCEPTS, METHODS, READOUTS, Settings
+from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS
+from depthsys.study.settings import Settings
 
 MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
 SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
+if TYPE_CHECKING:
+    import xarray as xr
 
-from depthsys import export
-from depthsys.files import OutputFolder
+    from depthsys.files import OutputFolder
 
 
-def _energies(energies: xr.Dataset, path: Path) -> None:
+def _energies(energies: "xr.Dataset", path: Path) -> None:
     table = energies[["energy", "multiple", "reached", "monotone", "layer_pushed"]]
     frame = table.to_dataframe()
     frame["target"], frame["energy_kind"] = energies.attrs["target"], energies.attrs["energy"]
@@ -35,7 +35,7 @@ class Result:
 
     data: str
     figures: tuple[str, ...] = ()
-    others: tuple[tuple[str, Callable[[xr.Dataset, Path], None]], ...] = ()
+    others: tuple[tuple[str, Callable[["xr.Dataset", Path], None]], ...] = ()
 
     @property
     def files(self) -> list[str]:
@@ -63,15 +63,17 @@ ALL_FILES = [
 ]  # fmt: skip
 
 
-def write_data(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> None:
+def write_data(folder: "OutputFolder", result: Result, dataset: "xr.Dataset") -> None:
     """Write the Dataset; a system with the golden trajectory that every reader replays."""
+    from depthsys import export
+
     if "A" in dataset:
         folder.write(result.data, lambda path: export.to_netcdf(dataset, path))
     else:
         folder.netcdf(result.data, dataset)
 
 
-def write_shown(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> None:
+def write_shown(folder: "OutputFolder", result: Result, dataset: "xr.Dataset") -> None:
     """Write what is made of the Dataset for people: figures and tables."""
     for name, write in result.others:
         folder.write(name, lambda path, write=write: write(dataset, path))
@@ -87,3 +89,13 @@ def write_shown(folder: OutputFolder, result: Result, dataset: xr.Dataset) -> No
 
 def _saved(save: Callable[..., Any], fig: Any, kind: str) -> Callable[[Path], None]:
     return lambda path: save(fig, path, kind)
+
+
+def is_system(source: str) -> bool:
+    """Whether a command's first argument is a stored system rather than a model."""
+    return source.endswith(".nc")
+
+
+def outputs(source: str, files: list[str]) -> list[str]:
+    """What a step makes out of date: its own files, or everything if it identifies first."""
+    return files if is_system(source) else ALL_FILES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from depthsys.cli.results import ALL_FILES, Result, write_data, write_shown
+from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.files import OutputFolder
 from depthsys.report import Report, Screen, heading, notes, text_notes
 from depthsys.study import Cell, Settings, open_cell
@@ -61,16 +61,6 @@ class Session:
         self.screen.say(f"Results after {self.screen.seconds:.0f} s: {self.folder.folder}/")
         summary = self.screen.text()
         self.folder.write(name, lambda path: path.write_text(summary, encoding="utf-8"))
-
-
-def is_system(source: str) -> bool:
-    """Whether a command's first argument is a stored system rather than a model."""
-    return source.endswith(".nc")
-
-
-def outputs(source: str, files: list[str]) -> list[str]:
-    """What a step makes out of date: its own files, or everything if it identifies first."""
-    return files if is_system(source) else ALL_FILES
 
 
 def open_model(model: str, texts: Path, asked: Settings, folder: OutputFolder) -> Session:

@@ -1,7 +1,7 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
-from depthsys.lm.compare import compare
+from depthsys.lm.compare import compare, comparison_cost
 from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.energies import compare_energies, required_energy
@@ -50,6 +50,7 @@ __all__ = [
     "TwoSided",
     "agreement",
     "compare",
+    "comparison_cost",
     "compare_energies",
     "corrected",
     "error_budget",

@@ -13,6 +13,7 @@ from depthsys import ltv
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
 from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
+from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
@@ -21,6 +22,7 @@ from depthsys.lm.measure import Step, check_eps, measure_gains_at
 from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
 from depthsys.lm.parts import Parts, begun_parts
+from depthsys.lm.progress import is_shown
 from depthsys.lm.prompts import Splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, as_run
@@ -176,10 +178,12 @@ def _compared(
     ablate_eps: bool,
     n_bootstrap: int,
     seed: int,
-    **_: object,
+    **others: object,
 ) -> xr.Dataset:
     if concept is not None:  # before any long work
         Channels.checked(model, concept, "concept", readout, None)
+    if is_shown():
+        part.show(comparison_cost(model, texts, named, sizes, n_each=n_each, ablate_eps=ablate_eps))
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
         concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
@@ -244,6 +248,38 @@ def _compared(
     if "warning" in concept.attrs:
         table.attrs["concept_warning"] = concept.attrs["warning"]
     return table.assign_coords(layer=np.arange(model.n_layers))
+
+
+def comparison_cost(
+    model: DepthModel,
+    texts: Splits,
+    methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
+    orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    n_each: int | None = 64,
+    ablate_eps: bool = True,
+) -> xr.Dataset:
+    """What `compare` would do and cost, without doing it: see `forecast`.
+
+    Parameters
+    ----------
+    model, texts, methods, orders, n_each, ablate_eps
+        See `compare`.
+
+    Returns
+    -------
+    xr.Dataset
+        Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``.
+    """
+    n_held_out = len(texts.held_out)
+    return forecast(
+        model,
+        {name: getattr(texts, name) for name in ("concept", "operating", "held_out")},
+        named_methods(methods),
+        checked_orders(orders, model.n_features)[-1],
+        n_each=n_held_out if n_each is None else min(n_each, n_held_out),
+        ablate_eps=ablate_eps,
+    )
 
 
 def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
@@ -494,9 +530,9 @@ def _each_prompt(
     resolution = RESOLUTION * whole["prompt_norm"]
     ratio = whole["prompt_error"] / whole["prompt_lower"]
     whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
-    channels = [d for d in truth.dims if d != "prompt_each"]
-    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(channels) ** 0.5
-    whole["prompt_relative_l2"] = miss / (truth**2).sum(channels) ** 0.5
+    summed = [d for d in truth.dims if d != "prompt_each"]
+    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(summed) ** 0.5
+    whole["prompt_relative_l2"] = miss / (truth**2).sum(summed) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
     return whole
 

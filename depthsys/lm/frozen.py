@@ -165,12 +165,14 @@ def merged(blocks: Sequence[FrozenBlock], calls: Calls) -> FrozenBlock:
     whose batches may be padded.
     """
     contexts = [block.context for block in blocks]
-    longest = max(context.key.shape[-2] for context in contexts)
+    longest = calls.n_context[blocks[0].layer]
 
     def padded(name: str) -> torch.Tensor:
-        tensors = [getattr(context, name) for context in contexts]
+        tensors = (getattr(context, name) for context in contexts)
+        # the longest prompt of a batch may have stayed behind: the others have padding in its place
+        kept = [t[..., max(0, t.shape[-2] - longest) :, :] for t in tensors]
         # what lies under the mask is never read, but it must be finite
-        return torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in tensors])
+        return torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in kept])
 
     cache = FrozenCache(padded("key"), padded("value"))
     margins = [block.router_margin for block in blocks]

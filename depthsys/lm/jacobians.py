@@ -142,7 +142,7 @@ def jacobians(
             pass
         data = {name: (layout[name].dims, array) for name, array in arrays.items()}
         return xr.Dataset(data, coords=_coords(layout), attrs=attrs)
-    if checked_fingerprint(model.hf) != model.fingerprint:
+    if checked_fingerprint(model.hf) != attrs["model_fingerprint"]:
         raise ValueError(
             "`model` must keep the weights it was wrapped with; they have changed. Wrap it again."
         )

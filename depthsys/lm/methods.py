@@ -183,7 +183,8 @@ class Arnoldi(Method):
                 def product(q, linear=linear):
                     rows = torch.as_tensor(transposed(q)[0].copy())
                     rows = rows.to(model.device, model.dtype)
-                    total = sum(part.jvp(rows).double().sum(0) for part in linear)
+                    parts = [part.jvp(rows).double().sum(0) for part in linear]
+                    total = torch.stack(parts).sum(0)
                     return transposed(total.cpu().numpy())[None] / len(run)
 
                 depths = [layer.layer] + [model.n_layers] * (layer.layer == model.n_layers - 1)
@@ -208,7 +209,7 @@ class Arnoldi(Method):
 
     def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
-        return ltv.span_basis(small, columns=given, **size)
+        return ltv.span_basis(small, columns=_needed(given), **size)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class Pod(Method):
 
     def basis(self, small, given, **size):
         """`ltv.pod_basis` of the snapshots."""
-        return ltv.pod_basis(small, snapshots=given.rename(column="sample"), **size)
+        return ltv.pod_basis(small, snapshots=_needed(given).rename(column="sample"), **size)
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,7 @@ class Random(Method):
 
     def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
-        return ltv.span_basis(small, columns=given, **size)
+        return ltv.span_basis(small, columns=_needed(given), **size)
 
 
 @dataclass(frozen=True)
@@ -391,10 +392,14 @@ def _concept(small: xr.Dataset) -> xr.DataArray:
     return xr.dot(small["V"], small["v"], dim="feature").rename(input="column")
 
 
-def _coordinates(small: xr.Dataset, columns: Columns | None) -> xr.DataArray:
-    """Columns (prompt, depth, feature, column) in restricted coordinates."""
-    if columns is None:
+def _needed(given: xr.DataArray | None) -> xr.DataArray:
+    if given is None:
         raise RuntimeError("this basis is made of columns")
+    return given
+
+
+def _coordinates(small: xr.Dataset, columns: Columns) -> xr.DataArray:
+    """Columns (prompt, depth, feature, column) in restricted coordinates."""
     given = xr.DataArray(columns, dims=("prompt", "depth", "feature", "column"))
     if "prompt" not in small.dims:
         given = given.isel(prompt=0)

@@ -10,6 +10,7 @@ import xarray as xr
 
 from depthsys._version import __version__
 from depthsys.files import Resumable, content_hash
+from depthsys.lm.progress import whole_bar
 from depthsys.lm.readouts import ReadoutLike
 
 
@@ -17,14 +18,40 @@ class Parts:
     """Computes a part, or reads it where an interrupted run has left it.
 
     Called with a name and a function without arguments that gives a Dataset.
+
+    Attributes
+    ----------
+    read
+        Names of the parts that were read.
     """
 
     def __init__(self, work: Resumable | None):
         self._work = work
         self.read: list[str] = []
+        self._bar: Any = None
+        self._seconds: dict[str, float] = {}
+
+    def show(self, cost: xr.Dataset) -> None:
+        """Show a bar over the whole, in the seconds that `forecast` expects of every stage."""
+        self._seconds = dict(
+            zip(map(str, cost["stage"].values), cost["seconds"].values, strict=True)
+        )
+        self._bar = whole_bar(float(cost["seconds"].sum()))
+
+    def close(self) -> None:
+        """The bar goes."""
+        if self._bar is not None:
+            self._bar.close()
 
     def __call__(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """The part of that name."""
+        found = self._made(name, compute)
+        if self._bar is not None:
+            done = [stage for stage in self._seconds if _is_of(stage, name)]
+            self._bar.update(sum(self._seconds.pop(stage) for stage in done))
+        return found
+
+    def _made(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         key = name.replace(",", "").replace(" ", "_")
         if self._work is None:
             return compute()
@@ -34,6 +61,15 @@ class Parts:
         found = compute()
         self._work.write(key, lambda path: found.to_netcdf(path, engine="h5netcdf"))
         return found
+
+
+def _is_of(stage: str, part: str) -> bool:
+    """Whether a stage of the forecast is over when that part is."""
+    if part == "mean system":
+        return stage == part or stage.startswith("directions of ")
+    if part == "concept" or part == "measured gains":  # the first that need the runs
+        return stage == part or stage.startswith("prefill ")
+    return stage == part
 
 
 @contextlib.contextmanager
@@ -53,7 +89,8 @@ def begun_parts(
         If the folder holds other things, or work begun with other settings, prompts or weights.
     """
     if folder is None:
-        yield Parts(None)
+        with contextlib.closing(Parts(None)) as parts:
+            yield parts
         return
     tokens = {
         name: getattr(given, "tokens_sha256", None) or model.tokens_sha256(given)
@@ -78,7 +115,8 @@ def begun_parts(
     )
     with work.locked():
         try:
-            yield Parts(work)
+            with contextlib.closing(Parts(work)) as parts:
+                yield parts
         except BaseException as error:
             error.add_note(
                 f"What is finished is kept in {str(folder)!r}: the same call goes on there."

@@ -7,6 +7,7 @@ A report of one result is a function of its Dataset: `gains`, `control`, `compar
 from depthsys.report.comparison import comparison
 from depthsys.report.console import Screen
 from depthsys.report.control import control
+from depthsys.report.forecast import forecast
 from depthsys.report.gains import gains
 from depthsys.report.heading import heading, notes, text_notes
 from depthsys.report.table import Report, Table, markdown
@@ -17,6 +18,7 @@ __all__ = [
     "Table",
     "comparison",
     "control",
+    "forecast",
     "gains",
     "heading",
     "markdown",

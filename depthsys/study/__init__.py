@@ -6,12 +6,9 @@ nothing. Importing this loads no torch; opening a cell and `study.steps` do.
 """
 
 from depthsys.study.cell import Cell, find_model, open_cell, read_splits
-from depthsys.study.settings import CONCEPTS, METHODS, READOUTS, Settings
+from depthsys.study.settings import Settings
 
 __all__ = [
-    "CONCEPTS",
-    "METHODS",
-    "READOUTS",
     "Cell",
     "Settings",
     "find_model",

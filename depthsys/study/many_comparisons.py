@@ -9,7 +9,7 @@ import xarray as xr
 from depthsys import lm
 from depthsys.study import steps
 from depthsys.study.cell import Cell
-from depthsys.study.settings import CONCEPTS
+from depthsys.study.names import CONCEPTS
 
 # what the ablation of the concept direction compares
 _ABLATED = ("ensemble", "krylov", "arnoldi", "random")
@@ -52,7 +52,7 @@ def _terminal_readout(cell: Cell, concept: xr.Dataset, table: xr.Dataset) -> dic
     linear = xr.Dataset({"gain": _over_prompts(table["linear_gain_operating"])})
     linear.attrs = dict(system.attrs)
     expected = lm.expected_error(system, linear)["expected"]
-    fixed = lm.corrected(system, cell.held_out, concept)
+    fixed = lm.corrected(system, cell.held_out, concept)  # pyright: ignore[reportArgumentType]
     return {
         "terminal_relative_l2": lm.agreement(system, measured)["relative_l2"],
         "terminal_relative_l2_operating": lm.agreement(system, operating)["relative_l2"],

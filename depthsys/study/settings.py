@@ -5,24 +5,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS
+
 if TYPE_CHECKING:
     from depthsys.lm import Method
 
-# Told here without loading torch; tests/study/test_settings.py holds them against depthsys.lm.
-METHODS = (
-    "ensemble",
-    "balanced",
-    "two_sided",
-    "krylov",
-    "arnoldi",
-    "pod",
-    "adjoint",
-    "random",
-)
-CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
-READOUTS = ("concept", "profile")
-ENERGIES = ("absolute", "relative")
-DTYPES = ("float32", "float64")
 DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_EACH = 64
 # what a stored system has been identified with already

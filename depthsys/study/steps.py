@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -70,8 +71,20 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     return _with_origin(energies, cell, system)
 
 
-def compare(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
-    """Reduction methods by order; see `lm.compare`."""
+def comparison_cost(cell: Cell) -> xr.Dataset:
+    """What `compare` would take; see `lm.comparison_cost`. Nothing is prefilled."""
+    settings = cell.settings
+    return lm.comparison_cost(
+        cell.model,
+        cell.texts,
+        list(settings.methods),
+        list(settings.orders),
+        n_each=settings.n_each,
+    )
+
+
+def compare(cell: Cell, concept: xr.Dataset, partial: Path | None = None) -> xr.Dataset:
+    """Reduction methods by order; see `lm.compare`, which keeps its parts in ``partial``."""
     settings = cell.settings
     table = lm.compare(
         cell.model,
@@ -83,6 +96,7 @@ def compare(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
         eps=settings.eps,
         n_each=settings.n_each,
         seed=settings.seed,
+        partial=partial,
     )
     return _with_origin(table, cell)
 

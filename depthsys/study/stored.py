@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import xarray as xr
-
 from depthsys.study.cell import Cell
 from depthsys.study.settings import IDENTIFICATION, Settings
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from depthsys.lm import Splits
 
 # what a stored system must say for its model and texts to be found again
@@ -20,12 +20,12 @@ NEEDED_ATTRS = {
 NEEDED_VARIABLES = {"A", "B", "C", "D", "v", "auc", "gain_full", "state_norm", "y_std"}
 
 
-def lacks(system: xr.Dataset) -> set[str]:
+def lacks(system: "xr.Dataset") -> set[str]:
     """What is needed to go on from a system and is not in it."""
     return NEEDED_ATTRS - system.attrs.keys() | NEEDED_VARIABLES - set(map(str, system.variables))
 
 
-def read_system(path: Path, settings: Settings) -> xr.Dataset:
+def read_system(path: Path, settings: Settings) -> "xr.Dataset":
     """A system that was written by `depthsys identify`.
 
     Raises
@@ -58,7 +58,7 @@ def read_system(path: Path, settings: Settings) -> xr.Dataset:
     return system
 
 
-def settings_of(system: xr.Dataset, settings: Settings) -> Settings:
+def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
     """The settings with what the texts of the system need; how it was identified is in it."""
     attrs = system.attrs
     stored = Settings.checked(
@@ -77,7 +77,7 @@ def settings_of(system: xr.Dataset, settings: Settings) -> Settings:
     )
 
 
-def texts_of(system: xr.Dataset, path: Path, moved: Path | None) -> Path:
+def texts_of(system: "xr.Dataset", path: Path, moved: Path | None) -> Path:
     """Where the texts of the system at that path are; ``moved`` is where they are said to be."""
     texts = Path(system.attrs["texts"]) if moved is None else moved
     if not texts.exists():
@@ -88,7 +88,7 @@ def texts_of(system: xr.Dataset, path: Path, moved: Path | None) -> Path:
     return texts
 
 
-def check_same(system: xr.Dataset, cell: Cell, path: Path) -> None:
+def check_same(system: "xr.Dataset", cell: Cell, path: Path) -> None:
     """ValueError unless the cell has the texts and the weights that the system is of."""
     texts: Splits = cell.texts
     found = {

@@ -11,7 +11,7 @@ import xarray as xr
 
 from depthsys import cli, lm, plot
 from depthsys.cli.results import COMPARISON_FILES
-from depthsys.study import CONCEPTS, METHODS
+from depthsys.study.names import CONCEPTS, METHODS
 
 pytestmark = pytest.mark.slow  # about a minute; tests/lm/test_compare.py has the numbers
 METHODS_ASKED = ["ensemble", "krylov", "pod"]

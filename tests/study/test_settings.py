@@ -1,33 +1,12 @@
-"""What may be asked for, and that its names are those of the library."""
+"""What may be asked for."""
 
 import inspect
 
 import pytest
 
-from depthsys import lm, study
-from depthsys.lm import concepts, methods, readouts
-from depthsys.lm.hf import checkpoint
-from depthsys.ltv import plan
+from depthsys import lm
 from depthsys.study import Settings
-from depthsys.study.settings import DTYPES, ENERGIES, IDENTIFICATION
-
-
-def test_the_names_told_without_torch_are_those_of_the_library():
-    assert study.METHODS == tuple(methods.METHODS)
-    assert study.READOUTS == readouts.READOUTS
-    assert ENERGIES == plan.ENERGIES
-    assert set(DTYPES) == set(checkpoint.DTYPES)
-
-
-def test_the_directions_are_the_functions_of_the_library_that_find_one():
-    found = {
-        name
-        for name in lm.__all__
-        if inspect.isfunction(getattr(lm, name))
-        and getattr(lm, name).__module__ == concepts.__name__
-        and "held_out" in inspect.signature(getattr(lm, name)).parameters
-    }
-    assert set(study.CONCEPTS) == found
+from depthsys.study.settings import IDENTIFICATION
 
 
 def test_what_is_not_given_has_its_default_and_is_not_asked():

@@ -1,0 +1,40 @@
+"""The names that the command line tells and checks without loading anything.
+
+Each tuple repeats a list of the library; tests/study/test_names.py holds them against it.
+"""
+
+# depthsys.lm.methods.METHODS
+METHODS = (
+    "ensemble",
+    "balanced",
+    "two_sided",
+    "krylov",
+    "arnoldi",
+    "pod",
+    "adjoint",
+    "random",
+)
+# functions of depthsys.lm.concepts
+CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
+# depthsys.lm.readouts.READOUTS
+READOUTS = ("concept", "profile")
+# depthsys.ltv.plan.ENERGIES
+ENERGIES = ("absolute", "relative")
+# depthsys.lm.hf.checkpoint.DTYPES
+DTYPES = ("float32", "float64")
+# depthsys.export.formats.FORMATS, and what files that are read back end in
+FORMATS = (
+    "netcdf",
+    "zarr",
+    "matlab",
+    "julia",
+    "python-control",
+    "pymor",
+    "fmu",
+    "npz",
+    "json",
+    "csv",
+    "safetensors",
+    "gguf",
+)
+READABLE = (".nc", ".zarr", ".mat", ".npz", ".json")

@@ -1,0 +1,103 @@
+"""What is shown and said of predicted and measured gains."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import report
+
+PARTS = ["nonlinearity", "averaging", "sampling", "truncation", "total"]
+
+
+@pytest.fixture
+def result():
+    metric = np.zeros((2, 2, 3))
+    metric[:] = [0.5, 0.25, 0.75]
+    metric[1, 1, 1:] = np.nan
+    budget = np.zeros((5, 2, 3))
+    budget[..., 0] = np.array([0.01, 0.04, 0.03, 0.0, 0.05])[:, None]
+    budget[:, :, 1:] = np.nan
+    dims = ("injection", "layers", "bound")
+    names = ("spearman", "pearson", "relative_l2", "max_relative_error")
+    return xr.Dataset(
+        {name: (dims, metric) for name in names}
+        | {
+            "noise_floor": (("injection", "layers"), [[0.002, 0.003], [0.004, 0.005]]),
+            "error_budget": (("part", "layers", "bound"), budget),
+        },
+        coords={
+            "injection": ["absolute", "relative"],
+            "layers": ["all", "without_layer_0"],
+            "bound": ["estimate", "low", "high"],
+            "part": PARTS,
+        },
+    )
+
+
+def test_tables_have_a_row_per_metric_and_per_cause(result):
+    agreement, budget = report.gains(result).tables
+    assert agreement.header == ("agreement on held-out prompts", "all", "without layer 0")
+    assert len(agreement.rows) == 8
+    assert agreement.rows[0] == (
+        "spearman (absolute injection)",
+        "0.5000 [0.2500, 0.7500]",
+        "0.5000 [0.2500, 0.7500]",
+    )
+    assert agreement.rows[-1] == (
+        "max_relative_error (relative injection)",
+        "0.5000 [0.2500, 0.7500]",
+        "0.5000",
+    )
+    assert [row[0] for row in budget.rows] == PARTS
+    assert budget.rows[1][1:] == ("0.0400", "0.0400")
+
+
+def test_the_verdict_names_the_error_its_noise_and_the_largest_cause(result):
+    assert report.gains(result).verdicts == [
+        "the surrogate misses the measured gains by 5.00 % (relative L2; 0.200 % would be sampling "
+        "noise alone); the largest part is averaging (parts may cancel each other)"
+    ]
+
+
+# ------------------------------------------------------------------------------- energies
+
+
+@pytest.fixture
+def energies():
+    return xr.Dataset(
+        {
+            "energy": ("schedule", [4.0, 8.0, np.nan, 2.0]),
+            "multiple": ("schedule", [1.0, 2.0, np.nan, 0.5]),
+            "reached": ("schedule", [True, True, False, True]),
+            "monotone": ("schedule", [True, False, False, True]),
+            "layer_pushed": ("schedule", [-1, -1, 0, 3]),
+            "predicted_energy": 3.9,
+        },
+        coords={"schedule": ["minimum_energy", "uniform", "first_layer", "best_single_layer"]},
+        attrs={"target": 2.5, "energy": "absolute"},
+    )
+
+
+def test_schedules_that_fail_or_turn_back_are_marked(energies):
+    (table,) = report.control(energies).tables
+    assert table.rows == [
+        ("minimum energy", "4", "1"),
+        ("uniform", "8", "2  (not monotone)"),
+        ("first layer (0)", "not reached", "-  (not monotone)"),
+        ("best single layer (3)", "2", "0.5"),
+    ]
+
+
+def test_the_verdict_on_energies(energies):
+    assert report.control(energies).verdicts == [
+        "a shift of 2.5 takes absolute energy 4 on the full model, planned 3.9; cheaper on the "
+        "full model: best single layer"
+    ]
+    energies["multiple"][3] = 3.0
+    energies["predicted_energy"] = xr.DataArray(1.0)
+    (verdict,) = report.control(energies).verdicts
+    assert "planned 1, 4.0 times off: the response is not linear there; no schedule of" in verdict
+    energies["energy"][0] = np.nan
+    assert report.control(energies).verdicts == [
+        "the planned schedule does not reach a shift of 2.5 on the full model"
+    ]

@@ -1,0 +1,89 @@
+"""What is said of the origin of a result."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import report
+
+
+@pytest.fixture
+def system():
+    return xr.Dataset(
+        {
+            "A": (("layer", "state_next", "state"), np.zeros((4, 2, 2))),
+            "v": (("depth", "feature", "input"), np.zeros((5, 16, 1))),
+            "auc": ("depth", [0.5, 0.6, 0.7, 0.8, 0.9]),
+            "auc_low": ("depth", [0.4, 0.5, 0.6, 0.7, 0.8]),
+            "auc_high": ("depth", [0.6, 0.7, 0.8, 0.9, 1.0]),
+        },
+        coords={"order": ("depth", [1, 2, 2, 2, 2])},
+        attrs={
+            "model": "here", "dtype": "float32", "readout": "concept", "method": "Krylov",
+            "order": 2, "texts": "t.csv", "split": "40/20/10", "seed": 3, "max_tokens": 9,
+            "classes": json.dumps(["bad", "good"]), "concept": "whitened", "n_duplicates": 0,
+            "n_conflicts": 0, "n_cut_concept": 0, "n_cut_operating": 0, "n_cut_held_out": 0,
+        },
+    )  # fmt: skip
+
+
+def test_a_heading_names_model_texts_and_separation(system):
+    assert report.heading(system) == [
+        "here: L = 4, H = 16, float32, Krylov, order 2, concept readout",
+        "texts t.csv, 40/20/10 per class, seed 3; the readout grows from label 'bad' to 'good'",
+        "- AUC on 20 held-out texts: 0.50 at depth 0, 0.90 [0.80, 1.00] at depth 4; the concept "
+        "direction (whitened) separates held-out texts",
+    ]
+
+
+def test_a_model_that_has_moved_is_named_where_it_is(system):
+    assert report.heading(system, {"model": "there"})[0].startswith("there: L = 4")
+
+
+@pytest.mark.parametrize(
+    ("auc", "words"),
+    [
+        (0.8, "(whitened) separates held-out texts"),
+        (0.7, "(whitened) weakly separates held-out texts"),
+        (0.5, "(whitened) hardly separates held-out texts: its gains are real, but do not call"),
+    ],
+)
+def test_separation_in_words(system, auc, words):
+    system["auc"][-1] = auc
+    assert words in report.heading(system)[-1]
+    warned = system.assign_attrs(concept_warning="w")
+    assert report.heading(warned)[-1].endswith("; see the warning below")
+    assert "[" not in report.heading(system.drop_vars(["auc_low", "auc_high"]))[-1]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
+        ({"order": 5}, "Krylov, order 2 (5 asked for),"),
+        ({"settings": '{"tolerance": 0.1}', "order": 5}, "Krylov, order 2 for tolerance 0.1,"),
+        ({"changed_by": "an engineer"}, "Krylov, changed by an engineer, order 2,"),
+    ],
+)
+def test_the_system_in_words(system, attrs, words):
+    assert words in report.heading(system.assign_attrs(attrs))[0]
+
+
+def test_notes(system):
+    assert report.notes(system) == []
+    noted = system.assign_attrs(step_note="steps", note="rank", concept_warning="no concept")
+    assert report.notes(noted) == [
+        "no concept; gains are real, but do not call them gains of the concept",
+        "rank",
+        "steps",
+    ]
+
+
+def test_dropped_and_cut_texts(system):
+    assert report.text_notes(system.attrs) == []
+    changed = system.attrs | {"n_duplicates": 2, "n_conflicts": 1, "n_cut_operating": 4}
+    assert report.text_notes(changed) == [
+        "dropped before splitting: 2 duplicates, 1 texts that came with both labels",
+        "cut on the right at 9 tokens: 0 concept, 4 operating and 0 held-out texts",
+    ]
