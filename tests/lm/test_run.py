@@ -9,7 +9,6 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from depthsys import lm, ltv
-from depthsys.lm.batches import length_batches
 from depthsys.lm.stamp import provenance
 from tests.conftest import tiny_gpt2
 from tests.lm import whole_sequence
@@ -237,13 +236,3 @@ def test_left_padding_gives_fewer_batches_and_the_same_numbers():
         np.testing.assert_allclose(*operators, atol=1e-10)
     assert b.batches[0].blocks[0]._calls.real is None  # the short prompt is alone
     assert provenance(padded, "x")["left_padding"] == 1
-
-
-def test_padded_batches_hold_every_row_once_and_little_padding():
-    lengths = np.random.default_rng(0).integers(1, 60, size=200)
-    batches = length_batches(lengths, max_tokens=400, max_prompts=16, padded=True)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
-    for batch in batches:
-        tokens = len(batch) * lengths[batch].max()
-        assert len(batch) == 1 or (tokens <= 400 and lengths[batch].sum() >= 0.85 * tokens)
-    assert len(batches) < len(length_batches(lengths, max_tokens=400, max_prompts=16))
