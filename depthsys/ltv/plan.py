@@ -65,7 +65,7 @@ def to_unit_energy(u: xr.DataArray, weights: xr.DataArray | None = None) -> xr.D
         If a schedule is zero or not finite.
     """
     energy = plan_energy(u, weights)
-    if not bool(np.isfinite(energy).all()):
+    if not bool(np.isfinite(u).all()):  # a sum would leave NaN out
         raise ValueError("`schedules` must be finite; got NaN or infinity. Drop those rows.")
     if not bool((energy > 0).all()):
         raise ValueError("`schedules` must not be zero; got an all-zero row. Drop it.")

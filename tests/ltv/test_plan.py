@@ -114,8 +114,11 @@ def test_unit_energy_keeps_shapes_and_signs():
         np.testing.assert_allclose(ratio, ratio[:, :1, :1] * np.ones((1, L, M)))
     with pytest.raises(ValueError, match=r"`schedules` must not be zero; got an all-zero row"):
         to_unit_energy(xr.concat([u, 0 * u[:1]], dim="schedule"))
-    with pytest.raises(ValueError, match="`schedules` must not be zero"):
-        to_unit_energy(u * np.nan)
+    for value in (np.nan, np.inf):
+        spoilt = u.copy()
+        spoilt[2, 1, 0] = value
+        with pytest.raises(ValueError, match="`schedules` must be finite; got NaN or infinity"):
+            to_unit_energy(spoilt)
 
 
 # ------------------------------------------------------------------------------- simple ones
