@@ -34,8 +34,15 @@ class Model(Protocol):
     device: torch.device
     blocks: Blocks
     left_padding: bool
+    name: str
+    contract: dict[str, float]
     tokenizer: Any
     hf: Any
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer prompts are cut."""
+        ...
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -57,6 +64,10 @@ class Model(Protocol):
 
     def head(self, x_last: torch.Tensor) -> torch.Tensor:
         """Logits (row, token) of last states."""
+        ...
+
+    def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
+        """Logits (prompt, token) of last states, after the tokens before them."""
         ...
 
 
