@@ -1,6 +1,7 @@
 """How much energy schedules of pushes really need on the full nonlinear model."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ GROWTH = 4.0
 LARGEST = 128.0
 # A crossing counts as found when the mean shift is within this part of the target.
 TOLERANCE = 1e-4
+# A response that turns back just before the target may pass it between two points of the search:
+# where it comes as near as that, it is looked at more closely around its largest value.
+NEARLY = 0.8
+LOOKS_NEAR_MAXIMUM = 3
 MOST_STEPS = 8
 
 
@@ -48,8 +53,10 @@ def required_energy(
     shift over prompts reaches the target. Three evaluations around the predicted amplitude and,
     where they do not reach it, amplitudes that grow by `GROWTH` up to `LARGEST` times the smallest
     one bracket the first crossing; inverse interpolation, kept inside the bracket, then finds it
-    to `TOLERANCE`. All schedules share each pass over the prompts, and a typical one takes 5 to 6
-    evaluations. A crossing that comes and goes between two points of the search is not seen.
+    to `TOLERANCE`. A response that turns back beyond `NEARLY` of the target is looked at more
+    closely around its largest value. All schedules share each pass over the prompts, and a typical
+    one takes 4 to 6 evaluations. A crossing that comes and goes between two points of the search
+    is not seen.
 
     Parameters
     ----------
@@ -181,7 +188,15 @@ class _Search:
                     rows.append(row)
                     alphas.append(min(GROWTH * last, self._limit))
             if not rows:
-                return
+                break
+            self.evaluate(rows, alphas)
+        for _ in range(LOOKS_NEAR_MAXIMUM):
+            rows, alphas = [], []
+            for row, points in enumerate(self.points):
+                if NEARLY <= max(points.values()) < 1:
+                    near = _beside_maximum(points)
+                    rows += [row] * len(near)
+                    alphas += near
             self.evaluate(rows, alphas)
 
     def refine(self) -> None:
@@ -208,6 +223,14 @@ class _Search:
             # a fall below the tolerance of the search is rounding
             found.append(bool((np.diff(way) >= -TOLERANCE).all()))
         return found
+
+
+def _beside_maximum(points: dict[float, float]) -> list[float]:
+    """Amplitudes between the one that reaches furthest and its neighbours."""
+    alphas = sorted(points)
+    best = alphas.index(max(points, key=points.__getitem__))
+    ends = alphas[max(0, best - 1) : best + 2]
+    return [float(np.sqrt(a * b)) for a, b in pairwise(ends)]
 
 
 def _between(points: dict[float, float], *, halve: bool) -> float:

@@ -149,3 +149,19 @@ def test_relative_energy_counts_pushes_by_the_size_of_the_state(tiny, tokens, co
 def test_bad_arguments(tiny, tokens, concept, system, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny, tokens, concept, system)
+
+
+def test_a_response_that_turns_back_just_beyond_the_target_is_found():
+    """It is 1.005 at 5.6, and below 1 at 4 and at 8, where the search looks first."""
+
+    def play(rows, alphas):
+        progress = 1.005 - 0.02 * np.log2(alphas / 5.6) ** 2
+        return progress[None, :, None]
+
+    search = energies._Search(play, np.array([1.0]), np.array([4.0]))
+    search.bracket()
+    search.refine()
+    expected = 5.6 * 2 ** -np.sqrt(0.005 / 0.02)
+    np.testing.assert_allclose(search.alpha, expected, rtol=0.02)
+    assert abs(search.points[0][search.alpha[0]] - 1) <= energies.TOLERANCE
+    assert search.monotone() == [True]
