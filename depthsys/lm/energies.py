@@ -334,7 +334,7 @@ def _check_size(run: Run, system: xr.Dataset, target: float | np.ndarray) -> Non
     least = 100 * torch.finfo(model.dtype).eps * scale
     if np.max(np.abs(target)) < least:
         raise ValueError(
-            f"`target` must be well above the rounding of the readout; got {target:.1e} where "
+            f"`target` must be well above the rounding of the readout; got {target} where "
             f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use float64."
         )
 

@@ -115,8 +115,16 @@ class Run:
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
         self._calls: dict[int, Calls] = {}
         self._budget = budget
+        self._later = False
         if contexts:
             self.prefill()
+
+    @classmethod
+    def later(cls, model: Model, texts: Any) -> "Run":
+        """A run that is prefilled when a block is asked for: after arguments have been checked."""
+        run = cls(model, texts, contexts=False)
+        run._later = True
+        return run
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -169,7 +177,7 @@ class Run:
     @property
     def batches(self) -> "Batches":
         """The batches, each with its blocks; prefilled again where no context is kept."""
-        self.model.check_weights()
+        self._ready()
         return Batches(self)
 
     def stream(self, progress: str | None = None) -> Iterator[FrozenRun]:
@@ -204,13 +212,20 @@ class Run:
 
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
-        self.model.check_weights()
+        self._ready()
         return Sweep(self, keep=keep)
+
+    def _ready(self) -> None:
+        self.model.check_weights()
+        if self._later:
+            self._later = False
+            self.prefill()
 
     def states_by_batch(
         self, progress: str | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Row numbers and nominal states (depth, prompt, feature) of every batch."""
+        self._ready()
         if len(self._states) < len(self.numbers):
             for _ in self.stream(progress):
                 pass
@@ -494,23 +509,15 @@ def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P]
         @functools.wraps(function)
         def call(*args, **kwargs):
             before, rest = args[:at], list(args[at:])
-            if not rest:
-                rest = [kwargs.pop("run") if "run" in kwargs else kwargs.pop("model", None)]
-            if isinstance(rest[0], Run):
-                return function(*before, *rest, **kwargs)
-            model = rest.pop(0)
-            if not hasattr(model, "run"):
-                raise TypeError(
-                    f"`{function.__name__}` must get a run, or a model and texts; got "
-                    f"{type(model).__name__}. Write {function.__name__}(model.run(texts), ...)."
-                )
-            texts = rest.pop(0) if rest else kwargs.pop("texts", None)
-            if texts is None:
-                raise TypeError(
-                    f"`{function.__name__}` must get texts with a model; got none. Give texts, or "
-                    "a run in place of both."
-                )
-            run = texts if isinstance(texts, Run) else model.run(texts, contexts=not once)
+            by_name = not rest
+            first = rest.pop(0) if rest else kwargs.pop("run", None) or kwargs.pop("model", None)
+            if isinstance(first, Run):
+                run = first
+            else:
+                texts = rest.pop(0) if rest else kwargs.pop("texts", None)
+                run = _run_of(function.__name__, first, texts, later=not once)
+            if by_name:
+                return function(*before, run=run, **kwargs)
             return function(*before, run, *rest, **kwargs)
 
         return call
@@ -519,5 +526,29 @@ def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P]
 
 
 def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
-    """A run as it is, or one of these texts."""
-    return texts if isinstance(texts, Run) else Run(model, texts, contexts=contexts)
+    """A run as it is, or one of these texts; ValueError for a run of another model."""
+    if not isinstance(texts, Run):
+        return Run(model, texts, contexts=contexts)
+    if texts.model is not model:
+        raise ValueError(
+            f"`texts` must be a run of `model`; got one of another, {texts!r}. Make it with "
+            "`model.run`."
+        )
+    return texts
+
+
+def _run_of(function: str, model: Any, texts: Any, *, later: bool) -> Run:
+    """The run of a model and texts that a function got in place of a run."""
+    if not hasattr(model, "run"):
+        raise TypeError(
+            f"`{function}` must get a run, or a model and texts; got {type(model).__name__}. "
+            f"Write {function}(model.run(texts), ...)."
+        )
+    if texts is None:
+        raise TypeError(
+            f"`{function}` must get texts with a model; got none. Give texts, or a run in place "
+            "of both."
+        )
+    if later and not isinstance(texts, Run):
+        return Run.later(model, texts)
+    return as_run(model, texts, contexts=False)

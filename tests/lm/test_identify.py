@@ -143,7 +143,7 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(
 
     monkeypatch.setattr(model.blocks, "call", weighing)
     monkeypatch.setattr("depthsys.lm.sweep.CALLS_HELD", 2)  # a number that does not grow either
-    for count in (192, 640):  # six and twenty batches of one length
+    for count in (192, 384):  # six and twelve batches of one length
         tokens = LabelledIds([[i % 50, 7, 3, 4, 5, 6] for i in range(count)], np.arange(count) % 2)
         peaks.append(0)
         gc.collect()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from depthsys import lm
-from depthsys.lm.batches import length_batches
 
 ROWS = [(f"text {i}", i % 2) for i in range(40)]
 
@@ -129,14 +128,3 @@ def test_too_few_texts_says_how_many_are_needed_and_found():
         lm.read_texts(ROWS).split(concept=10, operating=6, held_out=5)
     with pytest.raises(ValueError, match="`operating` must be >= 1; got 0"):
         lm.read_texts(ROWS).split(operating=0)
-
-
-def test_length_batches_hold_every_row_once_in_batches_of_one_length():
-    lengths = np.random.default_rng(0).integers(1, 9, size=100)
-    batches = length_batches(lengths, max_tokens=20, max_prompts=6)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(100))
-    for batch in batches:
-        assert len(set(lengths[batch])) == 1
-        assert len(batch) <= 6
-        assert len(batch) * lengths[batch[0]] <= 20
-    assert [b.tolist() for b in length_batches([50], max_tokens=20)] == [[0]]

@@ -1,18 +1,20 @@
 """The maps of a run: sub-blocks, transitions, operators, router margins, provenance."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
+import xarray as xr
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from depthsys import lm, ltv
-from depthsys.lm.batches import length_batches
 from depthsys.lm.stamp import provenance
 from tests.conftest import tiny_gpt2
-from tests.lm import whole_sequence
+from tests.lm import every_function, whole_sequence
+from tests.lm.conftest import labelled_ids, no_block_runs
 
 IDS = [[3, 1, 4, 1, 5], [9, 2, 6], [5], [8, 9, 7, 9, 3]]
 
@@ -239,11 +241,139 @@ def test_left_padding_gives_fewer_batches_and_the_same_numbers():
     assert provenance(padded, "x")["left_padding"] == 1
 
 
-def test_padded_batches_hold_every_row_once_and_little_padding():
-    lengths = np.random.default_rng(0).integers(1, 60, size=200)
-    batches = length_batches(lengths, max_tokens=400, max_prompts=16, padded=True)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
-    for batch in batches:
-        tokens = len(batch) * lengths[batch].max()
-        assert len(batch) == 1 or (tokens <= 400 and lengths[batch].sum() >= 0.85 * tokens)
-    assert len(batches) < len(length_batches(lengths, max_tokens=400, max_prompts=16))
+# ------------------------------------------------------------------------- texts or a run
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model, a run, and a call of every function of `lm` that takes a run."""
+    model = lm.DepthModel(tiny_gpt2().double(), name="gpt2")
+    texts = labelled_ids(6, 2)
+    v = np.random.default_rng(0).standard_normal((4, 16))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    run = model.run(texts)
+    return model, texts, run, every_function.works(concept, lm.identify(run, concept))
+
+
+@pytest.fixture(scope="module")
+def stranger():
+    return lm.DepthModel(tiny_gpt2(n_inner=20).double())
+
+
+def test_every_function_that_takes_a_run_is_called_here(small):
+    *_, works = small
+    assert {
+        work.function.__name__ for work in works.values()
+    } == every_function.functions_of_a_run()
+    assert set(works) == set(every_function.NAMES)
+    # the others that take texts take one run for each split
+    takes_texts = {
+        name
+        for name in lm.__all__
+        if inspect.isfunction(getattr(lm, name))
+        and "texts" in inspect.signature(getattr(lm, name)).parameters
+    }
+    assert takes_texts == {"compare", "comparison_cost"}
+
+
+@pytest.mark.parametrize("name", every_function.NAMES)
+def test_a_run_or_a_model_and_texts_by_position_and_by_keyword(small, name):
+    model, texts, run, works = small
+    work = works[name]
+    expected = work(run)
+    every_function.assert_same(work(model, texts), expected)
+    every_function.assert_same(work.by_name(run=run), expected)
+    every_function.assert_same(work.by_name(model=model, texts=texts), expected)
+
+
+@pytest.mark.parametrize("name", every_function.NAMES)
+def test_what_is_neither_a_run_nor_a_model_with_texts_is_refused(small, name, stranger):
+    model, texts, run, works = small
+    work = works[name]
+    called = work.function.__name__
+    for wrong, kind in ((texts, "LabelledIds"), ("gpt2", "str"), (None, "NoneType")):
+        with pytest.raises(
+            TypeError, match=rf"`{called}` must get a run, or a model and texts; got {kind}\. Wri"
+        ):
+            work.by_name(run=wrong)
+    with pytest.raises(TypeError, match=f"`{called}` must get texts with a model; got none"):
+        work.by_name(model=model)
+    with pytest.raises(ValueError, match=r"`texts` must be a run of `model`; got one of another"):
+        work(stranger, run)
+
+
+def test_a_positional_argument_that_is_no_texts_is_refused(small, concept):
+    model, texts, *_ = small
+    with pytest.raises(TypeError, match="`linear_gains` must get a run, or a model and texts; got"):
+        lm.linear_gains(texts, concept)
+    with pytest.raises(TypeError, match="must get texts with a model; got none"):
+        lm.linear_gains(model)
+
+
+def test_arguments_are_checked_before_the_texts_are_run(small, concept, monkeypatch):
+    model, texts, _, works = small
+    system = works["compare_energies"].after["system"]
+    schedules = works["required_energy"].after["schedules"]
+    no_block_runs(monkeypatch)
+    bad = concept * 2
+    with pytest.raises(ValueError, match=r"`order` must be in 1\.\.16"):
+        lm.identify(model, texts, concept, lm.Krylov(order=17))
+    for call in (
+        lambda: lm.identify(model, texts, bad),
+        lambda: lm.exact_system(model, texts, bad),
+        lambda: lm.linear_gains(model, texts, bad),
+        lambda: lm.measure_gains(model, texts, bad),
+        lambda: lm.linear_range(model, texts, bad),
+        lambda: lm.play(model, texts, bad, system),
+        lambda: lm.required_energy(model, texts, bad, schedules, 0.3, amplitude=1.0),
+        lambda: lm.compare_energies(model, texts, bad, system, 0.3),
+    ):
+        with pytest.raises(ValueError, match="must hold directions of unit length"):
+            call()
+    with pytest.raises(ValueError, match="`limit` must be a number > 0"):
+        lm.linear_range(model, texts, concept, limit=0)
+    with pytest.raises(AssertionError, match="a block was run"):  # this check would see it
+        lm.identify(model, texts, concept)
+
+
+def test_held_out_texts_may_be_a_run_too(small, stranger):
+    model, _, run, _ = small
+    other = labelled_ids(8, 3)
+    expected = lm.mean_difference(run, held_out=other)
+    assert expected.attrs["auc_prompts_sha256"] == other.sha256
+    every_function.assert_same(lm.mean_difference(run, held_out=model.run(other)), expected)
+    every_function.assert_same(lm.mean_difference(model, run, held_out=other), expected)
+    with pytest.raises(ValueError, match="must be a run of `model`"):
+        lm.mean_difference(run, held_out=stranger.run(other))
+
+
+def test_a_run_says_what_it_is(small):
+    model, texts, run, _ = small
+    assert (len(run), run.n_prompts, run.n_layers) == (6, 6, 3)
+    assert run.place == "host"
+    assert run.sha256 == texts.sha256
+    assert run.tokens_sha256 == model.tokens_sha256(texts.ids)
+    assert "6 prompts, 0 of them cut; 3 layers, 16 features" in repr(run)
+    assert "context: host" in repr(run)
+    assert model.run(texts.ids).sha256 == run.tokens_sha256
+    assert not run.all_the_same
+    assert model.run([[1, 2]] * 3).all_the_same
+    assert len(run.batches[1:]) == len(run.batches) - 1
+    assert repr(run.batches).startswith(f"Batches({len(run.numbers)} of Run(")
+    with pytest.raises(IndexError):
+        run.batches[len(run.numbers)]
+    shape = [max(map(len, (texts.ids[i] for i in b))) * len(b) for b in run.numbers]
+    assert run.n_padded_tokens == sum(shape)
+
+
+def test_the_first_prompts_alone(small):
+    _, _, run, _ = small
+    for count in (1, 4, 6):
+        batches = list(run.first(count))
+        rows = np.concatenate([batch.prompts for batch in batches])
+        assert sorted(rows.tolist()) == list(range(count))
+        for batch in batches:
+            for layer, block in enumerate(batch.blocks):
+                expected = run.jacobian(layer)[torch.as_tensor(batch.prompts)]
+                np.testing.assert_allclose(block.jacobian(), expected, atol=1e-12)

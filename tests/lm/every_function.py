@@ -1,0 +1,118 @@
+"""Every function of `lm` that takes a run, with arguments that do for a tiny model."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+from depthsys import lm, ltv
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call: arguments before the run, after it, and by keyword."""
+
+    function: Callable
+    before: dict = field(default_factory=dict)
+    after: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    def __call__(self, *run, **named):
+        """Of a run, or of a model and texts."""
+        return self.function(*self.before.values(), *run, *self.after.values(), **self.options)
+
+    def by_name(self, **run):
+        """The same with everything by keyword."""
+        return self.function(**self.before, **run, **self.after, **self.options)
+
+
+def functions_of_a_run() -> set[str]:
+    """What the public names say for themselves."""
+    return {
+        name
+        for name in lm.__all__
+        if inspect.isfunction(getattr(lm, name))
+        and "run" in inspect.signature(getattr(lm, name)).parameters
+    }
+
+
+def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
+    """The calls by name; those with settings of their own have several names."""
+    named = {"concept": concept}
+    v = concept["direction"].isel(depth=slice(-1)).rename(depth="layer")
+    directions = {"directions": v.expand_dims("direction", axis=1)}
+    steps = [lm.Step(0.1), lm.Step(0.05, relative=True), lm.Step(0.2, difference="forward")]
+    plan = ltv.minimum_energy(system, target=0.3)
+    schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
+    amplitude = float(np.sqrt(plan["energy"]))
+    found = {
+        "compare_energies": Work(
+            lm.compare_energies, after={**named, "system": system, "target": 0.3}
+        ),
+        "corrected": Work(lm.corrected, before={"system": system}, after=named),
+        "exact_system": Work(lm.exact_system, after=named, options={"readout": "profile"}),
+        "jacobians": Work(lm.jacobians),
+        "jacobians, each": Work(lm.jacobians, options={"per_prompt": True}),
+        "linear_gains": Work(lm.linear_gains, after=named),
+        "linear_range": Work(lm.linear_range, after=named, options={"n_bootstrap": 3}),
+        "logistic": Work(lm.logistic),
+        "mean_difference": Work(lm.mean_difference),
+        "pca": Work(lm.pca),
+        "whitened": Work(lm.whitened),
+        "mean_jvp": Work(lm.mean_jvp, after=directions),
+        "mean_vjp": Work(lm.mean_vjp, after=directions),
+        "measure_gains": Work(lm.measure_gains, after=named),
+        "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
+        "play": Work(lm.play, after={**named, "plan": plan}),
+        "required_energy": Work(
+            lm.required_energy,
+            after={**named, "schedules": schedules, "target": 0.3},
+            options={"amplitude": amplitude},
+        ),
+    }
+    for name, method in METHODS.items():
+        wanted = {**named, "method": method(order=2)}
+        found[f"identify, {name}"] = Work(lm.identify, after=wanted)
+        each = {"per_prompt": True, "readout": "profile"}
+        found[f"identify, {name}, each"] = Work(lm.identify, after=wanted, options=each)
+    return found
+
+
+METHODS = {
+    "ensemble": lm.Ensemble,
+    "balanced": lm.Balanced,
+    "two_sided": lm.TwoSided,
+    "krylov": lm.Krylov,
+    "arnoldi": lm.Arnoldi,
+    "pod": lm.Pod,
+    "adjoint": lm.Adjoint,
+    "random": lm.Random,
+}
+NAMES = [
+    *(
+        "compare_energies corrected exact_system jacobians linear_gains linear_range logistic "
+        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at play "
+        "required_energy"
+    ).split(),
+    "jacobians, each",
+    *(f"identify, {name}" for name in METHODS),
+    *(f"identify, {name}, each" for name in METHODS),
+]
+
+
+def assert_same(found, expected, rtol: float = 0.0) -> None:
+    """The same numbers (to the bit without ``rtol``) and the same attrs but for the clock."""
+    if isinstance(found, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other, rtol)
+        return
+    clock = {"created", "history"}
+    mine, theirs = ({k: v for k, v in d.attrs.items() if k not in clock} for d in (found, expected))
+    assert mine == theirs
+    if rtol:
+        xr.testing.assert_allclose(found.drop_attrs(), expected.drop_attrs(), rtol=rtol, atol=rtol)
+    else:
+        xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
