@@ -4,8 +4,8 @@
 
 A plain prefill is the model's own forward pass without cache over all texts of the three splits,
 sorted by length, 32 left-padded prompts at a time. Both sides run in this process, on the same
-threads; the plain one before and after, and the mean of the two counts. Times are CPU seconds of this
-process: on a shared machine the clock on the wall tells of the neighbours.
+threads; the plain one before and after, and the mean of the two counts. Times are CPU seconds of
+this process: on a shared machine the clock on the wall tells of the neighbours.
 """
 
 import argparse
