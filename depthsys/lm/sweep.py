@@ -181,6 +181,7 @@ class _Again:
         weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
+        self._embedded: set[int] = set()  # batches whose embeddings are in the file
 
     def close(self) -> None:
         """Give the disk back."""
@@ -196,29 +197,37 @@ class _Again:
         """The blocks of a layer that is reached, and the states before the next one."""
         if layer > self._ready:
             raise RuntimeError(f"layer {layer} is reached after those before it")
+        if layer + 1 < self._ready and not self._keep:
+            raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
         run = self._run
         model = run.model
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         start = 0
         for number, prompts in enumerate(run.numbers):
-            calls = self._calls_of(number, embedded=layer == 0)
+            first = layer == 0 and number not in self._embedded
+            calls = self._calls_of(number, embedded=first)
             n_tokens = calls.n_tokens
             shape = (len(prompts), n_tokens, model.n_features)
-            if layer == 0:
+            if first:
                 hidden = calls.embedded
+                self._write(hidden, (self._region(0) + start) * width)
+                self._embedded.add(number)
             else:
                 self._spool.seek((self._region(layer) + start) * width)
                 values = np.fromfile(self._spool, model.numpy_dtype, int(np.prod(shape)))
                 hidden = torch.from_numpy(values).view(shape).to(model.device)
-            calls = calls.without_embedding() if layer == 0 else calls
+            calls = calls.without_embedding() if first else calls
             block, after = run.block_of(layer, prompts, hidden, calls)
             if layer == self._ready and layer + 1 < run.n_layers:
-                self._spool.seek((self._region(layer + 1) + start) * width)
-                after.cpu().numpy().tofile(self._spool)
+                self._write(after, (self._region(layer + 1) + start) * width)
             start += len(prompts) * n_tokens
             del hidden, after
             yield block
         self._ready = max(self._ready, min(layer + 1, run.n_layers - 1))
+
+    def _write(self, hidden: torch.Tensor, start: int) -> None:
+        self._spool.seek(start)
+        hidden.cpu().numpy().tofile(self._spool)
 
     def _calls_of(self, number: int, *, embedded: bool) -> Calls:
         if number in self._calls and not embedded:

@@ -87,3 +87,7 @@ def test_misuse(tiny):
     with again.sweep(keep=True) as sweep:
         with pytest.raises(RuntimeError, match="layer 2 is reached after those before it"):
             next(iter(next(sweep.backward())))
+    with again.sweep() as sweep:
+        first, *_ = sweep.forward()
+        with pytest.raises(RuntimeError, match="layer 0 is past; a sweep that keeps its states"):
+            next(iter(first))
