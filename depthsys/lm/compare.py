@@ -1,6 +1,7 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
 import functools
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -153,11 +154,11 @@ def compare(
     settings = {
         "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
         "orders": sizes,
-        "eps": eps,
-        "n_each": n_each,
-        "ablate_eps": ablate_eps,
-        "n_bootstrap": n_bootstrap,
-        "seed": seed,
+        "eps": float(eps),
+        "n_each": None if n_each is None else operator.index(n_each),
+        "ablate_eps": bool(ablate_eps),
+        "n_bootstrap": operator.index(n_bootstrap),
+        "seed": operator.index(seed),
     }
     with begun_parts(partial, model, texts, concept, readout, settings) as parts:
         table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)

@@ -82,8 +82,7 @@ class Layer:
 
     def linearised(self, part: str | Linearisation = "block") -> Iterable[Linearised]:
         """Every block linearised: held if all fit in `HELD_BYTES`, else made anew each time."""
-        # a linearised block keeps some 60 vectors of the size of a state
-        size = 60 * self._sweep.state_bytes
+        size = self._sweep.linearised_bytes
         if size <= HELD_BYTES:
             return [block.linearised(part) for block in self._sweep.few_blocks(self.layer)]
         return _Anew(self, part)
@@ -129,6 +128,14 @@ class Sweep:
         """Bytes of one state of every prompt."""
         width = self._run.model.n_features * torch.finfo(self._run.model.dtype).bits // 8
         return len(self._run) * width
+
+    @property
+    def linearised_bytes(self) -> int:
+        """An upper bound of what one linearised layer takes, with its contexts."""
+        n_prompts = max(1, len(self._run))
+        # some 60 vectors of the size of a state, and keys and values twice: apart, then merged
+        per_prompt = 60 + 4 * self._run.n_padded_tokens / n_prompts
+        return int(per_prompt * self.state_bytes)
 
     def forward(self, progress: str | None = None) -> Iterator[Layer]:
         """Layers 0..L-1."""
@@ -197,6 +204,11 @@ class _Again:
         """The blocks of a layer that is reached, and the states before the next one."""
         if layer > self._ready:
             raise RuntimeError(f"layer {layer} is reached after those before it")
+        if not self._keep and 0 < layer < self._ready - 1:
+            raise RuntimeError(
+                f"layer {layer} is gone: a sweep that computes contexts again keeps the states of "
+                "two depths"
+            )
         if layer + 1 < self._ready and not self._keep:
             raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
         run = self._run

@@ -165,3 +165,37 @@ def test_a_response_that_turns_back_just_beyond_the_target_is_found():
     np.testing.assert_allclose(search.alpha, expected, rtol=0.02)
     assert abs(search.points[0][search.alpha[0]] - 1) <= energies.TOLERANCE
     assert search.monotone() == [True]
+
+
+@pytest.mark.parametrize(
+    ("curve", "crossing"),
+    [
+        (lambda a: np.where(a < 1.93, 0.2, 5.0), 1.93),
+        (lambda a: a**6, 1.0),
+        (lambda a: 1e-8 * np.expm1(a), np.log1p(1e8)),
+    ],
+    ids=["step", "sixth power", "exponential"],
+)
+@pytest.mark.parametrize("predicted", [0.3, 1.0, 20.0])
+def test_what_is_called_reached_reaches_the_target(curve, crossing, predicted):
+    """However steep the response, and however wrong the prediction."""
+
+    def play(rows, alphas):
+        return curve(alphas)[None, :, None]
+
+    search = energies._Search(play, np.array([1.0]), np.array([predicted]))
+    search.bracket()
+    search.refine()
+    if crossing > energies.LARGEST * predicted:
+        assert np.isnan(search.alpha).all()
+        return
+    np.testing.assert_allclose(search.alpha, crossing, rtol=2e-4)
+    assert curve(search.alpha)[0] >= 1 - energies.TOLERANCE
+    np.testing.assert_array_equal(search.response[0, 0], curve(search.alpha))
+
+
+@pytest.mark.parametrize("amplitude", [0.0, -1.0, np.nan, np.inf])
+def test_an_amplitude_that_is_none(tiny, tokens, concept, amplitude):
+    schedules = xr.DataArray(np.eye(3), dims=("schedule", "layer"))
+    with pytest.raises(ValueError, match="`amplitude` must be positive and finite"):
+        lm.required_energy(tiny, tokens, concept, schedules, 0.1, amplitude=amplitude)
