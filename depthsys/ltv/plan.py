@@ -62,9 +62,11 @@ def to_unit_energy(u: xr.DataArray, weights: xr.DataArray | None = None) -> xr.D
     Raises
     ------
     ValueError
-        If a schedule is zero.
+        If a schedule is zero or not finite.
     """
     energy = plan_energy(u, weights)
+    if not bool(np.isfinite(energy).all()):
+        raise ValueError("`schedules` must be finite; got NaN or infinity. Drop those rows.")
     if not bool((energy > 0).all()):
         raise ValueError("`schedules` must not be zero; got an all-zero row. Drop it.")
     return u / np.sqrt(energy)

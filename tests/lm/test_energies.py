@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm import energies
+from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
+from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import labelled_ids
 
@@ -199,3 +202,204 @@ def test_an_amplitude_that_is_none(tiny, tokens, concept, amplitude):
     schedules = xr.DataArray(np.eye(3), dims=("schedule", "layer"))
     with pytest.raises(ValueError, match="`amplitude` must be positive and finite"):
         lm.required_energy(tiny, tokens, concept, schedules, 0.1, amplitude=amplitude)
+
+
+# ------------------------------------------------------------- against a dense scan and brentq
+
+
+def simple(system, target, energy="absolute"):
+    """The schedules that a plan is compared with, and the plan, of unit energy."""
+    weights = layer_weights(system, energy)
+    plan = ltv.minimum_energy(system, target, weights=weights.values)
+    others = simple_schedules(ltv.gains(system), np.atleast_1d(target), weights)
+    mine = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
+    unit = to_unit_energy(xr.concat([mine, others], dim="schedule"), weights)
+    return unit, float(np.sqrt(plan["energy"]))
+
+
+def progress(run, concept, unit, target, alphas, readout="concept"):
+    """Component of the mean shift along the target, by `lm.play`: 1 is the target."""
+    plan = xr.Dataset({"u": unit})
+    y = lm.play(run, concept, plan, scale=alphas, readout=readout).response.mean("prompt")
+    y = (y if "output" in y.dims else y.expand_dims("output", -1)).transpose("scale", "output")
+    wanted = np.atleast_1d(target)
+    return y.values @ wanted / (wanted @ wanted)
+
+
+def first_crossing(run, concept, unit, target, largest, readout="concept"):
+    """The slow oracle: 400 amplitudes, then brentq in the first interval that crosses."""
+    grid = np.concatenate([[0.0], np.geomspace(largest / 2**14, largest, 400)])
+    crossed = progress(run, concept, unit, target, grid, readout) >= 1
+    if not crossed.any():
+        return np.nan
+    end = int(crossed.argmax())
+
+    def miss(alpha):
+        return progress(run, concept, unit, target, [alpha], readout)[0] - 1
+
+    return scipy.optimize.brentq(miss, grid[end - 1], grid[end], rtol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
+
+
+@pytest.fixture(scope="module")
+def held_out(gpt2):
+    return gpt2.run(labelled_ids(6, 9))
+
+
+@pytest.fixture(scope="module")
+def gpt2_system(gpt2, tokens, concept):
+    return lm.identify(gpt2, tokens, concept)
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.1, -0.1, 0.5, -1.0, 3.0, 30.0])
+def test_energies_are_those_of_a_dense_scan(gpt2_system, held_out, concept, share):
+    """Targets as a share of what the linear model reaches with a push of size 1 at all layers."""
+    target = share * float(abs(ltv.gains(gpt2_system)).sum())
+    unit, amplitude = simple(gpt2_system, target)
+    found = lm.required_energy(held_out, concept, unit, target, amplitude=amplitude)
+    for name in unit["schedule"].values:
+        one, u = found.sel(schedule=name), unit.sel(schedule=name, drop=True)
+        expected = first_crossing(held_out, concept, u, target, energies.LARGEST * amplitude)
+        assert bool(one.reached) == np.isfinite(expected), name
+        np.testing.assert_allclose(one.alpha, expected, rtol=2e-3)
+        np.testing.assert_allclose(one.energy, expected**2, rtol=4e-3)
+        if one.reached:
+            np.testing.assert_allclose(one.response.mean(), target, rtol=1.01e-4)
+            played = lm.play(held_out, concept, xr.Dataset({"u": u}), scale=[float(one.alpha)])
+            np.testing.assert_allclose(one.response, played.response[:, 0], rtol=1e-8)
+        else:
+            assert np.isnan(one.energy)
+            assert one.response.isnull().all()
+
+
+def test_few_evaluations(gpt2_system, held_out, concept):
+    """Three around the prediction and three more as a rule; 14 at most here."""
+    counts = []
+    for share in (1e-3, 0.03, 0.1, -0.1, 0.5, -1.0):
+        target = share * float(abs(ltv.gains(gpt2_system)).sum())
+        unit, amplitude = simple(gpt2_system, target)
+        found = lm.required_energy(held_out, concept, unit, target, amplitude=amplitude)
+        counts += found.evaluations.values.tolist()
+    assert max(counts) <= 14
+    assert np.median(counts) <= 6
+    assert np.mean(counts) <= 7
+
+
+@pytest.mark.parametrize("energy", ["absolute", "relative"])
+def test_compared_energies_are_those_of_a_dense_scan(gpt2_system, held_out, concept, energy):
+    target = 0.3 * float(abs(ltv.gains(gpt2_system)).sum())
+    table = lm.compare_energies(held_out, concept, gpt2_system, target, energy=energy)
+    unit, amplitude = simple(gpt2_system, target, energy)
+    spent = {
+        name: first_crossing(
+            held_out, concept, unit.sel(schedule=name, drop=True), target, 128 * amplitude
+        )
+        ** 2
+        for name in unit["schedule"].values
+    }
+    single = [spent[f"layer_{layer}"] for layer in range(3)]
+    expected = {
+        "minimum_energy": spent["plan"],
+        "uniform": spent["uniform"],
+        "first_layer": single[0],
+        "middle_layer": single[1],
+        "last_layer": single[2],
+        "best_single_layer": np.nanmin(single),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(table.energy.sel(schedule=name), value, rtol=4e-3)
+    ranked = np.median(np.where(np.isnan(single), np.inf, single))
+    random = table.sel(schedule="random_single_layer")
+    assert bool(random.reached) == np.isfinite(ranked)
+    np.testing.assert_allclose(random.energy, ranked if np.isfinite(ranked) else np.nan, rtol=4e-3)
+    assert table.attrs["best_layer"] == int(np.nanargmin(single))
+    assert table.attrs["energy"] == energy
+    assert table.layer_pushed.values.tolist() == [-1, -1, 0, 1, 2, table.attrs["best_layer"], -1]
+
+
+# --------------------------------------------------------- several inputs, outputs, other readouts
+
+
+@pytest.fixture(scope="module")
+def two_inputs():
+    v = np.random.default_rng(4).standard_normal((4, 2, 16))
+    v /= np.linalg.norm(v, axis=-1, keepdims=True)
+    return xr.Dataset({"direction": (("depth", "input", "feature"), v)})
+
+
+READOUTS = {
+    "matrix": np.random.default_rng(5).standard_normal((2, 16)),
+    "logit difference": lm.LogitDifference(3, 7),
+    "profile": "profile",
+}
+
+
+@pytest.mark.parametrize("name", list(READOUTS))
+def test_any_readout_and_several_inputs_against_a_dense_scan(
+    gpt2, tokens, held_out, two_inputs, name
+):
+    readout = READOUTS[name]
+    system = lm.identify(gpt2, tokens, two_inputs, lm.Ensemble(order=4), readout=readout)
+    gains = ltv.gains(system)
+    reach = 0.2 * abs(gains).sum(["layer", "input"]).values
+    target = reach * np.array([1.0, -0.5])[: len(reach)]
+    unit, amplitude = simple(system, target)
+    found = lm.required_energy(
+        held_out, two_inputs, unit, target, amplitude=amplitude, readout=readout
+    )
+    assert found.response.sizes.get("output", 1) == len(target)
+    assert found.attrs["target"] == (target.tolist() if len(target) > 1 else float(target[0]))
+    for schedule in unit["schedule"].values:
+        one, u = found.sel(schedule=schedule), unit.sel(schedule=schedule, drop=True)
+        expected = first_crossing(
+            held_out, two_inputs, u, target, energies.LARGEST * amplitude, readout
+        )
+        assert bool(one.reached) == np.isfinite(expected), schedule
+        np.testing.assert_allclose(one.alpha, expected, rtol=2e-3)
+    assert found.reached.sel(schedule="plan")
+    table = lm.compare_energies(held_out, two_inputs, system, target, readout=readout)
+    np.testing.assert_allclose(
+        table.energy.sel(schedule="minimum_energy"), found.energy.sel(schedule="plan"), rtol=1e-3
+    )
+    assert table.u.dims == ("layer", "input")
+    np.testing.assert_allclose(table.single_energy, found.energy[2:], rtol=1e-3)
+
+
+def test_targets_that_do_not_fit_are_refused(gpt2, tokens, held_out, two_inputs, concept):
+    readout = READOUTS["matrix"]
+    system = lm.identify(gpt2, tokens, two_inputs, lm.Ensemble(order=4), readout=readout)
+    unit, _ = simple(system, np.ones(2))
+    for target in (1.0, np.ones(3)):
+        with pytest.raises(ValueError, match="one value for each of the 2 outputs; got"):
+            lm.required_energy(held_out, two_inputs, unit, target, amplitude=1.0, readout=readout)
+    for target in (np.array([1.0, np.nan]), np.zeros(2), np.inf):
+        with pytest.raises(ValueError, match="`target` must be finite and not zero"):
+            lm.required_energy(held_out, two_inputs, unit, target, amplitude=1.0, readout=readout)
+    with pytest.raises(ValueError, match="well above the rounding of the readout; got"):
+        lm.compare_energies(held_out, two_inputs, system, np.array([1e-18, 1e-17]), readout=readout)
+    one = lm.identify(gpt2, tokens, concept)
+    with pytest.raises(ValueError, match="well above the rounding of the readout; got 1e-18 where"):
+        lm.compare_energies(held_out, concept, one, 1e-18)
+
+
+def test_a_search_that_overflows_is_an_error(tokens, concept):
+    model = lm.DepthModel(TINY["gpt2"]())
+    system = lm.identify(model, tokens, concept)
+    unit, _ = simple(system, 1.0)
+    with pytest.raises(FloatingPointError, match="overflows"):
+        lm.required_energy(model, tokens, concept, unit, 1e30, amplitude=1e38)
+
+
+def test_predicted_amplitudes_may_differ_by_schedule(monkeypatch, gpt2, concept):
+    """Each search begins where it is told; one that is right at once needs the fewest."""
+    monkeypatch.setattr(energies, "shifts", known_shifts)
+    run = gpt2.run(labelled_ids(4, 0))
+    schedules = xr.DataArray([[0.0, 1, 0]] * 3, dims=["schedule", "layer"])
+    found = lm.required_energy(run, concept, schedules, 2.0, amplitude=np.array([4.0, 0.5, 60.0]))
+    np.testing.assert_allclose(found.energy, 16, rtol=3e-4)
+    assert found.evaluations[0] == 3
+    assert (found.evaluations[1:] > 3).all()
