@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable
 OUT ?= out/demo
+# two processes, a file of tests stays in one of them: fixtures are made once
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: demo test lint bench clean
 
@@ -10,7 +12,7 @@ demo: .venv/.installed
 	$(BIN)/depthsys demo --out $(OUT) --force
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

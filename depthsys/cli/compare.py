@@ -78,6 +78,11 @@ def compare(
         return
     concept = session.step("concept direction", steps.find_concept)
     keeping = partial(steps.compare, partial=out.with_name(f"{out.name}.partial"))
-    table = session.step("compare methods", keeping, concept)
+    try:
+        table = session.step("compare methods", keeping, concept)
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", []):
+            typer.echo(f"Interrupted. {note}", err=True)
+        raise
     session.keep(results.COMPARISON, table, report.comparison(table))
     session.finish(table, "comparison.txt")

@@ -1,6 +1,7 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
 import functools
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -153,11 +154,11 @@ def compare(
     settings = {
         "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
         "orders": sizes,
-        "eps": eps,
-        "n_each": n_each,
-        "ablate_eps": ablate_eps,
-        "n_bootstrap": n_bootstrap,
-        "seed": seed,
+        "eps": float(eps),
+        "n_each": None if n_each is None else operator.index(n_each),
+        "ablate_eps": bool(ablate_eps),
+        "n_bootstrap": operator.index(n_bootstrap),
+        "seed": operator.index(seed),
     }
     with begun_parts(partial, model, texts, concept, readout, settings) as parts:
         table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
@@ -206,7 +207,13 @@ def _compared(
         table.attrs |= note
     table = references.finished(table).assign(truth.variables)
     table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
-    linearity = xr.Dataset()
+    about = {
+        "readout": channels.readout.name,
+        "concept": concept.attrs.get("method", "given"),
+        "eps": eps,
+        "level": 0.95,
+        **statistics,
+    }
     if ablate_eps:
         linearity = part(
             "linear range",
@@ -220,6 +227,7 @@ def _compared(
             ),
         )
         table = table.assign(linearity[["step_error", "step_limit"]])
+        about |= {k: v for k, v in linearity.attrs.items() if k == "step_note"}
     table = table.assign({name: concept[name] for name in _AUC if name in concept})
     if n_each != 0:
         count = len(held_out) if n_each is None else min(n_each, len(held_out))
@@ -228,26 +236,24 @@ def _compared(
             lambda: _each_prompt(channels, held_out, count, named, sizes, truth.measured),
         )
         table = table.assign(each)
-    table.attrs = {
-        **table.attrs,
+    if "warning" in concept.attrs:
+        about["concept_warning"] = concept.attrs["warning"]
+    table.attrs = {**table.attrs, **_origin(operating, held_out), **about}
+    return table.assign_coords(layer=np.arange(model.n_layers))
+
+
+def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
+    """Attrs of a comparison: which model, which prompts."""
+    model = held_out.model
+    return {
         **stamp(held_out, "compare"),
         **{f"operating_{key}": value for key, value in which(operating).items()},
-        "readout": channels.readout.name,
-        "concept": concept.attrs.get("method", "given"),
-        "eps": eps,
         "n_layers": model.n_layers,
         "n_features": model.n_features,
         "n_parameters": sum(p.numel() for p in model.hf.parameters()),
         "n_held_out": len(held_out),
         "n_operating": len(operating),
-        "level": 0.95,
-        **statistics,
     }
-    if "step_note" in linearity.attrs:
-        table.attrs["step_note"] = linearity.attrs["step_note"]
-    if "warning" in concept.attrs:
-        table.attrs["concept_warning"] = concept.attrs["warning"]
-    return table.assign_coords(layer=np.arange(model.n_layers))
 
 
 def comparison_cost(

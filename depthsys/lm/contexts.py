@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Budget:
     def __post_init__(self):
         for name in ("device", "host", "file"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float, np.integer)):
+                raise TypeError(
+                    f"`budget` must hold numbers of bytes; got {value!r} for {name}. Write 10**9 "
+                    "for a gigabyte."
+                )
             if value is not None and not value >= 0:
                 raise ValueError(
                     f"`budget` must hold bytes >= 0; got {value} for {name}. None means a quarter "
@@ -60,6 +66,11 @@ class Budget:
         if size <= self._allowed(self.file, shutil.disk_usage(tempfile.gettempdir()).free):
             return "file"
         return "again"
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no place may be used."""
+        return self.device == self.host == self.file == 0
 
     def in_memory(self, size: int) -> bool:
         """Whether the host's memory may take so many bytes."""
@@ -117,20 +128,23 @@ class Spool:
 
     def __init__(self):
         self._file: IO[bytes] = tempfile.TemporaryFile()
+        self._lock = threading.Lock()  # threads share the position in the file
         # closed, not left to the collector: that would be a ResourceWarning
         weakref.finalize(self, self._file.close)
 
     def write(self, tensor: torch.Tensor) -> tuple:
         """Append a tensor; gives what `read` needs."""
-        start = self._file.seek(0, 2)
         values = tensor.cpu().contiguous().numpy()
-        values.tofile(self._file)
+        with self._lock:
+            start = self._file.seek(0, 2)
+            values.tofile(self._file)
         return start, values.shape, values.dtype, tensor.device
 
     def read(self, start, shape, dtype, device) -> torch.Tensor:
         """A tensor, on the device where it was."""
-        self._file.seek(start)
-        values = np.fromfile(self._file, dtype, int(np.prod(shape)))
+        with self._lock:
+            self._file.seek(start)
+            values = np.fromfile(self._file, dtype, int(np.prod(shape)))
         return torch.from_numpy(values.reshape(shape)).to(device)
 
 

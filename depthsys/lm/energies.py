@@ -1,6 +1,7 @@
 """How much energy schedules of pushes really need on the full nonlinear model."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ GROWTH = 4.0
 LARGEST = 128.0
 # A crossing counts as found when the mean shift is within this part of the target.
 TOLERANCE = 1e-4
-MOST_STEPS = 8
+# A response that turns back just before the target may pass it between two points of the search:
+# where it comes as near as that, it is looked at more closely around its largest value.
+NEARLY = 0.8
+LOOKS_NEAR_MAXIMUM = 3
+# or when the bracket around it is as narrow as that part of it.
+NARROW = 1e-4
+MOST_STEPS = 60
 
 
 def check_target(target: float | np.ndarray) -> None:
@@ -48,8 +55,10 @@ def required_energy(
     shift over prompts reaches the target. Three evaluations around the predicted amplitude and,
     where they do not reach it, amplitudes that grow by `GROWTH` up to `LARGEST` times the smallest
     one bracket the first crossing; inverse interpolation, kept inside the bracket, then finds it
-    to `TOLERANCE`. All schedules share each pass over the prompts, and a typical one takes 5 to 6
-    evaluations. A crossing that comes and goes between two points of the search is not seen.
+    to `TOLERANCE`. A response that turns back beyond `NEARLY` of the target is looked at more
+    closely around its largest value. All schedules share each pass over the prompts, and a typical
+    one takes 4 to 6 evaluations. A crossing that comes and goes between two points of the search
+    is not seen.
 
     Parameters
     ----------
@@ -104,6 +113,11 @@ def required_energy(
         return shifts(run, concept, pushes, readout, "search energy")
 
     predicted = np.broadcast_to(np.asarray(amplitude, dtype=np.float64), len(shapes))
+    if not (np.isfinite(predicted) & (predicted > 0)).all():
+        raise ValueError(
+            f"`amplitude` must be positive and finite; got {amplitude}. Give the square root of "
+            "the energy that a linear model predicts."
+        )
     search = _Search(play, wanted, predicted)
     search.bracket()
     search.refine()
@@ -136,13 +150,10 @@ class _Search:
     target: np.ndarray
     predicted: np.ndarray
     points: list[dict[float, float]] = field(init=False)
-    alpha: np.ndarray = field(init=False)
-    response: np.ndarray = field(init=False)
 
     def __post_init__(self):
         self.points = [{} for _ in self.predicted]
-        self.alpha = np.full(len(self.predicted), np.nan)
-        self.response = np.empty(0)
+        self._shifts: list[dict[float, np.ndarray]] = [{} for _ in self.predicted]
         self._limit = LARGEST * self.predicted.min()
 
     def evaluate(self, rows: list[int], alphas: list[float]) -> None:
@@ -150,20 +161,36 @@ class _Search:
         if not rows:
             return
         shift = self.play(np.array(rows), np.array(alphas))  # pyright: ignore[reportCallIssue]
-        if self.response.size == 0:
-            shape = (len(self.predicted), shift.shape[0], shift.shape[2])
-            self.response = np.full(shape, np.nan)
         progress = shift.mean(axis=0) @ self.target / (self.target @ self.target)
         for place, (row, alpha) in enumerate(zip(rows, alphas, strict=True)):
             self.points[row][alpha] = float(progress[place])
-            best = self.points[row].get(self.alpha[row], np.inf)
-            if abs(progress[place] - 1) < abs(best - 1) and self._is_first(row, alpha):
-                self.alpha[row] = alpha
-                self.response[row] = shift[:, place]
+            self._shifts[row][alpha] = shift[:, place]
 
-    def _is_first(self, row: int, alpha: float) -> bool:
-        """Whether nothing below this amplitude has crossed the target by more than it."""
-        return all(p < 1 for a, p in self.points[row].items() if a < alpha * (1 - 1e-3))
+    def crossing(self, row: int) -> tuple[float, float] | None:
+        """The first bracket of a schedule: the last amplitude that misses, the first that reaches.
+
+        None if none reaches. What is within `TOLERANCE` of the target has reached it.
+        """
+        before = 0.0
+        for alpha in sorted(self.points[row]):
+            if self.points[row][alpha] >= 1 - TOLERANCE:
+                return before, alpha
+            before = alpha
+        return None
+
+    @property
+    def alpha(self) -> np.ndarray:
+        """The least amplitude known to reach the target, NaN where none does."""
+        found = [self.crossing(row) for row in range(len(self.points))]
+        return np.array([np.nan if one is None else one[1] for one in found])
+
+    @property
+    def response(self) -> np.ndarray:
+        """Shifts (schedule, prompt, output) at `alpha`."""
+        like = next(iter(self._shifts[0].values()))
+        none = np.full_like(like, np.nan)
+        kept = zip(self._shifts, self.alpha, strict=True)
+        return np.stack([shifts.get(float(alpha), none) for shifts, alpha in kept])
 
     def bracket(self) -> None:
         """Look around the prediction, then further away where the target is not reached."""
@@ -181,20 +208,28 @@ class _Search:
                     rows.append(row)
                     alphas.append(min(GROWTH * last, self._limit))
             if not rows:
-                return
+                break
+            self.evaluate(rows, alphas)
+        for _ in range(LOOKS_NEAR_MAXIMUM):
+            rows, alphas = [], []
+            for row, points in enumerate(self.points):
+                if NEARLY <= max(points.values()) < 1:
+                    near = _beside_maximum(points)
+                    rows += [row] * len(near)
+                    alphas += near
             self.evaluate(rows, alphas)
 
     def refine(self) -> None:
-        """Shrink every bracket until the shift is the target, or rounding ends it."""
-        for row, points in enumerate(self.points):
-            if max(points.values()) < 1:
-                self.alpha[row], self.response[row] = np.nan, np.nan
+        """Shrink every bracket until its upper end is the target, or until it is narrow."""
         for step in range(MOST_STEPS):
             rows, alphas = [], []
-            for row in np.flatnonzero([max(p.values()) >= 1 for p in self.points]).tolist():
-                if abs(self.points[row].get(self.alpha[row], np.inf) - 1) > TOLERANCE:
+            for row, points in enumerate(self.points):
+                ends = self.crossing(row)
+                if ends is None or abs(points[ends[1]] - 1) <= TOLERANCE:
+                    continue
+                if ends[1] - ends[0] > NARROW * ends[1]:
                     rows.append(row)
-                    alphas.append(_between(self.points[row], halve=step % 3 == 2))
+                    alphas.append(_between(points, *ends, halve=step % 3 == 2))
             if not rows:
                 return
             self.evaluate(rows, alphas)
@@ -210,27 +245,35 @@ class _Search:
         return found
 
 
-def _between(points: dict[float, float], *, halve: bool) -> float:
-    """An amplitude inside the first bracket, by inverse interpolation of the points nearest to it.
+def _beside_maximum(points: dict[float, float]) -> list[float]:
+    """Amplitudes between the one that reaches furthest and its neighbours."""
+    alphas = sorted(points)
+    best = alphas.index(max(points, key=points.__getitem__))
+    ends = alphas[max(0, best - 1) : best + 2]
+    return [float(np.sqrt(a * b)) for a, b in pairwise(ends)]
 
-    ``halve`` takes the middle instead: where interpolation crawls, bisection does not.
+
+def _between(points: dict[float, float], low: float, high: float, *, halve: bool) -> float:
+    """An amplitude inside a bracket, by inverse interpolation of the points nearest to it.
+
+    ``halve`` takes the middle instead (that of the logarithms, where there are some): where
+    interpolation crawls, bisection does not.
     """
-    alphas = np.array([0.0, *sorted(points)])
-    values = np.array([0.0, *(points[a] for a in alphas[1:])])
-    end = int((values >= 1).argmax())
-    low, high = alphas[end - 1], alphas[end]
     if halve:
-        return float((low + high) / 2)
-    near = [i for i in (end - 1, end, end + 1 if end + 1 < len(alphas) else end - 2) if i >= 0]
-    x, y = alphas[near], values[near]
-    order = np.argsort(x)
-    if (np.diff(y[order]) > 0).all():
+        return float(np.sqrt(low * high)) if low > 0.01 * high else (low + high) / 2
+    known = {0.0: 0.0} | points
+    alphas = sorted(known)
+    end = alphas.index(high)
+    near = [end - 1, end, end + 1 if end + 1 < len(alphas) else end - 2]
+    x = np.array([alphas[i] for i in sorted(near) if i >= 0])
+    y = np.array([known[alpha] for alpha in x.tolist()])
+    if (np.diff(y) > 0).all():
         weights = [np.prod([(1 - q) / (p - q) for q in y if q != p]) for p in y]
         guess = float(np.dot(weights, x))
         if low < guess < high:
             return guess
-    share = (1 - values[end - 1]) / (values[end] - values[end - 1])
-    return float(low + np.clip(share, 0.01, 0.99) * (high - low))
+    share = (1 - known[low]) / (known[high] - known[low])
+    return float(low + np.clip(share, 0.05, 0.95) * (high - low))
 
 
 @of_run(once=False)

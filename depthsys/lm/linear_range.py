@@ -64,7 +64,7 @@ def linear_range(
             "`linear` must come from `texts`; got gains of other prompts. Leave it out, or compute "
             "it from the same texts."
         )
-    known = {d.attrs["step"]: d for d in measured if not d.attrs["relative"]}
+    known = {d.attrs["step"]: d for d in measured if _is_usable(d, run, linear)}
     steps: list[float] = []
     errors: list[np.ndarray] = []
     spoilt: list[str] = []
@@ -115,6 +115,22 @@ def _crossing(steps: list[float], errors: np.ndarray, limit: float) -> float:
     x = np.log(steps[after - 1 : after + 1])
     y = np.log(np.maximum(errors[after - 1 : after + 1], 1e-300))
     return float(np.exp(np.interp(np.log(limit), y, x)))
+
+
+def _is_usable(measured: xr.Dataset, run: Run, linear: xr.Dataset) -> bool:
+    """Whether these are absolute central differences; ValueError if of other prompts or readout."""
+    wanted = {
+        "tokens_sha256": run.tokens_sha256,
+        "model_fingerprint": linear.attrs.get("model_fingerprint"),
+        "readout": linear.attrs.get("readout"),
+    }
+    other = [key for key, value in wanted.items() if measured.attrs.get(key) != value]
+    if other:
+        raise ValueError(
+            f"`measured` must come from `texts`, with the same readout; got another {other[0]}. "
+            "Leave it out."
+        )
+    return not measured.attrs["relative"] and measured.attrs["difference"] == "central"
 
 
 def _measured(run, concept, steps: list[Step], readout, known: Mapping[float, xr.Dataset]) -> list:

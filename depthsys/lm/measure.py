@@ -146,6 +146,8 @@ def measured(
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     largest = max(float(x[:-1].norm(dim=-1).max()) for _, x in run.states_by_batch())
+    if not all(isinstance(step, Step) for step in steps):
+        raise TypeError(f"`steps` must be a list of lm.Step; got {steps!r}. Write [lm.Step(0.1)].")
     found: list = [_small(step, largest, model.dtype) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthsys.lm import contract
 from depthsys.lm.contexts import Budget
-from depthsys.lm.hf import contract
 from depthsys.lm.hf.blocks import Blocks
 from depthsys.lm.hf.checkpoint import (
     DTYPES,
@@ -64,7 +64,7 @@ class DepthModel:
     Raises
     ------
     ValueError
-        If the model breaks the contract (see `depthsys.lm.hf.contract`), with the reason.
+        If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The parts of long work: a bar over all of them, and on disk those that are finished."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -97,19 +98,24 @@ def begun_parts(
         for name in ("concept", "operating", "held_out")
         for given in [getattr(texts, name)]
     }
+    # labels make the direction and its AUC
+    labelled = {
+        name: str(getattr(getattr(texts, name), "sha256", "")) for name in ("concept", "held_out")
+    }
     identity = {
         "depthsys_version": __version__,
         "model_fingerprint": model.fingerprint,
         "dtype": model.dtype_name,
         "max_tokens": model.max_tokens,
         **{f"tokens of {name}": value for name, value in tokens.items()},
+        **{f"texts of {name}": value for name, value in labelled.items()},
         "concept": "mean_difference" if concept is None else _hash_of(concept["direction"]),
         "readout": _hash_of(readout) if isinstance(readout, xr.DataArray) else repr(readout),
-        "settings": content_hash(dict(settings)),
+        **settings,
     }
     work = Resumable.checked(
         folder,
-        identity,
+        json.loads(json.dumps(identity)),
         argument="partial",
         begun_with="model, texts and settings",
     )

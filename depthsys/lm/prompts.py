@@ -103,9 +103,9 @@ class Splits:
     concept: Texts
     operating: Texts
     held_out: Texts
-    seed: int
-    n_duplicates: int
-    n_conflicts: int
+    seed: int = 0
+    n_duplicates: int = 0
+    n_conflicts: int = 0
 
     @property
     def sizes(self) -> str:

@@ -34,8 +34,15 @@ class Model(Protocol):
     device: torch.device
     blocks: Blocks
     left_padding: bool
+    name: str
+    contract: dict[str, float]
     tokenizer: Any
     hf: Any
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer prompts are cut."""
+        ...
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -57,6 +64,10 @@ class Model(Protocol):
 
     def head(self, x_last: torch.Tensor) -> torch.Tensor:
         """Logits (row, token) of last states."""
+        ...
+
+    def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
+        """Logits (prompt, token) of last states, after the tokens before them."""
         ...
 
 
@@ -99,7 +110,11 @@ class Run:
         self.place = "again"
         self.nbytes = 0
         self._contexts: Contexts | None = None
-        budget = budget or Budget()
+        budget = Budget() if budget is None else budget
+        if not isinstance(budget, Budget):
+            raise TypeError(
+                f"`budget` must be an lm.Budget; got {budget!r}. Write lm.Budget(host=10**9)."
+            )
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
         self._calls: dict[int, Calls] = {}
@@ -254,26 +269,30 @@ class Run:
 
         Contexts go where the budget lets them.
         """
-        if self._contexts is not None:
+        if self._contexts is not None or self._budget.is_nothing:
             return
-        model, budget = self.model, self._budget
+        model, contexts, kept, nbytes = self.model, None, {}, 0
         model.check_weights()
         # the longest batch first: it is the one that tells what the others will need
         order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
         with bar("prefill", len(self), "prompt") as shown:
             for number in order:
                 batch, calls = self._prefilled(number)
-                if self._contexts is None:
-                    self.place = budget.place(self._size_like(batch), model.device)
-                    if self.place == "again":
+                if contexts is None:
+                    place = self._budget.place(self._size_like(batch), model.device)
+                    if place == "again":
                         return
-                    self._contexts = InFile() if self.place == "file" else InMemory(self.place)
+                    contexts = InFile() if place == "file" else InMemory(place)
                 for block in batch.blocks:
                     cache = block.context
-                    self.nbytes += cache.key.nbytes + cache.value.nbytes
-                    self._contexts.put(number, block.layer, cache)
-                self._calls[number] = calls.last_token_only()
+                    nbytes += cache.key.nbytes + cache.value.nbytes
+                    contexts.put(number, block.layer, cache)
+                kept[number] = calls.last_token_only()
                 shown.update(len(batch.prompts))
+        # all of it or nothing: an interrupted prefill leaves a run that computes again
+        if contexts is not None:
+            self.place, self.nbytes, self._calls = contexts.place, nbytes, kept
+            self._contexts = contexts
 
     def _size_like(self, batch: FrozenRun) -> int:
         """Bytes that contexts and states of all prompts will need, seen from one batch."""

@@ -7,19 +7,16 @@ flat in the number of prompts.
 
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
 
-from depthsys.lm.frozen import FrozenBlock, merged
+from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.linearize import Linearisation, Linearised
 from depthsys.lm.progress import bar
-
-if TYPE_CHECKING:
-    from depthsys.lm.run import Run
 
 # What `Layer.held` keeps linearised of one layer instead of linearising it for every product.
 HELD_BYTES = 2**30
@@ -27,6 +24,44 @@ HELD_BYTES = 2**30
 CALLS_HELD = 64
 # Prompts that are linearised together for products with single directions.
 MERGED_ROWS = 256
+
+
+class Visited(Protocol):
+    """What a sweep needs of a run."""
+
+    place: str
+    model: Any
+    numbers: list[np.ndarray]
+
+    def __len__(self) -> int: ...
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        ...
+
+    @property
+    def n_padded_tokens(self) -> int:
+        """Tokens of one pass."""
+        ...
+
+    @property
+    def batches(self) -> Sequence[FrozenRun]:
+        """The batches, from where their context lies."""
+        ...
+
+    def calls_of(self, number: int) -> Calls:
+        """How the blocks are called on a batch."""
+        ...
+
+    def merged_calls(self, numbers: Sequence[int]) -> Calls:
+        """The same of the last token, for several batches."""
+        ...
+
+    def block_of(
+        self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: Calls
+    ) -> tuple[FrozenBlock, torch.Tensor]:
+        """Pass whole sequences through one block."""
+        ...
 
 
 class Layer:
@@ -47,8 +82,7 @@ class Layer:
 
     def linearised(self, part: str | Linearisation = "block") -> Iterable[Linearised]:
         """Every block linearised: held if all fit in `HELD_BYTES`, else made anew each time."""
-        # a linearised block keeps some 60 vectors of the size of a state
-        size = 60 * self._sweep.state_bytes
+        size = self._sweep.linearised_bytes
         if size <= HELD_BYTES:
             return [block.linearised(part) for block in self._sweep.few_blocks(self.layer)]
         return _Anew(self, part)
@@ -76,7 +110,7 @@ class Sweep:
         computed again: then hidden states of all depths wait on disk, instead of two.
     """
 
-    def __init__(self, run: "Run", *, keep: bool = False):
+    def __init__(self, run: Visited, *, keep: bool = False):
         self._run = run
         self._keep = keep
         self._again = _Again(run, keep) if run.place == "again" else None
@@ -94,6 +128,14 @@ class Sweep:
         """Bytes of one state of every prompt."""
         width = self._run.model.n_features * torch.finfo(self._run.model.dtype).bits // 8
         return len(self._run) * width
+
+    @property
+    def linearised_bytes(self) -> int:
+        """An upper bound of what one linearised layer takes, with its contexts."""
+        n_prompts = max(1, len(self._run))
+        # some 60 vectors of the size of a state, and keys and values twice: apart, then merged
+        per_prompt = 60 + 4 * self._run.n_padded_tokens / n_prompts
+        return int(per_prompt * self.state_bytes)
 
     def forward(self, progress: str | None = None) -> Iterator[Layer]:
         """Layers 0..L-1."""
@@ -140,7 +182,7 @@ class Sweep:
 class _Again:
     """Blocks computed again from hidden states (tokens x H numbers) in a temporary file."""
 
-    def __init__(self, run: "Run", keep: bool):
+    def __init__(self, run: Visited, keep: bool):
         self._run, self._keep = run, keep
         self._spool: IO[bytes] = tempfile.TemporaryFile()
         weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
@@ -162,6 +204,11 @@ class _Again:
         """The blocks of a layer that is reached, and the states before the next one."""
         if layer > self._ready:
             raise RuntimeError(f"layer {layer} is reached after those before it")
+        if not self._keep and 0 < layer < self._ready - 1:
+            raise RuntimeError(
+                f"layer {layer} is gone: a sweep that computes contexts again keeps the states of "
+                "two depths"
+            )
         if layer + 1 < self._ready and not self._keep:
             raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
         run = self._run

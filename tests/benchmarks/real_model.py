@@ -1,16 +1,17 @@
 """What a main job and a comparison cost on a real model, in plain prefills of the same texts.
 
-    python -m tests.benchmarks.real_model MODEL TEXTS --split 400/200/200 [--compare] [--threads 2]
+    python -m tests.benchmarks.real_model MODEL TEXTS --split 400/200/200 [--compare] [--threads 1]
 
 A plain prefill is the model's own forward pass without cache over all texts of the three splits,
 sorted by length, 32 left-padded prompts at a time. Both sides run in this process, on the same
-threads; the plain one before and after, and the mean of the two counts.
+threads; the plain one before and after, and the mean of the two counts. Times are CPU seconds of
+this process: on a shared machine the clock on the wall tells of the neighbours.
 """
 
 import argparse
 import resource
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import torch
 
@@ -21,9 +22,9 @@ JOBS = {"ensemble, order 4": ("ensemble", 4), "krylov, order 32": ("krylov", 32)
 
 
 def plain_prefill(model: lm.DepthModel, rows: list[list[int]]) -> float:
-    """Seconds of the model's own forward pass over all prompts."""
+    """CPU seconds of the model's own forward pass over all prompts."""
     rows = sorted(rows, key=len)
-    begin = perf_counter()
+    begin = process_time()
     with torch.no_grad():
         for start in range(0, len(rows), 32):
             batch = rows[start : start + 32]
@@ -31,17 +32,17 @@ def plain_prefill(model: lm.DepthModel, rows: list[list[int]]) -> float:
             ids = torch.tensor([[0] * (longest - len(row)) + row for row in batch])
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
             model.hf(ids, attention_mask=mask, use_cache=False)
-    return perf_counter() - begin
+    return process_time() - begin
 
 
 def main_job(cell: Cell) -> dict[str, float]:
-    """Seconds of every step of a main job."""
+    """CPU seconds of every step of a main job."""
     spent = {}
 
     def timed(name, function, *given):
-        begin = perf_counter()
+        begin = process_time()
         found = function(*given)
-        spent[name] = perf_counter() - begin
+        spent[name] = process_time() - begin
         return found
 
     timed("prefill", lambda: (cell.concept.states, cell.operating, cell.held_out))
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("texts", type=Path)
     parser.add_argument("--split", default="400/200/200")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compare", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -83,9 +84,9 @@ def main() -> None:
         )
     if given.compare:
         before = plain_prefill(model, rows)
-        begin = perf_counter()
+        begin = process_time()
         lm.compare(model, texts)
-        whole = perf_counter() - begin
+        whole = process_time() - begin
         plain = (before + plain_prefill(model, rows)) / 2
         print(f"compare with defaults: {whole / plain:.2f} plain prefills ({whole:.0f} s)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -3,7 +3,7 @@
 import pytest
 
 from depthsys import lm
-from depthsys.lm.hf import contract
+from depthsys.lm import contract
 from tests.benchmarks import lm_setup, measure
 
 CONTRACT = "7. Contract check (wanted: below 2 s for GPT-2-medium on a CPU)"

@@ -14,7 +14,8 @@ import scipy.io
 import typer
 import xarray as xr
 
-from depthsys import cli, ltv
+from depthsys import ltv
+from depthsys.cli.app import app
 from depthsys.export import mat_file, matlab
 from depthsys.export.julia import to_julia
 from depthsys.export.matlab import from_matlab, to_matlab
@@ -209,7 +210,7 @@ def test_the_way_back_that_the_folders_show_is_a_command_of_ours(tmp_path):
     """With all it needs, and a file beside the folder: inside, it would make it ambiguous."""
     to_matlab(random_system(), tmp_path / "m", name="plant")
     to_julia(random_system(), tmp_path / "jl", name="plant")
-    command = typer.main.get_command(cli.app).commands["import"]
+    command = typer.main.get_command(app).commands["import"]
     for file in ("m/README.txt", "m/plant_save.m", "jl/README.txt"):
         text = (tmp_path / file).read_text(encoding="utf-8")
         (line,) = re.findall(r"^[% ]+depthsys import (.*)$", text, re.MULTILINE)

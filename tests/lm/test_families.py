@@ -19,7 +19,8 @@ from transformers import CONFIG_MAPPING, T5Config, T5ForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from depthsys import lm
-from depthsys.lm.hf import attention, contract
+from depthsys.lm import contract
+from depthsys.lm.hf import attention
 from depthsys.lm.hf.checkpoint import refuse_config
 from tests.lm import families
 from tests.lm.families import FAMILIES, GROUPED, HEAD_DIM, N_FEATURES, WINDOW

@@ -10,9 +10,8 @@ import xarray as xr
 from transformers import GemmaConfig, GemmaForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from depthsys import lm
-from depthsys.lm import linearize
+from depthsys.lm import contract, linearize
 from depthsys.lm.hf import blocks as replay
-from depthsys.lm.hf import contract
 from tests.conftest import tiny_gpt2
 from tests.lm import families, whole_sequence
 from tests.lm.conftest import labelled_ids

@@ -8,16 +8,11 @@ differences, which see errors above 1e-2. The tests of this package prove more, 
 see docs/models.md.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.hf.checkpoint import check_padding
-from depthsys.lm.run import Run
-
-if TYPE_CHECKING:
-    from depthsys.lm.model import DepthModel
+from depthsys.lm.run import Model, Run
 
 LENGTHS = (9, 1)  # derivatives are checked at the first
 PADDED = (5, 6, 7)  # one batch with padding
@@ -33,7 +28,7 @@ N_DIRECTIONS = 2
 
 
 @torch.no_grad()
-def check(model: "DepthModel") -> dict[str, float]:
+def check(model: Model) -> dict[str, float]:
     """Compare the frozen-context replay with the model's own forward pass.
 
     Returns
@@ -58,7 +53,7 @@ def check(model: "DepthModel") -> dict[str, float]:
 
 
 @torch.no_grad()
-def allows_padding(model: "DepthModel") -> bool:
+def allows_padding(model: Model) -> bool:
     """Whether prompts of unlike length may run together: the contract holds for such a batch."""
     if model.max_tokens < max(PADDED):
         return False
@@ -76,7 +71,7 @@ def allows_padding(model: "DepthModel") -> bool:
 
 
 def _check_batch(
-    model: "DepthModel",
+    model: Model,
     lengths: tuple[int, ...],
     generator: torch.Generator,
     report: dict[str, float],
@@ -105,13 +100,13 @@ def _check_batch(
         report["router_margin"] = min(report.get("router_margin", least), least)
 
 
-def _cure(model: "DepthModel") -> str:
+def _cure(model: Model) -> str:
     if not model.blocks.runs_eager:
         return "Load it with attn_implementation='eager', or it cannot be used."
     return "It cannot be used."
 
 
-def _batches(model: "DepthModel") -> list[tuple[int, ...]]:
+def _batches(model: Model) -> list[tuple[int, ...]]:
     """Lengths of the prompts that are run, batch by batch."""
     window = getattr(model.hf.config.get_text_config(), "sliding_window", None) or 0
     longest = min(LENGTHS[0], model.max_tokens)
@@ -135,7 +130,7 @@ _RULES = {
 
 
 def _replay_errors(
-    model: "DepthModel", run: FrozenRun, rows: list[list[int]], generator: torch.Generator
+    model: Model, run: FrozenRun, rows: list[list[int]], generator: torch.Generator
 ) -> dict[str, float]:
     """The nominal run and two perturbed ones, replayed together and by whole sequences."""
     n_prompts, n_features = run.x.shape[1:]
@@ -203,7 +198,7 @@ def _randn(run: FrozenRun, generator: torch.Generator, *shape: int) -> torch.Ten
 
 
 def _whole_sequence(
-    model: "DepthModel", ids: torch.Tensor, pushes: torch.Tensor
+    model: Model, ids: torch.Tensor, pushes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Prompts of one length through the model's own forward pass, four times in one batch.
 
