@@ -213,9 +213,9 @@ def test_weights_changed_after_the_run_are_noticed(concept, place):
 # ------------------------------------------------------------------------------- memory
 
 FLAT = (
-    "linear_gains", "measure_gains", "play", "mean_jvp", "mean_difference", "required_energy",
-    "jacobians", "exact_system",
-)  # fmt: skip
+    *("linear_gains", "measure_gains", "play", "mean_jvp", "mean_difference"),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("required_energy", "exact_system")),
+)
 
 
 @pytest.fixture
