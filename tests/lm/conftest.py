@@ -1,9 +1,11 @@
 """A tiny model has no tokenizer, so its tests use token ids with labels instead of texts."""
 
+import gc
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from depthsys.lm.batches import length_batches
@@ -58,6 +60,15 @@ def batches_of_32(monkeypatch) -> None:
     monkeypatch.setattr(
         "depthsys.lm.run.length_batches", lambda lengths, **_: length_batches(lengths)
     )
+
+
+@pytest.fixture
+def live_bytes():
+    """Gives the bytes of the tensors that have come since; to count all would only take time."""
+    gc.collect()
+    gc.freeze()
+    yield lambda: sum(o.nbytes for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -218,17 +218,6 @@ FLAT = (
 )
 
 
-@pytest.fixture
-def live_bytes():
-    """Bytes of the tensors that have come since; those of before would only take time."""
-    gc.collect()
-    gc.freeze()
-    yield lambda: sum(
-        o.nbytes for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta
-    )
-    gc.unfreeze()
-
-
 @pytest.mark.parametrize("name", FLAT)
 def test_memory_is_flat_in_the_number_of_prompts(concept, monkeypatch, name, live_bytes):
     """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""

@@ -1,9 +1,7 @@
-import gc
 import json
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 from depthsys import lm, ltv
@@ -127,7 +125,7 @@ def test_result_does_not_depend_on_batches(tiny, concept, monkeypatch):
     ids=lambda m: m.name,
 )
 def test_live_memory_does_not_grow_with_the_number_of_prompts(
-    concept, monkeypatch, method, readout
+    concept, monkeypatch, method, readout, live_bytes
 ):
     """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
     model = lm.DepthModel(TINY["gpt2"]())
@@ -137,8 +135,7 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(
 
     def weighing(layer, call, hidden, cache):
         if layer == 2 and isinstance(cache, RecordingCache):
-            live = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
-            peaks[-1] = max(peaks[-1], sum(tensor.nbytes for tensor in live))
+            peaks[-1] = max(peaks[-1], live_bytes())
         return original(layer, call, hidden, cache)
 
     monkeypatch.setattr(model.blocks, "call", weighing)
@@ -146,7 +143,6 @@ def test_live_memory_does_not_grow_with_the_number_of_prompts(
     for count in (192, 384):  # six and twelve batches of one length
         tokens = LabelledIds([[i % 50, 7, 3, 4, 5, 6] for i in range(count)], np.arange(count) % 2)
         peaks.append(0)
-        gc.collect()
         run = model.run(tokens, budget=lm.Budget(0, 0, 0))
         lm.identify(run, concept, method, readout=readout)
     assert peaks[1] - peaks[0] < 32 * 6 * 16 * 4  # less than one batch of hidden states

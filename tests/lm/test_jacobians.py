@@ -1,4 +1,3 @@
-import gc
 import importlib
 import json
 import shutil
@@ -147,7 +146,7 @@ def test_every_block_is_linearised_once_per_batch(gpt2, tokens, monkeypatch):
     assert layers == sorted([0, 1, 2] * n_batches)
 
 
-def test_live_memory_of_the_mean_does_not_grow_with_the_number_of_prompts(monkeypatch):
+def test_live_memory_of_the_mean_does_not_grow_with_the_number_of_prompts(monkeypatch, live_bytes):
     """Bytes of all tensors alive when rows of Jacobians are there, and how many rows there are."""
     batches_of_32(monkeypatch)
     model = lm.DepthModel(TINY["gpt2"](n_layer=1))
@@ -157,8 +156,7 @@ def test_live_memory_of_the_mean_does_not_grow_with_the_number_of_prompts(monkey
         rows = original(self, directions)
         sizes.append(rows.shape[0] * rows.shape[1])
         if len(sizes) % 2 == 0:  # the second half of a batch
-            live = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
-            peaks[-1] = max(peaks[-1], sum(tensor.nbytes for tensor in live))
+            peaks[-1] = max(peaks[-1], live_bytes())
         return rows
 
     monkeypatch.setattr(Linearised, "vjp", weighing)
@@ -166,7 +164,6 @@ def test_live_memory_of_the_mean_does_not_grow_with_the_number_of_prompts(monkey
     monkeypatch.setattr("depthsys.lm.sweep.CALLS_HELD", 1)  # a number that does not grow either
     for count in (32, 160):  # one and five batches of one length
         peaks.append(0)
-        gc.collect()
         lm.jacobians(model, [[i % 50, 7, 3, 4, 5, 6] for i in range(count)])
     assert peaks[1] - peaks[0] < 32 * 6 * 16 * 4  # less than one batch of hidden states
     assert sizes == [256] * 12  # 32 prompts have 512 rows
