@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,4 +58,4 @@ def test_imports_run_downwards():
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 0, out.stdout
-    assert "5 kept, 0 broken" in out.stdout
+    assert re.search(r"[1-9]\d* kept, 0 broken", out.stdout)

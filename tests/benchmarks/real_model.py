@@ -72,7 +72,7 @@ def main() -> None:
     plain_prefill(model, rows[:64])
     print(f"{len(rows)} texts, {sum(map(len, rows))} tokens, {given.threads} threads")
     for name, (basis, order) in JOBS.items():
-        asked = Settings.given(basis=basis, order=order, split=given.split)
+        asked = Settings.checked(basis=basis, order=order, split=given.split)
         before = plain_prefill(model, rows)
         spent = main_job(Cell(asked, model, texts))
         plain = (before + plain_prefill(model, rows)) / 2
