@@ -1,5 +1,6 @@
 """How much energy schedules of pushes really need on the full nonlinear model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -146,7 +147,7 @@ class _Search:
     ``points`` holds, per schedule, the amplitudes tried and the progress made: 1 is the target.
     """
 
-    play: object
+    play: Callable[[np.ndarray, np.ndarray], np.ndarray]
     target: np.ndarray
     predicted: np.ndarray
     points: list[dict[float, float]] = field(init=False)
@@ -160,7 +161,7 @@ class _Search:
         """Play schedules at amplitudes, all in one pass, and note what they reach."""
         if not rows:
             return
-        shift = self.play(np.array(rows), np.array(alphas))  # pyright: ignore[reportCallIssue]
+        shift = self.play(np.array(rows), np.array(alphas))
         progress = shift.mean(axis=0) @ self.target / (self.target @ self.target)
         for place, (row, alpha) in enumerate(zip(rows, alphas, strict=True)):
             self.points[row][alpha] = float(progress[place])
@@ -204,7 +205,7 @@ class _Search:
             rows, alphas = [], []
             for row, points in enumerate(self.points):
                 last = max(points)
-                if max(points.values()) < 1 and last < self._limit:
+                if self.crossing(row) is None and last < self._limit:
                     rows.append(row)
                     alphas.append(min(GROWTH * last, self._limit))
             if not rows:
@@ -213,7 +214,7 @@ class _Search:
         for _ in range(LOOKS_NEAR_MAXIMUM):
             rows, alphas = [], []
             for row, points in enumerate(self.points):
-                if NEARLY <= max(points.values()) < 1:
+                if self.crossing(row) is None and max(points.values()) >= NEARLY:
                     near = _beside_maximum(points)
                     rows += [row] * len(near)
                     alphas += near

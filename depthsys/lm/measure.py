@@ -236,9 +236,9 @@ def deviations(batch: FrozenRun, v: torch.Tensor, eps: float) -> np.ndarray:
     push), float64; zero up to the layer of the push.
     """
     check_step(Step(eps), float(batch.x[:-1].norm(dim=-1).max()), batch.x.dtype)
-    n_layers, n_inputs, n_features = len(batch.blocks), v.shape[1], v.shape[2]
-    one_each = torch.eye(n_layers * n_inputs).to(v).unflatten(1, (n_layers, n_inputs))
-    shape = (batch.x.shape[1], n_layers + 1, n_features, n_layers * n_inputs)
+    n_layers, n_features = len(batch.blocks), v.shape[2]
+    one_each = _one_each(n_layers, v)
+    shape = (batch.x.shape[1], n_layers + 1, n_features, len(one_each))
     found = np.zeros(shape)
     with torch.no_grad():
         for depth, copies, x in _replay(batch, v, eps * torch.cat([one_each, -one_each])):

@@ -19,16 +19,10 @@ class Parts:
     """Computes a part, or reads it where an interrupted run has left it.
 
     Called with a name and a function without arguments that gives a Dataset.
-
-    Attributes
-    ----------
-    read
-        Names of the parts that were read.
     """
 
     def __init__(self, work: Resumable | None):
         self._work = work
-        self.read: list[str] = []
         self._bar: Any = None
         self._seconds: dict[str, float] = {}
 
@@ -57,7 +51,6 @@ class Parts:
         if self._work is None:
             return compute()
         if self._work.has(key):
-            self.read.append(name)
             return xr.load_dataset(self._work.path(key), engine="h5netcdf")
         found = compute()
         self._work.write(key, lambda path: found.to_netcdf(path, engine="h5netcdf"))

@@ -534,9 +534,12 @@ def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P]
 
 
 def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
-    """A run as it is, or one of these texts; ValueError for a run of another model."""
+    """A run as it is, or one of these texts, which is prefilled when a block is asked for.
+
+    ValueError for a run of another model.
+    """
     if not isinstance(texts, Run):
-        return Run(model, texts, contexts=contexts)
+        return Run.later(model, texts) if contexts else Run(model, texts, contexts=False)
     if texts.model is not model:
         raise ValueError(
             f"`texts` must be a run of `model`; got one of another, {texts!r}. Make it with "
