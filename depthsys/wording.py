@@ -130,6 +130,29 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def step_size(eps: float, relative: bool) -> str:
+    """A step of a push, as one says it.
+
+    Examples
+    --------
+    >>> step_size(0.01, True), step_size(0.1, False)
+    ("1 % of the state's norm", '0.1')
+    """
+    return f"{100 * eps:.3g} % of the state's norm" if relative else f"{eps:.3g}"
+
+
+def outside(values: Iterable[SupportsFloat]) -> bool:
+    """Whether an estimate lies outside its own interval.
+
+    Examples
+    --------
+    >>> outside([0.01, 0.02, 0.05]), outside([0.03, 0.02, 0.05]), outside([0.03, float("nan"), 1])
+    (True, False, False)
+    """
+    estimate, low, high = map(float, values)
+    return estimate < low or estimate > high
+
+
 def small_order(orders: Iterable[int]) -> int:
     """The order that stands for a small surrogate: nearest to 4, the smaller of two.
 

@@ -52,13 +52,13 @@ def render(rows: list[dict]) -> str:
 
 def demo_row(name: str, folder: Path) -> dict:
     if not (folder / "demo.txt").exists():
-        depthsys("demo", "--model", name, "--out", folder, "--force")
+        depthsys("demo", "--model", name, "--step", "absolute", "--out", folder, "--force")
     return collect(name, "synthetic sentiment", folder)
 
 
 def job_row(model: str, task: str, source: tuple[Path, Path], folder: Path) -> dict:
     if not (folder / "gains.txt").exists():
-        depthsys("gains", *source, "--out", folder, "--force")
+        depthsys("gains", *source, "--step", "absolute", "--out", folder, "--force")
     return collect(model, task, folder)
 
 

@@ -108,8 +108,12 @@ def run_pair(name: str, task: str, options) -> None:
     from depthsys.study.many_comparisons import pair
 
     settings = study.Settings.checked(
-        split=options.split, n_each=options.each, readout="profile", device="cpu"
-    )
+        split=options.split,
+        n_each=options.each,
+        readout="profile",
+        device="cpu",
+        step="absolute",
+    )  # the paper's step
     concept, operating, held_out = settings.split
     if task in SYNTHETIC:
         source = grammar.labelled(1000, concept=task.split()[1], seed=2603)

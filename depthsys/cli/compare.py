@@ -7,9 +7,9 @@ import typer
 
 from depthsys.cli import results
 from depthsys.cli.options import (
-    Eps,
     Force,
     Meaning,
+    Measured,
     Model,
     Out,
     Shared,
@@ -26,6 +26,7 @@ def compare(
     model: Model,
     texts: TextsFile,
     meaning: Meaning,
+    measured: Measured,
     shared: Shared,
     out: Out,
     methods: Annotated[
@@ -34,7 +35,6 @@ def compare(
     orders: Annotated[
         str | None, typer.Option(help="Rising numbers of states.  [default: 1,2,4,8,16,32 up to H]")
     ] = None,
-    eps: Eps = 0.1,
     each: Annotated[
         int | None,
         typer.Option(
@@ -57,11 +57,11 @@ def compare(
     """
     asked = settings(
         shared,
+        measured,
         concept=meaning.concept,
         readout=meaning.readout or "profile",
         methods=methods,
         orders=orders,
-        eps=eps,
         n_each=each,
     )
     folder = OutputFolder.checked(out, results.COMPARISON_FILES, force)

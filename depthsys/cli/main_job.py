@@ -9,9 +9,9 @@ import typer
 from depthsys import demo as demo_package
 from depthsys.cli import results
 from depthsys.cli.options import (
-    Eps,
     Force,
     Meaning,
+    Measured,
     Model,
     Moved,
     OptionalTexts,
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 @spread
 def demo(
     reduction: Reduction,
+    measured: Measured,
     shared: Shared,
     out: Out = Path("depthsys-demo"),
     model: Annotated[
         str, typer.Option(help=f"One of {', '.join(demo_package.MODELS)}.")
     ] = "demo_128x12",
     concept: Annotated[str, typer.Option(help="sentiment or domain.")] = "sentiment",
-    eps: Eps = 0.1,
     force: Force = False,
 ) -> None:
     """The whole job on an embedded model: identify, predict and measure gains, steer.
@@ -54,13 +54,14 @@ def demo(
     if model not in demo_package.MODELS:
         names = ", ".join(demo_package.MODELS)
         raise ValueError(f"`--model` must be one of {names}; got {model!r}. Pick one.")
-    asked = settings(reduction, shared, eps=eps)
+    asked = settings(reduction, measured, shared)
     folder = OutputFolder.checked(out, [results.TEXTS, *results.ALL_FILES], force)
     find_model(model, asked)
     folder.write(results.TEXTS, lambda path: _write_texts(path, concept, asked))
     from depthsys.cli.session import open_model
 
     session = open_model(model, out / results.TEXTS, asked, folder)
+    _check_step(session)
     system = _identify(session)
     _gains(session, system)
     _control(session, system)
@@ -97,22 +98,23 @@ def gains(
     source: Source,
     reduction: Reduction,
     meaning: Meaning,
+    measured: Measured,
     shared: Shared,
     out: Out,
     texts: OptionalTexts = None,
-    eps: Eps = 0.1,
     model: Moved = None,
     force: Force = False,
 ) -> None:
     """Predicted against measured steering gain of every layer: OUT/gains.nc and figures.
 
-    Example: `depthsys gains run/system.nc --eps 0.1 --out run`
+    Example: `depthsys gains run/system.nc --out run`
     """
-    asked = settings(reduction, meaning, shared, eps=eps)
+    asked = settings(reduction, meaning, measured, shared)
     folder = OutputFolder.checked(out, results.outputs(source, results.GAIN_FILES), force)
     from depthsys.cli.session import open_source
 
     session = open_source(source, texts, model, asked, folder)
+    _check_step(session)
     system = _identify(session)
     _gains(session, system)
     session.finish(system, "gains.txt")
@@ -163,6 +165,13 @@ def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
         each = session.step("identify every prompt", steps.identify_each, concept)
         session.keep(results.EACH, each)
     return system
+
+
+def _check_step(session: "Session") -> None:
+    """Refuse a step that drowns in rounding before it costs an identification."""
+    from depthsys.study import steps
+
+    steps.check_step(session.cell)
 
 
 def _gains(session: "Session", system: "xr.Dataset") -> None:

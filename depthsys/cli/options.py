@@ -33,7 +33,6 @@ Moved = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if absent.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of an earlier run.")]
-Eps = Annotated[float, typer.Option(help="Step of the measured gains.")]
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,25 @@ class Meaning:
         typer.Option(
             help=f"{' or '.join(READOUTS)}: the last depth, or every one (for ltv; terminal gains "
             "are the same).  [default: concept; of compare: profile]"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How gains are measured."""
+
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            help="Step of the measured gains.  [default: 0.01 of the state's norm; 0.1 if absolute]"
+        ),
+    ] = None
+    step: Annotated[
+        str | None,
+        typer.Option(
+            help="relative: a fraction of the norm of each state; absolute: the same for all.  "
+            "[default: relative]"
         ),
     ] = None
 

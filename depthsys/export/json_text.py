@@ -21,7 +21,7 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     """Write one small system as JSON: ``{"A": [[[...]]], ..., "about": {...}}``.
 
     Nested lists in the order of the Dataset: ``A[l][i][j]`` maps state j at depth l to state i at
-    depth l + 1. Numbers keep all their digits.
+    depth l + 1. Numbers keep all their digits; NaN, as of a direction that does not exist, is null.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     FileExistsError
         If the file exists and ``force`` is False.
     ValueError
-        If there are batch dims, too many numbers, or nan.
+        If there are batch dims, too many numbers, or infinity.
     """
     arrays, about = plain(one_system(system, "json"))
     if (count := sum(values.size for values in arrays.values())) > LIMIT:
@@ -46,17 +46,23 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
         raise ValueError(
             f"`system` must hold at most {LIMIT} numbers for json; got {count}. {drop} npz."
         )
-    text = {name: values.tolist() for name, values in arrays.items()} | {"about": about}
+    text = {name: _lists(values) for name, values in arrays.items()} | {"about": about}
     try:
         written = json.dumps(text, allow_nan=False)
     except ValueError as error:
-        bad = [n for n, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+        bad = [n for n, v in arrays.items() if v.dtype.kind == "f" and np.isinf(v).any()]
         raise ValueError(
-            f"`system` must be finite for json; got nan or inf in {bad or 'attrs'}. Drop those, or "
+            f"`system` must be finite for json; got infinity in {bad or 'attrs'}. Drop those, or "
             "use npz."
         ) from error
     with whole_file(path, force) as partial:
         partial.write_text(written, encoding="utf-8")
+
+
+def _lists(values: np.ndarray) -> list:
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        values = np.where(np.isnan(values), None, values.astype(object))
+    return values.tolist()
 
 
 @guarded
@@ -94,14 +100,15 @@ def _text(path: Path) -> str:
 
 def _array(values: Any, name: str) -> np.ndarray:
     """Nested lists as an array, once it is known how large that gets."""
-    longest, count, left = 1, 0, [values]
+    longest, count, left, unknown = 1, 0, [values], False
     while left:
         item = left.pop()
         if isinstance(item, list):
             left += item
         else:
             count += 1
+            unknown = unknown or item is None
             longest = max(longest, len(item) if isinstance(item, str) else 1)
     if 4 * count * longest > 16 * BYTES:  # numpy gives every text the room of the longest
         raise Refused(f"{one_line(repr(name), 60)} holds texts that are too long")
-    return np.array(values)
+    return np.array(values, dtype=np.float64 if unknown else None)

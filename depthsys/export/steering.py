@@ -14,6 +14,7 @@ from depthsys._version import __version__
 from depthsys.export.control import library
 from depthsys.export.plain import one_system
 from depthsys.files import whole_file
+from depthsys.ltv.plan import check_pushes_exist
 from depthsys.ltv.system import as_named, same_labels
 
 FORMAT = "depthsys steering plan"
@@ -333,8 +334,11 @@ def _parts(system: xr.Dataset, plan: xr.Dataset) -> tuple[xr.DataArray, xr.DataA
         )
     _check_same_model(system, plan)
     v = system["v"].isel(depth=slice(-1)).drop_vars(system.coords, errors="ignore")
-    v = v.rename(depth="layer")
-    return _schedule(system, plan["u"]), v.astype(np.float64)
+    v = v.rename(depth="layer").transpose("layer", "feature", "input").astype(np.float64)
+    u = _schedule(system, plan["u"])
+    exists = v.notnull().any("feature")
+    check_pushes_exist(u, exists.values, "plan.u")
+    return u, v.where(exists, 0.0)
 
 
 def _check_same_model(system: xr.Dataset, plan: xr.Dataset) -> None:

@@ -4,14 +4,14 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost
 from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
 from depthsys.lm.contexts import Budget
-from depthsys.lm.energies import compare_energies, required_energy
+from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
-from depthsys.lm.measure import Step, measure_gains, measure_gains_at, play
+from depthsys.lm.measure import Step, check_step, measure_gains, measure_gains_at, play
 from depthsys.lm.methods import (
     Adjoint,
     Arnoldi,
@@ -49,6 +49,7 @@ __all__ = [
     "Texts",
     "TwoSided",
     "agreement",
+    "check_step",
     "compare",
     "comparison_cost",
     "compare_energies",
@@ -68,6 +69,7 @@ __all__ = [
     "mean_vjp",
     "measure_gains",
     "measure_gains_at",
+    "miss_of_plan",
     "pca",
     "play",
     "read_texts",

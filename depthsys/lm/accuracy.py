@@ -13,6 +13,7 @@ from depthsys import ltv
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
+INJECTIONS = ("absolute", "relative")
 BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
@@ -20,6 +21,7 @@ def agreement(
     predicted: xr.Dataset | xr.DataArray,
     measured: xr.Dataset,
     *,
+    injection: str = "absolute",
     n_bootstrap: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -32,11 +34,14 @@ def agreement(
     ----------
     predicted
         A system (its terminal gains are used; a ``prompt`` batch is averaged), or a curve (layer).
-        For relative measured gains the gains of a system are multiplied by its ``state_norm``.
     measured
         ``gain`` (prompt, layer) from `measure_gains` or `linear_gains`; compared is its mean over
         prompts, and the percentile intervals resample these prompts alone (not those behind
-        ``predicted``; an error near its minimum can lie below its own interval).
+        ``predicted``; an error near its minimum can lie below its own interval). Layers without a
+        direction (NaN) are left out.
+    injection
+        "absolute": gains per unit of the state; "relative": per fraction of its norm, those of each
+        prompt times its own ``state_norm``, those of a system times the one it stores.
     n_bootstrap, level, seed
         Number of resamples, coverage of the percentile intervals, seed.
 
@@ -51,24 +56,24 @@ def agreement(
         that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
         sampling noise and its interval, a percentile one, lies too high.
     """
-    curve = gain_curve(predicted, relative=bool(measured.attrs.get("relative", 0)))
-    gain = measured["gain"].transpose("prompt", "layer", ...)
+    curve = gain_curve(predicted, injection=injection)
+    gain = injected(measured, injection).transpose("prompt", "layer", ...)
     if dict(curve.sizes) != {d: n for d, n in gain.sizes.items() if d != "prompt"}:
         raise ValueError(
             f"`predicted` must have the layers, outputs and inputs of `measured`, "
             f"{dict(gain.sizes)}; got {dict(curve.sizes)}. Use the same model, and "
             "`readout=`, for both."
         )
-    first = gain[0, 0].size  # values of layer 0
+    sets = _layer_sets(gain)
     curve, gain = curve.values.ravel(), _flat(gain)
     means = _bootstrap_means(gain, n_bootstrap, seed)
     result = xr.Dataset(coords={"layers": list(LAYER_SETS), "bound": list(BOUNDS)})
     for name, metric in _METRICS.items():
-        table = [_bounds(metric(curve[skip:], means[:, skip:]), level) for skip in (0, first)]
+        table = [_bounds(metric(curve[at], means[:, at]), level) for at in sets]
         result[name] = (("layers", "bound"), np.array(table))
     # what a perfect prediction would show: the standard error of the measured mean
     spread = gain.std(axis=0) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan * gain[0]
-    floor = [_relative_norm(spread[skip:], means[0, skip:]) for skip in (0, first)]
+    floor = [_relative_norm(spread[at], means[0, at]) for at in sets]
     result["noise_floor"] = ("layers", np.array(floor))
     statistics = {"n_bootstrap": n_bootstrap, "level": level, "n_prompts": len(gain)}
     result.attrs = {**measured.attrs, **statistics}
@@ -99,32 +104,43 @@ def error_gap(
     xr.DataArray
         ``gap`` (layers, bound); above zero the second prediction is better.
     """
-    relative = bool(measured.attrs.get("relative", 0))
-    a, b = (gain_curve(curve, relative=relative).values.ravel() for curve in (first, second))
-    channels = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
+    a, b = (gain_curve(curve).values.ravel() for curve in (first, second))
     means = _bootstrap_means(_flat(measured["gain"]), n_bootstrap, seed)
     table = [
-        _bounds(
-            _relative_l2(a[skip:], means[:, skip:]) - _relative_l2(b[skip:], means[:, skip:]),
-            level,
-        )
-        for skip in (0, channels)
+        _bounds(_relative_l2(a[at], means[:, at]) - _relative_l2(b[at], means[:, at]), level)
+        for at in _layer_sets(measured["gain"])
     ]
     coords = {"layers": list(LAYER_SETS), "bound": list(BOUNDS)}
     return xr.DataArray(np.array(table), coords, ("layers", "bound"), name="gap")
 
 
-def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) -> xr.DataArray:
+def injected(measured: xr.Dataset, injection: str) -> xr.DataArray:
+    """Gains of every prompt per unit of the state ("absolute"), or per fraction of its norm."""
+    _check_injection(injection)
+    gain = measured["gain"]
+    return gain * measured["state_norm"] if injection == "relative" else gain
+
+
+def _check_injection(injection: str) -> None:
+    if injection not in INJECTIONS:
+        raise ValueError(f"`injection` must be one of {INJECTIONS}; got {injection!r}. Pick one.")
+
+
+def gain_curve(
+    predicted: xr.Dataset | xr.DataArray, *, injection: str = "absolute"
+) -> xr.DataArray:
     """Terminal gains (layer) of a system, mean over its batch; output and input if several.
 
-    ``relative`` multiplies by ``state_norm``: per fraction of the state instead of per unit.
+    "relative" multiplies by ``state_norm``: per fraction of the state instead of per unit. NaN
+    where the system has no direction.
     """
+    _check_injection(injection)
     channels = ("layer", "output", "input")
     if isinstance(predicted, xr.DataArray):
         gain = predicted
     else:
-        gain = ltv.gains(predicted)
-        if relative:
+        gain = where_defined(ltv.gains(predicted), predicted)
+        if injection == "relative":
             norm = predicted["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
             gain = gain * norm.drop_vars(["layer", "order"], errors="ignore")
         gain = gain.mean(_batch(gain))
@@ -132,6 +148,25 @@ def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) 
     return gain.squeeze(single, drop=True).transpose(
         *(d for d in channels if d in gain.dims and d not in single)
     )
+
+
+def where_defined(gain: xr.DataArray, system: xr.Dataset) -> xr.DataArray:
+    """Gains, NaN at the layers at which the inputs of the system have no direction."""
+    if "v" not in system:
+        return gain
+    exists = system["v"].notnull().any("feature").isel(depth=slice(-1)).rename(depth="layer")
+    exists = exists.drop_vars(list(exists.coords))
+    if "input" not in gain.dims:
+        exists = exists.squeeze("input")
+    return gain.where(exists)
+
+
+def _layer_sets(gain: xr.DataArray) -> list[np.ndarray]:
+    """Which values of flat gains count, for `LAYER_SETS`: those with a direction."""
+    gain = gain.transpose("prompt", "layer", ...)
+    known = np.asarray(~np.isnan(_flat(gain)).any(axis=0))
+    later = np.arange(len(known)) >= gain[0, 0].size
+    return [known, known & later]
 
 
 def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
@@ -218,7 +253,7 @@ def error_budget(
     system
         From `identify`.
     measured, linear_held_out
-        `measure_gains` (absolute) and `linear_gains` on the held-out prompts.
+        `measure_gains` and `linear_gains` on the held-out prompts.
     linear_operating
         `linear_gains` on the operating prompts.
     n_bootstrap, level, seed
@@ -237,12 +272,10 @@ def error_budget(
     """
     _check_same_prompts("linear_held_out", linear_held_out, "measured", measured)
     _check_same_prompts("linear_operating", linear_operating, "system", system)
-    if measured.attrs.get("relative", 0):
-        raise ValueError("`measured` must hold absolute gains; got relative ones. Measure again.")
     truth, linear, operating = (
         _flat(d["gain"]) for d in (measured, linear_held_out, linear_operating)
     )
-    first = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
+    sets = _layer_sets(measured["gain"])
     # one seed: the same prompts are resampled in both held-out curves
     truth, linear = (_bootstrap_means(g, n_bootstrap, seed) for g in (truth, linear))
     operating = _bootstrap_means(operating, n_bootstrap, seed + 1)
@@ -256,7 +289,7 @@ def error_budget(
         "total": (reduced, truth),
     }
     error = [
-        [_bounds(_relative_l2(a[..., skip:], b[..., skip:]), level) for skip in (0, first)]
+        [_bounds(_relative_l2(a[..., at], b[..., at]), level) for at in sets]
         for a, b in (pairs[part] for part in BUDGET)
     ]
     return xr.Dataset(
@@ -270,10 +303,10 @@ def relative_l2_bounds(
     linear: xr.Dataset, measured: xr.Dataset, n_bootstrap: int, seed: int, level: float = 0.95
 ) -> np.ndarray:
     """Relative L2 distance of mean linear from mean measured gains: (layers, bound)."""
-    first = measured["gain"].transpose("prompt", "layer", ...)[0, 0].size
     means = (_bootstrap_means(_flat(d["gain"]), n_bootstrap, seed) for d in (linear, measured))
     a, b = means
-    return np.array([_bounds(_relative_l2(a[:, skip:], b[:, skip:]), level) for skip in (0, first)])
+    sets = _layer_sets(measured["gain"])
+    return np.array([_bounds(_relative_l2(a[:, at], b[:, at]), level) for at in sets])
 
 
 def _flat(gain: xr.DataArray) -> np.ndarray:
@@ -303,7 +336,6 @@ _SYSTEM_ATTRS = (
 def gain_report(
     system: xr.Dataset,
     measured: xr.Dataset,
-    measured_relative: xr.Dataset,
     linear_held_out: xr.Dataset,
     linear_operating: xr.Dataset,
     *,
@@ -315,8 +347,8 @@ def gain_report(
     ----------
     system
         From `identify`, one system.
-    measured, measured_relative
-        `measure_gains` on held-out prompts, absolute and relative.
+    measured
+        `measure_gains` on held-out prompts.
     linear_held_out, linear_operating
         `linear_gains` on held-out and operating prompts.
     seed
@@ -325,22 +357,22 @@ def gain_report(
     Returns
     -------
     xr.Dataset
-        ``measured_gain``, ``measured_gain_relative``, ``linear_gain`` (prompt, layer),
-        ``linear_gain_operating`` (prompt_operating, layer), ``surrogate_gain``, ``full_gain``
-        (layer); the metrics of `agreement` with the extra dim injection (absolute, relative);
-        ``error_budget`` (part, layers, bound).
+        ``measured_gain``, ``measured_gain_relative`` (times the norm of the state), ``linear_gain``
+        (prompt, layer), ``linear_gain_operating`` (prompt_operating, layer), ``surrogate_gain``,
+        ``full_gain`` (layer); the metrics of `agreement` with the extra dim injection (absolute,
+        relative); ``error_budget`` (part, layers, bound).
     """
-    by_injection = [agreement(system, m, seed=seed) for m in (measured, measured_relative)]
-    report = xr.concat(by_injection, dim="injection")
-    report = report.assign_coords(injection=["absolute", "relative"])
+    fits = [agreement(system, measured, injection=kind, seed=seed) for kind in INJECTIONS]
+    report = xr.concat(fits, dim="injection").assign_coords(injection=list(INJECTIONS))
     budget = error_budget(system, measured, linear_held_out, linear_operating, seed=seed)
     report["error_budget"] = budget["error"]
     report["measured_gain"] = measured["gain"]
-    report["measured_gain_relative"] = measured_relative["gain"]
+    report["measured_gain_relative"] = injected(measured, "relative")
     report["linear_gain"] = linear_held_out["gain"]
     report["linear_gain_operating"] = linear_operating["gain"].rename(prompt="prompt_operating")
     report["surrogate_gain"] = ("layer", gain_curve(system).values)
-    report["full_gain"] = ("layer", system["gain_full"].mean(_batch(system["gain_full"])).values)
+    full = system["gain_full"].mean(_batch(system["gain_full"]))
+    report["full_gain"] = ("layer", gain_curve(where_defined(full, system)).values)
     # how the gains were measured, and beside it how the system was made
     made = {f"system_{key}": system.attrs[key] for key in _SYSTEM_ATTRS if key in system.attrs}
     report.attrs = {**report.attrs, **measured.attrs, **made}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import directions
+from depthsys.lm.directions import direction_note, directions
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
@@ -57,6 +57,7 @@ class Channels:
         warning = concept.attrs.get("warning")
         return {
             **({} if warning is None else {"concept_warning": warning}),
+            **direction_note(concept),
             **stamp(run, action),
             "inputs": "free" if self.free else "concept",
             "readout": self.readout.name,

@@ -1,6 +1,5 @@
 """One table of reduction methods against orders, checked on the full nonlinear model."""
 
-import functools
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,23 @@ import numpy as np
 import xarray as xr
 
 from depthsys import ltv
-from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
+from depthsys.lm.accuracy import (
+    INJECTIONS,
+    agreement,
+    error_budget,
+    error_gap,
+    gain_curve,
+    injected,
+)
 from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
+from depthsys.lm.directions import direction_note
 from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
 from depthsys.lm.linear_range import linear_range
-from depthsys.lm.measure import Step, check_eps, measure_gains_at
+from depthsys.lm.measure import Step, check_step, measure_gains_at
 from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
 from depthsys.lm.parts import Parts, begun_parts
@@ -35,7 +42,7 @@ REFERENCES = ("mean_system", "mean_response")
 # Hugging Face steps down in the blocks of most families even in a float64 model.
 RESOLUTION = 10 * float(np.finfo(np.float32).eps)
 _AUC = ("auc", "auc_low", "auc_high")
-_INJECTION = xr.Variable("injection", ["absolute", "relative"])
+_INJECTION = xr.Variable("injection", list(INJECTIONS))
 _STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
@@ -48,7 +55,8 @@ def compare(
     *,
     concept: xr.Dataset | None = None,
     readout: ReadoutLike = "profile",
-    eps: float = 0.1,
+    eps: float | None = None,
+    relative: bool = True,
     n_each: int | None = 64,
     ablate_eps: bool = True,
     n_bootstrap: int = 1000,
@@ -78,8 +86,8 @@ def compare(
     readout
         See `identify`. The profile is what reduction methods are compared with; its terminal
         gains are those of the concept readout.
-    eps
-        Step of the measured gains.
+    eps, relative
+        Step of the measured gains, see `Step`.
     n_each
         So many held-out prompts also get a system each, by every method; None for all, 0 for
         none.
@@ -146,7 +154,7 @@ def compare(
     """
     named = named_methods(methods)
     sizes = checked_orders(orders, model.n_features)
-    check_eps(eps)
+    step = Step(eps, relative)
     if n_each is not None and n_each < 0:
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
     if n_bootstrap < 1:
@@ -154,7 +162,8 @@ def compare(
     settings = {
         "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
         "orders": sizes,
-        "eps": float(eps),
+        "eps": float(step.size),
+        "relative": bool(relative),
         "n_each": None if n_each is None else operator.index(n_each),
         "ablate_eps": bool(ablate_eps),
         "n_bootstrap": operator.index(n_bootstrap),
@@ -175,6 +184,7 @@ def _compared(
     part: Parts,
     *,
     eps: float,
+    relative: bool,
     n_each: int | None,
     ablate_eps: bool,
     n_bootstrap: int,
@@ -185,7 +195,11 @@ def _compared(
         Channels.checked(model, concept, "concept", readout, None)
     if is_shown():
         part.show(comparison_cost(model, texts, named, sizes, n_each=n_each, ablate_eps=ablate_eps))
+    step = Step(eps, relative)
+    check_step(step, model)
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
+    if not relative:  # judged by the states; before any long work
+        check_step(step, model, held_out)
     if concept is None:
         concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
     channels = Channels.checked(model, concept, "concept", readout, None)
@@ -195,7 +209,7 @@ def _compared(
             "there. Use `ltv.compare` on `lm.exact_system` for other depths."
         )
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
-    truth = _Truth(operating, held_out, concept, readout, eps, statistics, part)
+    truth = _Truth(operating, held_out, concept, readout, step, statistics, part)
     full = MeanFull(channels, operating, named, sizes[-1], part)
     references = _References(full, sizes)
     rows = [
@@ -211,6 +225,9 @@ def _compared(
         "readout": channels.readout.name,
         "concept": concept.attrs.get("method", "given"),
         "eps": eps,
+        "relative": int(relative),
+        "least_step": truth.measured.attrs["least_step"],
+        **direction_note(concept),
         "level": 0.95,
         **statistics,
     }
@@ -221,6 +238,7 @@ def _compared(
                 held_out,
                 concept,
                 readout=readout,
+                relative=relative,
                 linear=truth.linear,
                 measured=[truth.measured],
                 **statistics,
@@ -329,18 +347,13 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
 class _Truth:
     """What the full model does: measured and exact linear gains of both kinds of prompts."""
 
-    def __init__(self, operating: Run, held_out: Run, concept, readout, eps, statistics, part):
-        steps = [Step(eps), Step(eps, relative=True)]
-
-        @functools.cache
-        def measured() -> list[xr.Dataset]:
-            return measure_gains_at(held_out, concept, steps, readout=readout)
-
-        self.measured = part("measured gains", lambda: measured()[0])
-        self.relative = part("measured gains, relative", lambda: measured()[1])
-        self.operating = part(
-            "measured gains, operating",
-            lambda: measure_gains_at(operating, concept, steps[:1], readout=readout)[0],
+    def __init__(self, operating: Run, held_out: Run, concept, readout, step, statistics, part):
+        self.measured, self.operating = (
+            part(name, lambda run=run: measure_gains_at(run, concept, [step], readout=readout)[0])
+            for name, run in (
+                ("measured gains", held_out),
+                ("measured gains, operating", operating),
+            )
         )
         self.linear, self.linear_operating = (
             part(name, lambda run=run: linear_gains(run, concept, readout=readout))
@@ -350,7 +363,10 @@ class _Truth:
 
     def agreement(self, system: xr.Dataset) -> xr.Dataset:
         """All that is said about one surrogate beside these gains."""
-        fits = [agreement(system, m, **self._statistics) for m in (self.measured, self.relative)]
+        fits = [
+            agreement(system, self.measured, injection=kind, **self._statistics)
+            for kind in INJECTIONS
+        ]
         row = xr.concat(fits, dim=_INJECTION).drop_vars("noise_floor")
         operating = agreement(system, self.operating, **self._statistics)
         row["relative_l2_operating"] = operating["relative_l2"]
@@ -377,13 +393,20 @@ class _Truth:
     @property
     def variables(self) -> dict[str, xr.DataArray]:
         """The gains of all prompts, and the noise floor of their mean."""
-        both = self.measured, self.relative
-        perfect = [agreement(m["gain"].mean("prompt"), m, n_bootstrap=1) for m in both]
+        perfect = [
+            agreement(
+                injected(self.measured, kind).mean("prompt"),
+                self.measured,
+                injection=kind,
+                n_bootstrap=1,
+            )
+            for kind in INJECTIONS
+        ]
         rename = {"prompt": "prompt_operating"}
         return {
             "noise_floor": xr.concat([fit["noise_floor"] for fit in perfect], dim=_INJECTION),
             "measured_gain": self.measured["gain"],
-            "measured_gain_relative": self.relative["gain"],
+            "measured_gain_relative": injected(self.measured, "relative"),
             "linear_gain": self.linear["gain"],
             "measured_gain_operating": self.operating["gain"].rename(rename),
             "linear_gain_operating": self.linear_operating["gain"].rename(rename),
@@ -537,6 +560,7 @@ def _each_prompt(
     ratio = whole["prompt_error"] / whole["prompt_lower"]
     whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
     summed = [d for d in truth.dims if d != "prompt_each"]
+    # NaN, where there is no direction, is left out of both sums
     miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(summed) ** 0.5
     whole["prompt_relative_l2"] = miss / (truth**2).sum(summed) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))

@@ -2,13 +2,17 @@
 
 Every function but `several` takes a model and labelled texts and gives one direction per depth, of
 unit length and pointing towards class 1. Fits are made depth by depth, in float64.
+
+Where a depth has no direction, as depth 0 of texts that end in the same token, the direction there
+is NaN, the attr ``direction_note`` says why, and everything goes on at the other depths.
 """
 
 import json
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from numbers import Real
 
@@ -26,6 +30,7 @@ from depthsys.lm.run import Run, as_run, of_run
 from depthsys.lm.separation import scores, separation, warning
 from depthsys.lm.stamp import provenance
 
+SHARED = 0.9  # where more of the texts are in one state, a direction would rest on the others
 _IN_MEMORY = 2**28  # bytes of states; more than that wait in a temporary file
 
 
@@ -59,8 +64,13 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
     Raises
     ------
     ValueError
-        If a class has no text, if all texts are the same, or if the two class means coincide at
-        some depth: there is no direction.
+        If a class has no text, if all texts are the same, or if no depth has a direction.
+
+    Notes
+    -----
+    A depth has no direction (NaN) where the two class means coincide, and where more than nine
+    texts of ten are in one and the same state, so that it would rest on the few others. Both happen
+    at depth 0 of models without position embeddings, whose state there is that of the last token.
 
     References
     ----------
@@ -68,9 +78,9 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
     .. [2] Newcombe (2006), Statistics in Medicine 25, 559-573, doi:10.1002/sim.2324.
     """
     _check_texts(run, held_out, least=1)
-    difference = _difference(run)
-    distance = np.linalg.norm(difference, axis=-1)
-    return _result(run, held_out, "mean_difference", difference, {"distance": distance})
+    difference, undefined = _difference(run)
+    distance = {"distance": np.linalg.norm(difference, axis=-1)}
+    return _result(run, held_out, "mean_difference", difference, distance, undefined)
 
 
 @of_run(once=True)
@@ -100,11 +110,13 @@ def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     Raises
     ------
     ValueError
-        As `mean_difference`; if a class has fewer than two texts; if the states do not vary
-        inside the classes at some depth or their covariance is singular in spite of the shrinkage.
+        As `mean_difference`; if a class has fewer than two texts.
 
     Notes
     -----
+    A depth also has no direction where the states do not vary inside the classes, or where their
+    covariance is singular in spite of the shrinkage.
+
     All states are kept, in a temporary file above 256 MB, and one dense H x H covariance.
 
     References
@@ -113,15 +125,18 @@ def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     """
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference = _difference(run, keep=x)
-    w, shrinkage = np.empty_like(difference), np.empty(len(x))
-    for depth, states in enumerate(x):
+    difference, undefined = _difference(run, keep=x)
+    w, shrinkage = np.empty_like(difference), np.full(len(x), np.nan)
+
+    def fit(depth: int, states: np.ndarray) -> None:
         inside = _inside_classes(states, run.texts.labels)
-        _check_spread(run, states, inside, depth)
-        fit = LedoitWolf(assume_centered=True, store_precision=False).fit(inside)
-        shrinkage[depth] = fit.shrinkage_
-        w[depth] = _solve(fit.covariance_, difference[depth], depth)
-    return _result(run, held_out, "whitened", w, {"shrinkage": shrinkage})
+        _check_spread(run, states, inside)
+        found = LedoitWolf(assume_centered=True, store_precision=False).fit(inside)
+        shrinkage[depth] = found.shrinkage_
+        w[depth] = _solve(found.covariance_, difference[depth])
+
+    _at_every_depth(fit, x, undefined)
+    return _result(run, held_out, "whitened", w, {"shrinkage": shrinkage}, undefined)
 
 
 @of_run(once=True)
@@ -184,15 +199,18 @@ def logistic(
         )
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference = _difference(run, keep=x)
-    w, scale = np.empty_like(difference), np.empty(len(x))
-    for depth, states in enumerate(x):
+    difference, undefined = _difference(run, keep=x)
+    w, scale = np.empty_like(difference), np.full(len(x), np.nan)
+
+    def fit(depth: int, states: np.ndarray) -> None:
         centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
         scale[depth] = np.sqrt((centred**2).mean())
         z = centred / scale[depth]
         w[depth] = _logistic_weight(z, run.texts.labels, C, max_iterations, depth)
+
+    _at_every_depth(fit, x, undefined)
     settings = {"C": float(C), "max_iterations": max_iterations}
-    return _result(run, held_out, "logistic", w, {"scale": scale}, settings)
+    return _result(run, held_out, "logistic", w, {"scale": scale}, undefined, settings)
 
 
 @of_run(once=True)
@@ -233,11 +251,12 @@ def pca(
     Raises
     ------
     ValueError
-        As `mean_difference`; if a class has fewer than two texts or ``seed`` is negative; if at
-        some depth the first component is not unique or has no sign.
+        As `mean_difference`; if a class has fewer than two texts or ``seed`` is negative.
 
     Notes
     -----
+    A depth also has no direction where the first component is not unique or has no sign.
+
     Texts paired at random also differ in all but the concept: where that is most of the
     difference, v_k shows it and not the concept. ``auc`` tells.
 
@@ -253,16 +272,19 @@ def pca(
         raise ValueError(f"`seed` must be a whole number >= 0; got {seed!r}. The default is 0.")
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference = _difference(run, keep=x)
+    difference, undefined = _difference(run, keep=x)
     zeros, ones = _pairs(run.texts.labels, seed)
-    v, explained = np.empty_like(difference), np.empty(len(x))
-    for depth, states in enumerate(x):
+    v, explained = np.empty_like(difference), np.full(len(x), np.nan)
+
+    def fit(depth: int, states: np.ndarray) -> None:
         pairs = states[ones].astype(np.float64) - states[zeros]
         if centered:
             pairs -= pairs.mean(axis=0)
-        v[depth], explained[depth] = _first_component(pairs, difference[depth], depth)
+        v[depth], explained[depth] = _first_component(pairs, difference[depth])
+
+    _at_every_depth(fit, x, undefined)
     settings = {"centered": int(centered), "seed": int(seed), "n_pairs": len(ones)}
-    return _result(run, held_out, "pca", v, {"explained": explained}, settings)
+    return _result(run, held_out, "pca", v, {"explained": explained}, undefined, settings)
 
 
 def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dataset:
@@ -283,7 +305,7 @@ def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dat
         ``direction`` (depth, input, feature), the coordinate ``input`` holds the names in the
         given order; and every other variable (depth) that all concepts have, such as ``auc``, as
         (depth, input). Attrs that all concepts share; ``concepts``, the attrs of each as JSON;
-        ``warning`` if a concept has one.
+        ``warning`` and ``direction_note`` if a concept has one.
 
     Raises
     ------
@@ -333,8 +355,27 @@ def _empty_states(run: Run) -> np.ndarray:
         return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
 
-def _difference(run: Run, keep: np.ndarray | None = None) -> np.ndarray:
-    """Mean of class 1 minus mean of class 0 (depth, feature); fills ``keep`` with all states."""
+class _UndefinedError(ValueError):
+    """A depth has no direction of this kind."""
+
+
+def _at_every_depth(fit: Callable, x: np.ndarray, undefined: dict[int, str]) -> None:
+    """Fit where a direction may exist, and note in ``undefined`` where the fit finds none."""
+    for depth, states in enumerate(x):
+        if depth in undefined:
+            continue
+        try:
+            fit(depth, states)
+        except _UndefinedError as error:
+            undefined[depth] = str(error)
+
+
+def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
+    """Mean of class 1 minus mean of class 0 (depth, feature), and depths that have none, and why.
+
+    Fills ``keep`` with all states.
+    """
+    counted: list[Counter] = [Counter() for _ in range(run.n_layers + 1)]
     sums = np.zeros((2, run.n_layers + 1, run.model.n_features))
     norm = np.zeros(run.n_layers + 1)
     for prompts, found in run.states_by_batch("concept direction"):
@@ -342,6 +383,8 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> np.ndarray:
         states = found.cpu().numpy()
         if keep is not None:
             keep[:, prompts] = states
+        for depth, rows in enumerate(states):
+            counted[depth].update(row.tobytes() for row in rows)
         x = states.astype(np.float64)
         norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(run)
         for label in (0, 1):
@@ -349,13 +392,15 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> np.ndarray:
     counts = np.bincount(run.texts.labels, minlength=2)
     difference = sums[1] / counts[1] - sums[0] / counts[0]
     coincide = np.linalg.norm(difference, axis=-1) <= 10 * torch.finfo(run.model.dtype).eps * norm
-    if coincide.any():
-        raise ValueError(
-            "`concept` must have different class means at every depth; they coincide at depth "
-            f"{int(coincide.argmax())}. Do all texts end in the same token? Without "
-            "position embeddings they then start in the same state: vary the endings."
-        )
-    return difference
+    undefined = {}
+    for depth, states in enumerate(counted):
+        ((_, same),) = states.most_common(1)
+        if same > SHARED * len(run):
+            whose = "all" if same == len(run) else f"{same} of {len(run)}"
+            undefined[depth] = f"{whose} texts are in the same state there"
+        elif coincide[depth]:
+            undefined[depth] = "the class means coincide"
+    return difference, undefined
 
 
 def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -366,24 +411,20 @@ def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _check_spread(run: Run, states: np.ndarray, inside: np.ndarray, depth: int) -> None:
+def _check_spread(run: Run, states: np.ndarray, inside: np.ndarray) -> None:
     rounding = 10 * torch.finfo(run.model.dtype).eps * np.linalg.norm(states)
     if np.linalg.norm(inside) <= rounding:
-        raise ValueError(
-            "`concept` must have states that vary inside the classes; got a single state per "
-            f"class at depth {depth}. Vary the endings, or use `mean_difference`."
-        )
+        raise _UndefinedError("the states do not vary inside the classes")
 
 
-def _solve(covariance: np.ndarray, difference: np.ndarray, depth: int) -> np.ndarray:
+def _solve(covariance: np.ndarray, difference: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", scipy.linalg.LinAlgWarning)
         try:
             return scipy.linalg.solve(covariance, difference, assume_a="pos")
         except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning) as error:
-            raise ValueError(
-                "`concept` must have an invertible covariance inside the classes after "
-                f"shrinkage; got a singular one at depth {depth}. Add texts."
+            raise _UndefinedError(
+                "the covariance inside the classes is singular in spite of the shrinkage"
             ) from error
 
 
@@ -412,22 +453,18 @@ def _pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return zeros[:count], ones[:count]
 
 
-def _first_component(
-    pairs: np.ndarray, difference: np.ndarray, depth: int
-) -> tuple[np.ndarray, float]:
+def _first_component(pairs: np.ndarray, difference: np.ndarray) -> tuple[np.ndarray, float]:
     """First right singular vector, signed along ``difference``, and its share of the squares."""
     _, singular, rows = np.linalg.svd(pairs, full_matrices=False)
     if singular[0] - singular[1:2].sum() <= 1e-6 * singular[0]:
-        raise ValueError(
-            "`concept` must have pairs whose differences have one first component; got singular "
-            f"values {singular[:2].round(6).tolist()} at depth {depth}. Add texts, or use "
-            "another `seed` or `mean_difference`."
+        values = " and ".join(f"{value:.4g}" for value in singular[:2])
+        raise _UndefinedError(
+            f"the differences of pairs have no single first component (singular values {values})"
         )
     along = float(rows[0] @ difference)
     if abs(along) <= 1e-6 * np.linalg.norm(difference):
-        raise ValueError(
-            "`concept` must have class means that differ along the first component, which gives "
-            f"it its sign; at depth {depth} they do not. Use `mean_difference`."
+        raise _UndefinedError(
+            "the class means do not differ along the first component, which gives it its sign"
         )
     return math.copysign(1, along) * rows[0], float(singular[0] ** 2 / (singular**2).sum())
 
@@ -469,15 +506,18 @@ def _result(
     method: str,
     w: np.ndarray,
     extra: dict[str, np.ndarray],
+    undefined: dict[int, str],
     settings: Mapping[str, str | int | float] = {},
 ) -> xr.Dataset:
     """A Dataset of the normalised ``w`` (depth, feature), with its separation of held-out texts."""
+    w[list(undefined)] = np.nan
     length = np.linalg.norm(w, axis=-1)
-    bad = ~(np.isfinite(length) & (length > 0))
-    if bad.any():
+    for depth in set(np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist()):
+        undefined.setdefault(depth, f"{method} gives one of length {length[depth]}")
+    if len(undefined) == len(w):
         raise ValueError(
-            f"`concept` must give a finite direction other than zero; got one of length "
-            f"{length[bad][0]} at depth {int(bad.argmax())} by {method}. Use `mean_difference`."
+            f"`concept` must have a direction by {method} at some depth; got none at depths 0 to "
+            f"{len(w) - 1}: {_reasons(undefined)}. Use other texts, or another way."
         )
     direction = w / length[:, None]
     result = xr.Dataset(
@@ -492,6 +532,8 @@ def _result(
             **settings,
         },
     )
+    if undefined:
+        result.attrs["direction_note"] = f"no direction at {_reasons(undefined)}"
     if held_out is not None:
         other = as_run(run.model, held_out, contexts=False)
         auc, low, high = separation(scores(other, direction), other.texts.labels)
@@ -500,8 +542,20 @@ def _result(
         )
         result.attrs["auc_prompts_sha256"] = other.sha256
         result.attrs["auc_interval"] = "95 %, Newcombe (2006) method 5"
-        result.attrs |= warning(auc[-1], low[-1], high[-1])
+        if len(direction) - 1 not in undefined:
+            result.attrs |= warning(auc[-1], low[-1], high[-1])
     return result
+
+
+def _reasons(undefined: Mapping[int, str]) -> str:
+    """Depths by the reason why they have no direction, as "depth 0: ...; depths 2, 3: ..."."""
+    depths: dict[str, list[int]] = {}
+    for depth in sorted(undefined):
+        depths.setdefault(undefined[depth], []).append(depth)
+    return "; ".join(
+        f"depth{'s' * (len(found) > 1)} {', '.join(map(str, found))}: {reason}"
+        for reason, found in depths.items()
+    )
 
 
 def _check_concepts(concepts: Mapping[str, xr.Dataset]) -> None:
@@ -545,7 +599,8 @@ def _direction(concept: xr.Dataset) -> np.ndarray:
 def _check_directions(direction: np.ndarray, names: list[str], rtol: float) -> None:
     """ValueError unless (depth, input, feature) has independent unit rows at every depth."""
     length = np.linalg.norm(direction, axis=-1)
-    wrong = ~(abs(length - 1) <= 1e-5)  # also where it is not a number
+    known = np.asarray(~np.isnan(direction).all(axis=-1))
+    wrong = known & ~(abs(length - 1) <= 1e-5)  # also where it is not a number
     if wrong.any():
         depth, which = np.argwhere(wrong)[0].tolist()
         raise ValueError(
@@ -558,14 +613,21 @@ def _check_directions(direction: np.ndarray, names: list[str], rtol: float) -> N
             f"`concepts` must hold at most as many directions as the model has features, "
             f"{n_features}; got {len(names)}. Leave some out."
         )
-    singular = np.linalg.svd(direction, compute_uv=False)
-    ratio = singular[:, -1] / singular[:, 0]
+    ratio = np.array([_independence(rows[at]) for rows, at in zip(direction, known, strict=True)])
     if (ratio < rtol).any():
         raise ValueError(
             f"`concepts` must have linearly independent directions; those of {names} have "
             f"singular values with ratio {ratio.min():.1e} < {rtol:g} at depth "
             f"{int(ratio.argmin())}. Leave out one that the others hold already."
         )
+
+
+def _independence(rows: np.ndarray) -> float:
+    """Smallest singular value over the largest, of rows (input, feature)."""
+    if len(rows) == 0:
+        return 1.0
+    singular = np.linalg.svd(rows, compute_uv=False)
+    return float(singular[-1] / singular[0])
 
 
 def _joint_attrs(concepts: Mapping[str, xr.Dataset]) -> dict[str, str | int | float]:
@@ -581,7 +643,10 @@ def _joint_attrs(concepts: Mapping[str, xr.Dataset]) -> dict[str, str | int | fl
         for key, value in first.items()
         if all(attrs.get(key) == value for attrs in others)
     }
-    warned = [f"{name}: {attrs['warning']}" for name, attrs in each.items() if "warning" in attrs]
+    notes = {
+        key: "; ".join(f"{name}: {attrs[key]}" for name, attrs in each.items() if key in attrs)
+        for key in ("warning", "direction_note")
+    }
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         **shared,
@@ -589,5 +654,5 @@ def _joint_attrs(concepts: Mapping[str, xr.Dataset]) -> dict[str, str | int | fl
         "created": created,
         "history": f"{created} depthsys.lm.several",
         "concepts": text,
-        **({"warning": "; ".join(warned)} if warned else {}),
+        **{key: text for key, text in notes.items() if text},
     }

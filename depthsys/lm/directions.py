@@ -1,4 +1,8 @@
-"""Concept directions as tensors of a model, checked."""
+"""Concept directions as tensors of a model, checked.
+
+A depth may have no direction: where all texts are in one state, as at depth 0 where they end in
+the same token. It is NaN in Datasets, and zero in tensors, so that a push along it does nothing.
+"""
 
 import numpy as np
 import torch
@@ -8,29 +12,30 @@ from depthsys.lm.run import Model
 
 
 def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
-    """Concept directions (depth, input, feature), unit length, as a tensor of this model.
+    """Concept directions (depth, input, feature) as a tensor of this model.
 
     ``concept`` holds ``direction`` (depth, feature), or (depth, input, feature) for several
-    inputs per layer.
+    inputs per layer. Each is of unit length, or zero where it is undefined (NaN).
     """
-    direction = concept["direction"]
-    if "input" not in direction.dims:
-        direction = direction.expand_dims("input")
-    v = direction.transpose("depth", "input", "feature").values
+    v = _directions(concept)
     expected = (model.n_layers + 1, v.shape[1], model.n_features)
-    if v.shape != expected or v.shape[1] < 1 or not np.isfinite(v).all():
+    known = ~np.isnan(v).all(-1)
+    if v.shape != expected or v.shape[1] < 1 or not np.isfinite(v[known]).all():
         raise ValueError(
             "`concept` must hold a finite direction (depth, feature), or (depth, input, "
             f"feature), of shape {(expected[0], expected[2])} per input; "
             f"got {concept['direction'].shape}. Compute it with this model."
         )
-    norms = np.linalg.norm(v, axis=-1)
+    if not known.any(0).all():
+        raise ValueError("`concept` must have a direction at some depth; got none at any.")
+    v[~known] = 0
+    norms = np.where(known, np.linalg.norm(v, axis=-1), 1.0)
     if abs(norms - 1).max() > 1e-6:
         depth, _ = np.unravel_index(abs(norms - 1).argmax(), norms.shape)
         worst = norms[depth][abs(norms[depth] - 1).argmax()]
         raise ValueError(
             f"`concept` must hold directions of unit length; got norm {worst:.7g} at "
-            f"depth {depth}. Divide by the norm; a zero direction is none."
+            f"depth {depth}. Divide by the norm; a zero direction is none (write NaN)."
         )
     if v.shape[1] > model.n_features:
         raise ValueError(
@@ -49,3 +54,21 @@ def direction(model: Model, concept: xr.Dataset) -> torch.Tensor:
             "`concept.isel(input=0)`."
         )
     return v[:, 0]
+
+
+def defined(concept: xr.Dataset) -> np.ndarray:
+    """Which directions exist (depth, input)."""
+    return np.asarray(~np.isnan(_directions(concept)).all(-1))
+
+
+def direction_note(concept: xr.Dataset) -> dict[str, str]:
+    """The attr that says where there is no direction and why; or none."""
+    note = concept.attrs.get("direction_note")
+    return {} if note is None else {"direction_note": note}
+
+
+def _directions(concept: xr.Dataset) -> np.ndarray:
+    direction = concept["direction"]
+    if "input" not in direction.dims:
+        direction = direction.expand_dims("input")
+    return direction.transpose("depth", "input", "feature").values.astype(np.float64)

@@ -9,13 +9,22 @@ import torch
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.lm.accuracy import gain_curve
+from depthsys.lm.directions import defined, direction_note
 from depthsys.lm.gains import squeezed
 from depthsys.lm.measure import shifts
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run, of_run
 from depthsys.lm.stamp import stamp
-from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
+from depthsys.ltv.plan import (
+    check_pushes_exist,
+    layer_weights,
+    simple_schedules,
+    to_unit_energy,
+)
 
+# Why a plan misses its target, see `miss_of_plan`.
+CAUSES = ("truncation", "averaging", "sampling", "nonlinearity", "total")
 # Where the search begins, times the amplitude that is predicted for a schedule, and how it goes on
 # where the target is not reached there.
 FIRST_LOOK = (0.5, 1.0, 2.0)
@@ -84,6 +93,7 @@ def required_energy(
     -------
     xr.Dataset
         Per schedule: ``energy`` (alpha^2, NaN if not reached), ``alpha``, ``reached``,
+        ``progress``, the part of the target that it reaches at the predicted amplitude,
         ``monotone`` (no drop of the mean shift at the points up to the crossing),
         ``evaluations``, ``response`` (schedule, prompt; and output where there are several) when
         played at alpha.
@@ -107,6 +117,7 @@ def required_energy(
         schedules = schedules.expand_dims("input", axis=-1)
     shapes = schedules.transpose("schedule", "layer", "input").astype(np.float64)
     cost = None if weights is None else xr.DataArray(np.asarray(weights), dims="layer")
+    check_pushes_exist(shapes, defined(concept)[:-1], "schedules")
     shapes = to_unit_energy(shapes, cost).values
 
     def play(rows: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -128,6 +139,7 @@ def required_energy(
             "energy": ("schedule", search.alpha**2),
             "alpha": ("schedule", search.alpha),
             "reached": ("schedule", np.isfinite(search.alpha)),
+            "progress": ("schedule", search.progress_at_predicted()),
             "monotone": ("schedule", search.monotone()),
             "evaluations": ("schedule", [len(points) for points in search.points]),
             "response": response,
@@ -235,6 +247,11 @@ class _Search:
                 return
             self.evaluate(rows, alphas)
 
+    def progress_at_predicted(self) -> list[float]:
+        """The part of the target that is reached at the predicted amplitude; NaN if not played."""
+        pairs = zip(self.points, self.predicted.tolist(), strict=True)
+        return [points.get(predicted, np.nan) for points, predicted in pairs]
+
     def monotone(self) -> list[bool]:
         """Whether the mean shift never fell on the way to the crossing, per schedule."""
         found = []
@@ -292,7 +309,8 @@ def compare_energies(
     Baselines: ``uniform`` over layers, ``first_layer``, ``middle_layer``, ``last_layer``,
     ``best_single_layer`` (least energy of all), ``random_single_layer`` (median over all L layers,
     each equally likely; a layer that does not reach the target counts as infinite). Each pushes
-    in the direction in which the system predicts progress, see `ltv.plan.simple_schedules`.
+    in the direction in which the system predicts progress, see `ltv.plan.simple_schedules`. A
+    layer without a direction is in none of them: the first layer is the first that has one.
 
     Parameters
     ----------
@@ -315,8 +333,9 @@ def compare_energies(
     xr.Dataset
         ``energy``, ``multiple`` (of the minimum-energy schedule's; NaN = not reached within
         16384 times the predicted optimum), ``reached``, ``monotone``, ``layer_pushed`` (schedule;
-        -1 = several); ``u`` (layer), and input where there are several, the planned schedule;
-        ``predicted_energy``; ``single_energy`` (layer); ``response`` (prompt), of the
+        -1 = several); ``progress``, the part of the target that the planned schedule reaches when
+        it is played as it is; ``u`` (layer), and input where there are several, the planned
+        schedule; ``predicted_energy``; ``single_energy`` (layer); ``response`` (prompt), of the
         minimum-energy schedule.
 
     Raises
@@ -330,10 +349,14 @@ def compare_energies(
     wanted = np.atleast_1d(np.asarray(target, dtype=np.float64))
     plan = ltv.minimum_energy(system, target, weights=weights.values)
     gains = ltv.gains(system)
+    exists = defined(concept)[:-1]
+    simple = simple_schedules(gains, wanted, weights) * xr.DataArray(
+        exists, dims=("layer", "input")
+    )
     schedules = xr.concat(
         [
             plan["u"].expand_dims(schedule=["minimum_energy"]).drop_vars("layer", errors="ignore"),
-            simple_schedules(gains, wanted, weights),
+            simple.isel(schedule=np.flatnonzero(simple.any(["layer", "input"]))),
         ],
         dim="schedule",
     )
@@ -346,7 +369,52 @@ def compare_energies(
         weights=weights,
         readout=readout,
     )
-    return _energy_table(run, plan, found, energy)
+    layers = np.flatnonzero(exists.any(axis=1)).tolist()
+    return _energy_table(run, plan, found, energy, layers).assign_attrs(direction_note(concept))
+
+
+def miss_of_plan(
+    system: xr.Dataset,
+    energies: xr.Dataset,
+    linear_operating: xr.Dataset,
+    linear_held_out: xr.Dataset,
+) -> xr.DataArray:
+    """Why the planned schedule misses its target on held-out prompts, when it is played as it is.
+
+    Parts of the target, which add up to the whole miss. With the part of the target that the plan
+    reaches by the surrogate (1, as planned), the product of mean Jacobians before truncation, the
+    mean exact linear response of the operating prompts, that of the held-out prompts, and the full
+    model: the differences of neighbours are truncation, averaging, sampling and nonlinearity.
+
+    Parameters
+    ----------
+    system
+        From `identify`, one system.
+    energies
+        From `compare_energies`, with one output.
+    linear_operating, linear_held_out
+        `linear_gains` of both kinds of prompts.
+
+    Returns
+    -------
+    xr.DataArray
+        ``miss`` (cause: truncation, averaging, sampling, nonlinearity, total).
+    """
+    u, target = energies["u"].drop_vars("layer"), float(energies.attrs["target"])
+
+    def reached(gain: xr.DataArray) -> float:
+        gain = gain.drop_vars("layer", errors="ignore").fillna(0.0)
+        return float((gain * u).sum()) / target
+
+    way = [
+        reached(gain_curve(system)),
+        reached(system["gain_full"]),
+        reached(linear_operating["gain"].mean("prompt")),
+        reached(linear_held_out["gain"].mean("prompt")),
+        float(energies["progress"]),
+    ]
+    parts = [*np.diff(way), way[-1] - way[0]]
+    return xr.DataArray(parts, {"cause": list(CAUSES)}, ["cause"], name="miss")
 
 
 def _check_size(run: Run, system: xr.Dataset, target: float | np.ndarray) -> None:
@@ -371,21 +439,23 @@ def _predicted(gains, schedules, target, weights, least: float) -> np.ndarray:
         return np.where(progress > 0, np.minimum(1 / np.abs(progress), far), far)
 
 
-def _energy_table(run: Run, plan: xr.Dataset, found: xr.Dataset, energy: str) -> xr.Dataset:
+def _energy_table(
+    run: Run, plan: xr.Dataset, found: xr.Dataset, energy: str, layers: list[int]
+) -> xr.Dataset:
+    """The table of schedules; ``layers`` are those that have a direction."""
     n_layers = run.n_layers
-    names = [f"layer_{layer}" for layer in range(n_layers)]
-    single = found.sel(schedule=names)
+    single = found.sel(schedule=[f"layer_{layer}" for layer in layers])
     ranked = single["energy"].fillna(np.inf).values
-    best = int(ranked.argmin())
+    best = layers[int(ranked.argmin())]
     chosen = {
         "minimum_energy": -1,
         "uniform": -1,
-        "first_layer": 0,
-        "middle_layer": n_layers // 2,
-        "last_layer": n_layers - 1,
+        "first_layer": layers[0],
+        "middle_layer": min(layers, key=lambda layer: abs(layer - n_layers // 2)),
+        "last_layer": layers[-1],
         "best_single_layer": best,
     }
-    rows = [name if layer < 0 else names[layer] for name, layer in chosen.items()]
+    rows = [name if layer < 0 else f"layer_{layer}" for name, layer in chosen.items()]
     table = found[["energy", "reached", "monotone", "evaluations"]].sel(schedule=rows)
     table = table.assign_coords(schedule=list(chosen))
     table["layer_pushed"] = ("schedule", list(chosen.values()))
@@ -406,7 +476,10 @@ def _energy_table(run: Run, plan: xr.Dataset, found: xr.Dataset, energy: str) ->
     table = table.assign_coords(layer=np.arange(n_layers))
     table["u"] = squeezed(u.values, "layer", "input")
     table["predicted_energy"] = plan["energy"]
-    table["single_energy"] = ("layer", single["energy"].values)
+    each = np.full(n_layers, np.nan)
+    each[layers] = single["energy"].values
+    table["single_energy"] = ("layer", each)
+    table["progress"] = found["progress"].sel(schedule="minimum_energy", drop=True)
     table["response"] = found["response"].sel(schedule="minimum_energy", drop=True)
     table.attrs = {
         **stamp(run, "compare_energies"),

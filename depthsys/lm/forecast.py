@@ -76,7 +76,7 @@ def forecast(
         size = kept + n[name] * (L + 1) * width * model.numpy_dtype.itemsize
         add(f"prefill {name}", "tokens", tokens, 0.0 if done else 1.0, size)
     triangle = L * (L + 1) * n_inputs
-    add("measured gains", "replay", triangle * (2 * n["held_out"] + n["operating"]))
+    add("measured gains", "replay", triangle * (n["held_out"] + n["operating"]))
     add("linear gains", "products", 2 * L * n_outputs * (n["held_out"] + n["operating"]))
     for name, method in methods.items():
         kind, own = method.own_rows(L, n_inputs, order)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import directions
+from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.readouts import ReadoutLike, checked_readout
@@ -84,20 +84,22 @@ def linear_gains(
     -------
     xr.Dataset
         ``gain`` (prompt, layer), unit of the readout per unit of the state, with the further dims
-        output and input where there are several; ``state_norm`` (prompt, layer), norm of the
-        nominal x_l; ``readout`` (prompt), nominal y_L, with a dim output where there are several.
+        output and input where there are several, NaN where there is no direction; ``state_norm``
+        (prompt, layer), norm of the nominal x_l; ``readout`` (prompt), nominal y_L, with a dim
+        output where there are several.
     """
     model, kind = run.model, Linearisation.of(part)
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     gain = np.empty((len(run), model.n_layers, reader.n_outputs, v.shape[1]))
+    exists = defined(concept)[:-1][:, None]
     norm = np.empty(gain.shape[:2])
     value = np.empty((len(run), reader.n_outputs))
     for batch in run.stream("linear gains"):
         rows = reader.rows_at(model, batch.x[-1]).clone()
         rows[:-1] = 0
         whole = io_map(batch, v, rows, kind)[:, -1].transpose(1, 2)
-        gain[batch.prompts] = whole.cpu().numpy()
+        gain[batch.prompts] = np.where(exists, whole.cpu().numpy(), np.nan)
         norm[batch.prompts] = batch.x[:-1].norm(dim=-1).T.double().cpu().numpy()
         with torch.no_grad():
             value[batch.prompts] = reader.values(model, batch.x[-1][:, None])[:, 0].cpu().numpy()
@@ -113,6 +115,7 @@ def linear_gains(
             "kind": "exact linear",
             "readout": reader.name,
             **kind.attrs,
+            **direction_note(concept),
         },
     )
 

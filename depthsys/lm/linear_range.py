@@ -13,9 +13,10 @@ from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, of_run
 from depthsys.lm.stamp import stamp
 
-# Steps that are always tried, then decade by decade until the error passes the limit.
+# Steps that are always tried, then decade by decade until the error passes the limit; the largest
+# relative and absolute one.
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-LARGEST_STEP = 1e4
+LARGEST_STEP = {True: 10.0, False: 1e4}
 
 
 @of_run(once=False)
@@ -24,6 +25,7 @@ def linear_range(
     concept: xr.Dataset,
     *,
     readout: ReadoutLike = "concept",
+    relative: bool = True,
     limit: float = 0.05,
     linear: xr.Dataset | None = None,
     measured: Sequence[xr.Dataset] = (),
@@ -36,13 +38,15 @@ def linear_range(
     ----------
     run, concept, readout
         See `measure_gains`.
+    relative
+        Steps are fractions of the norm of each prompt's state, or the same for all, see `Step`.
     limit
         The relative L2 distance, over layers, of the mean measured gains from the mean exact
         linear ones that counts as the end of linearity.
     linear
         `linear_gains` of the same texts, if they are known.
     measured
-        `measure_gains` of the same texts at absolute central steps, if some are known.
+        `measure_gains` of the same texts at central steps of that kind, if some are known.
     n_bootstrap, seed
         Of the 95 % percentile intervals over prompts.
 
@@ -50,7 +54,8 @@ def linear_range(
     -------
     xr.Dataset
         ``step_error`` (step, layers, bound), for steps from 0.01 to 0.5 and on in the series 1, 2,
-        5 until the error has passed the limit for both layer sets (at most 1e4); ``step_limit``
+        5 until the error has passed the limit for both layer sets (at most 10 times the norm of the
+        state, or 1e4); ``step_limit``
         (layers), the step where it first rises above it, by interpolation of the logarithms; NaN
         if it is above at all steps or at none. Steps that rounding or overflow spoils are NaN, and
         named in attrs ``step_note``; overflow ends the search.
@@ -64,14 +69,14 @@ def linear_range(
             "`linear` must come from `texts`; got gains of other prompts. Leave it out, or compute "
             "it from the same texts."
         )
-    known = {d.attrs["step"]: d for d in measured if _is_usable(d, run, linear)}
+    known = {d.attrs["step"]: d for d in measured if _is_usable(d, run, linear, relative)}
     steps: list[float] = []
     errors: list[np.ndarray] = []
     spoilt: list[str] = []
     wanted = list(STEPS)
     while wanted:
         # all steps of a decade go through one replay
-        together = [Step(step) for step in wanted]
+        together = [Step(step, relative) for step in wanted]
         overflow = False
         for step, found in zip(
             wanted, _measured(run, concept, together, readout, known), strict=True
@@ -91,7 +96,7 @@ def linear_range(
             break
         last = wanted[-1]
         decade = [1.0, 2.0, 5.0] if last < 1 else [2 * last, 4 * last, 10 * last]
-        wanted = [step for step in decade if step <= LARGEST_STEP]
+        wanted = [step for step in decade if step <= LARGEST_STEP[relative]]
     table = np.array(errors)
     found = xr.Dataset(
         {
@@ -99,7 +104,7 @@ def linear_range(
             "step_limit": ("layers", [_crossing(steps, table[:, i, 0], limit) for i in (0, 1)]),
         },
         coords={"step": steps, "layers": list(LAYER_SETS), "bound": list(BOUNDS)},
-        attrs={**stamp(run, "linear_range"), "limit": limit},
+        attrs={**stamp(run, "linear_range"), "limit": limit, "relative": int(relative)},
     )
     if spoilt:
         found.attrs["step_note"] = "; ".join(spoilt)
@@ -117,8 +122,8 @@ def _crossing(steps: list[float], errors: np.ndarray, limit: float) -> float:
     return float(np.exp(np.interp(np.log(limit), y, x)))
 
 
-def _is_usable(measured: xr.Dataset, run: Run, linear: xr.Dataset) -> bool:
-    """Whether these are absolute central differences; ValueError if of other prompts or readout."""
+def _is_usable(measured: xr.Dataset, run: Run, linear: xr.Dataset, relative: bool) -> bool:
+    """Whether these are such central differences; ValueError if of other prompts or readout."""
     wanted = {
         "tokens_sha256": run.tokens_sha256,
         "model_fingerprint": linear.attrs.get("model_fingerprint"),
@@ -130,11 +135,11 @@ def _is_usable(measured: xr.Dataset, run: Run, linear: xr.Dataset) -> bool:
             f"`measured` must come from `texts`, with the same readout; got another {other[0]}. "
             "Leave it out."
         )
-    return not measured.attrs["relative"] and measured.attrs["difference"] == "central"
+    return (measured.attrs["relative"], measured.attrs["difference"]) == (relative, "central")
 
 
 def _measured(run, concept, steps: list[Step], readout, known: Mapping[float, xr.Dataset]) -> list:
     """Gains at every step, those that are known already not measured again."""
-    new = [step for step in steps if step.eps not in known]
+    new = [step for step in steps if step.size not in known]
     found = dict(zip(new, measure.measured(run, concept, new, readout), strict=True)) if new else {}
-    return [known.get(step.eps, found.get(step)) for step in steps]
+    return [known.get(step.size, found.get(step)) for step in steps]

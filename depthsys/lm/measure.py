@@ -11,16 +11,22 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import directions
+from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Model, Run, of_run
 from depthsys.lm.stamp import stamp
-from depthsys.ltv.plan import schedule
+from depthsys.ltv.plan import check_pushes_exist, schedule
+from depthsys.wording import step_size
 
 # Copies x prompts that are replayed at once, without derivatives.
 ROWS = 4096
+
+
+# Steps that are taken where none is asked for: a fraction of the state's norm, and the paper's.
+RELATIVE_EPS = 0.01
+ABSOLUTE_EPS = 0.1
 
 
 class SmallStepError(ValueError):
@@ -29,28 +35,45 @@ class SmallStepError(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """How a gain is measured.
+    """How a gain is measured. The gain is per unit of the state, whatever the step.
 
     Parameters
     ----------
     eps
-        Step, in the unit of the state; with ``relative`` a fraction of its norm.
+        Step: with ``relative`` a fraction of the norm of the state, by default 0.01; without, in
+        the unit of the state, by default 0.1.
     relative
-        Inject ``s = eps ||x_l||`` of each prompt instead of ``s = eps``.
+        Inject ``s = eps ||x_l||`` of each prompt, or ``s = eps``, the same for all.
     difference
-        "central", or "forward" for the one-sided ``[y_L(+s v_l) - y_L] / eps``.
+        "central", or "forward" for the one-sided ``[y_L(+s v_l) - y_L] / s``.
     """
 
-    eps: float = 0.1
-    relative: bool = False
+    eps: float | None = None
+    relative: bool = True
     difference: str = "central"
 
     def __post_init__(self):
-        check_eps(self.eps)
+        if self.eps is None:
+            object.__setattr__(self, "eps", default_eps(self.relative))
+        check_eps(self.size)
         if self.difference not in ("central", "forward"):
             raise ValueError(
                 f"`difference` must be 'central' or 'forward'; got {self.difference!r}. Pick one."
             )
+
+    @property
+    def size(self) -> float:
+        """``eps`` with its default."""
+        return default_eps(self.relative) if self.eps is None else self.eps
+
+    def in_words(self) -> str:
+        """The step as one says it."""
+        return step_size(self.size, self.relative)
+
+
+def default_eps(relative: bool) -> float:
+    """The step that is taken where none is asked for."""
+    return RELATIVE_EPS if relative else ABSOLUTE_EPS
 
 
 @of_run(once=False)  # it looks at the states before it replays
@@ -58,14 +81,14 @@ def measure_gains(
     run: Run,
     concept: xr.Dataset,
     *,
-    eps: float = 0.1,
-    relative: bool = False,
+    eps: float | None = None,
+    relative: bool = True,
     difference: str = "central",
     readout: ReadoutLike = "concept",
 ) -> xr.Dataset:
     r"""Measured gain of every layer and prompt on the full nonlinear model.
 
-    ``g_l = [y_L(+s v_l) - y_L(-s v_l)] / (2 eps)`` with the injection at the input of block l.
+    ``g_l = [y_L(+s v_l) - y_L(-s v_l)] / (2 s)`` with the injection at the input of block l.
     All layers and signs of a batch of prompts go through the frozen-context replay together; an
     injection joins at its layer.
 
@@ -75,26 +98,23 @@ def measure_gains(
         The prompts; or a model and texts.
     concept
         ``direction`` (depth, feature), or (depth, input, feature).
-    eps
-        Step, in the unit of the state; with ``relative`` a fraction of its norm.
-    relative
-        Inject ``s = eps ||x_l||`` of each prompt instead of ``s = eps``.
-    difference
-        "central", or "forward" for the one-sided ``[y_L(+s v_l) - y_L] / eps``.
+    eps, relative, difference
+        See `Step`: by default s is 1 % of the norm of each prompt's state at that layer.
     readout
         See `identify`; of a profile the last depth counts.
 
     Returns
     -------
     xr.Dataset
-        ``gain`` (prompt, layer): unit of the readout per unit of the state, or per fraction of
-        the state's norm with ``relative``; with the further dims output and input where there are
-        several.
+        ``gain`` (prompt, layer): unit of the readout per unit of the state; with the further dims
+        output and input where there are several; NaN where there is no direction.
+        ``state_norm`` (prompt, layer): norm of the nominal x_l, by which a gain is to be multiplied
+        for the one per fraction of the state. attrs ``least_step``: below it rounding would show.
 
     Raises
     ------
     ValueError
-        If ``eps`` is not positive and finite.
+        If ``eps`` is not positive and finite, or drowns in the rounding of the states.
 
     Notes
     -----
@@ -145,7 +165,9 @@ def measured(
     model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
-    largest = max(float(x[:-1].norm(dim=-1).max()) for _, x in run.states_by_batch())
+    known = torch.as_tensor(defined(concept)[:-1]).any(-1)
+    norm = _state_norms(run)
+    largest = float(norm[:, known.numpy()].max(initial=0.0))
     if not all(isinstance(step, Step) for step in steps):
         raise TypeError(f"`steps` must be a list of lm.Step; got {steps!r}. Write [lm.Step(0.1)].")
     found: list = [_small(step, largest, model.dtype) for step in steps]
@@ -156,35 +178,54 @@ def measured(
     count = len(one_each)
     shape = (len(run), len(chosen), model.n_layers, v.shape[1], reader.n_outputs)
     gain = np.empty(shape)
+    exists = defined(concept)[:-1][..., None]
     for batch in run.stream("measured gains"):
         size = batch.x[:-1].norm(dim=-1).T[:, None, :, None]
+        lengths = norm[batch.prompts][:, :, None, None]
         pushes = [_pushes_of(steps[i], one_each, size) for i in chosen]
         y = readouts(model, batch, v, torch.cat(pushes, dim=1), reader)
         ends = np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
         for place, (i, part) in enumerate(zip(chosen, ends, strict=True)):
             central = steps[i].difference == "central"
             with np.errstate(invalid="ignore"):  # states that overflow are found below
-                slope = (part[:, :count] - part[:, count:]) / (1 + central) / steps[i].eps
-            gain[batch.prompts, place] = slope.reshape(-1, *shape[2:])
+                slope = (part[:, :count] - part[:, count:]) / (1 + central) / steps[i].size
+            slope = slope.reshape(-1, *shape[2:])
+            slope = slope / lengths if steps[i].relative else slope
+            gain[batch.prompts, place] = np.where(exists, slope, np.nan)
     for place, i in enumerate(chosen):
         values = gain[:, place].swapaxes(2, 3)
-        found[i] = _gain_dataset(run, steps[i], reader, values)
-        if not np.isfinite(values).all():
+        found[i] = _gain_dataset(run, steps[i], reader, values, norm)
+        found[i].attrs |= direction_note(concept)
+        found[i].attrs["least_step"] = _least(steps[i], largest, model.dtype)
+        if not np.isfinite(values[:, exists[..., 0].any(-1)]).all():
             found[i] = FloatingPointError(
-                f"the states must stay finite; a push of size {steps[i].eps:.1e} overflows. Use a "
+                f"the states must stay finite; a push of {steps[i].in_words()} overflows. Use a "
                 "smaller step or target."
             )
     return found
 
 
-def _gain_dataset(run: Run, step: Step, reader: Readout, gain: np.ndarray) -> xr.Dataset:
+def _state_norms(run: Run) -> np.ndarray:
+    """Norm of the nominal x_l (prompt, layer)."""
+    norm = np.empty((len(run), run.n_layers))
+    for prompts, x in run.states_by_batch():
+        norm[prompts] = x[:-1].norm(dim=-1).T.double().cpu().numpy()
+    return norm
+
+
+def _gain_dataset(
+    run: Run, step: Step, reader: Readout, gain: np.ndarray, norm: np.ndarray
+) -> xr.Dataset:
     return xr.Dataset(
-        {"gain": squeezed(gain, "prompt", "layer", "output", "input")},
+        {
+            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
+            "state_norm": (("prompt", "layer"), norm),
+        },
         coords={"layer": np.arange(run.n_layers)},
         attrs={
             **stamp(run, "measure_gains"),
             "kind": "measured",
-            "step": step.eps,
+            "step": step.size,
             "relative": int(step.relative),
             "difference": step.difference,
             "readout": reader.name,
@@ -192,28 +233,47 @@ def _gain_dataset(run: Run, step: Step, reader: Readout, gain: np.ndarray) -> xr
     )
 
 
-def check_step(step: Step, largest_norm: float, dtype: torch.dtype) -> None:
-    """Refuse a step that drowns in the rounding of the states."""
-    error = _small(step, largest_norm, dtype)
+def check_step(step: Step, model: Model, run: Run | None = None) -> None:
+    """Refuse a step that drowns in the rounding of the states, before any long work.
+
+    An absolute one can be judged by the states of a run only.
+    """
+    if step.relative or run is None:
+        error = _small(step, 0.0, model.dtype)
+    else:
+        error = _small(step, float(_state_norms(run).max()), model.dtype)
     if error is not None:
         raise error
 
 
+def _least(step: Step, largest_norm: float, dtype: torch.dtype) -> float:
+    """The least step that stands above the rounding of the states."""
+    return float(100 * torch.finfo(dtype).eps * (1.0 if step.relative else largest_norm))
+
+
 def _small(step: Step, largest_norm: float, dtype: torch.dtype) -> SmallStepError | None:
-    least = 100 * torch.finfo(dtype).eps * (1.0 if step.relative else largest_norm)
-    if step.eps >= least:
+    least = _least(step, largest_norm, dtype)
+    if step.size >= least:
         return None
+    cure = (
+        "a larger step or float64"
+        if step.relative
+        else f"a larger step, a relative one (`lm.Step({RELATIVE_EPS:g})`) or float64"
+    )
+    where = "" if step.relative else f" (states have norms up to {largest_norm:.3g})"
     return SmallStepError(
-        f"`eps` must be well above the rounding of the states; got {step.eps:.1e} where "
-        f"{least:.1e} is the least in {str(dtype).removeprefix('torch.')}. Use a larger "
-        "step or float64."
+        f"`eps` must be well above the rounding of the states; got {step.size:.1e} where "
+        f"{least:.1e} is the least in {str(dtype).removeprefix('torch.')}{where}. Use {cure}."
     )
 
 
 def check_eps(eps: float) -> None:
     """ValueError unless the step is positive and finite."""
     if not (np.isfinite(eps) and eps > 0):
-        raise ValueError(f"`eps` must be positive and finite; got {eps}. The default is 0.1.")
+        raise ValueError(
+            f"`eps` must be positive and finite; got {eps}. The default is {RELATIVE_EPS:g} of the "
+            f"state's norm, or {ABSOLUTE_EPS:g} if absolute."
+        )
 
 
 def _one_each(n_layers: int, v: torch.Tensor) -> torch.Tensor:
@@ -225,27 +285,35 @@ def _pushes_of(step: Step, one_each: torch.Tensor, size: torch.Tensor) -> torch.
     """Pushes (prompt, copy, layer, input) of one step."""
     # the last copy of a forward difference is never pushed: it is the nominal run
     ends = torch.zeros_like(one_each[:1]) if step.difference == "forward" else -one_each
-    pushes = step.eps * torch.cat([one_each, ends])
+    pushes = step.size * torch.cat([one_each, ends])
     return pushes * size if step.relative else pushes.expand(len(size), -1, -1, -1)
 
 
-def deviations(batch: FrozenRun, v: torch.Tensor, eps: float) -> np.ndarray:
+def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     """How the states answer a push at each layer and input, per unit of the push.
 
-    Central differences with the step ``eps`` on the full nonlinear model: (prompt, depth, feature,
-    push), float64; zero up to the layer of the push.
+    Central differences on the full nonlinear model: (prompt, depth, feature, push), float64; zero
+    up to the layer of the push.
     """
-    check_step(Step(eps), float(batch.x[:-1].norm(dim=-1).max()), batch.x.dtype)
+    norm = batch.x[:-1].norm(dim=-1).T
+    error = _small(step, float(norm.max()), batch.x.dtype)
+    if error is not None:
+        raise error
     n_layers, n_features = len(batch.blocks), v.shape[2]
     one_each = _one_each(n_layers, v)
+    pushes = _pushes_of(Step(step.eps, step.relative), one_each, norm[:, None, :, None])
+    size = (step.size * (norm if step.relative else torch.ones_like(norm))).double()
+    # (prompt, push): the length of each push
+    lengths = size.repeat_interleave(v.shape[1], dim=1)
     shape = (batch.x.shape[1], n_layers + 1, n_features, len(one_each))
     found = np.zeros(shape)
     with torch.no_grad():
-        for depth, copies, x in _replay(batch, v, eps * torch.cat([one_each, -one_each])):
+        for depth, copies, x in _replay(batch, v, pushes):
             signs = torch.where(copies < len(one_each), 1.0, -1.0).to(x.device, torch.float64)
+            number = copies % len(one_each)
             # both copies of a push have joined by now; their nominal parts cancel
-            half = signs[:, None] * x.double() / (2 * eps)
-            at = (copies % len(one_each)).cpu().numpy()
+            half = (signs / (2 * lengths[:, number.to(lengths.device)]))[..., None] * x.double()
+            at = number.cpu().numpy()
             values = np.moveaxis(half.cpu().numpy(), 1, 2)
             for column, push in enumerate(at):
                 found[:, depth, :, push] += values[..., column]
@@ -339,12 +407,13 @@ def play(
     """
     n_inputs = directions(run.model, concept).shape[1]
     u = schedule(plan, run.n_layers, n_inputs)
+    check_pushes_exist(u, defined(concept)[:-1])
     factors = np.asarray(scale, dtype=np.float64)
     response = shifts(run, concept, u.values * factors[:, None, None], readout, "play")
     return xr.Dataset(
         {"response": squeezed(response, "prompt", "scale", "output")},
         coords={"scale": factors},
-        attrs=stamp(run, "play"),
+        attrs=stamp(run, "play") | direction_note(concept),
     )
 
 

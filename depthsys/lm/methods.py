@@ -12,7 +12,7 @@ from depthsys import ltv
 from depthsys.lm.channels import Channels
 from depthsys.lm.exact import Columns, restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
-from depthsys.lm.measure import deviations
+from depthsys.lm.measure import Step, deviations
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
 from depthsys.ltv.basis import extended, orthonormal, packing
@@ -216,12 +216,13 @@ class Arnoldi(Method):
 class Pod(Method):
     """Leading left singular vectors of recorded state deviations, W = V.
 
-    Each layer of each prompt is pushed by ``+-eps v_l`` on the full nonlinear model; the snapshots
-    at depth k are ``[x_k(+) - x_k(-)] / (2 eps)`` for all layers before it and all prompts.
-    Parameters as for `Method`, and ``eps``, the step in the unit of the state.
+    Each layer of each prompt is pushed by ``+-s v_l`` on the full nonlinear model; the snapshots
+    at depth k are ``[x_k(+) - x_k(-)] / (2 s)`` for all layers before it and all prompts.
+    Parameters as for `Method`, and the step's ``eps`` and ``relative``, see `Step`.
     """
 
-    eps: float = 0.1
+    eps: float | None = None
+    relative: bool = True
     name: ClassVar[str] = "pod"
 
     def n_columns(self, size):
@@ -238,7 +239,7 @@ class Pod(Method):
         kept = max(4 * size, 256)  # exact where H is no larger
         factors = [np.zeros((width, 0)) for _ in range(channels.model.n_layers + 1)]
         for batch in run.stream("record injections"):
-            snapshots = deviations(batch, channels.v, self.eps)
+            snapshots = deviations(batch, channels.v, Step(self.eps, self.relative))
             for depth, factor in enumerate(factors):
                 factor = np.hstack([factor, *snapshots[:, depth]])
                 full = factor.shape[1] > 4 * kept
@@ -247,7 +248,7 @@ class Pod(Method):
 
     def columns_each(self, channels, batch, size):
         """The snapshots themselves."""
-        return deviations(batch, channels.v, self.eps)
+        return deviations(batch, channels.v, Step(self.eps, self.relative))
 
     def basis(self, small, given, **size):
         """`ltv.pod_basis` of the snapshots."""

@@ -100,6 +100,11 @@ def checked_readout(model: Model, readout: ReadoutLike, concept: xr.Dataset) -> 
         return Readout(name, rows.to(model.device, model.dtype), tokens)
     if isinstance(readout, str) and readout in READOUTS:
         rows = directions(model, concept).clone()
+        if not bool((rows[-1] != 0).any(-1).all()):
+            raise ValueError(
+                "`concept` must have a direction at the last depth, which the readout "
+                f"{readout!r} reads; got none there. Choose a LogitDifference or a matrix."
+            )
         rows[: 1 if readout == "profile" else -1] = 0
         return Readout(readout, rows)
     if not isinstance(readout, (xr.DataArray, np.ndarray)):

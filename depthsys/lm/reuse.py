@@ -112,7 +112,7 @@ def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     residual = residual.expand_dims(channels).transpose("prompt", "layer", "output", "input")
     n_prompts, n_layers, n_outputs, n_inputs = residual.shape
     io = np.zeros((n_prompts, n_layers + 1, n_outputs, n_layers, n_inputs))
-    io[:, -1] = np.moveaxis(residual.values, 1, 2)
+    io[:, -1] = np.nan_to_num(np.moveaxis(residual.values, 1, 2))  # nothing to correct
     correction = ltv.realization(
         xr.DataArray(io, dims=("prompt", "depth", "output", "layer", "input")),
         rtol=float(np.finfo(model.dtype_name).eps),
@@ -159,6 +159,7 @@ def _check_fits(system: xr.Dataset, model: Any, concept: xr.Dataset) -> None:
         )
     v = directions(model, concept).double().cpu().numpy()
     known = system["v"].transpose("depth", "input", "feature").values if "v" in system else None
+    known = None if known is None else np.nan_to_num(known)  # no direction is zero in v
     if known is None or known.shape != v.shape or abs(known - v).max() > 1e-5:
         raise ValueError(
             "`concept` must be the one of `system`; got other directions. Pass the Dataset that "

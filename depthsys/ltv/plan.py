@@ -39,6 +39,21 @@ def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan")
     return (u.expand_dims("input") if single else u).transpose("layer", "input")
 
 
+def check_pushes_exist(u: xr.DataArray, exists: np.ndarray, name: str = "plan") -> None:
+    """ValueError where u (layer, input) pushes along a direction that does not exist.
+
+    ``exists`` (layer, input). What is below the rounding of the largest push is none.
+    """
+    size = abs(u.transpose(..., "layer", "input").values)
+    wrong = (size > 1e-9 * size.max(initial=0.0)) & ~exists
+    if wrong.any():
+        layer = int(np.argwhere(wrong)[0][-2])
+        raise ValueError(
+            f"`{name}` must not push at layer {layer}, which has no direction there (NaN in the "
+            f"concept); got {size[..., layer, :].max():.3g}. Set `u` to zero there."
+        )
+
+
 def layer_weights(system: xr.Dataset, energy: str) -> xr.DataArray:
     """Cost of a push (layer): 1 for "absolute" energy, 1 / norm² of the state for "relative"."""
     if energy not in ENERGIES:

@@ -380,6 +380,8 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
         if np.isfinite(values.sum(dtype=np.float64)):
             return
     finite = np.isfinite(values)
+    if name == "v":  # where a depth has no direction, all of it is NaN
+        finite |= np.isnan(values).all(axis=variable.get_axis_num("feature"), keepdims=True)
     if not finite.all():
         where = np.argwhere(~finite)[0]
         place = ", ".join(f"{d}={i}" for d, i in zip(variable.dims, where, strict=True))

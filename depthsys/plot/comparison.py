@@ -207,7 +207,8 @@ def linear_range(ax: Axes, table: xr.Dataset) -> None:
     _log_x(ax, steps[0] / 1.5, steps[-1] * 1.5)
     log_axis_with_zeros(ax, bottom, top, zeros=bool((estimate <= TINY).any()))
     percent_axis(ax)
-    ax.set_xlabel(r"injection $\epsilon$ (unit of the state)")
+    unit = "fraction of the state's norm" if table.attrs.get("relative", 0) else "unit of the state"
+    ax.set_xlabel(rf"push $\epsilon$ ({unit})")
     ax.set_ylabel("relative L2 error over layers (%)")
     legend_beside(ax)
 

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from depthsys.plot.style import BLACK, BLUE, layer_axis
+from depthsys.plot.style import BLACK, BLUE, layer_axis, mark_undefined
 
 
 def schedule(ax: Axes, energies: xr.Dataset) -> None:
@@ -24,6 +24,9 @@ def schedule(ax: Axes, energies: xr.Dataset) -> None:
     if n_inputs > 1:
         ax.legend(frameon=False, fontsize="small")
     ax.axhline(0, color=BLACK, lw=0.8)
+    if "single_energy" in energies and "direction_note" in energies.attrs:
+        zero = (u == 0).all("input")
+        mark_undefined(ax, ~(energies["single_energy"].isnull() & zero))
     layer_axis(ax)
     ax.set_ylabel("injection $u_l$ (unit of the state)")
     if "target" in energies.attrs:

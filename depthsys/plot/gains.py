@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from depthsys.plot.style import BLACK, BLUE, GREY, ORANGE, layer_axis
+from depthsys.plot.style import BLACK, BLUE, GREY, ORANGE, layer_axis, mark_undefined
 from depthsys.plot.table import percent
 
 
@@ -32,6 +32,7 @@ def gain_curves(axes: tuple[Axes, Axes], gains: xr.Dataset) -> None:
         ax.plot(layers, linear, "x--", color=ORANGE, ms=7, mew=2, label="exact linear, mean")
         ax.plot(layers, part["surrogate_gain"], "s:", color=BLUE, ms=5, mfc="w", label="surrogate")
         ax.axhline(0, color=GREY, lw=0.8)
+        mark_undefined(ax, measured.notnull().any("prompt"))
         layer_axis(ax)
         ax.set_ylabel("gain: readout per unit injection")
         ax.set_title("all layers" if skip == 0 else "without layer 0")

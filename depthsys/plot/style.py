@@ -104,6 +104,22 @@ def layer_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def mark_undefined(ax: Axes, known: xr.DataArray) -> None:
+    """Hatch the layers at which there is no direction; ``known`` (layer)."""
+    label = "no direction"
+    for layer in known["layer"].values[~known.values]:
+        ax.axvspan(
+            layer - 0.4,
+            layer + 0.4,
+            facecolor="none",
+            edgecolor=GREY,
+            hatch="//",
+            lw=0,
+            label=label,
+        )
+        label = f"_{label}"
+
+
 def depth_axis(ax: Axes, depths: np.ndarray) -> None:
     """Depths along x, as whole numbers."""
     ax.set_xlabel("depth $k$ (layers passed)")

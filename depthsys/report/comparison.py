@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.report.table import Report, Table
-from depthsys.wording import fixed, listed, number, percent, size, small_order
+from depthsys.wording import fixed, listed, number, percent, size, small_order, step_size
 
 _MAIN = {"layers": "all", "injection": "absolute"}
 
@@ -199,13 +199,15 @@ def _linear_range(table: xr.Dataset) -> str:
     limit = float(table["step_limit"].sel(layers="all"))
     error = table["step_error"].sel(layers="all", bound="estimate").dropna("step")
     text = "exact linear gains (all layers) miss the measured ones by"
+    relative = bool(table.attrs.get("relative", 0))
     if np.isfinite(limit):
-        return f"{text} 5 % at injections of {limit:.2g}"
-    if error.size and (error < 0.05).all():
-        return f"{text} less than 5 % up to injections of {float(error['step'].max()):g}"
-    if error.size and (error > 0.05).all():
-        return f"{text} more than 5 % at all injections from {float(error['step'].min()):g}"
-    return f"{text} 5 % at an injection that is not known"
+        return f"{text} 5 % at pushes of {step_size(limit, relative)}"
+    steps = error["step"].values.tolist()
+    if steps and (error < 0.05).all():
+        return f"{text} less than 5 % up to pushes of {step_size(max(steps), relative)}"
+    if steps and (error > 0.05).all():
+        return f"{text} more than 5 % at all pushes from {step_size(min(steps), relative)}"
+    return f"{text} 5 % at a push that is not known"
 
 
 def _certificates(table: xr.Dataset) -> str:

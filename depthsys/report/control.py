@@ -7,7 +7,10 @@ from depthsys.report.table import Report, Table
 
 def control(energies: xr.Dataset) -> Report:
     """What `study.control` found."""
-    return Report([_schedules(energies)], [_verdict(energies)])
+    verdicts = [_verdict(energies)]
+    if "miss" in energies:
+        verdicts.append(miss(energies))
+    return Report([_schedules(energies)], verdicts)
 
 
 def _schedules(energies: xr.Dataset) -> Table:
@@ -41,8 +44,23 @@ def _verdict(energies: xr.Dataset) -> str:
         else "no schedule of those compared is cheaper"
     )
     factor = max(found / planned, planned / found)
-    linear = "" if factor < 1.5 else f", {factor:.1f} times off: the response is not linear there"
+    off = "" if factor < 1.5 else f", {factor:.1f} times off"
     return (
         f"a shift of {target:.3g} takes {energies.attrs['energy']} energy {found:.4g} on the full "
-        f"model, planned {planned:.4g}{linear}; {verdict}"
+        f"model, planned {planned:.4g}{off}; {verdict}"
+    )
+
+
+def miss(energies: xr.Dataset) -> str:
+    """Why the plan misses its target on held-out prompts, in numbers."""
+    parts = energies["miss"].drop_sel(cause="total")
+    sizes = [
+        f"{cause} {float(part):+.3g}"
+        for cause, part in zip(parts["cause"].values, parts.values, strict=True)
+    ]
+    largest = str(parts["cause"].values[int(abs(parts.values).argmax())])
+    return (
+        f"played as planned it reaches {float(energies['progress']):.3g} of the target on held-out "
+        f"prompts; of the miss, in parts of the target: {', '.join(sizes)}; the largest is "
+        f"{largest}"
     )

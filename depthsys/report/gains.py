@@ -1,16 +1,52 @@
 """Predicted and measured gains: agreement, error budget, and what they say."""
 
+import numpy as np
 import xarray as xr
 
 from depthsys.report.table import Report, Table
-from depthsys.wording import fixed, percent
+from depthsys.wording import fixed, outside, percent, step_size
 
+OUTSIDE = (
+    "an estimate outside its own interval is near the noise of the prompts: drawing prompts again "
+    "adds their scatter to the error, so that the whole (percentile) interval lies too high"
+)
 _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 
 
 def gains(result: xr.Dataset) -> Report:
     """What `study.gains` found."""
-    return Report([_agreement(result), _budget(result)], [_verdict(result)])
+    verdicts = [_verdict(result), step_limits(result)]
+    if _any_outside(result):
+        verdicts.append(OUTSIDE)
+    return Report([_agreement(result), _budget(result)], verdicts)
+
+
+def step_limits(result: xr.Dataset) -> str:
+    """The step of measured gains, beside what rounding and linearity allow."""
+    relative = bool(result.attrs["relative"])
+    step, least = (step_size(result.attrs[name], relative) for name in ("step", "least_step"))
+    limit = float(result["step_limit"].sel(layers="all"))
+    error = result["step_error"].sel(layers="all", bound="estimate").dropna("step")
+    if np.isfinite(limit):
+        linear = f"is linear to 5 % up to {step_size(limit, relative)}"
+    elif error.size and bool((error <= 0.05).all()):
+        linear = f"is linear to 5 % up to {step_size(float(error['step'].max()), relative)}, the "
+        linear += "largest tried"
+    elif error.size:
+        smallest = step_size(float(error["step"].min()), relative)
+        linear = f"is not linear to 5 % even at {smallest}"
+    else:
+        linear = "could not be judged"
+    return (
+        f"gains were measured with pushes of {step}; rounding allows them from {least} on, and "
+        f"the response (all layers) {linear}"
+    )
+
+
+def _any_outside(result: xr.Dataset) -> bool:
+    tables = [result["error_budget"], *(result[name] for name in _METRICS)]
+    rows = [t.transpose(..., "bound").values.reshape(-1, 3) for t in tables]
+    return any(outside(row) for table in rows for row in table)
 
 
 def _agreement(result: xr.Dataset) -> Table:

@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from depthsys.wording import counted, fixed
+
+_NOTES = ("direction_note", "note", "step_note", "import_note")
 
 
 def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[str]:
@@ -39,6 +42,7 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
 
 def _separation(result: xr.Dataset, n_layers: int) -> str:
     auc = result["auc"].values
+    first = f"{fixed([auc[0]])} at" if np.isfinite(auc[0]) else "no direction at"
     last = [auc[-1]]
     if "auc_low" in result:
         last += [result["auc_low"].values[-1], result["auc_high"].values[-1]]
@@ -55,7 +59,7 @@ def _separation(result: xr.Dataset, n_layers: int) -> str:
         )
     n_held_out = 2 * int(result.attrs["split"].split("/")[2])
     return (
-        f"- AUC on {n_held_out} held-out texts: {fixed([auc[0]])} at depth 0, {fixed(last)} at "
+        f"- AUC on {n_held_out} held-out texts: {first} depth 0, {fixed(last)} at "
         f"depth {n_layers}; {text}"
     )
 
@@ -89,7 +93,7 @@ def notes(result: xr.Dataset) -> list[str]:
         found.append(
             f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
         )
-    return found + [str(attrs[n]) for n in ("note", "step_note", "import_note") if n in attrs]
+    return found + [str(attrs[n]) for n in _NOTES if n in attrs]
 
 
 def text_notes(attrs: Mapping[str, Any]) -> list[str]:

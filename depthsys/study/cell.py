@@ -1,14 +1,17 @@
 """One cell of a study: a model, its texts and what is asked of them. A main job is one cell."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthsys import demo
+from depthsys.files import content_hash
 from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from depthsys.lm import DepthModel, Run, Splits
 
 
@@ -27,6 +30,7 @@ class Cell:
     settings: Settings
     model: "DepthModel"
     texts: "Splits"
+    _linear: "dict[tuple[str, str], xr.Dataset]" = field(default_factory=dict, repr=False)
 
     @cached_property
     def concept(self) -> "Run":
@@ -42,6 +46,15 @@ class Cell:
     def held_out(self) -> "Run":
         """Run of the texts that are left for checks."""
         return self.model.run(self.texts.held_out)
+
+    def linear_gains(self, name: str, concept: "xr.Dataset") -> "xr.Dataset":
+        """Exact linear gains of the run of that name, computed once for each concept."""
+        from depthsys import lm
+
+        key = name, content_hash(concept["direction"].values.tobytes())
+        if key not in self._linear:
+            self._linear[key] = lm.linear_gains(getattr(self, name), concept)
+        return self._linear[key]
 
 
 def read_splits(texts: Path, settings: Settings) -> "Splits":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS
+from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
 
 if TYPE_CHECKING:
     from depthsys.lm import Method
@@ -32,8 +32,9 @@ class Settings:
         Texts per class (concept, operating, held out), seed of the splits, length of texts.
     device, dtype
         Where and in what the model runs; dtype None: float32, or that of a stored system.
-    eps
-        Step of measured gains.
+    step, eps
+        Step of measured gains: relative to the norm of the state or absolute, and its size; None
+        for 0.01 or 0.1.
     target, energy
         Wanted shift of the readout, None for its standard deviation, and how energy is counted.
     methods, orders, n_each
@@ -52,7 +53,8 @@ class Settings:
     max_tokens: int = 128
     device: str = "auto"
     dtype: str | None = None
-    eps: float = 0.1
+    step: str = "relative"
+    eps: float | None = None
     target: float | None = None
     energy: str = "absolute"
     methods: tuple[str, ...] = METHODS
@@ -91,6 +93,11 @@ class Settings:
                 f"`--order` and `--tolerance` must not both be given; got {given['order']} and "
                 f"{given['tolerance']}. Leave one out."
             )
+        if given.get("step", cls.step) == "relative" and given.get("eps", 0.0) >= 1:
+            raise ValueError(
+                f"`--eps` must be below 1, the whole norm of the state; got {given['eps']:g}. Add "
+                "`--step absolute` for a step in the unit of the state."
+            )
         parsed = {name: parse(given[name]) for name, parse in _PARSERS.items() if name in given}
         made = cls(**given | parsed, asked=frozenset(given))
         return replace(made, n_each=_checked_each(given.get("n_each"), 2 * made.split[2]))
@@ -119,6 +126,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "concept": CONCEPTS,
     "readout": READOUTS,
     "energy": ENERGIES,
+    "step": STEPS,
     "dtype": DTYPES,
 }
 # name -> rule with the cure, and whether a value meets it; nan meets none
@@ -127,7 +135,10 @@ _RULES = {
     "tolerance": ("a fraction between 0 and 1; got {got}. Try 0.01.", lambda x: 0 < x < 1),
     "max_tokens": (">= 1; got {got}. The default is 128.", lambda x: x >= 1),
     "seed": (">= 0; got {got}. The default is 0.", lambda x: x >= 0),
-    "eps": ("positive and finite; got {got}. The default is 0.1.", lambda x: 0 < x < float("inf")),
+    "eps": (
+        "positive and finite; got {got}. The default is 0.01 of the state's norm.",
+        lambda x: 0 < x < float("inf"),
+    ),
     "target": (
         "finite and not zero; got {got}. Give a shift.", lambda x: 0 < abs(x) < float("inf"),
     ),

@@ -13,6 +13,8 @@ from depthsys.study.cell import Cell
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# A plan that misses its target by more than this part of it is explained.
+MISSED = 0.1
 _SEPARATION = ("auc", "auc_low", "auc_high")
 
 
@@ -27,7 +29,9 @@ def find_concept(cell: Cell, name: str | None = None) -> xr.Dataset:
 
 def concept_of(system: xr.Dataset) -> xr.Dataset:
     """The concept directions that a system was identified with."""
-    return system[["v", "auc"]].isel(input=0).rename(v="direction")
+    concept = system[["v", "auc"]].isel(input=0).rename(v="direction")
+    concept.attrs = {k: v for k, v in system.attrs.items() if k == "direction_note"}
+    return concept
 
 
 def identify(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
@@ -52,22 +56,43 @@ def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
 
 def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     """Predicted against measured gain of every layer; see `lm.gain_report`."""
-    concept, eps = concept_of(system), cell.settings.eps
-    linear = lm.linear_gains(cell.held_out, concept)
-    operating = lm.linear_gains(cell.operating, concept)
-    both = [lm.Step(eps), lm.Step(eps, relative=True)]
-    measured, relative = lm.measure_gains_at(cell.held_out, concept, both)
-    result = lm.gain_report(system, measured, relative, linear, operating)
+    concept, step = concept_of(system), step_of(cell)
+    linear = cell.linear_gains("held_out", concept)
+    operating = cell.linear_gains("operating", concept)
+    (measured,) = lm.measure_gains_at(cell.held_out, concept, [step])
+    linearity = lm.linear_range(
+        cell.held_out, concept, relative=step.relative, linear=linear, measured=[measured]
+    )
+    result = lm.gain_report(system, measured, linear, operating)
+    result = result.assign(linearity[["step_error", "step_limit"]])
+    result.attrs |= {k: v for k, v in linearity.attrs.items() if k == "step_note"}
     return _with_origin(result, cell, system)
+
+
+def step_of(cell: Cell) -> lm.Step:
+    """The step of measured gains."""
+    return lm.Step(cell.settings.eps, cell.settings.step == "relative")
+
+
+def check_step(cell: Cell) -> None:
+    """Refuse a step that drowns in the rounding of the states, before any long work."""
+    step = step_of(cell)
+    lm.check_step(step, cell.model)
+    if not step.relative:
+        lm.check_step(step, cell.model, cell.held_out)
 
 
 def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     """The minimum-energy schedule beside simple ones; see `lm.compare_energies`."""
     target = cell.settings.target
     shift = float(system["y_std"]) if target is None else target
+    concept = concept_of(system)
     energies = lm.compare_energies(
-        cell.held_out, concept_of(system), system, shift, energy=cell.settings.energy
+        cell.held_out, concept, system, shift, energy=cell.settings.energy
     )
+    if abs(float(energies["progress"]) - 1) > MISSED:
+        linear = (cell.linear_gains(name, concept) for name in ("operating", "held_out"))
+        energies["miss"] = lm.miss_of_plan(system, energies, *linear)
     return _with_origin(energies, cell, system)
 
 
@@ -94,6 +119,7 @@ def compare(cell: Cell, concept: xr.Dataset, partial: Path | None = None) -> xr.
         concept=concept,
         readout=settings.readout,
         eps=settings.eps,
+        relative=settings.step == "relative",
         n_each=settings.n_each,
         seed=settings.seed,
         partial=partial,
