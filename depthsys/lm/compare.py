@@ -220,6 +220,7 @@ def _compared(
     for _, note in rows:  # where an order is above the rank, or a method finds nothing
         table.attrs |= note
     table = references.finished(table).assign(truth.variables)
+    table["mean_system_gain"] = truth.known(table["mean_system_gain"])
     table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
     about = {
         "readout": channels.readout.name,
@@ -374,9 +375,15 @@ class _Truth:
             system, self.measured, self.linear, self.linear_operating, **self._statistics
         )
         row["error_budget"] = budget["error"]
-        row["surrogate_gain"] = gain_curve(system).drop_vars("layer", errors="ignore")
+        row["surrogate_gain"] = self.known(gain_curve(system))
         row.attrs = {}
         return row
+
+    def known(self, curve: xr.DataArray) -> xr.DataArray:
+        """A gain curve, NaN where there is no direction."""
+        exists = self.measured["gain"].notnull().any("prompt")
+        curve = curve.drop_vars("layer", errors="ignore")
+        return curve.where(exists.drop_vars("layer"))
 
     def gaps(self, curves: xr.DataArray) -> xr.DataArray:
         """Paired differences of the errors of all curves to those of the first basis."""

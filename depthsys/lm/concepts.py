@@ -514,6 +514,7 @@ def _result(
     length = np.linalg.norm(w, axis=-1)
     for depth in set(np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist()):
         undefined.setdefault(depth, f"{method} gives one of length {length[depth]}")
+        w[depth] = length[depth] = np.nan
     if len(undefined) == len(w):
         raise ValueError(
             f"`concept` must have a direction by {method} at some depth; got none at depths 0 to "

@@ -197,7 +197,7 @@ def measured(
         found[i] = _gain_dataset(run, steps[i], reader, values, norm)
         found[i].attrs |= direction_note(concept)
         found[i].attrs["least_step"] = _least(steps[i], largest, model.dtype)
-        if not np.isfinite(values[:, exists[..., 0].any(-1)]).all():
+        if not np.isfinite(np.where(exists.swapaxes(1, 2), values, 0.0)).all():
             found[i] = FloatingPointError(
                 f"the states must stay finite; a push of {steps[i].in_words()} overflows. Use a "
                 "smaller step or target."

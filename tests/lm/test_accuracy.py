@@ -85,10 +85,13 @@ def test_correlation_of_a_constant_curve_is_not_a_number():
 
 
 def test_relative_gains_are_compared_in_their_own_unit(tiny, tokens, concept, system):
-    relative = lm.measure_gains(tiny, tokens, concept, eps=1e-3, relative=True)
+    measured = lm.measure_gains(tiny, tokens, concept)
     h = ltv.gains(system).values.ravel() * system.state_norm.values[:-1]
-    direct = lm.agreement(xr.DataArray(h, dims=["layer"]), relative)
-    xr.testing.assert_allclose(lm.agreement(system, relative), direct)
+    times = measured.assign(gain=measured.gain * measured.state_norm)
+    direct = lm.agreement(xr.DataArray(h, dims=["layer"]), times)
+    xr.testing.assert_allclose(lm.agreement(system, measured, injection="relative"), direct)
+    with pytest.raises(ValueError, match="`injection` must be one of"):
+        lm.agreement(system, measured, injection="other")
 
 
 def test_a_single_layer_has_nothing_without_layer_0():
@@ -122,7 +125,7 @@ def test_budget_parts_are_the_distances_of_the_theory(tiny, tokens, concept):
     }
     budget = lm.error_budget(
         small,
-        lm.measure_gains(tiny, held_out, concept, eps=0.5),
+        lm.measure_gains(tiny, held_out, concept, eps=0.5, relative=False),
         lm.linear_gains(tiny, held_out, concept),
         lm.linear_gains(tiny, tokens, concept),
     ).error.sel(bound="estimate")
@@ -153,25 +156,22 @@ def test_budget_refuses_mixed_up_prompts(tiny, tokens, concept, system):
         lm.error_budget(system, measured, linear[1], linear[0])
     with pytest.raises(ValueError, match="`linear_operating` must come from the prompts of"):
         lm.error_budget(system, measured, linear[0], linear[0])
-    relative = lm.measure_gains(tiny, held_out, concept, relative=True)
-    with pytest.raises(ValueError, match="`measured` must hold absolute gains"):
-        lm.error_budget(system, relative, *linear)
 
 
 def test_gain_report_holds_curves_metrics_and_budget(tiny, tokens, concept, system):
     held_out = labelled_ids(6, 9)
     parts = {
         "measured": lm.measure_gains(tiny, held_out, concept),
-        "measured_relative": lm.measure_gains(tiny, held_out, concept, relative=True),
         "linear_held_out": lm.linear_gains(tiny, held_out, concept),
         "linear_operating": lm.linear_gains(tiny, tokens, concept),
     }
     report = lm.gain_report(system, **parts)
     np.testing.assert_array_equal(report.measured_gain, parts["measured"].gain)
     np.testing.assert_array_equal(report.surrogate_gain, ltv.gains(system).values.ravel())
+    relative = parts["measured"].gain * parts["measured"].state_norm
+    np.testing.assert_array_equal(report.measured_gain_relative, relative)
     for name in ("absolute", "relative"):
-        key = "measured" if name == "absolute" else "measured_relative"
-        expected = lm.agreement(system, parts[key]).relative_l2
+        expected = lm.agreement(system, parts["measured"], injection=name).relative_l2
         np.testing.assert_array_equal(report.relative_l2.sel(injection=name), expected)
     assert report.linear_gain_operating.dims == ("prompt_operating", "layer")
     assert report.attrs["prompts_sha256"] == "ids 9"

@@ -76,7 +76,6 @@ FIRST = ("ensemble", "balanced", "krylov", "pod")  # .ci/run compares the others
 )
 def test_rows_are_what_each_function_says_alone(tiny, splits, concept, table, maps, name):
     measured = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01)
-    relative = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01, relative=True)
     operating = lm.measure_gains(tiny, splits.operating, concept, eps=0.01)
     linear = [lm.linear_gains(tiny, t, concept) for t in (splits.held_out, splits.operating)]
     for order in ORDERS:
@@ -85,9 +84,8 @@ def test_rows_are_what_each_function_says_alone(tiny, splits, concept, table, ma
         system = lm.identify(tiny, splits.operating, concept, method, readout="profile")
         close = {"rtol": 1e-4, "atol": 1e-6}
         np.testing.assert_allclose(row.surrogate_gain, ltv.gains(system)[:, 0, 0], **close)
-        fits = {"absolute": measured, "relative": relative}
-        for injection, truth in fits.items():
-            fit = lm.agreement(system, truth, n_bootstrap=50)
+        for injection in ("absolute", "relative"):
+            fit = lm.agreement(system, measured, injection=injection, n_bootstrap=50)
             for metric in ("spearman", "pearson", "relative_l2", "max_relative_error"):
                 mine = row[metric].sel(injection=injection)
                 np.testing.assert_allclose(mine, fit[metric], **close)
@@ -183,7 +181,7 @@ def test_the_direction_is_the_mean_difference_unless_given(tiny, splits):
 
 
 def test_a_method_of_your_own_settings(tiny, splits, concept):
-    mine = {"early": lm.Pod(eps=0.01), "late": lm.Pod(eps=1.0)}
+    mine = {"early": lm.Pod(eps=0.01), "late": lm.Pod(eps=1.0, relative=False)}
     table = lm.compare(tiny, splits, mine, [2], concept=concept, n_each=0, n_bootstrap=10)
     assert table.basis.values.tolist() == ["early", "late"]
     assert abs(table.surrogate_gain[0] - table.surrogate_gain[1]).max() > 1e-4
@@ -272,17 +270,14 @@ def logits(tiny, splits, concept):
     """A short comparison that reads something else than the concept."""
     return lm.compare(
         tiny, splits, ["ensemble"], [1], concept=concept, readout=lm.LogitDifference(3, 7),
-        n_each=None, n_bootstrap=20,
+        eps=0.02, n_each=None, n_bootstrap=20,
     )  # fmt: skip
 
 
 def test_all_measured_and_exact_gains_are_stored(tiny, splits, concept, table, logits):
-    for found, eps, readout in ((table, 0.01, "profile"), (logits, 0.1, lm.LogitDifference(3, 7))):
+    for found, eps, readout in ((table, 0.01, "profile"), (logits, 0.02, lm.LogitDifference(3, 7))):
         known = {
             "measured_gain": (lm.measure_gains, splits.held_out, {"eps": eps}),
-            "measured_gain_relative": (
-                lm.measure_gains, splits.held_out, {"eps": eps, "relative": True},
-            ),
             "measured_gain_operating": (lm.measure_gains, splits.operating, {"eps": eps}),
             "linear_gain": (lm.linear_gains, splits.held_out, {}),
             "linear_gain_operating": (lm.linear_gains, splits.operating, {}),
@@ -292,7 +287,10 @@ def test_all_measured_and_exact_gains_are_stored(tiny, splits, concept, table, l
             prompts = "prompt_operating" if name.endswith("_operating") else "prompt"
             assert found[name].dims == (prompts, "layer")
             np.testing.assert_allclose(found[name], gain, rtol=1e-6, atol=1e-9)
-        assert found.attrs["eps"] == eps
+        truth = lm.measure_gains(tiny, splits.held_out, concept, readout=readout, eps=eps)
+        relative = truth.gain * truth.state_norm
+        np.testing.assert_allclose(found.measured_gain_relative, relative, rtol=1e-6, atol=1e-9)
+        assert (found.attrs["eps"], found.attrs["relative"]) == (eps, 1)
 
 
 def test_mean_system_gain_is_that_of_the_product_of_the_mean_jacobians(

@@ -94,11 +94,12 @@ def test_a_main_job_passes_every_prompt_through_every_layer_once(
     system = lm.identify(runs["operating"], concept, method)
     linear = lm.linear_gains(runs["held_out"], concept)
     lm.linear_gains(runs["operating"], concept)
-    steps = [lm.Step(0.1), lm.Step(0.1, relative=True)]
-    lm.measure_gains_at(runs["held_out"], concept, steps)
+    measured = lm.measure_gains(runs["held_out"], concept)
+    found = lm.linear_range(runs["held_out"], concept, linear=linear, measured=[measured])
     before = counts.all_rows
-    # linear gains of both kinds of prompts, two central differences at every layer
-    derived = SIZES["operating"] * (of_method + L) + SIZES["held_out"] * (L + 2 * 2 * PUSHES)
+    # linear gains of both kinds of prompts, a central difference at every layer and step
+    of_steps = found.sizes["step"] * 2 * PUSHES
+    derived = SIZES["operating"] * (of_method + L) + SIZES["held_out"] * (L + of_steps)
     assert before == derived
     target = 0.5 * float(abs(linear.gain.mean("prompt")).max())
     lm.compare_energies(runs["held_out"], concept, system, target)
@@ -119,11 +120,11 @@ def test_a_comparison_passes_every_prompt_through_every_layer_once(model, counts
     counts.assert_one_pass(sum(SIZES.values()))
     # Operating prompts: measured gains (two signs), linear gains, the mean system (forwards and
     # back) with the powers of Arnoldi and the pushes of POD, the mean response. Held-out prompts:
-    # measured gains, absolute and relative, linear gains, every step of the linear range but the
+    # measured gains, linear gains, every step of the linear range but the
     # one that is known. With a system each: that system, its response, powers at L + 1 depths, and
     # pushes.
     operating = 2 * PUSHES + L + 2 * L + L + 2 * PUSHES + L
-    held_out = 2 * 2 * PUSHES + L + (table.sizes["step"] - 1) * 2 * PUSHES
+    held_out = 2 * PUSHES + L + (table.sizes["step"] - 1) * 2 * PUSHES
     each = L + L + (L + 1) + 2 * PUSHES
     derived = SIZES["operating"] * operating + SIZES["held_out"] * held_out + n_each * each
     assert derived / 1.3 <= counts.all_rows <= 1.3 * derived

@@ -30,11 +30,13 @@ def texts():
 def found(model, texts, concept, monkeypatch):
     """`linear_range` where the error is known: a function of the step, or one per layer set."""
 
-    def search(curve, without_layer_0=None, *, n_layers=3, spoil=None, seen=None, **options):
+    def search(
+        curve, without_layer_0=None, *, n_layers=3, spoil=None, seen=None, relative=False, **options
+    ):
         # layer 0 is so much larger than the others that it alone makes the error of all layers
         linear = np.array([1e9, 1.0, 1.0])[:n_layers]
         run = model.run(texts)
-        about = {**which(run), "readout": options.get("readout", "concept"), "relative": 0}
+        about = {**which(run), "readout": options.get("readout", "concept"), "relative": relative}
 
         def known(gain):
             rows = np.tile(gain, (len(texts), 1))
@@ -47,7 +49,7 @@ def found(model, texts, concept, monkeypatch):
             return known(linear)
 
         def at(step):
-            if step.relative or step.difference != "central":
+            if step.relative != relative or step.difference != "central":
                 raise AssertionError(step)
             if spoil is not None and (error := spoil(step.eps)):
                 return error
@@ -64,7 +66,7 @@ def found(model, texts, concept, monkeypatch):
         module = import_module("depthsys.lm.linear_range")  # its name in lm is the function
         monkeypatch.setattr(module, "linear_gains", linear_gains)
         monkeypatch.setattr(measure, "measured", measured)
-        return lm.linear_range(run, concept, n_bootstrap=3, **options)
+        return lm.linear_range(run, concept, relative=relative, n_bootstrap=3, **options)
 
     return search
 
@@ -165,6 +167,13 @@ def test_it_goes_on_where_rounding_spoils_all_steps_that_are_always_tried(found)
 
     table = found(square(30.0), spoil=spoil)
     np.testing.assert_allclose(table.step_limit, 30.0 * np.sqrt(0.05), rtol=1e-6)
+
+
+def test_relative_steps_end_at_ten_times_the_state(found):
+    table = found(square(1e6), relative=True)
+    assert float(table.step[-1]) == 10
+    assert table.attrs["relative"] == 1
+    assert float(found(square(1e6)).step[-1]) == 1e4
 
 
 def test_other_errors_are_not_hidden(found):

@@ -19,7 +19,7 @@ def system(tiny, tokens, concept):
 
 @pytest.mark.parametrize("eps", [0.1, 0.5])
 def test_measured_gains_equal_one_hooked_forward_per_layer_and_sign(tiny, tokens, concept, eps):
-    ours = lm.measure_gains(tiny, tokens, concept, eps=eps).gain
+    ours = lm.measure_gains(tiny, tokens, concept, eps=eps, relative=False).gain
     v = concept.direction.values
     for prompt, ids in enumerate(tokens.ids):
         expected = whole_sequence.measured_gains(tiny.hf, ids, v, eps)
@@ -29,7 +29,9 @@ def test_measured_gains_equal_one_hooked_forward_per_layer_and_sign(tiny, tokens
 def test_relative_and_forward_gains(tiny, tokens, concept):
     v = concept.direction.values
     relative = lm.measure_gains(tiny, tokens, concept, eps=0.05, relative=True).gain
-    forward = lm.measure_gains(tiny, tokens, concept, eps=0.2, difference="forward").gain
+    forward = lm.measure_gains(
+        tiny, tokens, concept, eps=0.2, relative=False, difference="forward"
+    ).gain
     for prompt in (0, 3):
         ids = tokens.ids[prompt]
         norm = np.linalg.norm(whole_sequence.states(tiny.hf, ids)[:-1], axis=1)
@@ -37,7 +39,7 @@ def test_relative_and_forward_gains(tiny, tokens, concept):
             step = np.zeros(3)
             step[layer] = 0.05 * norm[layer]
             ends = [whole_sequence.played(tiny.hf, ids, v, s * step) for s in (1, -1)]
-            expected = (ends[0] - ends[1]) / 0.1
+            expected = (ends[0] - ends[1]) / (0.1 * norm[layer])
             np.testing.assert_allclose(relative[prompt, layer], expected, rtol=1e-5, atol=1e-6)
             step[layer] = 0.2
             expected = whole_sequence.played(tiny.hf, ids, v, step) / 0.2
@@ -47,7 +49,9 @@ def test_relative_and_forward_gains(tiny, tokens, concept):
 def test_measured_gains_tend_to_linear_gains(tiny, tokens, concept):
     linear = lm.linear_gains(tiny, tokens, concept).gain
     errors = [
-        float(abs(lm.measure_gains(tiny, tokens, concept, eps=e).gain - linear).max())
+        float(
+            abs(lm.measure_gains(tiny, tokens, concept, eps=e, relative=False).gain - linear).max()
+        )
         for e in (0.02, 0.01)
     ]
     # central differences: the error falls with the square of the step
@@ -95,12 +99,39 @@ def test_bad_steps(tiny, tokens, concept, options, message):
         lm.measure_gains(tiny, tokens, concept, **options)
 
 
+def test_a_step_is_a_hundredth_of_the_state_unless_another_is_asked_for(tiny, tokens, concept):
+    assert (lm.Step().eps, lm.Step().relative) == (0.01, True)
+    assert lm.Step(relative=False).eps == 0.1
+    run = tiny.run(tokens)
+    found = lm.measure_gains(run, concept)
+    assert (found.attrs["step"], found.attrs["relative"]) == (0.01, 1)
+    norm = np.linalg.norm(run.states.values[:-1], axis=-1)
+    np.testing.assert_allclose(found.state_norm, norm.T, rtol=1e-12)
+    pushed = [lm.measure_gains(run, concept, eps=e, relative=False).gain for e in (1e-3, 1e-2)]
+    # per unit of the state, whatever the step
+    np.testing.assert_allclose(found.gain, pushed[0], rtol=2e-2, atol=1e-3)
+
+
+def test_a_step_can_be_judged_before_any_work(single, tokens, monkeypatch):
+    run = single.run(tokens)
+    no_block_runs(monkeypatch)
+    lm.check_step(lm.Step(), single)
+    lm.check_step(lm.Step(), single, run)
+    with pytest.raises(
+        measure.SmallStepError, match=r"1\.2e-05 is the least in float32\. Use a la"
+    ):
+        lm.check_step(lm.Step(1e-6), single)
+    lm.check_step(lm.Step(1e-7, relative=False), single)  # nothing is known of the states
+    with pytest.raises(measure.SmallStepError, match=r"states have norms up to .* a relative one"):
+        lm.check_step(lm.Step(1e-7, relative=False), single, run)
+
+
 STEPS = [
-    lm.Step(0.1),
-    lm.Step(0.3),
-    lm.Step(0.05, relative=True),
-    lm.Step(0.2, difference="forward"),
-    lm.Step(0.02, relative=True, difference="forward"),
+    lm.Step(0.1, relative=False),
+    lm.Step(0.3, relative=False),
+    lm.Step(0.05),
+    lm.Step(0.2, relative=False, difference="forward"),
+    lm.Step(0.02, difference="forward"),
 ]
 
 
@@ -138,9 +169,10 @@ def test_every_step_of_several_is_what_the_hooks_say(tiny, tokens, concept):
             ends = (1, -1) if step.difference == "central" else (1, 0)
             for layer in range(3):
                 push = np.zeros(3)
-                push[layer] = step.eps * (norm[layer] if step.relative else 1)
+                size = step.eps * (norm[layer] if step.relative else 1)
+                push[layer] = size
                 y = [whole_sequence.played(tiny.hf, ids, v, sign * push) for sign in ends]
-                expected = (y[0] - y[1]) / ((ends[0] - ends[1]) * step.eps)
+                expected = (y[0] - y[1]) / ((ends[0] - ends[1]) * size)
                 np.testing.assert_allclose(
                     found.gain[prompt, layer], expected, rtol=1e-5, atol=1e-6
                 )
@@ -154,14 +186,15 @@ def single():
 
 def test_a_step_that_drowns_or_overflows_stands_in_its_place(single, tokens, concept):
     run = single.run(tokens)
-    steps = [lm.Step(0.1), lm.Step(1e-7), lm.Step(3e38), lm.Step(1e-6, relative=True), lm.Step(0.5)]
+    sizes = [0.1, 1e-7, 3e38, 1e-6, 0.5]
+    steps = [lm.Step(eps, relative=eps == 1e-6) for eps in sizes]
     found = measure.measured(run, concept, steps, "concept")
     kinds = [type(one) for one in found]
     small, overflow = measure.SmallStepError, FloatingPointError
     assert kinds == [xr.Dataset, small, overflow, small, xr.Dataset]
     # the others are not disturbed
     for place in (0, 4):
-        alone = lm.measure_gains(run, concept, eps=steps[place].eps)
+        alone = lm.measure_gains(run, concept, eps=steps[place].eps, relative=False)
         np.testing.assert_allclose(found[place].gain, alone.gain, rtol=1e-4, atol=1e-5)
     largest = max(np.linalg.norm(run.states.values[:-1], axis=-1).ravel())
     least = 100 * np.finfo(np.float32).eps * largest
@@ -170,14 +203,14 @@ def test_a_step_that_drowns_or_overflows_stands_in_its_place(single, tokens, con
         lm.measure_gains_at(run, concept, steps[:2])
     with pytest.raises(ValueError, match=r"got 1\.0e-06 where 1\.2e-05 is the least in float32"):
         lm.measure_gains_at(run, concept, steps[3:])
-    with pytest.raises(FloatingPointError, match=r"a push of size 3\.0e\+38 overflows"):
+    with pytest.raises(FloatingPointError, match=r"a push of 3e\+38 overflows"):
         lm.measure_gains_at(run, concept, [steps[0], steps[2]])
 
 
 def test_nothing_is_replayed_for_steps_that_all_drown(single, tokens, concept, monkeypatch):
     run = single.run(tokens)
     no_block_runs(monkeypatch)
-    small = [lm.Step(1e-7), lm.Step(1e-8)]
+    small = [lm.Step(1e-7, relative=False), lm.Step(1e-8)]
     with pytest.raises(measure.SmallStepError):
         lm.measure_gains_at(run, concept, small)
     with pytest.raises(AssertionError, match="a block was run"):
@@ -209,7 +242,7 @@ def test_several_inputs_and_outputs_against_hooks(tiny, tokens, relative):
                     pushes = [{layer: torch.tensor(s * size * v[layer, i])} for s in ends]
                     with torch.no_grad():
                         x = [whole_sequence.state_after(tiny.hf, ids, 2, p) for p in pushes]
-                    expected = rows @ (x[0] - x[1]).numpy() / ((ends[0] - ends[1]) * step.eps)
+                    expected = rows @ (x[0] - x[1]).numpy() / ((ends[0] - ends[1]) * size)
                     np.testing.assert_allclose(
                         one.gain[prompt, layer, :, i], expected, rtol=1e-4, atol=1e-5
                     )

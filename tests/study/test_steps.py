@@ -41,7 +41,7 @@ def test_steps_are_those_of_the_library(cell, system, tmp_path, monkeypatch, cap
     np.testing.assert_allclose(system["A"], own["A"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(system["auc"], concept["auc"])
     gains = steps.gains(cell, system)
-    measured = lm.measure_gains(model, texts.held_out, concept, eps=0.1)
+    measured = lm.measure_gains(model, texts.held_out, concept)
     np.testing.assert_allclose(gains["measured_gain"], measured["gain"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(gains["surrogate_gain"], ltv.gains(system).values.ravel())
     energies = steps.control(cell, system)
@@ -77,7 +77,11 @@ def test_settings_reach_the_library(model):
     assert steps.find_concept(cell, "whitened").attrs["method"] == "whitened"
     system = steps.identify(cell, concept)
     assert system.attrs["readout"] == "profile"
-    assert steps.gains(cell, system).attrs["step"] == 0.02
+    found = steps.gains(cell, system)
+    assert (found.attrs["step"], found.attrs["relative"]) == (0.02, 1)
+    absolute = replace(cell, settings=replace(cell.settings, step="absolute", eps=None))
+    found = steps.gains(absolute, system)
+    assert (found.attrs["step"], found.attrs["relative"]) == (0.1, 0)
     attrs = steps.control(cell, system).attrs
     assert (attrs["target"], attrs["energy"]) == (0.5, "relative")
 
