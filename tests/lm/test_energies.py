@@ -403,3 +403,34 @@ def test_predicted_amplitudes_may_differ_by_schedule(monkeypatch, gpt2, concept)
     np.testing.assert_allclose(found.energy, 16, rtol=3e-4)
     assert found.evaluations[0] == 3
     assert (found.evaluations[1:] > 3).all()
+
+
+def test_the_miss_of_a_plan_is_split_into_its_causes(tiny, tokens, concept):
+    """Every stage by hand: dense Jacobians, exact gains of both kinds of prompts, a played plan."""
+    held_out = labelled_ids(6, 9)
+    small = lm.identify(tiny, tokens, concept, lm.Krylov(order=1))
+    target = 0.3 * float(small.y_std)
+    energies = lm.compare_energies(tiny, held_out, concept, small, target)
+    linear = [lm.linear_gains(tiny, texts, concept) for texts in (tokens, held_out)]
+    miss = lm.miss_of_plan(small, energies, *linear)
+    A = [whole_sequence.jacobians(tiny.hf, row) for row in tokens.ids]
+    v, u = concept.direction.values, energies.u.values
+    gains = [
+        ltv.gains(small).values.ravel(),
+        whole_sequence.chain_gains(np.mean(A, axis=0), v),
+        np.mean([whole_sequence.chain_gains(a, v) for a in A], axis=0),
+        np.mean(
+            [
+                whole_sequence.chain_gains(whole_sequence.jacobians(tiny.hf, row), v)
+                for row in held_out.ids
+            ],
+            axis=0,
+        ),
+    ]
+    way = [float(g @ u) / target for g in gains]
+    played = lm.play(tiny, held_out, concept, energies).response.mean()
+    way.append(float(played) / target)
+    np.testing.assert_allclose(miss[:4], np.diff(way), rtol=1e-3, atol=1e-5)
+    assert float(miss.sel(cause="total")) == pytest.approx(way[-1] - 1, abs=1e-5)
+    assert float(energies.progress) == pytest.approx(way[-1], rel=1e-4)
+    assert (abs(miss[:4]) > 1e-4).all()  # all causes are really there

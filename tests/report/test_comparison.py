@@ -171,12 +171,12 @@ def test_the_error_is_held_against_noise_and_budget(table):
 @pytest.mark.parametrize(
     ("limit", "errors", "words"),
     [
-        (0.25, [0.01, 0.01], "5 % at injections of 0.25"),
-        (np.nan, [0.01, 0.02], "less than 5 % up to injections of 0.1"),
-        (np.nan, [0.01, np.nan], "less than 5 % up to injections of 0.01"),
-        (np.nan, [0.2, 0.3], "more than 5 % at all injections from 0.01"),
-        (np.nan, [0.2, 0.03], "5 % at an injection that is not known"),
-        (np.nan, [np.nan, np.nan], "5 % at an injection that is not known"),
+        (0.25, [0.01, 0.01], "5 % at pushes of 0.25"),
+        (np.nan, [0.01, 0.02], "less than 5 % up to pushes of 0.1"),
+        (np.nan, [0.01, np.nan], "less than 5 % up to pushes of 0.01"),
+        (np.nan, [0.2, 0.3], "more than 5 % at all pushes from 0.01"),
+        (np.nan, [0.2, 0.03], "5 % at a push that is not known"),
+        (np.nan, [np.nan, np.nan], "5 % at a push that is not known"),
     ],
 )
 def test_the_linear_range(table, limit, errors, words):
@@ -184,6 +184,9 @@ def test_the_linear_range(table, limit, errors, words):
     table.step_error[:] = np.array(errors)[:, None, None]
     start = "exact linear gains (all layers) miss the measured ones by"
     assert said(table, start) == f"{start} {words}"
+    if "0.25" in words:
+        relative = table.assign_attrs(relative=1)
+        assert said(relative, start) == f"{start} 5 % at pushes of 25 % of the state's norm"
 
 
 def test_certificates_are_checked(table):

@@ -24,13 +24,17 @@ def result():
         | {
             "noise_floor": (("injection", "layers"), [[0.002, 0.003], [0.004, 0.005]]),
             "error_budget": (("part", "layers", "bound"), budget),
+            "step_error": (("step", "layers", "bound"), np.full((2, 2, 3), 0.02)),
+            "step_limit": ("layers", [0.25, 0.3]),
         },
         coords={
             "injection": ["absolute", "relative"],
             "layers": ["all", "without_layer_0"],
             "bound": ["estimate", "low", "high"],
             "part": PARTS,
+            "step": [0.01, 0.5],
         },
+        attrs={"step": 0.01, "least_step": 1.2e-5, "relative": 1},
     )
 
 
@@ -53,10 +57,39 @@ def test_tables_have_a_row_per_metric_and_per_cause(result):
 
 
 def test_the_verdict_names_the_error_its_noise_and_the_largest_cause(result):
-    assert report.gains(result).verdicts == [
+    assert report.gains(result).verdicts[0] == (
         "the surrogate misses the measured gains by 5.00 % (relative L2; 0.200 % would be sampling "
         "noise alone); the largest part is averaging (parts may cancel each other)"
-    ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "errors", "words"),
+    [
+        (0.25, [0.01, 0.1], "is linear to 5 % up to 25 % of the state's norm"),
+        (np.nan, [0.01, 0.02], "is linear to 5 % up to 50 % of the state's norm, the largest trie"),
+        (np.nan, [0.1, 0.2], "is not linear to 5 % even at 1 % of the state's norm"),
+        (np.nan, [np.nan, np.nan], "could not be judged"),
+    ],
+)
+def test_both_limits_of_the_step_are_told(result, limit, errors, words):
+    result["step_limit"][0] = limit
+    result["step_error"][:] = np.array(errors)[:, None, None]
+    verdicts = report.gains(result).verdicts
+    assert len(verdicts) == 2
+    assert verdicts[1].startswith(
+        "gains were measured with pushes of 1 % of the state's norm; rounding allows them from "
+        "0.0012 % of the state's norm on, and the response (all layers) " + words
+    )
+    result.attrs |= {"relative": 0, "step": 0.1}
+    assert (
+        "with pushes of 0.1; rounding allows them from 1.2e-05" in report.gains(result).verdicts[1]
+    )
+
+
+def test_an_estimate_outside_its_interval_is_explained(result):
+    result["relative_l2"][0, 0] = [0.01, 0.02, 0.05]
+    assert "near the noise of the prompts" in report.gains(result).verdicts[2]
 
 
 # ------------------------------------------------------------------------------- energies
@@ -96,8 +129,21 @@ def test_the_verdict_on_energies(energies):
     energies["multiple"][3] = 3.0
     energies["predicted_energy"] = xr.DataArray(1.0)
     (verdict,) = report.control(energies).verdicts
-    assert "planned 1, 4.0 times off: the response is not linear there; no schedule of" in verdict
+    assert "planned 1, 4.0 times off; no schedule of" in verdict
     energies["energy"][0] = np.nan
     assert report.control(energies).verdicts == [
         "the planned schedule does not reach a shift of 2.5 on the full model"
     ]
+
+
+def test_a_miss_is_split_before_anything_is_blamed(energies):
+    causes = ["truncation", "averaging", "sampling", "nonlinearity", "total"]
+    energies["progress"] = xr.DataArray(0.0625)
+    energies["miss"] = xr.DataArray(
+        [0.01, -0.002, -0.95, 0.0045, -0.9375], {"cause": causes}, ["cause"]
+    )
+    assert report.control(energies).verdicts[1] == (
+        "played as planned it reaches 0.0625 of the target on held-out prompts; of the miss, in "
+        "parts of the target: truncation +0.01, averaging -0.002, sampling -0.95, nonlinearity "
+        "+0.0045; the largest is sampling"
+    )
