@@ -54,9 +54,9 @@ def _verdict(energies: xr.Dataset) -> str:
 def miss(energies: xr.Dataset) -> str:
     """Why the plan misses its target on held-out prompts, in numbers."""
     parts = energies["miss"].drop_sel(cause="total")
+    rounded = [value if abs(value) >= 1e-6 else 0.0 for value in parts.values.tolist()]
     sizes = [
-        f"{cause} {float(part):+.3g}"
-        for cause, part in zip(parts["cause"].values, parts.values, strict=True)
+        f"{cause} {part:+.3g}" for cause, part in zip(parts["cause"].values, rounded, strict=True)
     ]
     largest = str(parts["cause"].values[int(abs(parts.values).argmax())])
     return (

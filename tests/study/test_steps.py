@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from depthsys import demo, lm, ltv, study
+from depthsys import demo, lm, ltv, report, study
 from depthsys.demo import grammar
 from depthsys.study import Settings, steps
 from depthsys.study.stored import check_same, lacks, settings_of
@@ -139,3 +139,33 @@ def test_going_on_from_a_stored_system(cell, system, tmp_path):
 def test_a_cell_makes_each_run_once(cell):
     assert cell.operating is cell.operating
     assert cell.concept.place == "again"
+
+
+def test_the_cause_that_is_named_is_the_cause(data):
+    """Three operating prompts per class: the plan misses by a factor of 16, and it is sampling.
+
+    The response is linear there, so that blaming nonlinearity would be wrong.
+    """
+    settings = Settings.checked(
+        basis="ensemble", order=1, split="20/3/10", target=0.001, device="cpu"
+    )
+    folder, texts = data / "weights" / "gpt280K_tinystories", data / "tasks" / "tweet_hate.csv"
+    cell = study.open_cell(str(folder), texts, settings)
+    system = steps.identify(cell, steps.find_concept(cell))
+    energies = steps.control(cell, system)
+    linear = cell.linear_gains("held_out", steps.concept_of(system)).gain.mean("prompt")
+    expected = float((linear.values * energies.u.values).sum())
+    assert expected == pytest.approx(6.25e-5, rel=0.01)
+    miss = energies.miss
+    assert float(miss.sel(cause="sampling")) == pytest.approx(expected / 0.001 - 1, abs=1e-3)
+    assert float(abs(miss.sel(cause="nonlinearity"))) < 0.01
+    said = report.control(energies).verdicts
+    assert said[1].endswith("the largest is sampling")
+    assert "not linear" not in " ".join(said)
+
+
+def test_only_a_plan_that_misses_by_much_is_explained(cell, system, monkeypatch):
+    miss = abs(float(steps.control(cell, system).progress) - 1)
+    for limit, explained in ((0.9 * miss, True), (1.1 * miss, False)):
+        monkeypatch.setattr(steps, "MISSED", limit)
+        assert ("miss" in steps.control(cell, system)) == explained
