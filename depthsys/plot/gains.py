@@ -24,7 +24,7 @@ def gain_curves(axes: tuple[Axes, Axes], gains: xr.Dataset) -> None:
         part = gains.isel(layer=slice(skip, None))
         layers = part["layer"].values
         measured = part["measured_gain"]
-        low, high = measured.quantile([0.1, 0.9], dim="prompt").values
+        low, high = measured.quantile([0.1, 0.9], dim="prompt", skipna=False).values
         ax.fill_between(layers, low, high, color=GREY, alpha=0.3, lw=0, label="80 % of prompts")
         mean = measured.mean("prompt")
         ax.plot(layers, mean, "o-", color=BLACK, ms=7, label="measured, mean")

@@ -106,18 +106,19 @@ def layer_axis(ax: Axes) -> None:
 
 def mark_undefined(ax: Axes, known: xr.DataArray) -> None:
     """Hatch the layers at which there is no direction; ``known`` (layer)."""
-    label = "no direction"
     for layer in known["layer"].values[~known.values]:
-        ax.axvspan(
-            layer - 0.4,
-            layer + 0.4,
-            facecolor="none",
-            edgecolor=GREY,
-            hatch="//",
-            lw=0,
-            label=label,
+        ax.axvspan(layer - 0.4, layer + 0.4, facecolor="none", edgecolor=GREY, hatch="//", lw=0)
+        ax.text(
+            layer,
+            0.5,
+            "no direction",
+            transform=ax.get_xaxis_transform(),
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize="small",
+            bbox={"facecolor": "w", "edgecolor": "none", "pad": 2},
         )
-        label = f"_{label}"
 
 
 def depth_axis(ax: Axes, depths: np.ndarray) -> None:

@@ -44,3 +44,16 @@ def test_error_budget_bars_are_percentages_and_zero_is_said(gains):
     texts = [text.get_text() for text in ax.texts]
     assert texts.count("0 (to rounding)") == 2
     assert texts.count("2 %") == 8
+
+
+def test_a_layer_without_a_direction_is_marked_and_nothing_is_drawn_there(gains):
+    known = gains.copy(deep=True)
+    for name in ("measured_gain", "linear_gain"):
+        known[name][:, 0] = np.nan
+    known["surrogate_gain"][0] = np.nan
+    axes = sheets.gain_curves(known).axes
+    assert [text.get_text() for text in axes[0].texts] == ["no direction"]
+    assert axes[0].texts[0].get_position()[0] == known["layer"].values[0]
+    assert not axes[1].texts
+    assert all(np.isnan(line.get_ydata()[0]) for line in axes[0].lines[:3])
+    assert not sheets.gain_curves(gains).axes[0].texts
