@@ -3,6 +3,7 @@ import pytest
 import xarray as xr
 
 from depthsys import plot
+from depthsys.plot import sheets
 
 
 @pytest.fixture
