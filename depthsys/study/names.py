@@ -20,6 +20,8 @@ CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
 READOUTS = ("concept", "profile")
 # depthsys.ltv.plan.ENERGIES
 ENERGIES = ("absolute", "relative")
+# depthsys.lm.hf.template.CUTS
+CUTS = ("right", "left", "middle")
 # depthsys.lm.hf.checkpoint.DTYPES
 DTYPES = ("float32", "float64")
 # depthsys.export.formats.FORMATS, and what files that are read back end in

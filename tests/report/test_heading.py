@@ -87,3 +87,7 @@ def test_dropped_and_cut_texts(system):
         "dropped before splitting: 2 duplicates, 1 texts that came with both labels",
         "cut on the right at 9 tokens: 0 concept, 4 operating and 0 held-out texts",
     ]
+    middle = report.text_notes(changed | {"cut": "middle"})
+    assert middle[1].startswith("cut in the middle at 9 tokens")
+    noted = system.attrs | {"token_notes": '{"held_out": "2 of 3 texts began with x"}'}
+    assert report.text_notes(noted) == ["held-out texts: 2 of 3 texts began with x"]

@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -57,7 +58,19 @@ def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
     return config
 
 
-def checked_device(device: str) -> torch.device:
+def checked_dtype(dtype: Any) -> torch.dtype:
+    """The dtype of that name, or torch's or numpy's own; ValueError if it is too coarse."""
+    plain = np.dtype(dtype) if isinstance(dtype, type) else dtype
+    name = str(plain).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(
+            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
+            "float32 at least."
+        )
+    return DTYPES[name]
+
+
+def checked_device(device: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda:1", ... stands for; ValueError if it is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
