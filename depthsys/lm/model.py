@@ -15,13 +15,13 @@ import torch
 from depthsys.lm import contract
 from depthsys.lm.contexts import Budget
 from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.causes import first_line, memory_error, out_of_memory
 from depthsys.lm.hf.checkpoint import (
     DTYPES,
     check_padding,
     checked_device,
     checked_dtype,
     checked_fingerprint,
-    first_line,
     input_device,
     load_checkpoint,
     refuse_config,
@@ -67,12 +67,16 @@ class DepthModel:
     fingerprint, revision
         SHA-256 over configuration and weights when the model was wrapped (wrap it again after you
         edit them); commit on the Hugging Face hub, or "local".
+    adapter
+        What was merged into the weights when they were loaded, in words; None for nothing.
 
     Raises
     ------
     ValueError
         If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
     """
+
+    adapter: str | None = None
 
     def __init__(
         self,
@@ -121,7 +125,9 @@ class DepthModel:
             self.contract = contract.check(self)
             if left_padding is None:
                 self.left_padding = contract.allows_padding(self)
-        except _UNSUPPORTED as error:
+        except (*_UNSUPPORTED, MemoryError) as error:
+            if out_of_memory(error):
+                raise memory_error(name, error) from error
             # whatever a family does that a replay cannot follow ends here, as a refusal
             raise ValueError(
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
@@ -146,7 +152,8 @@ class DepthModel:
         Parameters
         ----------
         name_or_path
-            A local folder, or a Hugging Face name.
+            A local folder, or a Hugging Face name. An adapter (LoRA and the like) is merged into
+            the weights beside it, or those that it names; see ``adapter``.
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
@@ -168,20 +175,28 @@ class DepthModel:
         torch_device = checked_device(device)
         torch_dtype = checked_dtype(dtype)
         source = str(name_or_path)
-        hf, tokenizer = load_checkpoint(
+        hf, tokenizer, adapter = load_checkpoint(
             source,
             torch_dtype,
             trust_remote_code=trust_remote_code,
             pickled_weights=pickled_weights,
         )
-        return cls(
-            hf.to(torch_device),
+        try:
+            hf = hf.to(torch_device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise memory_error(source, error) from error
+        made = cls(
+            hf,
             tokenizer,
             name=source,
             max_tokens=max_tokens,
             cut=cut,
             left_padding=left_padding,
         )
+        made.adapter = adapter and str(adapter)
+        return made
 
     @property
     def max_tokens(self) -> int:
@@ -191,7 +206,8 @@ class DepthModel:
     def __repr__(self) -> str:
         return (
             f"DepthModel({self.name!r}, {type(self.hf).__name__}, L={self.n_layers}, "
-            f"H={self.n_features}, {self.dtype_name}, {self.device})"
+            f"H={self.n_features}, {self.dtype_name}, {self.device}"
+            f"{'; ' + self.adapter if self.adapter else ''})"
         )
 
     @property

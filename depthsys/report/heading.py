@@ -89,6 +89,8 @@ def notes(result: xr.Dataset) -> list[str]:
         found.append(
             f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
         )
+    if "adapter" in attrs:
+        found.append(f"the model is {attrs['adapter']}")
     return found + [str(attrs[n]) for n in ("note", "step_note", "import_note") if n in attrs]
 
 

@@ -72,6 +72,8 @@ def test_the_system_in_words(system, attrs, words):
 
 def test_notes(system):
     assert report.notes(system) == []
+    merged = system.assign_attrs(adapter="LORA adapter 'a', merged into 'b'")
+    assert report.notes(merged) == ["the model is LORA adapter 'a', merged into 'b'"]
     noted = system.assign_attrs(step_note="steps", note="rank", concept_warning="no concept")
     assert report.notes(noted) == [
         "no concept; gains are real, but do not call them gains of the concept",
