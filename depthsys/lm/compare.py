@@ -14,6 +14,7 @@ from depthsys import ltv
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_curve
 from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
+from depthsys.lm.directions import as_concept
 from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
@@ -24,7 +25,7 @@ from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
 from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import Splits
+from depthsys.lm.prompts import Splits, check_splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, as_run
 from depthsys.lm.stamp import stamp, which
@@ -144,6 +145,8 @@ def compare(
     -----
     Times are single runs on whatever machine this is: informative, not a benchmark.
     """
+    check_splits(texts)
+    concept = None if concept is None else as_concept(concept)
     named = named_methods(methods)
     sizes = checked_orders(orders, model.n_features)
     check_eps(eps)
@@ -277,6 +280,7 @@ def comparison_cost(
     xr.Dataset
         Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``.
     """
+    check_splits(texts)
     n_held_out = len(texts.held_out)
     return forecast(
         model,

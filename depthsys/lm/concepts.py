@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from depthsys._version import __version__
+from depthsys.lm.directions import as_concept
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run, as_run, of_run
 from depthsys.lm.separation import scores, separation, warning
@@ -305,6 +306,9 @@ def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dat
     ...
     ValueError: `concepts` must have linearly independent directions; those of ['mood', 'same'] ...
     """
+    if isinstance(concepts, Mapping):
+        arrays = {n: as_concept(c) for n, c in concepts.items() if isinstance(c, xr.DataArray)}
+        concepts = {**concepts, **arrays}
     _check_concepts(concepts)
     names, found = list(concepts), list(concepts.values())
     direction = np.stack([_direction(concept) for concept in found], axis=1)

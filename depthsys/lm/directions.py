@@ -7,13 +7,31 @@ import xarray as xr
 from depthsys.lm.run import Model
 
 
-def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
+def as_concept(concept: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    """A concept as a Dataset with ``direction``; that variable alone is enough.
+
+    TypeError for anything else.
+    """
+    if isinstance(concept, xr.DataArray):
+        return concept.to_dataset(name="direction")
+    if not isinstance(concept, xr.Dataset) or "direction" not in concept:
+        got = sorted(map(str, concept))[:8] if isinstance(concept, xr.Dataset) else ""
+        raise TypeError(
+            f"`concept` must be a Dataset with `direction`, or that array; got a "
+            f"{type(concept).__name__}{f' with {got}' if got else ''}. Find one with "
+            "`lm.mean_difference`."
+        )
+    return concept
+
+
+def directions(model: Model, concept: xr.Dataset | xr.DataArray) -> torch.Tensor:
     """Concept directions (depth, input, feature), unit length, as a tensor of this model.
 
     ``concept`` holds ``direction`` (depth, feature), or (depth, input, feature) for several
     inputs per layer.
     """
-    direction = concept["direction"]
+    given = as_concept(concept)["direction"]
+    direction = given
     if "input" not in direction.dims:
         direction = direction.expand_dims("input")
     v = direction.transpose("depth", "input", "feature").values
@@ -22,7 +40,7 @@ def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
         raise ValueError(
             "`concept` must hold a finite direction (depth, feature), or (depth, input, "
             f"feature), of shape {(expected[0], expected[2])} per input; "
-            f"got {concept['direction'].shape}. Compute it with this model."
+            f"got {given.shape}. Compute it with this model."
         )
     norms = np.linalg.norm(v, axis=-1)
     if abs(norms - 1).max() > 1e-6:

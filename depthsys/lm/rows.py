@@ -47,9 +47,9 @@ def label_name(label: object, where: str) -> str:
     """A label as text; ValueError unless it is text, a whole number or a boolean."""
     if isinstance(label, (float, np.floating)) and float(label).is_integer():
         label = int(label)  # what pandas makes of whole numbers beside a gap
-    if not isinstance(label, (str, int, np.bool_)) and hasattr(label, "__index__"):
-        with contextlib.suppress(TypeError):  # a tensor of another kind
-            label = operator.index(label)
+    if not isinstance(label, (str, int, np.bool_)):
+        with contextlib.suppress(TypeError):  # numbers of numpy and torch, if whole
+            label = operator.index(label)  # pyright: ignore[reportArgumentType]
     if not isinstance(label, (str, int, np.bool_)):
         raise ValueError(
             f"`label` must be text, a whole number or a boolean; got {label!r} {where}. Convert "
