@@ -218,6 +218,14 @@ def test_a_missing_package_is_named(saved, monkeypatch, what):
 # ----------------------------------------------------------------------- files
 
 
+def test_a_folder_of_models_names_them(saved, tmp_path_factory):
+    """As a training leaves it behind."""
+    outer = tmp_path_factory.mktemp("training")
+    shutil.copytree(saved, outer / "checkpoint-500")
+    with pytest.raises(ValueError, match=r"Perhaps one of its folders: checkpoint-500\."):
+        lm.DepthModel.load(outer)
+
+
 def test_a_file_is_no_folder(saved):
     with pytest.raises(ValueError, match=r"must be a folder; got the file '.*model.safetensors'"):
         lm.DepthModel.load(saved / "model.safetensors")

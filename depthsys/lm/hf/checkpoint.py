@@ -170,9 +170,11 @@ def _source(name_or_path: str | Path) -> str:
             return source
         if files := sorted(path.glob("*.gguf")):
             raise gguf_error(files[0])
+        inside = sorted(found.parent.name for found in path.glob("*/*config.json"))
+        cure = f"Perhaps one of its folders: {', '.join(dict.fromkeys(inside))}." if inside else ""
         raise ValueError(
             f"`model` must be a folder with a config.json; got {source!r}. "
-            "Point at the folder that `save_pretrained` wrote."
+            f"{cure or 'Point at the folder that `save_pretrained` wrote.'}"
         )
     if path.is_file():
         raise ValueError(
