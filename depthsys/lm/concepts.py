@@ -306,7 +306,8 @@ def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dat
     ...
     ValueError: `concepts` must have linearly independent directions; those of ['mood', 'same'] ...
     """
-    if isinstance(concepts, Mapping):
+    # a Dataset is a mapping, too: one concept, given in place of several
+    if isinstance(concepts, Mapping) and not isinstance(concepts, xr.Dataset):
         arrays = {n: as_concept(c) for n, c in concepts.items() if isinstance(c, xr.DataArray)}
         concepts = {**concepts, **arrays}
     _check_concepts(concepts)

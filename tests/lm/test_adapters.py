@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthsys import lm
+from depthsys import lm, report
 from depthsys.lm.hf import adapters, checkpoint
 from tests.conftest import tiny_llama
 
@@ -113,7 +113,11 @@ def test_an_adapter_is_merged_and_that_is_said(tmp_path, base, beside, dtype, pl
         told = repr(str(base))
     assert model.adapter == f"LORA adapter {str(folder)!r}, merged into {told}"
     assert model.adapter in repr(model)
-    assert lm.jacobians(model, [[1, 2, 3]]).attrs["adapter"] == model.adapter
+    texts = lm.read_texts([([1, 2, 3], 0), ([4, 5], 1)])
+    concept = lm.mean_difference(model, texts)
+    system = lm.identify(model, texts, concept, lm.Ensemble(order=1))
+    assert system.attrs["adapter"] == model.adapter
+    assert f"the model is {model.adapter}" in report.notes(system)
     assert model.contract["states"] < 1e-5
     bare = lm.DepthModel.load(base, device="cpu", dtype=dtype)
     assert bare.adapter is None

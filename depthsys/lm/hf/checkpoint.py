@@ -94,9 +94,7 @@ def find(name_or_path: str | Path) -> Found:
     return Found(base.source, adapter)
 
 
-def read_config(
-    name_or_path: str | Path, *, trust_remote_code: bool = False, pickled_weights: bool = True
-):
+def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
     """Configuration of a supported model, read before its weights.
 
     Code that comes with the model is run only with ``trust_remote_code``.
@@ -107,7 +105,10 @@ def read_config(
         If there is no such model, its architecture has no depth map of the last token, or a
         package is missing that it needs.
     """
-    found = find(name_or_path)
+    return _config_of(find(name_or_path), trust_remote_code, pickled_weights=True)
+
+
+def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) -> Any:
     if found.adapter is not None:
         check_adapter(found.adapter, pickled_weights=pickled_weights)
     source = found.source
@@ -392,10 +393,8 @@ def load_checkpoint(
     source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
 ) -> tuple[Any, Any, Adapter | None]:
     """Model, tokenizer and merged adapter; ValueError where a weight would be a guess."""
-    config = read_config(
-        source, trust_remote_code=trust_remote_code, pickled_weights=pickled_weights
-    )
     found = find(source)
+    config = _config_of(found, trust_remote_code, pickled_weights=pickled_weights)
     try:
         hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights)
         if found.adapter is not None:
