@@ -17,6 +17,7 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -182,11 +183,15 @@ def _source(name_or_path: str | Path) -> str:
             f"`model` must be a folder; got the file {source!r}. Give the folder that "
             "`save_pretrained` wrote."
         )
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+    try:
+        if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+            raise ValueError
+        validate_repo_id(source)  # what is none would be looked for in the cache
+    except ValueError as error:
         raise ValueError(
             f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
             "neither. Check the path."
-        )
+        ) from error
     return source
 
 
