@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from depthsys import demo
-from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS
+from depthsys.study.names import CONCEPTS, CUTS, METHODS, READABLE, READOUTS
 from depthsys.study.settings import Settings
 
 MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
@@ -23,7 +23,9 @@ STORED_HELP = f"A stored system: {', '.join(READABLE[:-1])} or {READABLE[-1]}."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HELP)]
-TextsFile = Annotated[Path, typer.Argument(help="CSV, TSV or JSONL with columns text and label.")]
+TextsFile = Annotated[
+    Path, typer.Argument(help="CSV, TSV or JSONL with columns text (or input_ids) and label.")
+]
 OptionalTexts = Annotated[
     Path | None,
     typer.Argument(help="Texts: needed with a model; with a system.nc only if they have moved."),
@@ -45,7 +47,21 @@ class Shared:
     ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the splits.  [default: 0]")] = None
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longer texts are cut on the right.  [default: 128]")
+        int | None, typer.Option(help="Longer texts are cut.  [default: 128]")
+    ] = None
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Where: {', '.join(CUTS)} (which keeps the header of a chat template and the "
+            "beginning of the answer).  [default: right]"
+        ),
+    ] = None
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            help="The label that the readout grows towards.  [default: the larger number, or the "
+            "later word]"
+        ),
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
     dtype: Annotated[

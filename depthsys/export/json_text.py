@@ -61,7 +61,9 @@ def to_json(system: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
 
 def _lists(values: np.ndarray) -> list:
     if values.dtype.kind == "f" and np.isnan(values).any():
-        values = np.where(np.isnan(values), None, values.astype(object))
+        known = ~np.isnan(values)
+        values = values.astype(object)
+        values[~known] = None
     return values.tolist()
 
 

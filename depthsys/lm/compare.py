@@ -20,7 +20,7 @@ from depthsys.lm.accuracy import (
 )
 from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
-from depthsys.lm.directions import direction_note
+from depthsys.lm.directions import as_concept, direction_note
 from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
@@ -31,7 +31,7 @@ from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
 from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import Splits
+from depthsys.lm.prompts import Splits, check_splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run, as_run
 from depthsys.lm.stamp import stamp, which
@@ -152,6 +152,8 @@ def compare(
     -----
     Times are single runs on whatever machine this is: informative, not a benchmark.
     """
+    check_splits(texts)
+    concept = None if concept is None else as_concept(concept)
     named = named_methods(methods)
     sizes = checked_orders(orders, model.n_features)
     step = Step(eps, relative)
@@ -296,6 +298,7 @@ def comparison_cost(
     xr.Dataset
         Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``.
     """
+    check_splits(texts)
     n_held_out = len(texts.held_out)
     return forecast(
         model,

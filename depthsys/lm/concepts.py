@@ -25,6 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from depthsys._version import __version__
+from depthsys.lm.directions import as_concept
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run, as_run, of_run
 from depthsys.lm.separation import scores, separation, warning
@@ -327,6 +328,10 @@ def several(concepts: Mapping[str, xr.Dataset], *, rtol: float = 1e-6) -> xr.Dat
     ...
     ValueError: `concepts` must have linearly independent directions; those of ['mood', 'same'] ...
     """
+    # a Dataset is a mapping, too: one concept, given in place of several
+    if isinstance(concepts, Mapping) and not isinstance(concepts, xr.Dataset):
+        arrays = {n: as_concept(c) for n, c in concepts.items() if isinstance(c, xr.DataArray)}
+        concepts = {**concepts, **arrays}
     _check_concepts(concepts)
     names, found = list(concepts), list(concepts.values())
     direction = np.stack([_direction(concept) for concept in found], axis=1)

@@ -11,12 +11,30 @@ import xarray as xr
 from depthsys.lm.run import Model
 
 
-def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
+def as_concept(concept: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    """A concept as a Dataset with ``direction``; that variable alone is enough.
+
+    TypeError for anything else.
+    """
+    if isinstance(concept, xr.DataArray):
+        return concept.to_dataset(name="direction")
+    if not isinstance(concept, xr.Dataset) or "direction" not in concept:
+        got = sorted(map(str, concept))[:8] if isinstance(concept, xr.Dataset) else ""
+        raise TypeError(
+            f"`concept` must be a Dataset with `direction`, or that array; got a "
+            f"{type(concept).__name__}{f' with {got}' if got else ''}. Find one with "
+            "`lm.mean_difference`."
+        )
+    return concept
+
+
+def directions(model: Model, concept: xr.Dataset | xr.DataArray) -> torch.Tensor:
     """Concept directions (depth, input, feature) as a tensor of this model.
 
     ``concept`` holds ``direction`` (depth, feature), or (depth, input, feature) for several
     inputs per layer. Each is of unit length, or zero where it is undefined (NaN).
     """
+    given = as_concept(concept)["direction"]
     v = _directions(concept)
     expected = (model.n_layers + 1, v.shape[1], model.n_features)
     known = ~np.isnan(v).all(-1)
@@ -24,7 +42,7 @@ def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
         raise ValueError(
             "`concept` must hold a finite direction (depth, feature), or (depth, input, "
             f"feature), of shape {(expected[0], expected[2])} per input; "
-            f"got {concept['direction'].shape}. Compute it with this model."
+            f"got {given.shape}. Compute it with this model."
         )
     if not known.any(0).all():
         raise ValueError("`concept` must have a direction at some depth; got none at any.")
@@ -56,19 +74,19 @@ def direction(model: Model, concept: xr.Dataset) -> torch.Tensor:
     return v[:, 0]
 
 
-def defined(concept: xr.Dataset) -> np.ndarray:
+def defined(concept: xr.Dataset | xr.DataArray) -> np.ndarray:
     """Which directions exist (depth, input)."""
     return np.asarray(~np.isnan(_directions(concept)).all(-1))
 
 
-def direction_note(concept: xr.Dataset) -> dict[str, str]:
+def direction_note(concept: xr.Dataset | xr.DataArray) -> dict[str, str]:
     """The attr that says where there is no direction and why; or none."""
     note = concept.attrs.get("direction_note")
     return {} if note is None else {"direction_note": note}
 
 
-def _directions(concept: xr.Dataset) -> np.ndarray:
-    direction = concept["direction"]
+def _directions(concept: xr.Dataset | xr.DataArray) -> np.ndarray:
+    direction = as_concept(concept)["direction"]
     if "input" not in direction.dims:
         direction = direction.expand_dims("input")
     return direction.transpose("depth", "input", "feature").values.astype(np.float64)

@@ -9,6 +9,7 @@ import xarray as xr
 
 from depthsys import ltv
 from depthsys.lm.channels import Channels
+from depthsys.lm.directions import as_concept
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.methods import Krylov, Method, Reduce
 from depthsys.lm.readouts import ReadoutLike
@@ -104,7 +105,7 @@ def identify(
     else:
         system = _mean_of_prompts(channels, run, method, size, keep_basis)
     if not channels.free:
-        v = concept["direction"]  # not rounded to the dtype of the model
+        v = as_concept(concept)["direction"]  # not rounded to the dtype of the model
         v = v if "input" in v.dims else v.expand_dims("input")
         dims = ("depth", "feature", "input")
         system["v"] = (dims, v.transpose(*dims).values.astype(np.float64))

@@ -372,7 +372,7 @@ def readouts(
 def play(
     run: Run,
     concept: xr.Dataset,
-    plan: xr.Dataset,
+    plan: xr.Dataset | xr.DataArray,
     *,
     scale: Sequence[float] = (1.0,),
     readout: ReadoutLike = "concept",
@@ -386,7 +386,9 @@ def play(
     concept
         The directions (depth, feature), or (depth, input, feature).
     plan
-        ``u`` (layer, input), or (layer) for one input, from `ltv.minimum_energy` or made by hand.
+        ``u`` (layer, input), or (layer) for one input, from `ltv.minimum_energy` or made by hand;
+        alone or in a Dataset. With further dims it holds several schedules, and each is played on
+        every prompt.
     scale
         Factors on the whole schedule.
     readout
@@ -396,7 +398,7 @@ def play(
     -------
     xr.Dataset
         ``response`` (prompt, scale): y_L with the schedule minus y_L without; with a dim output
-        where there are several.
+        where there are several, and the further dims of ``u`` after prompt.
 
     Raises
     ------
@@ -406,15 +408,38 @@ def play(
         If a push is so large that a state overflows.
     """
     n_inputs = directions(run.model, concept).shape[1]
-    u = schedule(plan, run.n_layers, n_inputs)
-    check_pushes_exist(u, defined(concept)[:-1])
+    if isinstance(plan, xr.DataArray):
+        plan = plan.to_dataset(name="u")
+    batch, u = _schedules(plan, run.n_layers, n_inputs)
+    exists = defined(concept)[:-1]
+    check_pushes_exist(xr.DataArray(u, dims=("schedule", "layer", "input")), exists)
     factors = np.asarray(scale, dtype=np.float64)
-    response = shifts(run, concept, u.values * factors[:, None, None], readout, "play")
+    pushes = u[:, None] * factors[:, None, None]
+    response = shifts(run, concept, pushes.reshape(-1, *u.shape[1:]), readout, "play")
+    shape = (len(run), *batch.shape, len(factors), response.shape[-1])
+    found = squeezed(response.reshape(shape), "prompt", *map(str, batch.dims), "scale", "output")
     return xr.Dataset(
-        {"response": squeezed(response, "prompt", "scale", "output")},
-        coords={"scale": factors},
+        {"response": found},
+        coords={"scale": factors, **batch.coords},
         attrs=stamp(run, "play") | direction_note(concept),
     )
+
+
+def _schedules(plan: xr.Dataset, n_layers: int, n_inputs: int) -> tuple[xr.DataArray, np.ndarray]:
+    """The further dims of ``u``, as an array of places, and the schedules (place, layer, input)."""
+    whole = plan["u"] if "u" in plan else xr.DataArray(0.0)  # `schedule` refuses it
+    inner = {"layer", "input"} & set(whole.dims)
+    if "prompt" in whole.dims:
+        raise ValueError(
+            "`plan` must name its schedules otherwise than the prompts they are played on; got "
+            f"{dict(whole.sizes)}. Write plan.rename(prompt='schedule') to play each of them on "
+            "every prompt, or select one."
+        )
+    first = whole.isel(dict.fromkeys(inner, 0), drop=True)
+    batch = first.copy(data=np.arange(first.size).reshape(first.shape))
+    members = [dict(zip(map(str, batch.dims), at, strict=True)) for at in np.ndindex(batch.shape)]
+    chosen = [plan.isel(member, drop=True) for member in members]
+    return batch, np.stack([schedule(one, n_layers, n_inputs).values for one in chosen])
 
 
 def shifts(

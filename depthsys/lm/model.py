@@ -5,6 +5,7 @@ replaced and the keys and values of the earlier tokens frozen. That is exact for
 because the last token influences no earlier one. What knows Hugging Face lies in `depthsys.lm.hf`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import torch
 from depthsys.lm import contract
 from depthsys.lm.contexts import Budget
 from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.causes import first_line, memory_error, out_of_memory
 from depthsys.lm.hf.checkpoint import (
     DTYPES,
     check_padding,
     checked_device,
+    checked_dtype,
     checked_fingerprint,
-    first_line,
     input_device,
     load_checkpoint,
     refuse_config,
 )
-from depthsys.lm.hf.tokens import Prompts, tokenized, tokens_sha256
+from depthsys.lm.hf.messages import TokensWarning
+from depthsys.lm.hf.template import CUTS
+from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.run import Run
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
@@ -43,8 +47,11 @@ class DepthModel:
     name
         What to call it in results.
     max_tokens
-        Longer texts are cut on the right; never above the model's context.
-
+        Longer prompts are cut; never above the model's context.
+    cut
+        How: "right" keeps the first tokens. "left" keeps the last ones, and a token that begins
+        every text. "middle" leaves out the middle of the content and keeps what a chat template
+        puts around it: its header, and the beginning of the answer, whose last token is the state.
     left_padding
         Run prompts of unlike length in one batch, padded on the left by at most 15 %, instead of
         one batch per length: fewer and larger batches for short texts. Exact either way. None
@@ -60,12 +67,16 @@ class DepthModel:
     fingerprint, revision
         SHA-256 over configuration and weights when the model was wrapped (wrap it again after you
         edit them); commit on the Hugging Face hub, or "local".
+    adapter
+        What was merged into the weights when they were loaded, in words; None for nothing.
 
     Raises
     ------
     ValueError
         If the model breaks the contract (see `depthsys.lm.contract`), with the reason.
     """
+
+    adapter: str | None = None
 
     def __init__(
         self,
@@ -74,6 +85,7 @@ class DepthModel:
         *,
         name: str = "model",
         max_tokens: int = 128,
+        cut: str = "right",
         left_padding: bool | None = None,
     ):
         if not hasattr(hf, "config"):
@@ -83,6 +95,8 @@ class DepthModel:
             )
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
+        if cut not in CUTS:
+            raise ValueError(f"`cut` must be one of {CUTS}; got {cut!r}. The default is 'right'.")
         refuse_config(hf.config)
         # weights may be spread over devices or quantised; the embedding sets where states live
         self.device, self.dtype = input_device(hf), hf.get_input_embeddings().weight.dtype
@@ -93,6 +107,8 @@ class DepthModel:
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
+        self.cut = cut
+        self._has_said_note = False
         self.left_padding = bool(left_padding)
         text_config: Any = hf.config.get_text_config(decoder=True)
         self.n_layers = text_config.num_hidden_layers
@@ -109,7 +125,9 @@ class DepthModel:
             self.contract = contract.check(self)
             if left_padding is None:
                 self.left_padding = contract.allows_padding(self)
-        except _UNSUPPORTED as error:
+        except (*_UNSUPPORTED, MemoryError) as error:
+            if out_of_memory(error):
+                raise memory_error(name, error) from error
             # whatever a family does that a replay cannot follow ends here, as a refusal
             raise ValueError(
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
@@ -121,9 +139,10 @@ class DepthModel:
         cls,
         name_or_path: str | Path,
         *,
-        device: str = "auto",
-        dtype: str = "float32",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
         max_tokens: int = 128,
+        cut: str = "right",
         left_padding: bool | None = None,
         trust_remote_code: bool = False,
         pickled_weights: bool = False,
@@ -133,14 +152,13 @@ class DepthModel:
         Parameters
         ----------
         name_or_path
-            A local folder, or a Hugging Face name.
+            A local folder, or a Hugging Face name. An adapter (LoRA and the like) is merged into
+            the weights beside it, or those that it names; see ``adapter``.
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
-            "float32" or "float64".
-        max_tokens
-            Longer texts are cut on the right.
-        left_padding
+            "float32" or "float64"; or torch's and numpy's own.
+        max_tokens, cut, left_padding
             See the class.
         trust_remote_code
             Run Python code that comes with the model. Never done unless asked for here: it can do
@@ -155,35 +173,41 @@ class DepthModel:
             If the path, the architecture, the weights, the device or the dtype is not usable.
         """
         torch_device = checked_device(device)
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
-                "float32 at least."
-            )
+        torch_dtype = checked_dtype(dtype)
         source = str(name_or_path)
-        hf, tokenizer = load_checkpoint(
+        hf, tokenizer, adapter = load_checkpoint(
             source,
-            DTYPES[dtype],
+            torch_dtype,
             trust_remote_code=trust_remote_code,
             pickled_weights=pickled_weights,
         )
-        return cls(
-            hf.to(torch_device),
+        try:
+            hf = hf.to(torch_device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise memory_error(source, error) from error
+        made = cls(
+            hf,
             tokenizer,
             name=source,
             max_tokens=max_tokens,
+            cut=cut,
             left_padding=left_padding,
         )
+        made.adapter = adapter and str(adapter)
+        return made
 
     @property
     def max_tokens(self) -> int:
-        """Longer texts are cut on the right; never above the model's context."""
+        """Longer prompts are cut; never above the model's context."""
         return self._max_tokens
 
     def __repr__(self) -> str:
         return (
             f"DepthModel({self.name!r}, {type(self.hf).__name__}, L={self.n_layers}, "
-            f"H={self.n_features}, {self.dtype_name}, {self.device})"
+            f"H={self.n_features}, {self.dtype_name}, {self.device}"
+            f"{'; ' + self.adapter if self.adapter else ''})"
         )
 
     @property
@@ -199,12 +223,27 @@ class DepthModel:
     # ---------------------------------------------------------------- texts and runs
 
     def tokenize(self, prompts: Prompts) -> tuple[list[list[int]], int]:
-        """Token ids of every text, cut on the right, and how many were cut.
+        """Token ids of every text, cut, and how many were cut.
 
         Takes token ids as well as texts; they are only checked and cut.
         """
-        n_tokens = self.hf.get_input_embeddings().num_embeddings
-        return tokenized(prompts, self.tokenizer, n_tokens=n_tokens, max_tokens=self.max_tokens)
+        found = self.tokens(prompts)
+        return found.rows, found.n_cut
+
+    def tokens(self, prompts: Prompts) -> Tokens:
+        """`tokenize`, with a note on what else was done; said once, too, as a warning."""
+        found = tokenized(
+            prompts,
+            self.tokenizer,
+            n_tokens=self.hf.get_input_embeddings().num_embeddings,
+            max_tokens=self.max_tokens,
+            how=self.cut,
+            bos=getattr(self.hf.config, "bos_token_id", None),
+        )
+        if found.note and not self._has_said_note:
+            self._has_said_note = True
+            warnings.warn(f"`prompts`: {found.note}.", TokensWarning, stacklevel=2)
+        return found
 
     def tokens_sha256(self, prompts: Prompts) -> str:
         """Fingerprint of the token ids of these prompts."""

@@ -1,15 +1,15 @@
 """Labelled text -> three disjoint splits -> batches of one length."""
 
-import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
+
+from depthsys.lm.rows import Row, Text, checked_text, in_order, label_name, labelled_rows
 
 SPLITS = ("concept", "operating", "held_out")
 
@@ -21,23 +21,44 @@ class Texts:
     Attributes
     ----------
     texts
-        The texts.
+        The texts; or all of them as token ids, for example ``[[3, 1, 4], [1, 5]]``.
     labels
         (text) of 0 and 1.
     classes
-        The names behind 0 and 1, in sorted order: a higher readout means ``classes[1]``.
+        The names behind 0 and 1: a higher readout means ``classes[1]``.
     source
         Where they came from: a path, or "list".
     n_duplicates, n_conflicts
         Copies that were dropped, and texts dropped because they came with both labels.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as texts, or a label is not 0 or 1.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[Text, ...]
     labels: np.ndarray = field(repr=False)
-    classes: tuple[str, str]
+    classes: tuple[str, str] = ("0", "1")
     source: str = "list"
     n_duplicates: int = 0
     n_conflicts: int = 0
+
+    def __post_init__(self):
+        labels = np.asarray(self.labels)
+        if labels.shape != (len(self.texts),):
+            raise ValueError(
+                f"`labels` must have one label for each of the {len(self.texts)} texts; got shape "
+                f"{labels.shape}. `lm.read_texts` makes both from rows."
+            )
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"`labels` must be 0 or 1; got {np.unique(labels)[:5].tolist()}. `lm.read_texts` "
+                "takes labels of any names."
+            )
+        texts = tuple(checked_text(text, f"in text {i}") for i, text in enumerate(self.texts))
+        object.__setattr__(self, "texts", texts)
+        object.__setattr__(self, "labels", labels.astype(int))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -113,158 +134,65 @@ class Splits:
         return "/".join(str(int((getattr(self, s).labels == 0).sum())) for s in SPLITS)
 
 
-def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
-    """Labelled texts from a file or from Python pairs, duplicates removed and counted.
+def check_splits(texts: object) -> None:
+    """TypeError unless these are splits, of texts or of runs."""
+    if not all(hasattr(texts, name) for name in SPLITS):
+        raise TypeError(
+            f"`texts` must be Splits with concept, operating and held_out; got "
+            f"{type(texts).__name__}. Write `texts.split(concept=80, operating=40, held_out=40)`."
+        )
+
+
+def read_texts(source: Any, *, positive: object = None) -> Texts:
+    """Labelled texts from a file or from rows of Python, duplicates removed and counted.
 
     Parameters
     ----------
     source
         A .csv or .tsv file with a header, or a .jsonl file, with the columns ``text`` and
-        ``label`` (quoting as usual in CSV, none in TSV); or pairs (text, label). Labels are any
-        two values; sorted as text, the first becomes 0. A text that comes with both labels is
-        dropped.
+        ``label`` (quoting as usual in CSV, none in TSV). Or rows: pairs (text, label);
+        dictionaries with ``text`` and ``label``, as data sets of Hugging Face give them; a table
+        of pandas, polars or pyarrow; a dictionary of columns. A text may be a list of token ids;
+        in a column they are called ``input_ids`` ("1 2 3" or "[1, 2, 3]" in a file), and what
+        ``attention_mask`` covers is left out. Labels are any two values. A text that comes with
+        both labels is dropped.
+    positive
+        The label that becomes 1: the readout grows towards it. By default the larger number, or
+        the later one of two words.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the format, columns, labels or a text is not usable; the message names the row.
+        If the format, columns, labels or a text is not usable; the message names the row. If
+        ``positive`` is none of the labels.
 
     Examples
     --------
     >>> from depthsys import lm
     >>> lm.read_texts([("good", 1), ("bad", 0), ("good", 1)])
     Texts(texts=('good', 'bad'), classes=('0', '1'), source='list', n_duplicates=1, n_conflicts=0)
+    >>> lm.read_texts([{"text": "good", "label": 10}, {"text": "bad", "label": 2}]).classes
+    ('2', '10')
+    >>> lm.read_texts([("good", "pos"), ("bad", "neg")], positive="neg").classes
+    ('pos', 'neg')
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        return _texts(_rows(path), str(path))
-    rows = []
-    for number, pair in enumerate(source, start=1):
-        if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(
-                f"`source` must hold pairs (text, label); got {pair!r} in row {number}. "
-                "Zip texts and labels."
-            )
-        rows.append((pair[0], _label(pair[1], number, "list")))
-    return _texts(rows, "list")
+    rows, name = labelled_rows(source)
+    return _texts(rows, name, positive)
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`texts` must be an existing file; got {str(path)!r}. "
-            "Give a CSV, TSV or JSONL file with the columns text and label."
-        )
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(
-            f"`texts` must be a .csv, .tsv or .jsonl file; got {path.name!r}. Convert it first."
-        )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = _json_lines(file) if kind == ".jsonl" else _table(file, kind)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"`texts` must be a UTF-8 file; got {path.name!r}: {error}. Save it as UTF-8."
-        ) from error
-    if not records:
-        raise ValueError(f"`texts` must not be empty; {path.name!r} has no rows. Add texts.")
-    rows = []
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not {"text", "label"} <= record.keys():
-            found = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
-            raise ValueError(
-                f"`texts` must have the columns 'text' and 'label'; got {found} in row {number} "
-                f"of {path.name!r}. Rename the columns."
-            )
-        if record["text"] is None or record["label"] is None:
-            raise ValueError(
-                f"`texts` must have a text and a label in every row; row {number} of "
-                f"{path.name!r} lacks one. Fill it in or delete the row."
-            )
-        rows.append((record["text"], _label(record["label"], number, path.name)))
-    return rows
-
-
-def _label(label: object, row: int, source: str) -> str:
-    if not isinstance(label, (str, int, np.integer, np.bool_)):
-        raise ValueError(
-            f"`label` must be text, a whole number or a boolean; got {label!r} in row {row} of "
-            f"{source}. Convert the labels."
-        )
-    return str(label).strip()
-
-
-def _json_lines(file: IO[str]) -> list:
-    records = []
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(
-                    f"`texts` must hold one JSON object per line; line {number} is none: "
-                    f"{error}. Correct the line."
-                ) from error
-    return records
-
-
-def _table(file: IO[str], kind: str) -> list[dict]:
-    if kind == ".csv":
-        reader = csv.DictReader(file, strict=True)
-    else:  # tab-separated values know no quoting: a quotation mark is text
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"`texts` must have distinct column names; got {list(names)}. Rename one."
-            )
-        rows = []
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"`texts` must have {len(names)} cells in every row; line {reader.line_num} "
-                    "has more. Put texts that hold the delimiter in quotes."
-                )
-            rows.append(row)
-        return rows
-    except csv.Error as error:
-        raise ValueError(
-            f"`texts` must be a well-formed {kind} file; got an error near line "
-            f"{reader.line_num}: {error}. Put fields that hold quotes or delimiters in quotes, and "
-            'write " inside them as "".'
-        ) from error
-
-
-def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
+def _texts(rows: Sequence[Row], source: str, positive: object) -> Texts:
     for number, (text, label) in enumerate(rows, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"`texts` must hold non-empty strings; got {text!r} in row {number} of {source}. "
-                "Delete the row."
-            )
-        if not label:
-            raise ValueError(
-                f"`label` must not be empty; row {number} of {source} has none. Fill it in or "
-                "delete the row."
-            )
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(
-                f"`texts` must be valid Unicode; row {number} of {source} holds half of a "
-                "surrogate pair. Re-encode the text."
-            )
-    classes = sorted({label for _, label in rows})
-    if len(classes) != 2:
-        shown = classes if len(classes) <= 5 else [*classes[:5], "..."]
-        first = {c: next(i for i, (_, y) in enumerate(rows, 1) if y == c) for c in classes[:5]}
+        _check_row(text, label, f"row {number} of {source}")
+    last = {isinstance(text, str): number for number, (text, _) in enumerate(rows, start=1)}
+    if len(last) > 1:
         raise ValueError(
-            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source} "
-            f"(first rows {first}). Keep the rows of two classes."
+            f"`texts` must be strings or token ids, all of them alike; got a string in row "
+            f"{last[True]} and token ids in row {last[False]} of {source}. Tokenize the strings."
         )
-    labels_of: dict[str, set[str]] = {}
+    classes = _classes(rows, source, positive)
+    labels_of: dict[Text, set[str]] = {}
     for text, label in rows:
         labels_of.setdefault(text, set()).add(label)
     kept = [text for text, labels in labels_of.items() if len(labels) == 1]
@@ -277,3 +205,46 @@ def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
         n_duplicates=sum(counts[text] - 1 for text in kept),
         n_conflicts=len(labels_of) - len(kept),
     )
+
+
+def _check_row(text: Any, label: str, where: str) -> None:
+    if isinstance(text, tuple):
+        if not text or min(text) < 0:
+            raise ValueError(
+                f"`texts` must hold token ids >= 0; got {list(text)[:8]} in {where}. Delete "
+                "the row."
+            )
+    elif not isinstance(text, str) or not text.strip():
+        raise ValueError(
+            f"`texts` must hold non-empty strings; got {text!r} in {where}. Delete the row."
+        )
+    elif not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(
+            f"`texts` must be valid Unicode; {where} holds half of a surrogate pair. Re-encode the "
+            "text."
+        )
+    if not label:
+        raise ValueError(
+            f"`label` must not be empty; {where} has none. Fill it in or delete the row."
+        )
+
+
+def _classes(rows: Sequence[Row], source: str, positive: object) -> list[str]:
+    """The two labels, the one that becomes 1 last."""
+    classes = in_order(label for _, label in rows)
+    if len(classes) != 2:
+        shown = classes if len(classes) <= 5 else [*classes[:5], "..."]
+        first = {c: next(i for i, (_, y) in enumerate(rows, 1) if y == c) for c in classes[:5]}
+        raise ValueError(
+            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source} "
+            f"(first rows {first}). Keep the rows of two classes."
+        )
+    if positive is None:
+        return classes
+    name = label_name(positive, "as `positive`")
+    if name not in classes:
+        raise ValueError(
+            f"`positive` must be one of the labels {classes}; got {name!r}. The readout grows "
+            "towards it."
+        )
+    return sorted(classes, key=lambda label: label == name)

@@ -15,7 +15,7 @@ from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
-from depthsys.lm.hf.tokens import tokens_sha256
+from depthsys.lm.hf.tokens import Tokens, tokens_sha256
 from depthsys.lm.linearize import Linearisation, as_directions, check_directions
 from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.progress import bar
@@ -54,7 +54,12 @@ class Model(Protocol):
         """Name of the dtype."""
         ...
 
-    def tokenize(self, prompts) -> tuple[list[list[int]], int]:
+    @property
+    def cut(self) -> str:
+        """Where they are cut."""
+        ...
+
+    def tokens(self, prompts) -> Tokens:
         """Token ids, and how many prompts were cut."""
         ...
 
@@ -80,7 +85,7 @@ class Run:
     Maps take directions (direction, feature), shared by the prompts, or (prompt, direction,
     feature), and give tensors of the model's dtype on its device. ``part`` says which derivative
     is meant, see `Linearisation`. ``n_cut`` prompts were longer than the model's ``max_tokens``
-    and were cut on the right: their last token is another one.
+    and were cut: cut on the right, their last token is another one.
 
     Attributes
     ----------
@@ -93,13 +98,16 @@ class Run:
         Row numbers of the prompts of every batch.
     n_cut
         How many prompts were cut.
+    token_note
+        What else was done to their tokens, in words.
     """
 
     def __init__(
         self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
     ):
         self.model, self.texts = model, texts
-        self._rows, self.n_cut = model.tokenize(texts)
+        tokens = model.tokens(texts)
+        self._rows, self.n_cut, self.token_note = tokens.rows, tokens.n_cut, tokens.note
         self.numbers = length_batches(
             [len(row) for row in self._rows],
             # more prompts together in narrow models

@@ -15,11 +15,13 @@ def provenance(model: Any, action: str) -> dict[str, str | int]:
         "depthsys_version": __version__,
         "model": model.name,
         "revision": model.revision,
+        **({"adapter": model.adapter} if model.adapter else {}),
         "model_fingerprint": model.fingerprint,
         "contract": json.dumps(model.contract),
         "dtype": model.dtype_name,
         "device": str(model.device),
         "max_tokens": model.max_tokens,
+        "cut": model.cut,
         "left_padding": int(model.left_padding),
         "created": created,
         "history": f"{created} depthsys.lm.{action}",
@@ -32,6 +34,7 @@ def which(run: Run) -> dict[str, str | int]:
         "prompts_sha256": run.sha256,
         "tokens_sha256": run.tokens_sha256,
         "n_cut": run.n_cut,
+        **({"token_note": run.token_note} if run.token_note else {}),
     }
 
 

@@ -93,11 +93,16 @@ def notes(result: xr.Dataset) -> list[str]:
         found.append(
             f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
         )
+    if "adapter" in attrs:
+        found.append(f"the model is {attrs['adapter']}")
     return found + [str(attrs[n]) for n in _NOTES if n in attrs]
 
 
+_WHERE = {"right": "on the right", "left": "on the left", "middle": "in the middle"}
+
+
 def text_notes(attrs: Mapping[str, Any]) -> list[str]:
-    """How many texts were dropped and cut, from the attrs of what was computed from them."""
+    """What was done to texts, from the attrs of what was computed from them: dropped, cut."""
     found = []
     if attrs["n_duplicates"] or attrs["n_conflicts"]:
         found.append(
@@ -107,7 +112,9 @@ def text_notes(attrs: Mapping[str, Any]) -> list[str]:
     cut = [attrs[f"n_cut_{name}"] for name in ("concept", "operating", "held_out")]
     if any(cut):
         found.append(
-            f"cut on the right at {attrs['max_tokens']} tokens: {cut[0]} concept, {cut[1]} "
-            f"operating and {cut[2]} held-out texts"
+            f"cut {_WHERE[attrs.get('cut', 'right')]} at {attrs['max_tokens']} tokens: {cut[0]} "
+            f"concept, {cut[1]} operating and {cut[2]} held-out texts"
         )
+    for name, note in json.loads(attrs.get("token_notes", "{}")).items():
+        found.append(f"{name.replace('_', '-')} texts: {note}")
     return found

@@ -62,7 +62,7 @@ def read_splits(texts: Path, settings: Settings) -> "Splits":
     from depthsys import lm
 
     concept, operating, held_out = settings.split
-    return lm.read_texts(texts.resolve()).split(
+    return lm.read_texts(texts.resolve(), positive=settings.positive).split(
         concept=concept, operating=operating, held_out=held_out, seed=settings.seed
     )
 
@@ -114,6 +114,7 @@ def open_cell(name: str, texts: Path, settings: Settings) -> Cell:
         device=settings.device,
         dtype=settings.dtype or "float32",
         max_tokens=settings.max_tokens,
+        cut=settings.cut,
     )
     if name in demo.MODELS:
         model.name = name

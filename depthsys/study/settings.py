@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
+from depthsys.study.names import CONCEPTS, CUTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
 
 if TYPE_CHECKING:
     from depthsys.lm import Method
@@ -14,7 +14,8 @@ DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_EACH = 64
 # what a stored system has been identified with already
 IDENTIFICATION = (
-    "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens",
+    "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
+    "positive",
 )  # fmt: skip
 
 
@@ -28,8 +29,11 @@ class Settings:
         The reduction method and its size.
     concept, readout
         The direction, and what is read.
-    split, seed, max_tokens
-        Texts per class (concept, operating, held out), seed of the splits, length of texts.
+    split, seed, max_tokens, cut
+        Texts per class (concept, operating, held out), seed of the splits, length of texts, and
+        where longer ones are cut.
+    positive
+        The label that the readout grows towards; None for the one that sorts last.
     device, dtype
         Where and in what the model runs; dtype None: float32, or that of a stored system.
     step, eps
@@ -51,6 +55,8 @@ class Settings:
     split: tuple[int, int, int] = (400, 200, 200)
     seed: int = 0
     max_tokens: int = 128
+    cut: str = "right"
+    positive: str | None = None
     device: str = "auto"
     dtype: str | None = None
     step: str = "relative"
@@ -78,6 +84,8 @@ class Settings:
             If an option is not one that may be asked for; it is named as on the command line.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        if "dtype" in given:  # torch's own is as good as its name
+            given["dtype"] = str(given["dtype"]).removeprefix("torch.")
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
             raise TypeError(f"`options` must be attributes of Settings; got {sorted(unknown)}.")
@@ -128,6 +136,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "energy": ENERGIES,
     "step": STEPS,
     "dtype": DTYPES,
+    "cut": CUTS,
 }
 # name -> rule with the cure, and whether a value meets it; nan meets none
 _RULES = {

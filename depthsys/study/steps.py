@@ -147,10 +147,16 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
         "n_duplicates": texts.n_duplicates,
         "n_conflicts": texts.n_conflicts,
         "max_tokens": cell.model.max_tokens,
-        "n_cut_concept": cell.model.tokenize(texts.concept)[1],
-        "n_cut_operating": cell.model.tokenize(texts.operating)[1],
-        "n_cut_held_out": cell.model.tokenize(texts.held_out)[1],
+        "cut": cell.model.cut,
     }
+    notes = {}
+    for name in ("concept", "operating", "held_out"):
+        tokens = cell.model.tokens(getattr(texts, name))
+        attrs[f"n_cut_{name}"] = tokens.n_cut
+        if tokens.note:
+            notes[name] = tokens.note
+    if notes:
+        attrs["token_notes"] = json.dumps(notes)
     if system is not None and "concept_warning" in system.attrs:
         attrs["concept_warning"] = system.attrs["concept_warning"]
     return result.assign_attrs(attrs)

@@ -1,8 +1,10 @@
 """Going on from a stored system: what it was made of is found again and compared."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from depthsys.study.cell import Cell
 from depthsys.study.settings import IDENTIFICATION, Settings
@@ -66,6 +68,8 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         split=attrs["split"],
         seed=int(attrs["seed"]),
         max_tokens=int(attrs["max_tokens"]),
+        cut=attrs.get("cut", "right"),
+        positive=_positive(attrs),
     )
     return replace(
         settings,
@@ -73,8 +77,16 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         split=stored.split,
         seed=stored.seed,
         max_tokens=stored.max_tokens,
+        cut=stored.cut,
+        positive=stored.positive,
         dtype=settings.dtype or attrs["dtype"],
     )
+
+
+def _positive(attrs: Mapping[str, Any]) -> str | None:
+    """The label that became 1, whatever labels were sorted by when the system was made."""
+    classes = json.loads(attrs.get("classes", "[]"))
+    return classes[1] if len(classes) == 2 else None
 
 
 def texts_of(system: "xr.Dataset", path: Path, moved: Path | None) -> Path:

@@ -1,7 +1,10 @@
+import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from depthsys import lm
 
@@ -66,7 +69,7 @@ def test_labels_may_be_any_two_words():
         ("a.csv", "", ValueError, "must not be empty"),
         ("a.csv", "text,label\n", ValueError, "must not be empty"),
         ("a.csv", "body,label\na,1", ValueError, r"columns 'text' and 'label'; got \['body'"),
-        ("a.csv", "label,text\n1,a\n0", ValueError, "row 2 of 'a.csv' lacks one"),
+        ("a.csv", "label,text\n1,a\n0", ValueError, "got none of one in row 2 of 'a.csv'"),
         ("a.csv", "text,label\na,1\n  ,0", ValueError, "non-empty strings; got '  ' in row 2"),
         ("a.csv", "text,label\na,1\nb,1", ValueError, r"exactly two values; got 1: \['1'\]"),
         ("a.csv", "text,label\na,1\nb,2\nc,3", ValueError, "exactly two values; got 3"),
@@ -128,3 +131,213 @@ def test_too_few_texts_says_how_many_are_needed_and_found():
         lm.read_texts(ROWS).split(concept=10, operating=6, held_out=5)
     with pytest.raises(ValueError, match="`operating` must be >= 1; got 0"):
         lm.read_texts(ROWS).split(operating=0)
+
+
+# ----------------------------------------------------------------------- rows as people have them
+
+
+class Rows:
+    """Like a data set: a length, rows by number, and no end of its own."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, row):
+        return self.records[row % len(self.records)]
+
+
+RECORDS = [{"text": text, "label": label, "idx": 7} for text, label in ROWS]
+
+
+class Polars:
+    def to_dicts(self):
+        return RECORDS
+
+
+class Arrow:
+    def to_pylist(self):
+        return RECORDS
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        RECORDS,
+        iter(RECORDS),
+        (dict(record) for record in RECORDS),
+        Rows(RECORDS),
+        pd.DataFrame(RECORDS),
+        Polars(),
+        Arrow(),
+        {name: [record[name] for record in RECORDS] for name in ("text", "label")},
+        {"text": np.array([t for t, _ in ROWS]), "label": np.array([y for _, y in ROWS])},
+        [(text, torch.tensor(label)) for text, label in ROWS],
+        pd.DataFrame(RECORDS).astype({"label": float}),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_rows_of_any_kind_give_the_same_texts(source):
+    expected = lm.read_texts(ROWS)
+    found = lm.read_texts(source)
+    assert (found.texts, found.sha256, found.classes) == (
+        expected.texts, expected.sha256, ("0", "1")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ({"train": RECORDS}, ValueError, r"got \['train'\].* give one: source\['train'\]"),
+        ({"text": ["a"], "label": [1, 0]}, ValueError, r"columns of one length; got \{'text': 1"),
+        ([{"sentence": "a", "label": 1}], ValueError, r"got \['label', 'sentence'\] in row 1 of"),
+        ([{"text": None, "label": 1}], ValueError, "got none of one in row 1 of list"),
+        ([("a", 0), ([1, 2], 1)], ValueError, "a string in row 1 and token ids in row 2"),
+        (3, TypeError, "must be a file, a table, or rows of texts and labels; got int"),
+        ([3], ValueError, r"pairs \(text, label\); got 3 in row 1"),
+        ([(b"a", 0)], ValueError, "non-empty strings; got b'a' in row 1"),
+        ([("a", torch.tensor(0.5))], ValueError, "got tensor"),
+        ([([], 0)], ValueError, r"token ids >= 0; got \[\] in row 1"),
+        ([([1, -1], 0)], ValueError, r"token ids >= 0; got \[1, -1\] in row 1"),
+        ([([1, True], 0)], ValueError, "strings or lists of token ids; got '.1, True.' in row 1"),
+        ([([1, 0.5], 0)], ValueError, "strings or lists of token ids"),
+        ([{"input_ids": "1 x", "label": 0}], ValueError, "whole numbers; got '1 x' in row 1"),
+        (
+            [{"input_ids": [1, 2], "attention_mask": [1], "label": 0}],
+            ValueError,
+            "as long as `input_ids`; got 1 and 2 in row 1",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_meant(source, error, message):
+    with pytest.raises(error, match=message):
+        lm.read_texts(source)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="must be a file; got the folder"):
+        lm.read_texts(tmp_path)
+
+
+def test_a_long_cell_is_a_text(tmp_path):
+    """The csv module's own limit is 131072 characters."""
+    long = "a, b " * 40_000
+    path = tmp_path / "a.csv"
+    path.write_text(f'text,label\n"{long}",0\nshort,1\n')
+    limit = csv.field_size_limit()
+    assert lm.read_texts(path).texts == (long, "short")
+    assert csv.field_size_limit() == limit
+
+
+# ----------------------------------------------------------------------- token ids
+
+IDS = [([3, 1, 4], "x"), ([1, 5], "y"), ([3, 1, 4], "x"), ([9], "y")]
+
+
+def test_token_ids_in_rows_and_files_give_the_same_texts(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "input_ids,label\n" + "\n".join(f'"{ids}",{label}' for ids, label in IDS)
+    )
+    (tmp_path / "a.tsv").write_text(
+        "label\tinput_ids\n"
+        + "\n".join(f"{label}\t{' '.join(map(str, ids))}" for ids, label in IDS)
+    )
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"input_ids": ids, "label": label}) for ids, label in IDS)
+    )
+    sources = [
+        IDS,
+        [(np.array(ids), label) for ids, label in IDS],
+        [(torch.tensor(ids), label) for ids, label in IDS],
+        [{"input_ids": ids, "label": label} for ids, label in IDS],
+        [
+            {"input_ids": [0, *ids], "attention_mask": [0] + [1] * len(ids), "label": label}
+            for ids, label in IDS
+        ],
+        *(tmp_path / f"a.{kind}" for kind in ("csv", "tsv", "jsonl")),
+    ]
+    for source in sources:
+        texts = lm.read_texts(source)
+        assert texts.texts == ((3, 1, 4), (1, 5), (9,))
+        assert texts.labels.tolist() == [0, 1, 1]
+        assert texts.n_duplicates == 1
+    assert len({lm.read_texts(source).sha256 for source in sources}) == 1
+
+
+def test_the_column_text_goes_before_token_ids():
+    rows = [{"text": t, "input_ids": [1], "label": y} for t, y in ROWS]
+    assert lm.read_texts(rows).texts == lm.read_texts(ROWS).texts
+
+
+def test_texts_can_be_made_by_hand():
+    texts = lm.Texts([[3, 1], np.array([4])], [1, 0])
+    assert texts.texts == ((3, 1), (4,))
+    assert texts.classes == ("0", "1")
+    assert texts.sha256 == lm.read_texts([([3, 1], 1), ([4], 0)]).sha256
+    with pytest.raises(ValueError, match=r"one label for each of the 2 texts; got shape \(1,\)"):
+        lm.Texts(["a", "b"], [1])
+    with pytest.raises(ValueError, match=r"`labels` must be 0 or 1; got \[1, 2\]"):
+        lm.Texts(["a", "b"], [1, 2])
+    with pytest.raises(ValueError, match=r"strings or lists of token ids; got '\[0.5\]' in text 1"):
+        lm.Texts(["a", [0.5]], [1, 0])
+
+
+# ----------------------------------------------------------------------- labels and their order
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ((2, 10), ("2", "10")),
+        ((10, 2), ("2", "10")),
+        (("10", "9"), ("9", "10")),
+        (("+1", "-1"), ("-1", "+1")),
+        (("1e3", "20"), ("20", "1e3")),
+        (("-2", "-10"), ("-10", "-2")),
+        (("0.5", ".25"), (".25", "0.5")),
+        (
+            ("12345678901234567891", "12345678901234567890"),
+            ("12345678901234567890", "12345678901234567891"),
+        ),
+        (("2", "10 stars"), ("10 stars", "2")),
+        ((True, False), ("False", "True")),
+    ],
+)
+def test_numbers_sort_as_numbers(tmp_path, labels, classes):
+    rows = [("a", labels[0]), ("b", labels[1])]
+    assert lm.read_texts(rows).classes == classes
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"text": t, "label": y}) for t, y in rows))
+    assert lm.read_texts(jsonl).classes == classes
+    found = lm.read_texts(write(tmp_path / "a.csv", rows))
+    assert found.classes == classes
+    assert found.labels.tolist() == [classes.index(str(y)) for y in labels]
+
+
+def test_one_number_written_in_two_ways_is_refused():
+    with pytest.raises(ValueError, match=r"got '1' and '1.0', which are the same number"):
+        lm.read_texts([("a", 1), ("b", "1.0")])
+
+
+@pytest.mark.parametrize("positive", [2, "2", " 2 ", np.int64(2)])
+def test_the_positive_class_can_be_named(positive):
+    texts = lm.read_texts([("a", 2), ("b", 10), ("c", 2)], positive=positive)
+    assert texts.classes == ("10", "2")
+    assert texts.labels.tolist() == [1, 0, 1]
+
+
+def test_the_positive_class_stays_in_the_splits():
+    parts = lm.read_texts(ROWS, positive=0).split(concept=8, operating=5, held_out=4)
+    assert parts.held_out.classes == ("1", "0")
+    label_of = {t: y for t, y in ROWS}
+    found = [label_of[t] for t in parts.held_out.texts]
+    assert parts.held_out.labels.tolist() == [1 - y for y in found]
+
+
+def test_a_positive_class_that_is_none():
+    with pytest.raises(ValueError, match=r"`positive` must be one of the labels \['0', '1'\]"):
+        lm.read_texts(ROWS, positive="yes")
+    with pytest.raises(ValueError, match=r"got 0\.5 as `positive`"):
+        lm.read_texts(ROWS, positive=0.5)

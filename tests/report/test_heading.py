@@ -72,6 +72,8 @@ def test_the_system_in_words(system, attrs, words):
 
 def test_notes(system):
     assert report.notes(system) == []
+    merged = system.assign_attrs(adapter="LORA adapter 'a', merged into 'b'")
+    assert report.notes(merged) == ["the model is LORA adapter 'a', merged into 'b'"]
     noted = system.assign_attrs(step_note="steps", note="rank", concept_warning="no concept")
     assert report.notes(noted) == [
         "no concept; gains are real, but do not call them gains of the concept",
@@ -87,3 +89,7 @@ def test_dropped_and_cut_texts(system):
         "dropped before splitting: 2 duplicates, 1 texts that came with both labels",
         "cut on the right at 9 tokens: 0 concept, 4 operating and 0 held-out texts",
     ]
+    middle = report.text_notes(changed | {"cut": "middle"})
+    assert middle[1].startswith("cut in the middle at 9 tokens")
+    noted = system.attrs | {"token_notes": '{"held_out": "2 of 3 texts began with x"}'}
+    assert report.text_notes(noted) == ["held-out texts: 2 of 3 texts began with x"]

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 
 from depthsys import lm
 from depthsys.study import Settings
@@ -31,6 +32,11 @@ def test_default_orders_end_at_the_width_and_others_are_refused():
         Settings.checked(orders="2,9").for_width(8)
 
 
+def test_torchs_own_dtype_is_as_good_as_its_name():
+    assert Settings.checked(dtype=torch.float64).dtype == "float64"
+    assert Settings.checked(dtype="torch.float32").dtype == "float32"
+
+
 def test_methods_are_parsed():
     assert Settings.checked(methods="pod, krylov").methods == ("pod", "krylov")
 
@@ -43,6 +49,7 @@ def test_methods_are_parsed():
         ({"readout": "all"}, "`--readout` must be concept or profile; got 'all'"),
         ({"energy": "none"}, "`--energy` must be absolute or relative; got 'none'"),
         ({"dtype": "float16"}, "`--dtype` must be float32 or float64; got 'float16'"),
+        ({"cut": "top"}, "`--cut` must be right, left or middle; got 'top'. Pick one."),
         ({"order": 0}, "`--order` must be >= 1; got 0. The default is 32."),
         ({"tolerance": 1.0}, "`--tolerance` must be a fraction between 0 and 1; got 1.0."),
         ({"order": 2, "tolerance": 0.1}, "must not both be given; got 2 and 0.1. Leave one out."),

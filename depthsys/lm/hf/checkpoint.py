@@ -8,12 +8,16 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
+import transformers
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,7 +28,71 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from depthsys.lm.hf.adapters import CONFIG as ADAPTER_CONFIG
+from depthsys.lm.hf.adapters import (
+    NOT_BY_ITSELF,
+    Adapter,
+    cached,
+    check_adapter,
+    find_adapter,
+    merged,
+)
+from depthsys.lm.hf.causes import (
+    check_quantisation,
+    first_line,
+    gguf_error,
+    hub_error,
+    memory_error,
+    missing_package,
+    out_of_memory,
+)
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a model is.
+
+    Attributes
+    ----------
+    source
+        Folder or name of its weights and configuration.
+    adapter
+        What is merged into them.
+    """
+
+    source: str
+    adapter: Adapter | None = None
+
+
+def find(name_or_path: str | Path) -> Found:
+    """Where the weights of a model are, and whether an adapter belongs to them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model; the message says why it cannot be had.
+    """
+    source = _source(name_or_path)
+    if not Path(source).is_dir():
+        _ask_hub(source)
+    adapter = find_adapter(source)
+    if adapter is None or adapter.base == source:
+        return Found(source, adapter)
+    try:
+        base = find(adapter.base)
+    except ValueError as error:
+        raise ValueError(
+            f"`model` must come with what its adapter belongs to; {source!r} holds a "
+            f"{adapter.kind} adapter for {adapter.base!r}, and {error}"
+        ) from error
+    if base.adapter is not None:
+        raise ValueError(
+            f"`model` must have one adapter; {source!r} holds one for {adapter.base!r}, which has "
+            "one, too. Merge that one first, and save the whole."
+        )
+    return Found(base.source, adapter)
 
 
 def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
@@ -35,29 +103,46 @@ def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
     Raises
     ------
     ValueError
-        If there is no such model, or its architecture has no depth map of the last token.
+        If there is no such model, its architecture has no depth map of the last token, or a
+        package is missing that it needs.
     """
-    source = _source(name_or_path)
+    return _config_of(find(name_or_path), trust_remote_code, pickled_weights=True)
+
+
+def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) -> Any:
+    if found.adapter is not None:
+        check_adapter(found.adapter, pickled_weights=pickled_weights)
+    source = found.source
     try:
-        if not Path(source).is_dir() and not _is_cached(source):
-            # asks once; from_pretrained would try for half a minute when there is no network
-            huggingface_hub.model_info(source, timeout=10)
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the hub and its HTTP library raise many unrelated types
+    except Exception as error:  # code that comes with it, and the hub, raise many unrelated types
         if "custom code" in str(error):
             raise ValueError(
                 f"`model` must not need code of its own; got {source!r}: {first_line(error)} If "
                 "you have read that code, pass `trust_remote_code=True` to `DepthModel.load`."
             ) from error
         raise ValueError(
-            f"`model` must be a local folder or a Hugging Face name; got {source!r}: "
-            f"{first_line(error)} Check the spelling, or download the model first."
+            f"`model` must have a config.json that transformers {transformers.__version__} can "
+            f"read; got {source!r}: {first_line(error)} Correct it, or update transformers."
         ) from error
     refuse_config(config)
+    check_quantisation(config, source)
     return config
 
 
-def checked_device(device: str) -> torch.device:
+def checked_dtype(dtype: Any) -> torch.dtype:
+    """The dtype of that name, or torch's or numpy's own; ValueError if it is too coarse."""
+    plain = np.dtype(dtype) if isinstance(dtype, type) else dtype
+    name = str(plain).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(
+            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
+            "float32 at least."
+        )
+    return DTYPES[name]
+
+
+def checked_device(device: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda:1", ... stands for; ValueError if it is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,24 +164,66 @@ def checked_device(device: str) -> torch.device:
 
 
 def _source(name_or_path: str | Path) -> str:
-    source = str(name_or_path)
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise ValueError(
-                f"`model` must be a folder with a config.json; got {source!r}. "
-                "Point at the folder that `save_pretrained` wrote."
-            )
-        return source
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+    source, path = str(name_or_path), Path(name_or_path)
+    if path.suffix.lower() == ".gguf":
+        raise gguf_error(path)
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+            return source
+        if files := sorted(path.glob("*.gguf")):
+            raise gguf_error(files[0])
+        inside = sorted(found.parent.name for found in path.glob("*/*config.json"))
+        cure = f"Perhaps one of its folders: {', '.join(dict.fromkeys(inside))}." if inside else ""
+        raise ValueError(
+            f"`model` must be a folder with a config.json; got {source!r}. "
+            f"{cure or 'Point at the folder that `save_pretrained` wrote.'}"
+        )
+    if path.is_file():
+        raise ValueError(
+            f"`model` must be a folder; got the file {source!r}. Give the folder that "
+            "`save_pretrained` wrote."
+        )
+    try:
+        if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+            raise ValueError
+        validate_repo_id(source)  # what is none would be looked for in the cache
+    except ValueError as error:
         raise ValueError(
             f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
             "neither. Check the path."
-        )
+        ) from error
     return source
 
 
-def _is_cached(source: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json"), str)
+# one of these holds the weights, or says where they are
+_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+
+
+def _ask_hub(source: str) -> None:
+    """Ask once for what is not in the cache: transformers would try for a minute.
+
+    ValueError if it cannot be had.
+    """
+    has_adapter = huggingface_hub.try_to_load_from_cache(source, ADAPTER_CONFIG)
+    whole = cached(source, "config.json") and any(cached(source, name) for name in _WEIGHTS)
+    if has_adapter is not None and (whole or isinstance(has_adapter, str)):
+        return
+    try:
+        # what is in the cache needs no more than a short look for an adapter beside it
+        files = huggingface_hub.model_info(source, timeout=3 if whole else 10).siblings or []
+        names = {file.rfilename for file in files}
+        if ADAPTER_CONFIG in names:
+            huggingface_hub.hf_hub_download(source, ADAPTER_CONFIG)
+    except Exception as error:  # the hub's HTTP library raises many unrelated types
+        if not whole:
+            raise hub_error(source, error) from error
+        return
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if files and "config.json" not in names:
+        raise gguf_error(Path(source) / files[0])
 
 
 def refuse_config(config: Any) -> None:
@@ -267,17 +394,28 @@ def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 _VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, as a sentence."""
-    line = str(error).strip().split("\n")[0]
-    return line if line.endswith((".", "!", "?")) else line + "."
-
-
 def load_checkpoint(
     source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
-) -> tuple[Any, Any]:
-    """Model and tokenizer by the Auto classes; ValueError where a weight would be a guess."""
-    config = read_config(source, trust_remote_code=trust_remote_code)
+) -> tuple[Any, Any, Adapter | None]:
+    """Model, tokenizer and merged adapter; ValueError where a weight would be a guess."""
+    found = find(source)
+    config = _config_of(found, trust_remote_code, pickled_weights=pickled_weights)
+    try:
+        hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights)
+        if found.adapter is not None:
+            hf = merged(hf, found.adapter)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            raise memory_error(found.source, error) from error
+        raise
+    return hf, _tokenizer(found, trust_remote_code), found.adapter
+
+
+def _weighted(
+    found: Found, config: Any, dtype: torch.dtype, trust_remote_code: bool, pickled_weights: bool
+) -> Any:
+    """The model with all of its weights, and no others."""
+    source = found.source
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -287,20 +425,18 @@ def load_checkpoint(
             # None: safetensors first, then others
             use_safetensors=None if pickled_weights else True,
             output_loading_info=True,
+            **({} if found.adapter is None else {"adapter_kwargs": dict(NOT_BY_ITSELF)}),
         )
         hf, info = loaded
+    except ImportError as error:
+        raise missing_package(source, error) from error
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"`model` must hold safetensors weights; got {source!r}: "
             f"{first_line(error)} Save it again with `save_pretrained`, or see "
             "`trust_remote_code` and `pickled_weights`."
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(
-            f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
-            "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."
         ) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -315,4 +451,23 @@ def load_checkpoint(
             f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
             "Correct the configuration."
         )
-    return hf, tokenizer
+    return hf
+
+
+def _tokenizer(found: Found, trust_remote_code: bool) -> Any:
+    """The tokenizer that lies with the adapter, if there is one, or with the model."""
+    source = found.source
+    if (
+        found.adapter is not None
+        and (Path(found.adapter.source) / "tokenizer_config.json").exists()
+    ):
+        source = found.adapter.source
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise missing_package(source, error) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
+            "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."
+        ) from error

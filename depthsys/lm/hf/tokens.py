@@ -3,53 +3,127 @@
 import hashlib
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from depthsys.lm.prompts import Texts
+from depthsys.lm.hf.template import Ends, added, cut, template_ends, undoubled
+from depthsys.lm.prompts import Splits, Texts
 
 Prompts = Texts | Sequence[str] | Sequence[Sequence[int]]
 
 
-def tokenized(
-    prompts: Prompts, tokenizer: Any, *, n_tokens: int, max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """Token ids of every text, cut on the right, and how many were cut.
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of prompts.
 
-    Takes token ids as well as texts; they are only checked and cut.
+    Attributes
+    ----------
+    rows
+        Token ids of every prompt.
+    n_cut
+        How many prompts were longer than ``max_tokens``.
+    note
+        What was done to them beside cutting, in words; empty where nothing was.
     """
-    if isinstance(prompts, (str, bytes)):
-        raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
-    if len(prompts) == 0:
-        raise ValueError("`prompts` must hold at least one text; got none. Give some.")
-    strings: Sequence[Any] = prompts.texts if isinstance(prompts, Texts) else prompts
-    if isinstance(strings[0], str):
+
+    rows: list[list[int]] = field(repr=False)
+    n_cut: int
+    note: str = ""
+
+
+def tokenized(
+    prompts: Prompts,
+    tokenizer: Any,
+    *,
+    n_tokens: int,
+    max_tokens: int,
+    how: str = "right",
+    bos: int | None = None,
+) -> Tokens:
+    """Token ids of texts, or token ids as they are, checked and cut.
+
+    Parameters
+    ----------
+    prompts
+        Texts, or token ids, to which nothing is added.
+    tokenizer
+        Only needed for texts.
+    n_tokens
+        Token ids must be below it.
+    max_tokens
+        Longer prompts are cut.
+    how
+        "right", "left" or "middle", see `depthsys.lm.hf.template.cut`.
+    bos
+        The token that begins a text, where no tokenizer tells it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a prompt is not usable; the message has its number.
+    """
+    given = _as_list(prompts)
+    note, ends = "", Ends(() if bos is None else (bos,))
+    if isinstance(given[0], str):
         if tokenizer is None:
             raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
         # verbose=False: a text above the tokenizer's own limit is cut and counted here
-        ids: Any = tokenizer(list(strings), verbose=False)["input_ids"]
+        ids: Any = tokenizer(given, verbose=False)["input_ids"]
+        ends = added(tokenizer)
+        ids, note = undoubled(ids, ends, tokenizer)
     else:
-        ids = [_token_ids(row) for row in strings]
+        ids = [_token_ids(row) for row in given]
     for number, row in enumerate(ids):
         if not row:
             raise ValueError(
                 f"`prompts` must have at least one token each; got none for number {number}, "
-                f"{strings[number]!r}. Delete it."
+                f"{given[number]!r}. Delete it."
             )
         if min(row) < 0 or max(row) >= n_tokens:
             raise ValueError(
                 f"`prompts` must have token ids in 0..{n_tokens - 1}; number {number} has "
                 f"{min(row)}..{max(row)}. Use the tokenizer of this model."
             )
-    n_cut = sum(len(row) > max_tokens for row in ids)
-    return [row[:max_tokens] for row in ids], n_cut
+    long = [number for number, row in enumerate(ids) if len(row) > max_tokens]
+    if long and how == "middle":
+        ends = template_ends(tokenizer, ends)
+    for number in long:
+        ids[number] = cut(ids[number], max_tokens, how, ends)
+    return Tokens(ids, len(long), note)
 
 
 def tokens_sha256(rows: list[list[int]]) -> str:
     """Fingerprint of token ids."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _as_list(prompts: Any) -> list:
+    """The prompts, all of them strings or none."""
+    if isinstance(prompts, (str, bytes)):
+        raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
+    if isinstance(prompts, Splits):
+        raise TypeError(
+            "`prompts` must be the texts of one split; got Splits. Give `.concept`, `.operating` "
+            "or `.held_out` of it."
+        )
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):
+        raise TypeError(
+            f"`prompts` must be a list of texts; got {type(prompts).__name__}. Give its column of "
+            "texts, or `lm.read_texts` of it for texts with labels."
+        )
+    given = list(prompts.texts if isinstance(prompts, Texts) else prompts)
+    if not given:
+        raise ValueError("`prompts` must hold at least one text; got none. Give some.")
+    if len({isinstance(one, str) for one in given}) > 1:
+        kinds = [isinstance(one, str) for one in given]
+        raise TypeError(
+            f"`prompts` must be texts or token ids, all of them alike; got a text as number "
+            f"{kinds.index(True)} and none as number {kinds.index(False)}. Tokenize the texts."
+        )
+    return given
 
 
 def _token_ids(row: Any) -> list[int]:
@@ -58,7 +132,12 @@ def _token_ids(row: Any) -> list[int]:
             raise TypeError
         return [operator.index(token) for token in row]
     except TypeError as error:
+        cure = (
+            "Use `lm.read_texts` for rows with labels."
+            if isinstance(row, Mapping)
+            else "Write [[1, 2, 3]] for one prompt."
+        )
         raise TypeError(
             f"`prompts` must be a list of texts or of lists of token ids; got {row!r} among the "
-            "prompts. Write [[1, 2, 3]] for one prompt."
+            f"prompts. {cure}"
         ) from error

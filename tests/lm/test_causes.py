@@ -1,0 +1,266 @@
+"""Messages of what cannot be loaded name the cause, whatever library noticed it."""
+
+import errno
+import json
+import resource
+import shutil
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import errors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+from depthsys import lm
+from depthsys.lm.hf import causes, checkpoint
+from tests.conftest import tiny_gpt2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    from depthsys.demo import model_path
+
+    tiny_gpt2().save_pretrained(tmp_path)
+    for file in model_path("demo_48x4").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def fails(monkeypatch, where, name, error):
+    def call(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, name, call)
+
+
+# ----------------------------------------------------------------------- memory
+
+
+def hollow_model(folder):
+    """A model of 1.5e6 tokens whose weights are a hole in a file."""
+    config = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=1_500_000)
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).state_dict()
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, weight in weights.items():
+        if name != "lm_head.weight":
+            begin, end = end, end + 4 * weight.numel()
+            header[name] = {
+                "dtype": "F32", "shape": list(weight.shape), "data_offsets": [begin, end]
+            }  # fmt: skip
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit that is kept")
+def test_a_limit_of_memory_is_named(tmp_path):
+    hollow_model(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    status = Path("/proc/self/status").read_text().split("VmSize:")[1]
+    used = 1024 * int(status.split()[0])
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, before[1]))
+        with pytest.raises(ValueError, match="must fit into the memory that is left") as caught:
+            lm.DepthModel.load(tmp_path, device="cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "whose weights are 0.38 GB" in str(caught.value)
+    assert "ulimit -v" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "no room"),
+        RuntimeError("unable to mmap 8 bytes from file <model>: Cannot allocate memory (12)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+)
+def test_every_way_to_be_short_of_memory(saved, monkeypatch, error):
+    with monkeypatch.context() as patch:
+        fails(patch, checkpoint.AutoModelForCausalLM, "from_pretrained", error)
+        with pytest.raises(ValueError, match="must fit into the memory that is left"):
+            lm.DepthModel.load(saved, device="cpu")
+    with monkeypatch.context() as patch:
+        fails(patch, lm.model.contract, "check", error)
+        if not isinstance(error, OSError):
+            with pytest.raises(ValueError, match="must fit into the memory that is left"):
+                lm.DepthModel(tiny_gpt2())
+    if isinstance(error, RuntimeError):
+        fails(monkeypatch, torch.nn.Module, "to", error)
+        with pytest.raises(ValueError, match="must fit into the memory that is left"):
+            lm.DepthModel.load(saved, device="cpu")
+
+
+def test_other_errors_are_not_called_memory():
+    for error in (RuntimeError("size mismatch"), OSError(errno.ENOENT, "no file"), ValueError("x")):
+        assert not causes.out_of_memory(error)
+
+
+# ----------------------------------------------------------------------- the hub
+
+
+RESPONSE = SimpleNamespace(headers={}, request=SimpleNamespace(headers={}), status_code=404)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.GatedRepoError("x", response=RESPONSE), "gated: .*`hf auth login`"),
+        (
+            errors.RepositoryNotFoundError("x", response=RESPONSE),
+            "no folder here, and no public model on the hub. Check the spelling",
+        ),
+        (errors.HfHubHTTPError("503 busy", response=RESPONSE), "the hub answered: 503 busy"),
+        (errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE forbids to ask"),
+        (
+            ConnectionError("[Errno -2] Name or service not known"),
+            "the hub cannot be reached: .*Name or service not known. Check the network, or run "
+            "`hf download some/model`",
+        ),
+    ],
+)
+def test_why_the_hub_gave_no_model(monkeypatch, error, message):
+    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", error)
+    begin = "must be a local folder or a Hugging Face name; got 'some/model', which is "
+    with pytest.raises(ValueError, match=f"{begin}.*{message}"):
+        lm.DepthModel.load("some/model")
+
+
+def in_cache(monkeypatch, folder):
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda source, name: str(folder / name) if (folder / name).is_file() else None,
+    )
+
+
+def test_a_cache_without_weights_is_no_model(saved, monkeypatch):
+    """Transformers would try for a minute, and then speak of pytorch_model.bin."""
+    in_cache(monkeypatch, saved)
+    (saved / "model.safetensors").unlink()
+    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    with pytest.raises(ValueError, match="not in the cache, and the hub cannot be reached"):
+        lm.DepthModel.load("some/model")
+
+
+def test_a_whole_cache_needs_no_network(saved, monkeypatch):
+    in_cache(monkeypatch, saved)
+    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    assert checkpoint.find("some/model") == checkpoint.Found("some/model")
+
+
+# ----------------------------------------------------------------------- configurations
+
+
+def test_a_configuration_of_an_unknown_kind_is_no_wrong_path(saved):
+    (saved / "config.json").write_text('{"model_type": "no_such_kind"}')
+    with pytest.raises(
+        ValueError, match=r"config.json that transformers .* `no_such_kind`"
+    ) as found:
+        lm.DepthModel.load(saved)
+    assert "update transformers" in str(found.value)
+    assert "spelling" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "packages"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptqmodel optimum"),
+        ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, "torchao"),
+        ({"quant_method": "hqq"}, "hqq"),
+    ],
+)
+def test_a_quantised_model_names_the_packages_it_needs(saved, monkeypatch, method, packages):
+    there = causes._is_there
+    monkeypatch.setattr(causes, "_is_there", lambda m: m == "accelerate" and there(m))
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+    name = method.get("quant_method", "bitsandbytes")
+    with pytest.raises(ValueError, match=f"quantised with {name}, .* Run `pip install {packages}`"):
+        lm.DepthModel.load(saved)
+
+
+def test_the_ways_to_quantise_are_those_of_transformers():
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in
+             AUTO_QUANTIZATION_CONFIG_MAPPING}  # fmt: skip
+    assert set(causes._QUANTISED) <= known
+
+
+def test_a_package_inside_another_that_is_not_there():
+    assert not causes._is_there("no_such_package.inside")
+    assert causes._is_there("json.decoder")
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer"])
+def test_a_missing_package_is_named(saved, monkeypatch, what):
+    where = AutoModelForCausalLM if what == "model" else AutoTokenizer
+    error = ModuleNotFoundError("No module named 'sentencepiece.x'", name="sentencepiece.x")
+    fails(monkeypatch, where, "from_pretrained", error)
+    with pytest.raises(ValueError, match=r"which needs another one: .*`pip install sentencepiece`"):
+        lm.DepthModel.load(saved)
+
+
+# ----------------------------------------------------------------------- files
+
+
+def test_a_folder_of_models_names_them(saved, tmp_path_factory):
+    """As a training leaves it behind."""
+    outer = tmp_path_factory.mktemp("training")
+    shutil.copytree(saved, outer / "checkpoint-500")
+    with pytest.raises(ValueError, match=r"Perhaps one of its folders: checkpoint-500\."):
+        lm.DepthModel.load(outer)
+
+
+def test_a_file_is_no_folder(saved):
+    with pytest.raises(ValueError, match=r"must be a folder; got the file '.*model.safetensors'"):
+        lm.DepthModel.load(saved / "model.safetensors")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_gguf_file_says_what_to_do(tmp_path, inside):
+    file = tmp_path / "tiny.gguf"
+    if inside:
+        file.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"got the GGUF file .*gguf_file='tiny.gguf'") as caught:
+        lm.DepthModel.load(tmp_path if inside else file)
+    assert ("does not exist" in str(caught.value)) != inside
+
+
+def test_a_gguf_repository_says_what_to_do(monkeypatch):
+    class Info:
+        siblings = [type("File", (), {"rfilename": name}) for name in ("a.Q4.gguf", "README.md")]
+
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: Info)
+    with pytest.raises(ValueError, match=r"GGUF file 'some/model-GGUF/a.Q4.gguf'"):
+        checkpoint.find("some/model-GGUF")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "float32", "torch.float32", "numpy"])
+def test_a_dtype_may_be_given_as_people_have_it(saved, dtype):
+    chosen = np.float32 if dtype == "numpy" else dtype
+    for given in (chosen, np.dtype("float32")):
+        model = lm.DepthModel.load(saved, dtype=given, device=torch.device("cpu"))
+        assert model.dtype_name == "float32"
+    assert lm.DepthModel.load(saved, dtype=torch.float64, device="cpu").dtype == torch.float64
+    for wrong in (torch.float16, np.int64, "bfloat16"):
+        with pytest.raises(ValueError, match="`dtype` must be one of"):
+            lm.DepthModel.load(saved, dtype=wrong)
+
+
+def test_a_configuration_is_still_read(saved):
+    assert type(checkpoint.read_config(saved)) is type(AutoConfig.from_pretrained(saved))
