@@ -377,3 +377,29 @@ def test_the_first_prompts_alone(small):
             for layer, block in enumerate(batch.blocks):
                 expected = run.jacobian(layer)[torch.as_tensor(batch.prompts)]
                 np.testing.assert_allclose(block.jacobian(), expected, atol=1e-12)
+
+
+def test_runs_of_splits(small):
+    """Splits of runs are taken where splits of texts are, and know their sizes."""
+    model, *_ = small
+    parts = [labelled_ids(2 * n, n) for n in (5, 4, 3)]
+    splits = lm.Splits(*parts, seed=1)
+    runs = splits.each(model.run)
+    assert [run.texts for run in (runs.concept, runs.operating, runs.held_out)] == parts
+    assert runs.sizes == splits.sizes == "5/4/3"
+    tables = [
+        lm.compare(model, s, ["ensemble"], [1], n_each=0, ablate_eps=False, n_bootstrap=3)
+        for s in (splits, runs)
+    ]
+    every_function.assert_same(*(table.drop_vars("seconds") for table in tables))
+
+
+def test_splits_are_no_prompts(small):
+    model, texts, *_ = small
+    splits = lm.Splits(texts, texts, texts)
+    for work in (model.run, model.tokenize, lambda s: lm.jacobians(model, s)):
+        with pytest.raises(
+            TypeError, match=r"of one split; got Splits.*splits\.operating, splits"
+        ) as e:
+            work(splits)
+        assert "splits.each(model.run)" in str(e.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from depthsys.lm.prompts import Texts
+from depthsys.lm.prompts import Splits, Texts
 
 Prompts = Texts | Sequence[str] | Sequence[Sequence[int]]
 
@@ -22,6 +22,12 @@ def tokenized(
     """
     if isinstance(prompts, (str, bytes)):
         raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
+    if isinstance(prompts, Splits):
+        raise TypeError(
+            "`prompts` must be the texts of one split; got Splits, which hold three. Take "
+            "splits.operating, splits.held_out or splits.concept, or make a run of each: "
+            "splits.each(model.run)."
+        )
     if len(prompts) == 0:
         raise ValueError("`prompts` must hold at least one text; got none. Give some.")
     strings: Sequence[Any] = prompts.texts if isinstance(prompts, Texts) else prompts
