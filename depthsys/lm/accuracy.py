@@ -10,12 +10,14 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from depthsys import ltv
+from depthsys.lm.kinds import ABSOLUTE, MEASURED, RELATIVE, identified, kinds_checked
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
 BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
+@kinds_checked()
 def agreement(
     predicted: xr.Dataset | xr.DataArray,
     measured: xr.Dataset,
@@ -75,6 +77,7 @@ def agreement(
     return result
 
 
+@kinds_checked()
 def error_gap(
     first: xr.Dataset | xr.DataArray,
     second: xr.Dataset | xr.DataArray,
@@ -124,6 +127,11 @@ def gain_curve(predicted: xr.Dataset | xr.DataArray, *, relative: bool = False) 
         gain = predicted
     else:
         gain = ltv.gains(predicted)
+        if relative and "state_norm" not in predicted:
+            raise ValueError(
+                "`predicted` must know `state_norm` (depth) where gains are relative; got a system "
+                "without. Identify it, or measure absolute gains."
+            )
         if relative:
             norm = predicted["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
             gain = gain * norm.drop_vars(["layer", "order"], errors="ignore")
@@ -195,6 +203,7 @@ _METRICS = {
 }
 
 
+@kinds_checked(system=identified("gain_full"), measured=MEASURED)
 def error_budget(
     system: xr.Dataset,
     measured: xr.Dataset,
@@ -300,6 +309,9 @@ _SYSTEM_ATTRS = (
 )  # fmt: skip
 
 
+@kinds_checked(
+    system=identified("gain_full", "state_norm"), measured=ABSOLUTE, measured_relative=RELATIVE
+)
 def gain_report(
     system: xr.Dataset,
     measured: xr.Dataset,

@@ -18,15 +18,17 @@ from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
+from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, SPLITS, kinds_checked, short
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_eps, measure_gains_at
 from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
+from depthsys.lm.of_run import as_run
 from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import Splits
+from depthsys.lm.prompts import Splits, Texts
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.run import Run, as_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
 from depthsys.ltv.norms import bounds_of, spectral_norm
 
@@ -40,9 +42,10 @@ _STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
 
+@kinds_checked(model=MODEL, texts=SPLITS, concept=CONCEPT_OR_NONE)
 def compare(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
@@ -167,7 +170,7 @@ def compare(
 
 def _compared(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     named: dict[str, Method],
     sizes: list[int],
     concept: xr.Dataset | None,
@@ -256,9 +259,10 @@ def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
     }
 
 
+@kinds_checked(model=MODEL, texts=SPLITS)
 def comparison_cost(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
@@ -293,7 +297,14 @@ def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Me
     if isinstance(methods, Mapping):
         named = dict(methods)
     elif isinstance(methods, str):
-        raise TypeError(f"`methods` must be a list of names; got {methods!r}. Write [{methods!r}].")
+        raise TypeError(
+            f"`methods` must be a list of names; got {short(methods)}. Write [{short(methods)}]."
+        )
+    elif isinstance(methods, Method):
+        raise TypeError(
+            f"`methods` must be names, or a mapping from names to methods; got {short(methods)}. "
+            f"Write {{{methods.name!r}: ...}}."
+        )
     else:
         unknown = [m for m in methods if m not in METHODS]
         if unknown or len(set(methods)) < len(methods):
@@ -304,12 +315,13 @@ def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Me
         named = {name: METHODS[name]() for name in methods}
     if not named or not all(isinstance(m, Method) for m in named.values()):
         raise TypeError(
-            f"`methods` must hold at least one method such as lm.Krylov(); got {methods!r}. Make "
-            "them, for example {'krylov': lm.Krylov()}."
+            f"`methods` must hold at least one method such as lm.Krylov(); got {short(methods)}. "
+            "Make them, for example {'krylov': lm.Krylov()}."
         )
     if any(m.tolerance is not None for m in named.values()):
         raise ValueError(
-            f"`methods` must have no `tolerance`; got {methods!r}. A comparison runs over `orders`."
+            f"`methods` must have no `tolerance`; got {short(methods)}. A comparison runs over "
+            "`orders`."
         )
     return named
 
@@ -321,7 +333,7 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
     if not whole or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] > n_features:
         raise ValueError(
             f"`orders` must be rising whole numbers in 1..{n_features}, the width of the model; "
-            f"got {orders!r}. For example [1, 2, 4, 8]."
+            f"got {short(orders)}. For example [1, 2, 4, 8]."
         )
     return [int(r) for r in sizes]
 

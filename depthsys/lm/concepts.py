@@ -21,8 +21,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from depthsys._version import __version__
+from depthsys.lm.kinds import short
+from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.prompts import Texts
-from depthsys.lm.run import Run, as_run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.separation import scores, separation, warning
 from depthsys.lm.stamp import provenance
 
@@ -443,8 +445,8 @@ def _check_texts(run: Run, held_out: Texts | Run | None, least: int) -> None:
         texts = given.texts if isinstance(given, Run) else given
         if not hasattr(texts, "labels"):
             raise TypeError(
-                f"`{name}` must be labelled texts, or a run of them; got "
-                f"{type(texts).__name__}. Use `lm.read_texts`."
+                f"`{name}` must be labelled texts, or a run of them; got {short(given)}. "
+                "Use `lm.read_texts`."
             )
         counts = np.bincount(texts.labels, minlength=2)
         if counts.min() == 0:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from depthsys.lm.hf.attention import FrozenCache
+from depthsys.lm.kinds import short
 from depthsys.lm.memory import available_memory
 
 # What a run may take of each place where no budget says more or less.
@@ -48,8 +49,8 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, float, np.integer)):
                 raise TypeError(
-                    f"`budget` must hold numbers of bytes; got {value!r} for {name}. Write 10**9 "
-                    "for a gigabyte."
+                    f"`budget` must hold numbers of bytes; got {short(value)} for {name}. Write "
+                    "10**9 for a gigabyte."
                 )
             if value is not None and not value >= 0:
                 raise ValueError(

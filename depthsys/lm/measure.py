@@ -14,8 +14,10 @@ import xarray as xr
 from depthsys.lm.directions import directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.kinds import short
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import schedule
 
@@ -142,12 +144,14 @@ def measured(
     run: Run, concept: xr.Dataset, steps: Sequence[Step], readout: ReadoutLike
 ) -> list[xr.Dataset | SmallStepError | FloatingPointError]:
     """`measure_gains_at`, with the error of a step in its place."""
+    if not isinstance(steps, Sequence) or not all(isinstance(step, Step) for step in steps):
+        raise TypeError(
+            f"`steps` must be a list of lm.Step; got {short(steps)}. Write [lm.Step(0.1)]."
+        )
     model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     largest = max(float(x[:-1].norm(dim=-1).max()) for _, x in run.states_by_batch())
-    if not all(isinstance(step, Step) for step in steps):
-        raise TypeError(f"`steps` must be a list of lm.Step; got {steps!r}. Write [lm.Step(0.1)].")
     found: list = [_small(step, largest, model.dtype) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:

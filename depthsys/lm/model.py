@@ -25,6 +25,7 @@ from depthsys.lm.hf.checkpoint import (
     refuse_config,
 )
 from depthsys.lm.hf.tokens import Prompts, tokenized, tokens_sha256
+from depthsys.lm.kinds import short
 from depthsys.lm.run import Run
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
@@ -78,7 +79,7 @@ class DepthModel:
     ):
         if not hasattr(hf, "config"):
             raise TypeError(
-                f"`hf` must be a Hugging Face model; got {hf!r}. To load one, use "
+                f"`hf` must be a Hugging Face model; got {short(hf)}. To load one, use "
                 "`DepthModel.load(name_or_folder)`."
             )
         if max_tokens < 1:
@@ -255,3 +256,8 @@ class DepthModel:
 def _versions(hf: Any) -> list[tuple[int, int]]:
     """What changes when weights are replaced or written to (but not through ``.data``)."""
     return [(id(p), p._version) for p in hf.parameters() if not p.is_meta]
+
+
+@short.register
+def _(value: DepthModel) -> str:
+    return f"a DepthModel ({value.name[-40:]!r})"

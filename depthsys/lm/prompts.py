@@ -11,6 +11,7 @@ from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 
+from depthsys.lm.kinds import short
 from depthsys.splits import SPLITS, split_sizes
 
 Part = TypeVar("Part", covariant=True)
@@ -178,6 +179,16 @@ class Splits(Generic[Part]):
         )
 
 
+@short.register
+def _(value: Texts) -> str:
+    return f"Texts, {len(value)} of them"
+
+
+@short.register
+def _(value: Splits) -> str:
+    return "Splits"
+
+
 def _labels(part: Any) -> np.ndarray:
     """Those of texts, or of the texts of a run."""
     return part.labels if hasattr(part, "labels") else part.texts.labels
@@ -214,7 +225,7 @@ def read_texts(source: str | Path | Iterable[tuple[str, object]]) -> Texts:
     for number, pair in enumerate(source, start=1):
         if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(
-                f"`source` must hold pairs (text, label); got {pair!r} in row {number}. "
+                f"`source` must hold pairs (text, label); got {short(pair)} in row {number}. "
                 "Zip texts and labels."
             )
         rows.append((pair[0], _label(pair[1], number, "list")))
@@ -261,8 +272,8 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 def _label(label: object, row: int, source: str) -> str:
     if not isinstance(label, (str, int, np.integer, np.bool_)):
         raise ValueError(
-            f"`label` must be text, a whole number or a boolean; got {label!r} in row {row} of "
-            f"{source}. Convert the labels."
+            f"`label` must be text, a whole number or a boolean; got {short(label)} in row {row} "
+            f"of {source}. Convert the labels."
         )
     return str(label).strip()
 
@@ -313,8 +324,8 @@ def _texts(rows: Sequence[tuple[str, str]], source: str) -> Texts:
     for number, (text, label) in enumerate(rows, start=1):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"`texts` must hold non-empty strings; got {text!r} in row {number} of {source}. "
-                "Delete the row."
+                f"`texts` must hold non-empty strings; got {short(text)} in row {number} of "
+                f"{source}. Delete the row."
             )
         if not label:
             raise ValueError(

@@ -2,9 +2,9 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.tokens import tokens_sha256
+from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation, as_directions, check_directions
 from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.progress import bar
@@ -98,6 +99,8 @@ class Run:
     def __init__(
         self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
     ):
+        if isinstance(texts, Run):
+            raise TypeError(f"`prompts` must be texts; got {short(texts)}. Use it as it is.")
         self.model, self.texts = model, texts
         self._rows, self.n_cut = model.tokenize(texts)
         self.numbers = length_batches(
@@ -113,7 +116,7 @@ class Run:
         budget = Budget() if budget is None else budget
         if not isinstance(budget, Budget):
             raise TypeError(
-                f"`budget` must be an lm.Budget; got {budget!r}. Write lm.Budget(host=10**9)."
+                f"`budget` must be an lm.Budget; got {short(budget)}. Write lm.Budget(host=10**9)."
             )
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
@@ -491,75 +494,6 @@ class Batches(Sequence[FrozenRun]):
         return f"Batches({len(self)} of {self._run!r})"
 
 
-# ------------------------------------------------------------------------- texts or a run
-
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
-
-
-class OfRun(Protocol[P, R]):
-    """A function of a run, or of a model and texts, which make a run for that call."""
-
-    @overload
-    def __call__(self, run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def __call__(self, model: Any, texts: Any, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-
-
-def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P], R]], OfRun[P, R]]:
-    """Let a function of a run also take a model and texts.
-
-    ``once`` says that it looks at every batch, or every layer, a single time: then no context of a
-    run that is made for it needs to be kept. ``at`` is the position of the run.
-    """
-
-    def decorated(function):
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            before, rest = args[:at], list(args[at:])
-            by_name = not rest
-            first = rest.pop(0) if rest else kwargs.pop("run", None) or kwargs.pop("model", None)
-            if isinstance(first, Run):
-                run = first
-            else:
-                texts = rest.pop(0) if rest else kwargs.pop("texts", None)
-                run = _run_of(function.__name__, first, texts, later=not once)
-            if by_name:
-                return function(*before, run=run, **kwargs)
-            return function(*before, run, *rest, **kwargs)
-
-        return call
-
-    return decorated  # pyright: ignore[reportReturnType]
-
-
-def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
-    """A run as it is, or one of these texts, which is prefilled when a block is asked for.
-
-    ValueError for a run of another model.
-    """
-    if not isinstance(texts, Run):
-        return Run.later(model, texts) if contexts else Run(model, texts, contexts=False)
-    if texts.model is not model:
-        raise ValueError(
-            f"`texts` must be a run of `model`; got one of another, {texts!r}. Make it with "
-            "`model.run`."
-        )
-    return texts
-
-
-def _run_of(function: str, model: Any, texts: Any, *, later: bool) -> Run:
-    """The run of a model and texts that a function got in place of a run."""
-    if not hasattr(model, "run"):
-        raise TypeError(
-            f"`{function}` must get a run, or a model and texts; got {type(model).__name__}. "
-            f"Write {function}(model.run(texts), ...)."
-        )
-    if texts is None:
-        raise TypeError(
-            f"`{function}` must get texts with a model; got none. Give texts, or a run in place "
-            "of both."
-        )
-    if later and not isinstance(texts, Run):
-        return Run.later(model, texts)
-    return as_run(model, texts, contexts=False)
+@short.register
+def _(value: Run) -> str:
+    return f"a Run of {len(value)} prompts"

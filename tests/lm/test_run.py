@@ -292,7 +292,7 @@ def test_what_is_neither_a_run_nor_a_model_with_texts_is_refused(small, name, st
     model, texts, run, works = small
     work = works[name]
     called = work.function.__name__
-    for wrong, kind in ((texts, "LabelledIds"), ("gpt2", "str"), (None, "NoneType")):
+    for wrong, kind in ((texts, "a LabelledIds of 6"), ("gpt2", "'gpt2'"), (None, "None")):
         with pytest.raises(
             TypeError, match=rf"`{called}` must get a run, or a model and texts; got {kind}\. Wri"
         ):
@@ -325,7 +325,7 @@ def test_arguments_are_checked_before_the_texts_are_run(small, concept, monkeypa
         lambda: lm.linear_gains(model, texts, bad),
         lambda: lm.measure_gains(model, texts, bad),
         lambda: lm.linear_range(model, texts, bad),
-        lambda: lm.play(model, texts, bad, system),
+        lambda: lm.play(model, texts, bad, works["play"].after["plan"]),
         lambda: lm.required_energy(model, texts, bad, schedules, 0.3, amplitude=1.0),
         lambda: lm.compare_energies(model, texts, bad, system, 0.3),
     ):

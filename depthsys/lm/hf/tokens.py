@@ -3,11 +3,12 @@
 import hashlib
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from depthsys.lm.kinds import short
 from depthsys.lm.prompts import Splits, Texts
 
 Prompts = Texts | Sequence[str] | Sequence[Sequence[int]]
@@ -28,9 +29,14 @@ def tokenized(
             "splits.operating, splits.held_out or splits.concept, or make a run of each: "
             "splits.each(model.run)."
         )
+    strings: Any = prompts.texts if isinstance(prompts, Texts) else prompts
+    if isinstance(prompts, Mapping) or not hasattr(strings, "__getitem__"):
+        raise TypeError(
+            f"`prompts` must be a list of texts or of lists of token ids; got {short(prompts)}. "
+            "Write [text] for one text, list(texts) for an iterator."
+        )
     if len(prompts) == 0:
         raise ValueError("`prompts` must hold at least one text; got none. Give some.")
-    strings: Sequence[Any] = prompts.texts if isinstance(prompts, Texts) else prompts
     if isinstance(strings[0], str):
         if tokenizer is None:
             raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
@@ -65,6 +71,6 @@ def _token_ids(row: Any) -> list[int]:
         return [operator.index(token) for token in row]
     except TypeError as error:
         raise TypeError(
-            f"`prompts` must be a list of texts or of lists of token ids; got {row!r} among the "
-            "prompts. Write [[1, 2, 3]] for one prompt."
+            f"`prompts` must be a list of texts or of lists of token ids; got {short(row)} among "
+            "the prompts. Write [[1, 2, 3]] for one prompt."
         ) from error
