@@ -56,7 +56,7 @@ def compare(
     ablate_eps: bool = True,
     n_bootstrap: int = 1000,
     seed: int = 0,
-    partial: str | os.PathLike | None = None,
+    partial: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 

@@ -31,7 +31,7 @@ def jacobians(
     *,
     per_prompt: bool = False,
     part: str | Linearisation = "block",
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     memory_share: float = 0.25,
 ) -> xr.Dataset:
