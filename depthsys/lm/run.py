@@ -195,19 +195,29 @@ class Run:
                 shown.update(len(batch.prompts))
 
     def first(self, count: int) -> Iterator[FrozenRun]:
-        """The first ``count`` prompts in batches without the others, joined where that is exact."""
+        """The first ``count`` prompts in batches without the others, joined where that is exact.
+
+        Where no context is kept, no other prompt is prefilled.
+        """
+        self._ready()
         group: list[FrozenRun] = []
         with bar("one system per prompt", count, "prompt") as shown:
             for number, prompts in enumerate(self.numbers):
                 chosen = prompts < count
                 if chosen.any():
-                    group.append(self.batches[number].only(chosen))
+                    group.append(self._only(number, chosen))
                 size = sum(len(batch.prompts) for batch in group)
                 last = number + 1 == len(self.numbers)
                 if size and (size >= JOINED or last or not self.model.left_padding):
                     yield group[0] if len(group) == 1 else self._joined(group)
                     shown.update(size)
                     group = []
+
+    def _only(self, number: int, chosen: np.ndarray) -> FrozenRun:
+        """Some prompts of a batch, where ``chosen`` (prompt) is True."""
+        if self._contexts is not None or chosen.all():
+            return self.batch(number).only(chosen)
+        return self._prefilled(self.numbers[number][chosen])[0]
 
     def _joined(self, batches: Sequence[FrozenRun]) -> FrozenRun:
         prompts = np.concatenate([batch.prompts for batch in batches])
@@ -280,7 +290,8 @@ class Run:
         order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
         with bar("prefill", len(self), "prompt") as shown:
             for number in order:
-                batch, calls = self._prefilled(number)
+                batch, calls = self._prefilled(self.numbers[number])
+                self._states.put(number, batch.x, batch.router_margin)
                 if contexts is None:
                     place = self._budget.place(self._size_like(batch), model.device)
                     if place == "again":
@@ -311,22 +322,21 @@ class Run:
         return max(len(self._rows[i]) for i in self.numbers[number])
 
     @torch.no_grad()
-    def _prefilled(self, number: int) -> tuple[FrozenRun, Calls]:
-        prompts = self.numbers[number]
-        calls = self.calls_of(number)
+    def _prefilled(self, prompts: np.ndarray) -> tuple[FrozenRun, Calls]:
+        calls = self._calls_of(prompts)
         hidden, blocks = calls.embedded, []
         for layer in range(self.n_layers):
             block, hidden = self.block_of(layer, prompts, hidden, calls)
             blocks.append(block)
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
-        batch = FrozenRun(blocks, prompts, x)
-        self._states.put(number, x, batch.router_margin)
-        return batch, calls
+        return FrozenRun(blocks, prompts, x), calls
 
     def calls_of(self, number: int) -> Calls:
         """The arguments with which the model calls its blocks on the prompts of a batch."""
-        rows = [self._rows[i] for i in self.numbers[number]]
-        return self.model.blocks.calls(rows)
+        return self._calls_of(self.numbers[number])
+
+    def _calls_of(self, prompts: np.ndarray) -> Calls:
+        return self.model.blocks.calls([self._rows[i] for i in prompts])
 
     def merged_calls(self, numbers: Sequence[int]) -> Calls:
         """The calls of the last token for the prompts of several batches together."""
@@ -353,7 +363,9 @@ class Run:
         """One batch: from where its context lies, or prefilled again."""
         contexts = self._contexts
         if contexts is None:
-            return self._prefilled(number)[0]
+            found, _ = self._prefilled(self.numbers[number])
+            self._states.put(number, found.x, found.router_margin)
+            return found
         x, margin = self._states.get(number)
         blocks = [
             FrozenBlock(

@@ -73,8 +73,13 @@ def test_comparisons_do_not_depend_on_the_place(concept):
         splits = SimpleNamespace(**{n: model.run(t, budget=budget) for n, t in parts.items()})
         table = lm.compare(model, splits, ["ensemble", "pod"], [1, 2], n_each=2, n_bootstrap=5)
         tables.append(table.drop_vars(["seconds", "prompt_seconds"]))
-    for table in tables[1:]:
-        every_function.assert_same(table, tables[0])
+    # without contexts the first prompts of a batch are prefilled without the others, in matrices of
+    # another size: there the same means to rounding
+    each = [name for name in tables[0] if str(name).startswith("prompt_")]
+    assert len(each) == 7
+    for table, rtol in zip(tables[1:], (0.0, 1e-8), strict=True):
+        every_function.assert_same(table.drop_vars(each), tables[0].drop_vars(each))
+        every_function.assert_same(table[each], tables[0][each], rtol)
 
 
 # ------------------------------------------------------------------------------- budgets
