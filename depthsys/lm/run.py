@@ -227,6 +227,10 @@ class Run:
         blocks = [merged(layer, calls) for layer in layers]
         return FrozenRun(blocks, prompts, torch.cat([batch.x for batch in batches], dim=1))
 
+    def may_hold(self, size: int) -> bool:
+        """Whether the budget allows to hold so many bytes of a linearised layer."""
+        return self._budget.holds(size, self.model.device)
+
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
         self._ready()

@@ -139,7 +139,7 @@ def test_device_comes_before_host(monkeypatch):
     assert lm.Budget(host=1, file=0).place(1, cpu) == "host"
 
 
-@pytest.mark.parametrize("name", ["device", "host", "file"])
+@pytest.mark.parametrize("name", ["device", "host", "file", "linearised"])
 @pytest.mark.parametrize("value", [-1, float("nan")])
 def test_a_negative_budget_is_refused(name, value):
     message = f"`budget` must hold bytes >= 0; got {value} for {name}. None means a quarter"

@@ -10,6 +10,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -104,6 +105,12 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._list)
+
+    @cached_property
+    def widest(self) -> int:
+        """The most features that a weight of a block takes or gives."""
+        weights = (p for block in self._list for p in block.parameters() if p.dim() > 1)
+        return max(max(p.shape[-2:]) for p in weights)
 
     # ------------------------------------------------------------------ calling a block
 
