@@ -102,7 +102,6 @@ class DepthModel:
         self._max_tokens = max_tokens if context is None else min(max_tokens, context)
         if left_padding:
             check_padding(hf.config, self.max_tokens)
-        self._versions = _versions(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
             self.fingerprint = checked_fingerprint(hf)
@@ -234,11 +233,7 @@ class DepthModel:
 
     def check_weights(self) -> None:
         """ValueError if the weights are no longer those that were wrapped and checked."""
-        if self._versions != _versions(self.hf):
-            raise ValueError(
-                "`model` must keep the weights it was wrapped with; they have changed, and its "
-                "fingerprint and contract are those of the old ones. Wrap it again."
-            )
+        self.blocks.weights.check()
 
     def head(self, x_last: torch.Tensor) -> torch.Tensor:
         """Logits (row, token) of the model's own final norm and unembedding, for x_L (row, H)."""
@@ -251,11 +246,6 @@ class DepthModel:
         """Logits (prompt, token) that the model's own head gives for last states x_L."""
         with self.blocks.replaced(lambda *_: x_last[:, None, :]):
             return self.hf(ids[:, -1:]).logits[:, -1]
-
-
-def _versions(hf: Any) -> list[tuple[int, int]]:
-    """What changes when weights are replaced or written to (but not through ``.data``)."""
-    return [(id(p), p._version) for p in hf.parameters() if not p.is_meta]
 
 
 @short.register

@@ -12,6 +12,7 @@ import xarray as xr
 from depthsys import lm
 from depthsys.lm import contexts, prompts
 from depthsys.lm.hf.attention import FrozenCache, RecordingCache
+from depthsys.lm.hf.weights import Weights
 from tests.conftest import TINY
 from tests.lm import every_function, families
 from tests.lm.conftest import LabelledIds, batches_of_32, labelled_ids
@@ -213,6 +214,73 @@ def test_weights_changed_after_the_run_are_noticed(concept, place):
     ):
         with pytest.raises(ValueError, match="`model` must keep the weights it was wrapped with"):
             act()
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_blocks_taken_before_the_weights_changed_are_refused(place):
+    """A frozen block outlives the call that gave it: it is checked when it is used."""
+    model = lm.DepthModel(TINY["gpt2"]().double())
+    found = model.run(labelled_ids(6, 2), budget=PLACES[place])
+    batch, operator = found.batches[0], found.linear_operator(1)
+    block, x = batch.blocks[1], batch.blocks[1].x[:, None]
+    some = batch.only(batch.prompts == batch.prompts[0]).blocks[1]
+    before = block(x).clone()
+    with torch.no_grad():
+        model.hf.transformer.h[0].mlp.c_fc.weight.mul_(1.5)  # not even of this block
+    eye = torch.eye(H, dtype=torch.float64)
+    for act in (
+        lambda: block(x),
+        lambda: block.linearised("mlp"),
+        lambda: block.jvp(eye),
+        lambda: block.vjp(eye),
+        lambda: block.jacobian(),
+        lambda: block.only(int(batch.prompts[0])).jacobian(),
+        lambda: some.jacobian(),
+        lambda: operator @ np.eye(H),
+        lambda: operator.T @ np.eye(H)[0],
+    ):
+        with pytest.raises(ValueError, match="`model` must keep the weights it was wrapped with"):
+            act()
+    again = lm.DepthModel(model.hf).run(labelled_ids(6, 2)).batches[0].blocks[1]
+    assert not torch.allclose(again(again.x[:, None]), before)  # it would have been wrong
+
+
+def test_what_counts_as_a_change_of_weights():
+    def changed(change) -> bool:
+        hf = TINY["gpt2"]()
+        weights = Weights(hf)
+        weights.check()
+        change(hf)
+        return weights.have_changed
+
+    mlp = lambda hf: hf.transformer.h[1].mlp  # noqa: E731
+    parameter = torch.nn.Parameter(torch.zeros(64))
+
+    def write(hf):
+        with torch.no_grad():
+            mlp(hf).c_fc.bias.add_(1)
+
+    def point_elsewhere(hf):
+        mlp(hf).c_fc.bias.data = torch.zeros(64)
+
+    for change in (
+        write,
+        point_elsewhere,
+        lambda hf: setattr(mlp(hf).c_fc, "bias", parameter),
+        lambda hf: mlp(hf).c_fc.register_parameter("more", parameter),
+        lambda hf: setattr(mlp(hf).c_fc, "bias", None),
+        lambda hf: setattr(mlp(hf), "act", torch.nn.ReLU()),
+        lambda hf: hf.transformer.h.__delitem__(2),
+        lambda hf: hf.double(),
+    ):
+        assert changed(change)
+    for nothing in (
+        lambda hf: hf.eval(),
+        lambda hf: hf.requires_grad_(False),
+        lambda hf: hf(torch.tensor([[1, 2]])),
+        lambda hf: mlp(hf).register_forward_hook(lambda *_: None),  # seen elsewhere
+    ):
+        assert not changed(nothing)
 
 
 # ------------------------------------------------------------------------------- memory
