@@ -191,25 +191,10 @@ def _compared(
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
         concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
-    channels = Channels.checked(model, concept, "concept", readout, None)
-    if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
-        raise ValueError(
-            "`readout` must read the last depth, where gains are measured; got rows that are zero "
-            "there. Use `ltv.compare` on `lm.exact_system` for other depths."
-        )
+    channels = _channels_at_the_end(model, concept, readout)
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
     truth = _Truth(operating, held_out, concept, readout, eps, statistics, part)
-    full = MeanFull(channels, operating, named, sizes[-1], part)
-    references = _References(full, sizes)
-    rows = [
-        _method_table(full, name, method, sizes, truth, references)
-        for name, method in named.items()
-    ]
-    table = _filled([row for row, _ in rows], xr.Variable("basis", list(named)))
-    for _, note in rows:  # where an order is above the rank, or a method finds nothing
-        table.attrs |= note
-    table = references.finished(table).assign(truth.variables)
-    table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
+    table = _all_methods(MeanFull(channels, operating, named, sizes[-1], part), sizes, truth)
     about = {
         "readout": channels.readout.name,
         "concept": concept.attrs.get("method", "given"),
@@ -243,6 +228,32 @@ def _compared(
         about["concept_warning"] = concept.attrs["warning"]
     table.attrs = {**table.attrs, **_origin(operating, held_out), **about}
     return table.assign_coords(layer=np.arange(model.n_layers))
+
+
+def _channels_at_the_end(model: DepthModel, concept: xr.Dataset, readout: ReadoutLike) -> Channels:
+    """Checked channels; ValueError for a readout of earlier depths alone."""
+    channels = Channels.checked(model, concept, "concept", readout, None)
+    if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
+        raise ValueError(
+            "`readout` must read the last depth, where gains are measured; got rows that are zero "
+            "there. Use `ltv.compare` on `lm.exact_system` for other depths."
+        )
+    return channels
+
+
+def _all_methods(full: MeanFull, sizes: list[int], truth: "_Truth") -> xr.Dataset:
+    """The rows of all methods, and what they are compared with."""
+    references = _References(full, sizes)
+    rows = [
+        _method_table(full, name, method, sizes, truth, references)
+        for name, method in full.methods.items()
+    ]
+    table = _filled([row for row, _ in rows], xr.Variable("basis", list(full.methods)))
+    for _, note in rows:  # where an order is above the rank, or a method finds nothing
+        table.attrs |= note
+    table = references.finished(table).assign(truth.variables)
+    table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
+    return table
 
 
 def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
