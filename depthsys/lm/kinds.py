@@ -132,6 +132,12 @@ def _is_numeric(given: Any) -> bool:
         return False
 
 
+def _may_be_plan(given: Any) -> bool:
+    # `ltv.plan.schedule` says what is missing in a Dataset of no known kind
+    known = isinstance(given, xr.Dataset) and any(holds(given) for _, holds in _DATASETS)
+    return _holds("u")(given) or (isinstance(given, xr.Dataset) and not known)
+
+
 def _optional(kind: Kind) -> Kind:
     return Kind(kind.words, lambda given: given is None or kind.fits(given), kind.source)
 
@@ -183,7 +189,7 @@ KINDS: dict[str, Kind] = {
     "concept": _CONCEPT,
     "system": Kind("a system", _is_system, "`lm.identify` gives one."),
     "plan": Kind(
-        "a schedule with `u` (layer, input)", _holds("u"), "`ltv.minimum_energy` gives one."
+        "a schedule with `u` (layer, input)", _may_be_plan, "`ltv.minimum_energy` gives one."
     ),
     "schedules": Kind(
         "a DataArray (schedule, layer, input)",

@@ -95,7 +95,10 @@ def test_a_main_job_passes_every_prompt_through_every_layer_once(
     linear = lm.linear_gains(runs["held_out"], concept)
     lm.linear_gains(runs["operating"], concept)
     steps = [lm.Step(0.1), lm.Step(0.1, relative=True)]
+    calls = counts.calls
     lm.measure_gains_at(runs["held_out"], concept, steps)
+    # steps and signs of all layers together: every block once per batch
+    assert counts.calls - calls == L * len(runs["held_out"].numbers)
     before = counts.all_rows
     # linear gains of both kinds of prompts, two central differences at every layer
     derived = SIZES["operating"] * (of_method + L) + SIZES["held_out"] * (L + 2 * 2 * PUSHES)
