@@ -179,7 +179,7 @@ def logistic(
     .. [1] scikit-learn, ``sklearn.linear_model.LogisticRegression``, solver "lbfgs".
     """
     if not (isinstance(C, Real) and 0 < C < math.inf):
-        raise ValueError(f"`C` must be a number above 0; got {C!r}. The default is 1.")
+        raise ValueError(f"`C` must be a number above 0; got {short(C)}. The default is 1.")
     if max_iterations < 1:
         raise ValueError(
             f"`max_iterations` must be >= 1; got {max_iterations}. The default is 1000."
@@ -252,7 +252,9 @@ def pca(
        under two instructions.
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"`seed` must be a whole number >= 0; got {seed!r}. The default is 0.")
+        raise ValueError(
+            f"`seed` must be a whole number >= 0; got {short(seed)}. The default is 0."
+        )
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
     difference = _difference(run, keep=x)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys import ltv
+
 # Characters of a value in a message.
 LONGEST = 80
 
@@ -119,8 +121,7 @@ class Kind:
 
 
 def _is_curve(given: Any) -> bool:
-    # systems without matrices have no Dataset
-    return isinstance(given, xr.DataArray) or _is_system(given) or hasattr(given, "n_layers")
+    return isinstance(given, (xr.DataArray, ltv.MatrixFree)) or _is_system(given)
 
 
 def _is_numeric(given: Any) -> bool:
@@ -184,6 +185,13 @@ CONCEPT_OR_NONE = _optional(_CONCEPT)
 GAINS_LIST = Kind("a list of measured gains", _is_list_of_datasets, "Write [measured].")
 LINEAR_OR_NONE = _optional(LINEAR)
 
+_NAME = Kind(
+    "a name (text)",
+    # what is neither has an error of its own where names are looked up; arrays would equal them all
+    lambda given: not isinstance(given, (xr.Dataset, xr.DataArray, np.ndarray, torch.Tensor)),
+    "The names are in the help of the function.",
+)
+
 # What the names of arguments mean, in every function that says nothing else.
 KINDS: dict[str, Kind] = {
     "concept": _CONCEPT,
@@ -203,6 +211,10 @@ KINDS: dict[str, Kind] = {
         ),
         "Name its dims so.",
     ),
+    "inputs": _NAME,
+    "part": _NAME,
+    "difference": _NAME,
+    "energy": Kind(_NAME.words, lambda given: isinstance(given, str), _NAME.source),
     "target": Kind("a number, or one for each output", _is_numeric, "Give the wanted shift."),
     "predicted": _PREDICTED,
     "first": _PREDICTED,

@@ -51,7 +51,8 @@ class Step:
         check_eps(self.eps)
         if self.difference not in ("central", "forward"):
             raise ValueError(
-                f"`difference` must be 'central' or 'forward'; got {self.difference!r}. Pick one."
+                "`difference` must be 'central' or 'forward'; got "
+                f"{short(self.difference)}. Pick one."
             )
 
 

@@ -152,6 +152,34 @@ def test_no_argument_shows_a_whole_repr(things, monkeypatch, name, thing):
         assert "\n" not in message
 
 
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("name", ["inputs", "part", "difference", "energy", "readout"])
+def test_no_option_shows_a_whole_repr(things, monkeypatch, name, thing):
+    """An array or a Dataset equals every name: it must not count as one of them."""
+    wrong, tried = getattr(things, thing), 0
+    no_block_runs(monkeypatch)
+    for work in things.works.values():
+        if name not in inspect.signature(work.function).parameters:
+            continue
+        tried += 1
+        with pytest.raises((TypeError, ValueError)) as caught:
+            work.function(
+                *work.before.values(),
+                things.run,
+                *work.after.values(),
+                **{**work.options, name: wrong},
+            )
+        assert str(caught.value).startswith(f"`{name}` must be "), caught.value
+        assert len(str(caught.value)) < 300
+    assert tried
+
+
+def test_curves_are_no_runs(things):
+    for wrong, kind in ((things.run, "a Run of 6 prompts"), (things.model, "a DepthModel")):
+        with pytest.raises(TypeError, match=f"`predicted` must be a system or a curve.*got {kind}"):
+            lm.agreement(wrong, things.measured)
+
+
 def test_texts_after_a_run_are_left_out(things):
     for texts in (things.texts, things.ids, ["a", "b"]):
         for function, more in ((lm.identify, ()), (lm.compare_energies, (things.system, 1.0))):
