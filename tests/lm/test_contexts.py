@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -291,9 +292,11 @@ FLAT = (
 )
 
 
-@pytest.mark.parametrize("name", FLAT)
-def test_memory_is_flat_in_the_number_of_prompts(concept, monkeypatch, name, live_bytes):
-    """Bytes of all tensors alive whenever the last block passes a batch of whole sequences."""
+def peaks_of(name, budget, concept, monkeypatch, live_bytes) -> list[int]:
+    """Most bytes of all tensors alive when the last block passes a batch of whole sequences.
+
+    Of 192 and of 384 prompts: six and twelve batches of one length.
+    """
     model = lm.DepthModel(TINY["gpt2"]())
     work = every_function.works(concept, lm.identify(model, [[1, 2, 3], [4]], concept))[name]
     batches_of_32(monkeypatch)
@@ -306,13 +309,33 @@ def test_memory_is_flat_in_the_number_of_prompts(concept, monkeypatch, name, liv
         return original(layer, call, hidden, cache)
 
     monkeypatch.setattr(model.blocks, "call", weighing)
-    for count in (192, 384):  # six and twelve batches of one length
+    for count in (192, 384):
         # two tokens at the end: the class means differ
         ids = [[i % 50, 7, 3, 4, 5, 6 + i % 2] for i in range(count)]
         peaks.append(0)
-        work(model.run(LabelledIds(ids, np.arange(count) % 2), budget=NOWHERE))
+        work(model.run(LabelledIds(ids, np.arange(count) % 2), budget=budget))
     assert peaks[0] > 32 * 6 * H * 4  # it sees a batch of hidden states
+    return peaks
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_memory_is_flat_in_the_number_of_prompts(concept, monkeypatch, name, live_bytes):
+    peaks = peaks_of(name, NOWHERE, concept, monkeypatch, live_bytes)
     assert peaks[1] - peaks[0] < 32 * 6 * H * 4
+
+
+@pytest.mark.parametrize("linearised", [0, None])
+def test_memory_of_a_held_layer_is_what_the_budget_says(
+    concept, monkeypatch, live_bytes, linearised
+):
+    """Without it all is flat; with it the contexts of one layer of all prompts are there."""
+    budget = replace(NOWHERE, linearised=linearised)
+    peaks = peaks_of("identify, arnoldi", budget, concept, monkeypatch, live_bytes)
+    grown = peaks[1] - peaks[0]
+    if linearised == 0:
+        assert grown < 32 * 6 * H * 4
+    else:
+        assert grown > 192 * 5 * 2 * H * 4
 
 
 def test_memory_of_contexts_is_not_flat_and_this_test_would_see_it(monkeypatch, live_bytes):
