@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from depthsys import ltv
+from depthsys.lm.kinds import ABSOLUTE, MEASURED, RELATIVE, identified, kinds_checked
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
@@ -17,6 +18,7 @@ INJECTIONS = ("absolute", "relative")
 BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
+@kinds_checked()
 def agreement(
     predicted: xr.Dataset | xr.DataArray,
     measured: xr.Dataset,
@@ -80,6 +82,7 @@ def agreement(
     return result
 
 
+@kinds_checked()
 def error_gap(
     first: xr.Dataset | xr.DataArray,
     second: xr.Dataset | xr.DataArray,
@@ -140,6 +143,11 @@ def gain_curve(
         gain = predicted
     else:
         gain = where_defined(ltv.gains(predicted), predicted)
+        if injection == "relative" and "state_norm" not in predicted:
+            raise ValueError(
+                "`predicted` must know `state_norm` (depth) for relative injections; got a system "
+                "without. Identify it, or use absolute ones."
+            )
         if injection == "relative":
             norm = predicted["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
             gain = gain * norm.drop_vars(["layer", "order"], errors="ignore")
@@ -230,6 +238,7 @@ _METRICS = {
 }
 
 
+@kinds_checked(system=identified("gain_full"), measured=MEASURED)
 def error_budget(
     system: xr.Dataset,
     measured: xr.Dataset,
@@ -333,6 +342,9 @@ _SYSTEM_ATTRS = (
 )  # fmt: skip
 
 
+@kinds_checked(
+    system=identified("gain_full", "state_norm"), measured=ABSOLUTE, measured_relative=RELATIVE
+)
 def gain_report(
     system: xr.Dataset,
     measured: xr.Dataset,

@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.directions import direction_note, directions
+from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
@@ -44,7 +45,7 @@ class Channels:
     ) -> "Channels":
         """ValueError for unknown inputs or readouts and directions that do not fit."""
         if inputs not in INPUTS:
-            raise ValueError(f"`inputs` must be one of {INPUTS}; got {inputs!r}. Pick one.")
+            raise ValueError(f"`inputs` must be one of {INPUTS}; got {short(inputs)}. Pick one.")
         v = directions(model, concept)
         rtol = RTOL[model.dtype_name] if rtol is None else rtol
         if not 0 < rtol < 1:

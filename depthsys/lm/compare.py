@@ -25,15 +25,17 @@ from depthsys.lm.forecast import forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
+from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, SPLITS, kinds_checked, short
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_step, measure_gains_at
 from depthsys.lm.methods import METHODS, Method
 from depthsys.lm.model import DepthModel
+from depthsys.lm.of_run import as_run
 from depthsys.lm.parts import Parts, begun_parts
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import Splits, check_splits
+from depthsys.lm.prompts import Splits, Texts, check_splits
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.run import Run, as_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
 from depthsys.ltv.norms import bounds_of, spectral_norm
 
@@ -47,9 +49,10 @@ _STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
 
+@kinds_checked(model=MODEL, texts=SPLITS, concept=CONCEPT_OR_NONE)
 def compare(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
@@ -61,7 +64,7 @@ def compare(
     ablate_eps: bool = True,
     n_bootstrap: int = 1000,
     seed: int = 0,
-    partial: str | os.PathLike | None = None,
+    partial: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -178,7 +181,7 @@ def compare(
 
 def _compared(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     named: dict[str, Method],
     sizes: list[int],
     concept: xr.Dataset | None,
@@ -204,26 +207,10 @@ def _compared(
         check_step(step, model, held_out)
     if concept is None:
         concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))
-    channels = Channels.checked(model, concept, "concept", readout, None)
-    if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
-        raise ValueError(
-            "`readout` must read the last depth, where gains are measured; got rows that are zero "
-            "there. Use `ltv.compare` on `lm.exact_system` for other depths."
-        )
+    channels = _channels_at_the_end(model, concept, readout)
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
     truth = _Truth(operating, held_out, concept, readout, step, statistics, part)
-    full = MeanFull(channels, operating, named, sizes[-1], part)
-    references = _References(full, sizes)
-    rows = [
-        _method_table(full, name, method, sizes, truth, references)
-        for name, method in named.items()
-    ]
-    table = _filled([row for row, _ in rows], xr.Variable("basis", list(named)))
-    for _, note in rows:  # where an order is above the rank, or a method finds nothing
-        table.attrs |= note
-    table = references.finished(table).assign(truth.variables)
-    table["mean_system_gain"] = truth.known(table["mean_system_gain"])
-    table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
+    table = _all_methods(MeanFull(channels, operating, named, sizes[-1], part), sizes, truth)
     about = {
         "readout": channels.readout.name,
         "concept": concept.attrs.get("method", "given"),
@@ -263,6 +250,33 @@ def _compared(
     return table.assign_coords(layer=np.arange(model.n_layers))
 
 
+def _channels_at_the_end(model: DepthModel, concept: xr.Dataset, readout: ReadoutLike) -> Channels:
+    """Checked channels; ValueError for a readout of earlier depths alone."""
+    channels = Channels.checked(model, concept, "concept", readout, None)
+    if channels.readout.tokens is None and not bool(channels.readout.rows[-1].any()):
+        raise ValueError(
+            "`readout` must read the last depth, where gains are measured; got rows that are zero "
+            "there. Use `ltv.compare` on `lm.exact_system` for other depths."
+        )
+    return channels
+
+
+def _all_methods(full: MeanFull, sizes: list[int], truth: "_Truth") -> xr.Dataset:
+    """The rows of all methods, and what they are compared with."""
+    references = _References(full, sizes)
+    rows = [
+        _method_table(full, name, method, sizes, truth, references)
+        for name, method in full.methods.items()
+    ]
+    table = _filled([row for row, _ in rows], xr.Variable("basis", list(full.methods)))
+    for _, note in rows:  # where an order is above the rank, or a method finds nothing
+        table.attrs |= note
+    table = references.finished(table).assign(truth.variables)
+    table["mean_system_gain"] = truth.known(table["mean_system_gain"])
+    table["relative_l2_gap"] = truth.gaps(table["surrogate_gain"])
+    return table
+
+
 def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
     """Attrs of a comparison: which model, which prompts."""
     model = held_out.model
@@ -277,9 +291,10 @@ def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
     }
 
 
+@kinds_checked(model=MODEL, texts=SPLITS)
 def comparison_cost(
     model: DepthModel,
-    texts: Splits,
+    texts: Splits[Texts] | Splits[Run],
     methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
@@ -315,7 +330,14 @@ def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Me
     if isinstance(methods, Mapping):
         named = dict(methods)
     elif isinstance(methods, str):
-        raise TypeError(f"`methods` must be a list of names; got {methods!r}. Write [{methods!r}].")
+        raise TypeError(
+            f"`methods` must be a list of names; got {short(methods)}. Write [{short(methods)}]."
+        )
+    elif isinstance(methods, Method):
+        raise TypeError(
+            f"`methods` must be names, or a mapping from names to methods; got {short(methods)}. "
+            f"Write {{{methods.name!r}: ...}}."
+        )
     else:
         unknown = [m for m in methods if m not in METHODS]
         if unknown or len(set(methods)) < len(methods):
@@ -326,12 +348,13 @@ def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Me
         named = {name: METHODS[name]() for name in methods}
     if not named or not all(isinstance(m, Method) for m in named.values()):
         raise TypeError(
-            f"`methods` must hold at least one method such as lm.Krylov(); got {methods!r}. Make "
-            "them, for example {'krylov': lm.Krylov()}."
+            f"`methods` must hold at least one method such as lm.Krylov(); got {short(methods)}. "
+            "Make them, for example {'krylov': lm.Krylov()}."
         )
     if any(m.tolerance is not None for m in named.values()):
         raise ValueError(
-            f"`methods` must have no `tolerance`; got {methods!r}. A comparison runs over `orders`."
+            f"`methods` must have no `tolerance`; got {short(methods)}. A comparison runs over "
+            "`orders`."
         )
     return named
 
@@ -343,7 +366,7 @@ def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
     if not whole or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] > n_features:
         raise ValueError(
             f"`orders` must be rising whole numbers in 1..{n_features}, the width of the model; "
-            f"got {orders!r}. For example [1, 2, 4, 8]."
+            f"got {short(orders)}. For example [1, 2, 4, 8]."
         )
     return [int(r) for r in sizes]
 

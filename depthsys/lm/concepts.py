@@ -26,8 +26,10 @@ from sklearn.linear_model import LogisticRegression
 
 from depthsys._version import __version__
 from depthsys.lm.directions import as_concept
+from depthsys.lm.kinds import short
+from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.prompts import Texts
-from depthsys.lm.run import Run, as_run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.separation import scores, separation, warning
 from depthsys.lm.stamp import provenance
 
@@ -193,7 +195,7 @@ def logistic(
     .. [1] scikit-learn, ``sklearn.linear_model.LogisticRegression``, solver "lbfgs".
     """
     if not (isinstance(C, Real) and 0 < C < math.inf):
-        raise ValueError(f"`C` must be a number above 0; got {C!r}. The default is 1.")
+        raise ValueError(f"`C` must be a number above 0; got {short(C)}. The default is 1.")
     if max_iterations < 1:
         raise ValueError(
             f"`max_iterations` must be >= 1; got {max_iterations}. The default is 1000."
@@ -270,7 +272,9 @@ def pca(
        under two instructions.
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"`seed` must be a whole number >= 0; got {seed!r}. The default is 0.")
+        raise ValueError(
+            f"`seed` must be a whole number >= 0; got {short(seed)}. The default is 0."
+        )
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
     difference, undefined = _difference(run, keep=x)
@@ -485,8 +489,8 @@ def _check_texts(run: Run, held_out: Texts | Run | None, least: int) -> None:
         texts = given.texts if isinstance(given, Run) else given
         if not hasattr(texts, "labels"):
             raise TypeError(
-                f"`{name}` must be labelled texts, or a run of them; got "
-                f"{type(texts).__name__}. Use `lm.read_texts`."
+                f"`{name}` must be labelled texts, or a run of them; got {short(given)}. "
+                "Use `lm.read_texts`."
             )
         counts = np.bincount(texts.labels, minlength=2)
         if counts.min() == 0:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from depthsys.lm.hf.attention import FrozenCache
+from depthsys.lm.kinds import short
 from depthsys.lm.memory import available_memory
 
 # What a run may take of each place where no budget says more or less.
 SHARE = 0.25
 PLACES = ("device", "host", "file", "again")
+# Most that is held of one linearised layer where no budget says more or less.
+LINEARISED = 2**30
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Budget:
 
     The first place that holds the frozen context and the states of all prompts is taken; if none
     does, the context is computed again, layer by layer, whenever it is needed, and the states wait
-    in a temporary file: then memory does not grow with the prompts. Results do not depend on it.
+    in a temporary file: then memory does not grow with the prompts. Results do not depend on it,
+    beyond rounding.
 
     Parameters
     ----------
@@ -35,21 +39,27 @@ class Budget:
         Memory of this machine.
     file
         A temporary file, in the folder that ``TMPDIR`` names.
+    linearised
+        No place, but memory that work takes beside the run, on the model's device: where many
+        products with one layer are wanted (`Arnoldi`), the layer of all prompts is linearised once
+        and held, if that fits; else it is linearised anew, batch by batch, for every product. None
+        means 1 GiB, or a quarter of what is free if that is less; 0 never to hold a layer.
 
-    None means a quarter of what is free when the run is made, 0 not to use a place.
+    For a place None means a quarter of what is free when the run is made, 0 not to use it.
     """
 
     device: int | None = None
     host: int | None = None
     file: int | None = None
+    linearised: int | None = None
 
     def __post_init__(self):
-        for name in ("device", "host", "file"):
+        for name in ("device", "host", "file", "linearised"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, float, np.integer)):
                 raise TypeError(
-                    f"`budget` must hold numbers of bytes; got {value!r} for {name}. Write 10**9 "
-                    "for a gigabyte."
+                    f"`budget` must hold numbers of bytes; got {short(value)} for {name}. Write "
+                    "10**9 for a gigabyte."
                 )
             if value is not None and not value >= 0:
                 raise ValueError(
@@ -66,6 +76,13 @@ class Budget:
         if size <= self._allowed(self.file, shutil.disk_usage(tempfile.gettempdir()).free):
             return "file"
         return "again"
+
+    def holds(self, size: int, device: torch.device) -> bool:
+        """Whether a linearised layer of so many bytes may be held."""
+        if self.linearised is not None:
+            return size <= self.linearised
+        free = available_memory() if device.type == "cpu" else _free_on(device)
+        return size <= min(LINEARISED, self._allowed(None, free))
 
     @property
     def is_nothing(self) -> bool:

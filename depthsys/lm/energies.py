@@ -12,9 +12,11 @@ from depthsys import ltv
 from depthsys.lm.accuracy import gain_curve
 from depthsys.lm.directions import defined, direction_note
 from depthsys.lm.gains import squeezed
+from depthsys.lm.kinds import identified
 from depthsys.lm.measure import shifts
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike, checked_readout
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import (
     check_pushes_exist,
@@ -294,7 +296,7 @@ def _between(points: dict[float, float], low: float, high: float, *, halve: bool
     return float(low + np.clip(share, 0.05, 0.95) * (high - low))
 
 
-@of_run(once=False)
+@of_run(once=False, kinds={"system": identified("y_ref", "y_std")})
 def compare_energies(
     run: Run,
     concept: xr.Dataset,

@@ -20,8 +20,9 @@ from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import beside, stacked, transposed
 

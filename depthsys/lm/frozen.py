@@ -52,8 +52,15 @@ class FrozenBlock:
         """The frozen keys and values, read from where they lie."""
         return self._context()
 
+    def check_weights(self) -> None:
+        """ValueError if the weights are no longer those that the context was made with."""
+        self._blocks.weights.check()
+
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """States (prompt, copy, feature) after the block; the copies are independent."""
+        """States (prompt, copy, feature) after the block; the copies are independent.
+
+        ValueError if the weights are no longer those that the context was made with.
+        """
         return self._blocks.last_token(self.layer, self._calls, states, self.context)
 
     def linearised(self, part: str | Linearisation = "block") -> Linearised:

@@ -7,8 +7,9 @@ import xarray as xr
 from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearisation
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike, checked_readout
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 
 

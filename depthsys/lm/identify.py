@@ -10,10 +10,12 @@ import xarray as xr
 from depthsys import ltv
 from depthsys.lm.channels import Channels
 from depthsys.lm.directions import as_concept
+from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.methods import Krylov, Method, Reduce
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 
 
 @of_run(once=False)
@@ -90,7 +92,7 @@ def identify(
     if not isinstance(method, Method):
         raise TypeError(
             f"`method` must be one of the methods of lm, such as lm.Krylov(order=4); got "
-            f"{method!r}. Make one."
+            f"{short(method)}. Make one."
         )
     size = method.size(run.model.n_features)
     channels = Channels.checked(run.model, concept, inputs, readout, method.rtol, part)

@@ -18,7 +18,8 @@ from depthsys.files import PROGRESS, Resumable
 from depthsys.lm.hf.checkpoint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
-from depthsys.lm.run import Model, Run, of_run
+from depthsys.lm.of_run import of_run
+from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sweep import Layer
 from depthsys.ltv.system import STAMP
@@ -30,7 +31,7 @@ def jacobians(
     *,
     per_prompt: bool = False,
     part: str | Linearisation = "block",
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     memory_share: float = 0.25,
 ) -> xr.Dataset:

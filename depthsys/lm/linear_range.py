@@ -8,9 +8,11 @@ import xarray as xr
 from depthsys.lm import measure
 from depthsys.lm.accuracy import BOUNDS, LAYER_SETS, relative_l2_bounds
 from depthsys.lm.gains import linear_gains
+from depthsys.lm.kinds import GAINS_LIST, LINEAR_OR_NONE
 from depthsys.lm.measure import Step
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 
 # Steps that are always tried, then decade by decade until the error passes the limit; the largest
@@ -19,7 +21,7 @@ STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_STEP = {True: 10.0, False: 1e4}
 
 
-@of_run(once=False)
+@of_run(once=False, kinds={"linear": LINEAR_OR_NONE, "measured": GAINS_LIST})
 def linear_range(
     run: Run,
     concept: xr.Dataset,

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthsys.lm.kinds import short
+
 # Rows (prompts x directions) that go through a block at once: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
 ROWS = 1024
@@ -44,8 +46,8 @@ class Linearisation:
     part: str = "block"
 
     def __post_init__(self):
-        if self.part not in PARTS:
-            raise ValueError(f"`part` must be one of {PARTS}; got {self.part!r}. Pick one.")
+        if not isinstance(self.part, str) or self.part not in PARTS:
+            raise ValueError(f"`part` must be one of {PARTS}; got {short(self.part)}. Pick one.")
 
     @classmethod
     def of(cls, part: "str | Linearisation") -> "Linearisation":

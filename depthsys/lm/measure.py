@@ -14,8 +14,10 @@ import xarray as xr
 from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.kinds import short
+from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
-from depthsys.lm.run import Model, Run, of_run
+from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import check_pushes_exist, schedule
 from depthsys.wording import step_size
@@ -58,7 +60,8 @@ class Step:
         check_eps(self.size)
         if self.difference not in ("central", "forward"):
             raise ValueError(
-                f"`difference` must be 'central' or 'forward'; got {self.difference!r}. Pick one."
+                "`difference` must be 'central' or 'forward'; got "
+                f"{short(self.difference)}. Pick one."
             )
 
     @property
@@ -162,14 +165,16 @@ def measured(
     run: Run, concept: xr.Dataset, steps: Sequence[Step], readout: ReadoutLike
 ) -> list[xr.Dataset | SmallStepError | FloatingPointError]:
     """`measure_gains_at`, with the error of a step in its place."""
+    if not isinstance(steps, Sequence) or not all(isinstance(step, Step) for step in steps):
+        raise TypeError(
+            f"`steps` must be a list of lm.Step; got {short(steps)}. Write [lm.Step(0.1)]."
+        )
     model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     known = torch.as_tensor(defined(concept)[:-1]).any(-1)
     norm = _state_norms(run)
     largest = float(norm[:, known.numpy()].max(initial=0.0))
-    if not all(isinstance(step, Step) for step in steps):
-        raise TypeError(f"`steps` must be a list of lm.Step; got {steps!r}. Write [lm.Step(0.1)].")
     found: list = [_small(step, largest, model.dtype) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:

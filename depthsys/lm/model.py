@@ -29,6 +29,7 @@ from depthsys.lm.hf.checkpoint import (
 from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.template import CUTS
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
+from depthsys.lm.kinds import short
 from depthsys.lm.run import Run
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
@@ -90,7 +91,7 @@ class DepthModel:
     ):
         if not hasattr(hf, "config"):
             raise TypeError(
-                f"`hf` must be a Hugging Face model; got {hf!r}. To load one, use "
+                f"`hf` must be a Hugging Face model; got {short(hf)}. To load one, use "
                 "`DepthModel.load(name_or_folder)`."
             )
         if max_tokens < 1:
@@ -117,7 +118,6 @@ class DepthModel:
         self._max_tokens = max_tokens if context is None else min(max_tokens, context)
         if left_padding:
             check_padding(hf.config, self.max_tokens)
-        self._versions = _versions(hf)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
             self.fingerprint = checked_fingerprint(hf)
@@ -272,11 +272,7 @@ class DepthModel:
 
     def check_weights(self) -> None:
         """ValueError if the weights are no longer those that were wrapped and checked."""
-        if self._versions != _versions(self.hf):
-            raise ValueError(
-                "`model` must keep the weights it was wrapped with; they have changed, and its "
-                "fingerprint and contract are those of the old ones. Wrap it again."
-            )
+        self.blocks.weights.check()
 
     def head(self, x_last: torch.Tensor) -> torch.Tensor:
         """Logits (row, token) of the model's own final norm and unembedding, for x_L (row, H)."""
@@ -291,6 +287,6 @@ class DepthModel:
             return self.hf(ids[:, -1:]).logits[:, -1]
 
 
-def _versions(hf: Any) -> list[tuple[int, int]]:
-    """What changes when weights are replaced or written to (but not through ``.data``)."""
-    return [(id(p), p._version) for p in hf.parameters() if not p.is_meta]
+@short.register
+def _(value: DepthModel) -> str:
+    return f"a DepthModel ({value.name[-40:]!r})"

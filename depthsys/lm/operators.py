@@ -14,6 +14,7 @@ class MeanJacobian(LinearOperator):
     def __init__(self, blocks: list[FrozenBlock], part: str | Linearisation):
         x = blocks[0].x
         super().__init__(np.dtype(np.float64), (x.shape[-1], x.shape[-1]))
+        self._blocks = blocks
         self._linear = [block.linearised(part) for block in blocks]
         self._count = sum(len(block.prompts) for block in blocks)
         self._like = x
@@ -33,6 +34,7 @@ class MeanJacobian(LinearOperator):
     def _product(self, name: str, columns: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(columns):
             raise TypeError("`X` must be real; got complex. Multiply both parts.")
+        self._blocks[0].check_weights()
         rows = torch.as_tensor(np.array(np.transpose(columns))).to(self._like)
         total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
         for linear in self._linear:

@@ -5,7 +5,8 @@ import torch
 import xarray as xr
 
 from depthsys.lm.linearize import Linearisation, as_directions
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.of_run import of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 
 

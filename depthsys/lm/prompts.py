@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from depthsys.lm.kinds import short
 from depthsys.lm.rows import Row, Text, checked_text, in_order, label_name, labelled_rows
+from depthsys.splits import SPLITS, split_sizes
 
-SPLITS = ("concept", "operating", "held_out")
+Part = TypeVar("Part", covariant=True)
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -74,25 +77,52 @@ class Texts:
         return self._take(np.arange(min(count, len(self))))
 
     def split(
-        self, *, concept: int = 400, operating: int = 200, held_out: int = 200, seed: int = 0
-    ) -> "Splits":
+        self,
+        sizes: str | None = None,
+        *,
+        concept: int | None = None,
+        operating: int | None = None,
+        held_out: int | None = None,
+        seed: int = 0,
+    ) -> "Splits[Texts]":
         """Three disjoint, stratified splits with the given number of texts PER CLASS.
+
+        Parameters
+        ----------
+        sizes
+            All three, as on the command line: "concept/operating/held-out".
+        concept, operating, held_out
+            Or each by name; those that are left out are 400, 200 and 200.
+        seed
+            Of the shuffling.
 
         Raises
         ------
+        TypeError
+            If ``sizes`` is no string, or given beside sizes by name.
         ValueError
             If a size is below 1 or a class has fewer texts than the three sizes together.
+
+        Examples
+        --------
+        >>> from depthsys import lm
+        >>> texts = lm.read_texts([(f"text {i}", i % 2) for i in range(20)])
+        >>> texts.split("5/3/2").sizes == texts.split(concept=5, operating=3, held_out=2).sizes
+        True
         """
-        sizes = {"concept": concept, "operating": operating, "held_out": held_out}
+        return self._split(_sizes(sizes, concept, operating, held_out), seed)
+
+    def _split(self, sizes: dict[str, int], seed: int) -> "Splits[Texts]":
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"`{name}` must be >= 1; got {size}. Give texts per class.")
         needed = sum(sizes.values())
         found = [int((self.labels == label).sum()) for label in (0, 1)]
         if min(found) < needed:
+            wanted = "/".join(map(str, sizes.values()))
             raise ValueError(
                 f"`texts` must hold {needed} distinct texts per class for the splits "
-                f"{concept}/{operating}/{held_out}; got {found[0]} of class {self.classes[0]!r} "
+                f"{wanted}; got {found[0]} of class {self.classes[0]!r} "
                 f"and {found[1]} of class {self.classes[1]!r} from {self.source} "
                 f"({self.n_duplicates} duplicates and {self.n_conflicts} texts with both labels "
                 "dropped). Add texts or ask for smaller splits."
@@ -114,16 +144,40 @@ class Texts:
         )
 
 
+def _sizes(text: str | None, *by_name: int | None) -> dict[str, int]:
+    """Sizes of the splits from one text, or from numbers by name."""
+    given = {name: n for name, n in zip(SPLITS, by_name, strict=True) if n is not None}
+    if text is None:
+        return {"concept": 400, "operating": 200, "held_out": 200} | given
+    if not isinstance(text, str) or given:
+        got = f"{text!r} and {given}" if given else repr(text)
+        raise TypeError(
+            "`sizes` must be one text such as '400/200/200', without sizes by name; got "
+            f"{got:.80}. Or write split(concept=400, operating=200, held_out=200)."
+        )
+    return split_sizes(text, "sizes")
+
+
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[Part]):
     """Disjoint texts for the concept direction, the identification and the verification.
 
-    ``n_duplicates`` and ``n_conflicts`` were dropped before splitting.
+    ``Splits[Texts]`` come from `Texts.split`; runs of them are made by ``splits.each(model.run)``,
+    and taken wherever the texts are.
+
+    Attributes
+    ----------
+    concept, operating, held_out
+        The three parts.
+    seed
+        Of the split.
+    n_duplicates, n_conflicts
+        Texts that were dropped before splitting.
     """
 
-    concept: Texts
-    operating: Texts
-    held_out: Texts
+    concept: Part
+    operating: Part
+    held_out: Part
     seed: int = 0
     n_duplicates: int = 0
     n_conflicts: int = 0
@@ -131,7 +185,33 @@ class Splits:
     @property
     def sizes(self) -> str:
         """Texts per class as "concept/operating/held-out", for example "400/200/200"."""
-        return "/".join(str(int((getattr(self, s).labels == 0).sum())) for s in SPLITS)
+        return "/".join(str(int((_labels(getattr(self, s)) == 0).sum())) for s in SPLITS)
+
+    def each(self, function: "Callable[[Part], Other]") -> "Splits[Other]":
+        """What a function makes of every part: ``splits.each(model.run)`` prefills all three."""
+        return Splits(
+            function(self.concept),
+            function(self.operating),
+            function(self.held_out),
+            self.seed,
+            self.n_duplicates,
+            self.n_conflicts,
+        )
+
+
+@short.register
+def _(value: Texts) -> str:
+    return f"Texts, {len(value)} of them"
+
+
+@short.register
+def _(value: Splits) -> str:
+    return "Splits"
+
+
+def _labels(part: Any) -> np.ndarray:
+    """Those of texts, or of the texts of a run."""
+    return part.labels if hasattr(part, "labels") else part.texts.labels
 
 
 def check_splits(texts: object) -> None:

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.directions import directions
+from depthsys.lm.kinds import short
 from depthsys.lm.run import Model
 
 READOUTS = ("concept", "profile")
@@ -110,7 +111,7 @@ def checked_readout(model: Model, readout: ReadoutLike, concept: xr.Dataset) -> 
     if not isinstance(readout, (xr.DataArray, np.ndarray)):
         raise ValueError(
             f"`readout` must be one of {READOUTS}, a LogitDifference or a matrix; got "
-            f"{readout!r}. Pick one."
+            f"{short(readout)}. Pick one."
         )
     return Readout("matrix", _matrix(model, readout))
 

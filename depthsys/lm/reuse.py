@@ -9,12 +9,15 @@ from depthsys import ltv
 from depthsys.lm.accuracy import gain_curve
 from depthsys.lm.directions import directions
 from depthsys.lm.gains import linear_gains
-from depthsys.lm.run import Run, of_run
+from depthsys.lm.kinds import kinds_checked
+from depthsys.lm.of_run import of_run
+from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 
 QUANTILES = (0.1, 0.5, 0.9)
 
 
+@kinds_checked()
 def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Dataset:
     r"""What error a surrogate shared by prompts will have on a prompt it has not seen.
 
@@ -70,7 +73,7 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
     )
 
 
-@of_run(once=True, at=1)  # pyright: ignore[reportArgumentType]
+@of_run(once=True, at=1)
 def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     """The surrogate corrected for each new prompt: exact terminal gains, by one backward pass.
 

@@ -2,9 +2,9 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.tokens import Tokens, tokens_sha256
+from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation, as_directions, check_directions
 from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.progress import bar
@@ -105,6 +106,8 @@ class Run:
     def __init__(
         self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
     ):
+        if isinstance(texts, Run):
+            raise TypeError(f"`prompts` must be texts; got {short(texts)}. Use it as it is.")
         self.model, self.texts = model, texts
         tokens = model.tokens(texts)
         self._rows, self.n_cut, self.token_note = tokens.rows, tokens.n_cut, tokens.note
@@ -121,7 +124,7 @@ class Run:
         budget = Budget() if budget is None else budget
         if not isinstance(budget, Budget):
             raise TypeError(
-                f"`budget` must be an lm.Budget; got {budget!r}. Write lm.Budget(host=10**9)."
+                f"`budget` must be an lm.Budget; got {short(budget)}. Write lm.Budget(host=10**9)."
             )
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
@@ -200,19 +203,29 @@ class Run:
                 shown.update(len(batch.prompts))
 
     def first(self, count: int) -> Iterator[FrozenRun]:
-        """The first ``count`` prompts in batches without the others, joined where that is exact."""
+        """The first ``count`` prompts in batches without the others, joined where that is exact.
+
+        Where no context is kept, no other prompt is prefilled.
+        """
+        self._ready()
         group: list[FrozenRun] = []
         with bar("one system per prompt", count, "prompt") as shown:
             for number, prompts in enumerate(self.numbers):
                 chosen = prompts < count
                 if chosen.any():
-                    group.append(self.batches[number].only(chosen))
+                    group.append(self._only(number, chosen))
                 size = sum(len(batch.prompts) for batch in group)
                 last = number + 1 == len(self.numbers)
                 if size and (size >= JOINED or last or not self.model.left_padding):
                     yield group[0] if len(group) == 1 else self._joined(group)
                     shown.update(size)
                     group = []
+
+    def _only(self, number: int, chosen: np.ndarray) -> FrozenRun:
+        """Some prompts of a batch, where ``chosen`` (prompt) is True."""
+        if self._contexts is not None or chosen.all():
+            return self.batch(number).only(chosen)
+        return self._prefilled(self.numbers[number][chosen])[0]
 
     def _joined(self, batches: Sequence[FrozenRun]) -> FrozenRun:
         prompts = np.concatenate([batch.prompts for batch in batches])
@@ -221,6 +234,10 @@ class Run:
         layers = zip(*(batch.blocks for batch in batches), strict=True)
         blocks = [merged(layer, calls) for layer in layers]
         return FrozenRun(blocks, prompts, torch.cat([batch.x for batch in batches], dim=1))
+
+    def may_hold(self, size: int) -> bool:
+        """Whether the budget allows to hold so many bytes of a linearised layer."""
+        return self._budget.holds(size, self.model.device)
 
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
@@ -285,7 +302,8 @@ class Run:
         order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
         with bar("prefill", len(self), "prompt") as shown:
             for number in order:
-                batch, calls = self._prefilled(number)
+                batch, calls = self._prefilled(self.numbers[number])
+                self._states.put(number, batch.x, batch.router_margin)
                 if contexts is None:
                     place = self._budget.place(self._size_like(batch), model.device)
                     if place == "again":
@@ -316,22 +334,21 @@ class Run:
         return max(len(self._rows[i]) for i in self.numbers[number])
 
     @torch.no_grad()
-    def _prefilled(self, number: int) -> tuple[FrozenRun, Calls]:
-        prompts = self.numbers[number]
-        calls = self.calls_of(number)
+    def _prefilled(self, prompts: np.ndarray) -> tuple[FrozenRun, Calls]:
+        calls = self._calls_of(prompts)
         hidden, blocks = calls.embedded, []
         for layer in range(self.n_layers):
             block, hidden = self.block_of(layer, prompts, hidden, calls)
             blocks.append(block)
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
-        batch = FrozenRun(blocks, prompts, x)
-        self._states.put(number, x, batch.router_margin)
-        return batch, calls
+        return FrozenRun(blocks, prompts, x), calls
 
     def calls_of(self, number: int) -> Calls:
         """The arguments with which the model calls its blocks on the prompts of a batch."""
-        rows = [self._rows[i] for i in self.numbers[number]]
-        return self.model.blocks.calls(rows)
+        return self._calls_of(self.numbers[number])
+
+    def _calls_of(self, prompts: np.ndarray) -> Calls:
+        return self.model.blocks.calls([self._rows[i] for i in prompts])
 
     def merged_calls(self, numbers: Sequence[int]) -> Calls:
         """The calls of the last token for the prompts of several batches together."""
@@ -358,7 +375,9 @@ class Run:
         """One batch: from where its context lies, or prefilled again."""
         contexts = self._contexts
         if contexts is None:
-            return self._prefilled(number)[0]
+            found, _ = self._prefilled(self.numbers[number])
+            self._states.put(number, found.x, found.router_margin)
+            return found
         x, margin = self._states.get(number)
         blocks = [
             FrozenBlock(
@@ -499,75 +518,6 @@ class Batches(Sequence[FrozenRun]):
         return f"Batches({len(self)} of {self._run!r})"
 
 
-# ------------------------------------------------------------------------- texts or a run
-
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
-
-
-class OfRun(Protocol[P, R]):
-    """A function of a run, or of a model and texts, which make a run for that call."""
-
-    @overload
-    def __call__(self, run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def __call__(self, model: Any, texts: Any, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-
-
-def of_run(*, once: bool, at: int = 0) -> Callable[[Callable[Concatenate[Run, P], R]], OfRun[P, R]]:
-    """Let a function of a run also take a model and texts.
-
-    ``once`` says that it looks at every batch, or every layer, a single time: then no context of a
-    run that is made for it needs to be kept. ``at`` is the position of the run.
-    """
-
-    def decorated(function):
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            before, rest = args[:at], list(args[at:])
-            by_name = not rest
-            first = rest.pop(0) if rest else kwargs.pop("run", None) or kwargs.pop("model", None)
-            if isinstance(first, Run):
-                run = first
-            else:
-                texts = rest.pop(0) if rest else kwargs.pop("texts", None)
-                run = _run_of(function.__name__, first, texts, later=not once)
-            if by_name:
-                return function(*before, run=run, **kwargs)
-            return function(*before, run, *rest, **kwargs)
-
-        return call
-
-    return decorated  # pyright: ignore[reportReturnType]
-
-
-def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
-    """A run as it is, or one of these texts, which is prefilled when a block is asked for.
-
-    ValueError for a run of another model.
-    """
-    if not isinstance(texts, Run):
-        return Run.later(model, texts) if contexts else Run(model, texts, contexts=False)
-    if texts.model is not model:
-        raise ValueError(
-            f"`texts` must be a run of `model`; got one of another, {texts!r}. Make it with "
-            "`model.run`."
-        )
-    return texts
-
-
-def _run_of(function: str, model: Any, texts: Any, *, later: bool) -> Run:
-    """The run of a model and texts that a function got in place of a run."""
-    if not hasattr(model, "run"):
-        raise TypeError(
-            f"`{function}` must get a run, or a model and texts; got {type(model).__name__}. "
-            f"Write {function}(model.run(texts), ...)."
-        )
-    if texts is None:
-        raise TypeError(
-            f"`{function}` must get texts with a model; got none. Give texts, or a run in place "
-            "of both."
-        )
-    if later and not isinstance(texts, Run):
-        return Run.later(model, texts)
-    return as_run(model, texts, contexts=False)
+@short.register
+def _(value: Run) -> str:
+    return f"a Run of {len(value)} prompts"

@@ -18,8 +18,6 @@ from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.linearize import Linearisation, Linearised
 from depthsys.lm.progress import bar
 
-# What `Layer.held` keeps linearised of one layer instead of linearising it for every product.
-HELD_BYTES = 2**30
 # Batches whose calls (masks, rotary tables) are remembered during a sweep.
 CALLS_HELD = 64
 # Prompts that are linearised together for products with single directions.
@@ -47,6 +45,10 @@ class Visited(Protocol):
     @property
     def batches(self) -> Sequence[FrozenRun]:
         """The batches, from where their context lies."""
+        ...
+
+    def may_hold(self, size: int) -> bool:
+        """Whether so many bytes of a linearised layer may be held."""
         ...
 
     def calls_of(self, number: int) -> Calls:
@@ -81,9 +83,8 @@ class Layer:
         yield from self._sweep.blocks(self.layer)
 
     def linearised(self, part: str | Linearisation = "block") -> Iterable[Linearised]:
-        """Every block linearised: held if all fit in `HELD_BYTES`, else made anew each time."""
-        size = self._sweep.linearised_bytes
-        if size <= HELD_BYTES:
+        """Every block linearised: held if the budget allows it, else made anew each time."""
+        if self._sweep.holds_layer:
             return [block.linearised(part) for block in self._sweep.few_blocks(self.layer)]
         return _Anew(self, part)
 
@@ -130,11 +131,19 @@ class Sweep:
         return len(self._run) * width
 
     @property
+    def holds_layer(self) -> bool:
+        """Whether a linearised layer may be held."""
+        return self._run.may_hold(self.linearised_bytes)
+
+    @property
     def linearised_bytes(self) -> int:
         """An upper bound of what one linearised layer takes, with its contexts."""
         n_prompts = max(1, len(self._run))
-        # some 60 vectors of the size of a state, and keys and values twice: apart, then merged
-        per_prompt = 60 + 4 * self._run.n_padded_tokens / n_prompts
+        model = self._run.model
+        # vectors of the size of a state, the wider ones of the MLP, and keys and values twice:
+        # apart, then merged
+        vectors = 30 + 12 * model.blocks.widest / model.n_features
+        per_prompt = vectors + 4 * self._run.n_padded_tokens / n_prompts
         return int(per_prompt * self.state_bytes)
 
     def forward(self, progress: str | None = None) -> Iterator[Layer]:

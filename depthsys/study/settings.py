@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from depthsys.splits import split_sizes
 from depthsys.study.names import CONCEPTS, CUTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
 
 if TYPE_CHECKING:
@@ -162,14 +163,8 @@ def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 
 def _split(text: str) -> tuple[int, int, int]:
-    parts = text.split("/")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(
-            f"`--split` must be three positive numbers concept/operating/held-out; got {text!r}. "
-            "The default is 400/200/200 per class."
-        )
-    concept, operating, held_out = (int(part) for part in parts)
-    return concept, operating, held_out
+    sizes = split_sizes(text, "--split")
+    return sizes["concept"], sizes["operating"], sizes["held_out"]
 
 
 def _methods(text: str) -> tuple[str, ...]:

@@ -94,7 +94,10 @@ def test_a_main_job_passes_every_prompt_through_every_layer_once(
     system = lm.identify(runs["operating"], concept, method)
     linear = lm.linear_gains(runs["held_out"], concept)
     lm.linear_gains(runs["operating"], concept)
+    calls = counts.calls
     measured = lm.measure_gains(runs["held_out"], concept)
+    # signs of all layers together: every block once per batch
+    assert counts.calls - calls == L * len(runs["held_out"].numbers)
     found = lm.linear_range(runs["held_out"], concept, linear=linear, measured=[measured])
     before = counts.all_rows
     # linear gains of both kinds of prompts, a central difference at every layer and step
@@ -165,6 +168,23 @@ def test_a_run_is_all_the_passes_there_are(model, counts, texts, concept):
         lm.mean_difference(run)
     assert counts.passes == {}
     assert counts.dry_runs == len(run.numbers)
+
+
+@pytest.mark.parametrize("count", [1, 4, SIZES["operating"]])
+def test_the_first_prompts_without_contexts_pass_alone(model, counts, texts, count):
+    """Not the others of their batches."""
+    run = model.run(texts.operating, budget=lm.Budget(device=0, host=0, file=0))
+    assert len(run.numbers) < SIZES["operating"]  # some share a batch
+    found = list(run.first(count))
+    assert counts.passes == dict.fromkeys(range(L), count)
+    kept = list(model.run(texts.operating).first(count))
+    for batch, other in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(batch.prompts, other.prompts)
+        np.testing.assert_allclose(batch.x, other.x, rtol=1e-12)
+        for block, same in zip(batch.blocks, other.blocks, strict=True):
+            np.testing.assert_allclose(block.jacobian(), same.jacobian(), atol=1e-12)
+    # and what is asked for afterwards is of all prompts
+    np.testing.assert_array_equal(run.states, model.run(texts.operating).states)
 
 
 @pytest.mark.parametrize("keep", [False, True])

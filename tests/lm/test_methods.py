@@ -442,9 +442,12 @@ def test_exact_system_holds_both_sides(tiny, tokens, concept, dense):
 
 
 def test_arnoldi_does_not_depend_on_what_is_held(tiny, tokens, concept, monkeypatch):
-    held = lm.identify(tiny, tokens, concept, lm.Arnoldi(order=3))
-    monkeypatch.setattr("depthsys.lm.sweep.HELD_BYTES", 0)
-    again = lm.identify(tiny, tokens, concept, lm.Arnoldi(order=3))
+    runs = [tiny.run(tokens, budget=lm.Budget(linearised=n)) for n in (None, 0)]
+    calls = counted_block_calls(tiny, monkeypatch)
+    held = lm.identify(runs[0], concept, lm.Arnoldi(order=3))
+    count = len(calls)
+    again = lm.identify(runs[1], concept, lm.Arnoldi(order=3))
+    assert len(calls) - count > 2 * count  # once for every product
     np.testing.assert_allclose(io(again), io(held), rtol=1e-9)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from depthsys import lm
+from depthsys.splits import SPLITS
+from depthsys.study.settings import Settings
 
 ROWS = [(f"text {i}", i % 2) for i in range(40)]
 
@@ -341,3 +343,50 @@ def test_a_positive_class_that_is_none():
         lm.read_texts(ROWS, positive="yes")
     with pytest.raises(ValueError, match=r"got 0\.5 as `positive`"):
         lm.read_texts(ROWS, positive=0.5)
+
+
+def test_sizes_in_one_text_as_on_the_command_line():
+    texts = lm.read_texts(ROWS)
+    expected = texts.split(concept=8, operating=5, held_out=4, seed=3)
+    found = texts.split("8/5/4", seed=3)
+    assert found.sizes == "8/5/4"
+    for name in SPLITS:
+        assert getattr(found, name).texts == getattr(expected, name).texts
+
+
+@pytest.mark.parametrize(
+    "text", ["4/2", "4/0/2", "4/2/2/2", "", "4/-1/2", "4/two/2", "4/2.0/2", f"{'9' * 5000}/1/1"]
+)
+def test_sizes_are_checked_as_on_the_command_line(text):
+    """The same rule for the same text; only the name of the argument is another."""
+    messages = []
+    for split, name in (
+        (lm.read_texts(ROWS).split, "sizes"),
+        (lambda text: Settings.checked(split=text), "--split"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must be three positive numbers") as caught:
+            split(text)
+        assert len(str(caught.value)) < 200
+        messages.append(str(caught.value).replace(f"`{name}`", ""))
+    assert messages[0] == messages[1]
+
+
+def test_sizes_that_cannot_be_meant():
+    texts = lm.read_texts(ROWS)
+    with pytest.raises(
+        TypeError, match=r"`sizes` must be one text such as '400/200/200', .* got 8"
+    ):
+        texts.split(8)
+    with pytest.raises(TypeError, match=r"without sizes by name; got '8/5/4' and {'concept': 8}\."):
+        texts.split("8/5/4", concept=8)
+    with pytest.raises(
+        ValueError, match=r"must hold 21 distinct texts per class for the .* 10/6/5"
+    ):
+        texts.split("10/6/5")
+
+
+def test_splits_of_something_else_keep_what_is_known_of_them():
+    splits = lm.read_texts([*ROWS, *ROWS[:2]]).split("8/5/4", seed=3)
+    sizes = splits.each(len)
+    assert (sizes.concept, sizes.operating, sizes.held_out) == (16, 10, 8)
+    assert (sizes.seed, sizes.n_duplicates, sizes.n_conflicts) == (3, 2, 0)

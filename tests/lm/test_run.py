@@ -292,7 +292,7 @@ def test_what_is_neither_a_run_nor_a_model_with_texts_is_refused(small, name, st
     model, texts, run, works = small
     work = works[name]
     called = work.function.__name__
-    for wrong, kind in ((texts, "LabelledIds"), ("gpt2", "str"), (None, "NoneType")):
+    for wrong, kind in ((texts, "a LabelledIds of 6"), ("gpt2", "'gpt2'"), (None, "None")):
         with pytest.raises(
             TypeError, match=rf"`{called}` must get a run, or a model and texts; got {kind}\. Wri"
         ):
@@ -325,7 +325,7 @@ def test_arguments_are_checked_before_the_texts_are_run(small, concept, monkeypa
         lambda: lm.linear_gains(model, texts, bad),
         lambda: lm.measure_gains(model, texts, bad),
         lambda: lm.linear_range(model, texts, bad),
-        lambda: lm.play(model, texts, bad, system),
+        lambda: lm.play(model, texts, bad, works["play"].after["plan"]),
         lambda: lm.required_energy(model, texts, bad, schedules, 0.3, amplitude=1.0),
         lambda: lm.compare_energies(model, texts, bad, system, 0.3),
     ):
@@ -377,3 +377,29 @@ def test_the_first_prompts_alone(small):
             for layer, block in enumerate(batch.blocks):
                 expected = run.jacobian(layer)[torch.as_tensor(batch.prompts)]
                 np.testing.assert_allclose(block.jacobian(), expected, atol=1e-12)
+
+
+def test_runs_of_splits(small):
+    """Splits of runs are taken where splits of texts are, and know their sizes."""
+    model, *_ = small
+    parts = [labelled_ids(2 * n, n) for n in (5, 4, 3)]
+    splits = lm.Splits(*parts, seed=1)
+    runs = splits.each(model.run)
+    assert [run.texts for run in (runs.concept, runs.operating, runs.held_out)] == parts
+    assert runs.sizes == splits.sizes == "5/4/3"
+    tables = [
+        lm.compare(model, s, ["ensemble"], [1], n_each=0, ablate_eps=False, n_bootstrap=3)
+        for s in (splits, runs)
+    ]
+    every_function.assert_same(*(table.drop_vars("seconds") for table in tables))
+
+
+def test_splits_are_no_prompts(small):
+    model, texts, *_ = small
+    splits = lm.Splits(texts, texts, texts)
+    for work in (model.run, model.tokenize, lambda s: lm.jacobians(model, s)):
+        with pytest.raises(
+            TypeError, match=r"of one split; got Splits.*splits\.operating, splits"
+        ) as e:
+            work(splits)
+        assert "splits.each(model.run)" in str(e.value)

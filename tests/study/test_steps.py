@@ -8,6 +8,7 @@ import pytest
 
 from depthsys import demo, lm, ltv, report, study
 from depthsys.demo import grammar
+from depthsys.lm import measure
 from depthsys.study import Settings, steps
 from depthsys.study.stored import check_same, lacks, settings_of
 
@@ -101,6 +102,15 @@ def test_a_main_job_passes_every_text_through_the_model_once(model, monkeypatch)
     steps.control(cell, system)
     n_texts = 2 * (12 + 6 + 6)
     assert [sequences.count(layer) for layer in range(4)] == [n_texts] * 4
+
+
+def test_gains_of_all_steps_and_signs_go_through_one_replay(model, monkeypatch):
+    cell, calls = made(model), []
+    system = steps.identify(cell, steps.find_concept(cell))
+    readouts = measure.readouts
+    monkeypatch.setattr(measure, "readouts", lambda *a: calls.append(1) or readouts(*a))
+    steps.gains(cell, system)
+    assert len(calls) == len(cell.held_out.numbers)
 
 
 def test_a_comparison_uses_the_runs_of_its_cell(model, monkeypatch):

@@ -10,6 +10,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from depthsys.lm.hf.checkpoint import (
     has_experts,
     input_device,
 )
+from depthsys.lm.hf.weights import Weights
 
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
@@ -48,6 +50,8 @@ class Blocks:
 
     Attributes
     ----------
+    weights
+        What the weights were when this was made.
     margins_are_known
         False if a router chooses by a rule that is not known here (tried on random states).
     copies_are
@@ -59,6 +63,7 @@ class Blocks:
 
     def __init__(self, hf: Any):
         self.hf = hf
+        self.weights = Weights(hf)
         self._list: list[Any] = list(find_blocks(hf))
         self._configs: list[Any] = list(
             {
@@ -104,6 +109,12 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._list)
+
+    @cached_property
+    def widest(self) -> int:
+        """The most features that a weight of a block takes or gives."""
+        weights = (p for block in self._list for p in block.parameters() if p.dim() > 1)
+        return max(max(p.shape[-2:]) for p in weights)
 
     # ------------------------------------------------------------------ calling a block
 
@@ -171,7 +182,11 @@ class Blocks:
     def last_token(
         self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
     ) -> torch.Tensor:
-        """States (prompt, copy, feature) of the last token through one block, on frozen context."""
+        """States (prompt, copy, feature) of the last token through one block, on frozen context.
+
+        ValueError if the weights are no longer those that the context was made with.
+        """
+        self.weights.check()
         with self._lock:
             self._check_hooks(layer)
             return self._last_token(layer, calls, states, frozen)

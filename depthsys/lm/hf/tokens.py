@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from depthsys.lm.hf.template import Ends, added, cut, template_ends, undoubled
+from depthsys.lm.kinds import short
 from depthsys.lm.prompts import Splits, Texts
 
 Prompts = Texts | Sequence[str] | Sequence[Sequence[int]]
@@ -106,8 +107,9 @@ def _as_list(prompts: Any) -> list:
         raise TypeError("`prompts` must be a list of texts; got one string. Write [text].")
     if isinstance(prompts, Splits):
         raise TypeError(
-            "`prompts` must be the texts of one split; got Splits. Give `.concept`, `.operating` "
-            "or `.held_out` of it."
+            "`prompts` must be the texts of one split; got Splits, which hold three. Take "
+            "splits.operating, splits.held_out or splits.concept, or make a run of each: "
+            "splits.each(model.run)."
         )
     if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):
         raise TypeError(
@@ -138,6 +140,6 @@ def _token_ids(row: Any) -> list[int]:
             else "Write [[1, 2, 3]] for one prompt."
         )
         raise TypeError(
-            f"`prompts` must be a list of texts or of lists of token ids; got {row!r} among the "
-            f"prompts. {cure}"
+            f"`prompts` must be a list of texts or of lists of token ids; got {short(row)} among "
+            f"the prompts. {cure}"
         ) from error
