@@ -7,9 +7,9 @@ import typer
 
 from depthsys.cli import results
 from depthsys.cli.options import (
+    Compared,
     Eps,
     Force,
-    Meaning,
     Model,
     Out,
     Shared,
@@ -25,7 +25,7 @@ from depthsys.study.names import METHODS
 def compare(
     model: Model,
     texts: TextsFile,
-    meaning: Meaning,
+    meaning: Compared,
     shared: Shared,
     out: Out,
     methods: Annotated[
@@ -56,9 +56,8 @@ def compare(
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
     asked = settings(
+        meaning,
         shared,
-        concept=meaning.concept,
-        readout=meaning.readout or "profile",
         methods=methods,
         orders=orders,
         eps=eps,
