@@ -8,12 +8,13 @@ from rich.console import Console
 
 from depthsys._version import __version__
 from depthsys.cli import typed
+from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.main_job import control, demo, gains, identify
 
 # whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # pyright: ignore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +54,7 @@ def _root(
 
 def main() -> None:
     """Entry point: expected errors are one clear line and exit status 2."""
+    CLOCK.start()
     import numpy as np
 
     try:
@@ -66,7 +68,7 @@ def main() -> None:
     except _UsageError as error:
         words = [word for word in sys.argv[1:] if word in COMMANDS]
         if not sys.argv[1:]:  # the help
-            error.show()
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
             sys.exit(2)
         _fail(typed.usage(error, " ".join(["depthsys", *words[:1]])))
     except typer.Abort:

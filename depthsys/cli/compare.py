@@ -1,11 +1,12 @@
 """`depthsys compare`: reduction methods by order."""
 
-from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from depthsys.cli import results
+from depthsys.cli.clock import CLOCK
 from depthsys.cli.options import (
     Compared,
     Eps,
@@ -17,8 +18,12 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
+from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
 from depthsys.study.names import METHODS
+
+if TYPE_CHECKING:
+    from depthsys.lm import Kept
 
 
 @spread
@@ -63,25 +68,52 @@ def compare(
         eps=eps,
         n_each=each,
     )
-    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force)
+    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run)
+    partial = out.with_name(f"{out.name}.partial")
     from depthsys import report
     from depthsys.cli.session import open_model
     from depthsys.study import steps
 
-    session = open_model(model, texts, asked, folder)
-    if dry_run:
-        found = report.forecast(session.step("calibrate", steps.comparison_cost))
-        session.screen.show(found)
-        for verdict in found.verdicts:
-            session.screen.say(f"- {verdict}")
-        return
-    concept = session.step("concept direction", steps.find_concept)
-    keeping = partial(steps.compare, partial=out.with_name(f"{out.name}.partial"))
-    try:
-        table = session.step("compare methods", keeping, concept)
-    except KeyboardInterrupt as interrupt:
-        for note in getattr(interrupt, "__notes__", []):
-            typer.echo(f"Interrupted. {note}", err=True)
-        raise
+    strict = not force and not dry_run
+    with named({"partial": "--out"}):
+        session = open_model(
+            model,
+            texts,
+            asked,
+            folder,
+            lambda found, splits: _same(steps.kept_for(found, splits, partial), partial, strict),
+        )
+        kept = _same(steps.kept_parts(session.cell, partial), partial, strict)
+        if dry_run:
+            begun = CLOCK.seconds
+            cost = session.step("calibrate", steps.comparison_cost, partial)
+            found = report.forecast(cost, begun)
+            session.screen.show(found)
+            for verdict in [*found.verdicts, *report.kept(kept, partial, dry_run=True)]:
+                session.screen.say(f"- {verdict}")
+            return
+        concept = session.step("concept direction", steps.find_concept)
+        kept = _same(steps.kept_parts(session.cell, partial, concept), partial, strict)
+        for line in report.kept(kept, partial):
+            session.screen.say(line)
+        try:
+            table = session.step(
+                "compare methods", steps.compare, concept, partial=partial, force=force
+            )
+        except KeyboardInterrupt as interrupt:
+            for note in getattr(interrupt, "__notes__", []):
+                typer.echo(f"Interrupted. {note}", err=True)
+            raise
     session.keep(results.COMPARISON, table, report.comparison(table))
     session.finish(table, "comparison.txt")
+
+
+def _same(kept: "Kept", partial: Path, strict: bool) -> "Kept":
+    """What is kept; where that matters ValueError if it is of another comparison."""
+    if strict and kept.differences:
+        raise ValueError(
+            f"`--out` must be gone on with as it was begun; {str(partial)!r} was begun with "
+            f"{'; '.join(kept.differences)}. Go on with those, add --force to drop it, or choose "
+            "another `--out`."
+        )
+    return kept

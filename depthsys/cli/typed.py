@@ -10,7 +10,7 @@ from copy import copy
 from functools import partial
 from typing import Annotated, Any, get_args
 
-from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 # the cures that functions name, and what is typed instead
 _CURES = {
@@ -18,7 +18,10 @@ _CURES = {
     "with `drop=True` (`--drop`)": "with --drop",
 }
 # what is typed for a number: the rule, and the cure
-_NUMBERS = {int: ("a whole number", "Write it as in 4."), float: ("a number", "Write it as in 0.1.")}
+_NUMBERS = {
+    int: ("a whole number", "Write it as in 4."),
+    float: ("a number", "Write it as in 0.1."),
+}
 
 
 @contextmanager
@@ -83,7 +86,8 @@ def _parsed(number: type, typed: str, given: object) -> object:
 
 
 def _about(parameter: inspect.Parameter) -> OptionInfo | ArgumentInfo:
-    found = [each for each in get_args(parameter.annotation) if isinstance(each, ParameterInfo)]
+    kinds = (OptionInfo, ArgumentInfo)
+    found = [each for each in get_args(parameter.annotation) if isinstance(each, kinds)]
     if not found:
         raise TypeError(
             f"`{parameter.name}` must say what it is; got {parameter.annotation!r}. Write "

@@ -59,7 +59,7 @@ class OutputFolder:
         if present and not force:
             raise ValueError(
                 f"`--out` must not hold earlier results; found "
-                    f"{', '.join(present)} in {str(folder)!r}. "
+                f"{', '.join(present)} in {str(folder)!r}. "
                 "Choose another folder or add --force."
             )
         for name in present:

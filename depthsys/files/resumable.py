@@ -117,13 +117,17 @@ class Resumable:
             with another identity.
         """
         found = cls(Path(folder), identity, argument, begun_with, work)
-        if other := found.differences():
-            raise ValueError(
-                f"`{argument}` must be resumed with the {begun_with} that it was begun with; "
-                f"{str(found.folder)!r} was begun with {'; '.join(other)}. Go on with those, "
-                f"delete that folder, or choose another `{argument}`."
-            )
+        found.check_same()
         return found
+
+    def check_same(self) -> None:
+        """ValueError unless work that was begun may be gone on with, see `checked`."""
+        if other := self.differences():
+            raise ValueError(
+                f"`{self.argument}` must be resumed with the {self.begun_with} that it was begun "
+                f"with; {str(self.folder)!r} was begun with {'; '.join(other)}. Go on with those, "
+                f"delete that folder, or choose another `{self.argument}`."
+            )
 
     def differences(self) -> list[str]:
         """In words, what of ``identity`` the work was begun with and is another thing now.
@@ -359,7 +363,7 @@ def _in_words(value: Any) -> str:
     """A value without the brackets of a program."""
     if isinstance(value, dict):
         value = list(value)
-    return "/".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _number(folder: Path) -> int:
