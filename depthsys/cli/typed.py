@@ -55,9 +55,9 @@ def names_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
     for each in parameters:
         about = _about(each)
         if isinstance(about, OptionInfo):
-            found[each.name] = next(iter(about.param_decls or ()), None) or (
-                f"--{each.name.replace('_', '-')}"
-            )
+            # inside Annotated the first name stands where the default would
+            given = [about.default, *(about.param_decls or ()), f"--{each.name.replace('_', '-')}"]
+            found[each.name] = next(n for n in given if isinstance(n, str) and n.startswith("--"))
         else:
             found[each.name] = about.metavar or each.name.upper()
     return found
@@ -65,12 +65,12 @@ def names_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
 
 def numeric(parameter: inspect.Parameter) -> inspect.Parameter:
     """The parameter of a command; what is no number is told as all other errors are."""
-    kind, about = get_args(parameter.annotation)[0], _about(parameter)
+    kind = next(iter(get_args(parameter.annotation)), parameter.annotation)
     number = next((n for n in _NUMBERS if n in (kind, *get_args(kind))), None)
     if number is None:
         return parameter
     (typed,) = names_of([parameter]).values()
-    about = copy(about)  # one option is used by several commands
+    about = copy(_about(parameter))  # one option is used by several commands
     about.metavar = about.metavar or f"<{number.__name__}>"
     about.parser = partial(_parsed, number, typed)
     return parameter.replace(annotation=Annotated[kind, about])
@@ -86,14 +86,12 @@ def _parsed(number: type, typed: str, given: object) -> object:
 
 
 def _about(parameter: inspect.Parameter) -> OptionInfo | ArgumentInfo:
+    """What is said of it, or what Typer takes it for where nothing is."""
     kinds = (OptionInfo, ArgumentInfo)
-    found = [each for each in get_args(parameter.annotation) if isinstance(each, kinds)]
-    if not found:
-        raise TypeError(
-            f"`{parameter.name}` must say what it is; got {parameter.annotation!r}. Write "
-            "Annotated[..., typer.Option(...)]."
-        )
-    return found[0]
+    for each in get_args(parameter.annotation):
+        if isinstance(each, kinds):
+            return each
+    return kinds[parameter.default is inspect.Parameter.empty]()
 
 
 def usage(error: Any, command: str) -> str:

@@ -101,7 +101,7 @@ def forecast(
     ledger = _Ledger(unit, set(kept))
     _last_token(ledger, model, runs, sizes)
     _algebra(ledger, model, len(runs["held_out"]), sizes)
-    used = {_texts_of(stage) for stage in ledger.open}
+    used = {_texts_of(stage) for stage in ledger.open if stage != ALGEBRA}
     used |= {"concept", "held_out"} if finds_concept and "concept" not in kept else set()
     prefills = _Ledger(unit, set())
     for name, run in runs.items():
