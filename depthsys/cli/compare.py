@@ -23,6 +23,9 @@ from depthsys.files import OutputFolder
 from depthsys.study.names import METHODS
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+    from depthsys.cli.session import Session
     from depthsys.lm import Kept
 
 
@@ -60,57 +63,66 @@ def compare(
 
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
-    asked = settings(
-        meaning,
-        shared,
-        methods=methods,
-        orders=orders,
-        eps=eps,
-        n_each=each,
-    )
+    asked = settings(meaning, shared, methods=methods, orders=orders, eps=eps, n_each=each)
     folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run)
     partial = out.with_name(f"{out.name}.partial")
-    from depthsys import report
     from depthsys.cli.session import open_model
     from depthsys.study import steps
 
-    strict = not force and not dry_run
+    def same(kept: "Kept") -> "Kept":
+        return kept if force or dry_run else _checked(kept, partial)
+
     with named({"partial": "--out"}):
         session = open_model(
             model,
             texts,
             asked,
             folder,
-            lambda found, splits: _same(steps.kept_for(found, splits, partial), partial, strict),
+            lambda found, splits: same(steps.kept_for(found, splits, partial)),
         )
-        kept = _same(steps.kept_parts(session.cell, partial), partial, strict)
+        kept = same(steps.kept_parts(session.cell, partial))
         if dry_run:
-            begun = CLOCK.seconds
-            cost = session.step("calibrate", steps.comparison_cost, partial)
-            found = report.forecast(cost, begun)
-            session.screen.show(found)
-            for verdict in [*found.verdicts, *report.kept(kept, partial, dry_run=True)]:
-                session.screen.say(f"- {verdict}")
+            _show_forecast(session, partial, kept)
             return
         concept = session.step("concept direction", steps.find_concept)
-        kept = _same(steps.kept_parts(session.cell, partial, concept), partial, strict)
-        for line in report.kept(kept, partial):
-            session.screen.say(line)
-        try:
-            table = session.step(
-                "compare methods", steps.compare, concept, partial=partial, force=force
-            )
-        except KeyboardInterrupt as interrupt:
-            for note in getattr(interrupt, "__notes__", []):
-                typer.echo(f"Interrupted. {note}", err=True)
-            raise
+        kept = same(steps.kept_parts(session.cell, partial, concept))
+        _compare(session, concept, partial, kept, force)
+
+
+def _show_forecast(session: "Session", partial: Path, kept: "Kept") -> None:
+    from depthsys import report
+    from depthsys.study import steps
+
+    begun = CLOCK.seconds
+    found = report.forecast(session.step("calibrate", steps.comparison_cost, partial), begun)
+    session.screen.show(found)
+    for verdict in [*found.verdicts, *report.kept(kept, partial, dry_run=True)]:
+        session.screen.say(f"- {verdict}")
+
+
+def _compare(
+    session: "Session", concept: "xr.Dataset", partial: Path, kept: "Kept", force: bool
+) -> None:
+    from depthsys import report
+    from depthsys.study import steps
+
+    for line in report.kept(kept, partial):
+        session.screen.say(line)
+    try:
+        table = session.step(
+            "compare methods", steps.compare, concept, partial=partial, force=force
+        )
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", []):
+            typer.echo(f"Interrupted. {note}", err=True)
+        raise
     session.keep(results.COMPARISON, table, report.comparison(table))
     session.finish(table, "comparison.txt")
 
 
-def _same(kept: "Kept", partial: Path, strict: bool) -> "Kept":
-    """What is kept; where that matters ValueError if it is of another comparison."""
-    if strict and kept.differences:
+def _checked(kept: "Kept", partial: Path) -> "Kept":
+    """ValueError for what is kept of another comparison."""
+    if kept.differences:
         raise ValueError(
             f"`--out` must be gone on with as it was begun; {str(partial)!r} was begun with "
             f"{'; '.join(kept.differences)}. Go on with those, add --force to drop it, or choose "

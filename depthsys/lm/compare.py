@@ -241,11 +241,8 @@ def _compared(
     if concept is not None:  # before any long work
         Channels.checked(model, concept, "concept", readout, None)
     if is_shown():
-        cost = comparison_cost(
-            model, texts, named, sizes, concept=concept, readout=readout, n_each=n_each,
-            ablate_eps=ablate_eps, kept=part.kept,
-        )  # fmt: skip
-        part.show(cost)
+        sizing = {"concept": concept, "readout": readout, "n_each": n_each, "kept": part.kept}
+        part.show(comparison_cost(model, texts, named, sizes, ablate_eps=ablate_eps, **sizing))
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
     if concept is None:
         concept = part("concept", lambda: mean_difference(model, texts.concept, held_out=held_out))

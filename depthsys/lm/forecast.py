@@ -76,7 +76,8 @@ def forecast(
     model
         The model; one batch of the operating texts runs through one of its blocks.
     texts
-        "concept", "operating" and "held_out": texts, or runs, which are not prefilled again.
+        "concept", "operating" and "held_out": texts, or runs; those that are prefilled already
+        are not prefilled again.
     sizes
         Of the comparison.
     finds_concept
@@ -105,7 +106,7 @@ def forecast(
     used |= {"concept", "held_out"} if finds_concept and "concept" not in kept else set()
     prefills = _Ledger(unit, set())
     for name, run in runs.items():
-        done = run is texts[name] or name not in used
+        done = name not in used or (run is texts[name] and not run.waits)
         tokens = 0 if done else run.n_padded_tokens * model.n_layers
         context = unit.bytes_per_token * run.n_padded_tokens if name != "concept" else 0.0
         states = len(run) * (model.n_layers + 1) * model.n_features * model.numpy_dtype.itemsize

@@ -19,8 +19,8 @@ def command_lines():
     """Words after `depthsys` of every line of a shell block, and of whole commands in the text."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M):
-            for line in re.findall(r"^depthsys (.*)$", block, re.M):
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M):
+            for line in () if kind else re.findall(r"^depthsys (.*)$", block, re.M):
                 yield page.name, shlex.split(line, comments=True)
         for line in re.findall(r"`depthsys (\w+ [^`]*(?:--|\.nc)[^`]*)`", text):
             yield page.name, line.split()

@@ -1,5 +1,7 @@
 """The forecast of a comparison against what the comparison really does."""
 
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,6 +16,7 @@ from tests.conftest import TINY
 from tests.lm.conftest import counted_block_calls, labelled_ids
 
 L, H = 3, 16
+COMPARE = sys.modules["depthsys.lm.compare"]
 SIZES = {"concept": 10, "operating": 9, "held_out": 8}
 
 
@@ -99,6 +102,9 @@ def test_passes_are_those_that_are_made(model, texts):
     ready = Splits(concept=texts.concept, operating=texts.operating, held_out=run)
     cost = lm.comparison_cost(model, ready, ["krylov"], [1], n_each=0)
     assert float(cost["passes"].sel(stage="prefill held_out")) == 0
+    later = Splits(texts.concept, texts.operating, lm.Run.later(model, texts.held_out))
+    cost = lm.comparison_cost(model, later, ["krylov"], [1], n_each=0)
+    assert float(cost["passes"].sel(stage="prefill held_out")) == 1
 
 
 def test_what_is_kept_costs_nothing(model, texts):
@@ -129,6 +135,28 @@ def test_seconds_count_calls_and_dense_algebra(model, texts):
     assert float(seconds.sel(stage="reductions, norms, intervals")) > 0
 
 
+def test_a_bar_over_the_whole_ends_at_its_end(model, texts, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total):
+            self.total, self.done = total, 0.0
+            bars.append(self)
+
+        def update(self, seconds):
+            self.done += seconds
+
+        def close(self):
+            self.closed_at = self.done
+
+    monkeypatch.setattr(COMPARE, "is_shown", lambda: True)
+    monkeypatch.setattr("depthsys.lm.parts.whole_bar", Bar)
+    lm.compare(model, texts, ["krylov", "arnoldi"], [1], concept=directions(1), n_each=2)
+    assert len(bars) == 1
+    assert bars[0].total > 0
+    assert bars[0].closed_at == pytest.approx(bars[0].total)
+
+
 def test_the_range_has_as_many_steps_as_are_counted():
     assert RANGE_STEPS == len(STEPS) + 3
 
@@ -138,16 +166,12 @@ def test_kept_parts_without_a_folder(texts, tmp_path):
 
 
 def test_force_begins_anew(model, texts, tmp_path, monkeypatch):
-    import sys
-
-    compare = sys.modules["depthsys.lm.compare"]
-
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     options = {"concept": directions(1), "n_each": 0, "n_bootstrap": 2, "partial": tmp_path / "p"}
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "linear_range", interrupted)
+        patch.setattr(COMPARE, "linear_range", interrupted)
         with pytest.raises(KeyboardInterrupt):
             lm.compare(model, texts, ["krylov"], [1], **options)
     asked = {k: v for k, v in options.items() if k not in ("partial", "concept")}
