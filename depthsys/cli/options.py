@@ -98,9 +98,7 @@ class Meaning:
 class Compared(Meaning):
     """The same, where reduction methods are compared."""
 
-    readout: Annotated[str | None, typer.Option(help=f"{READOUT_HELP}  [default: profile]")] = (
-        "profile"
-    )
+    readout: Annotated[str, typer.Option(help=READOUT_HELP)] = "profile"  # pyright: ignore
 
 
 def settings(*groups: Any, **others: Any) -> Settings:

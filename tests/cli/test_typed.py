@@ -110,6 +110,7 @@ def test_help_writes_arguments_in_capitals_and_names_the_default_readout(run, co
     assert "texts" not in usage
     words = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
     readout = words[words.index("--readout") : words.index("--split")]
+    assert readout.count("[default:") == 1
     assert f"[default: {'profile' if command == 'compare' else 'concept'}]" in readout
     assert re.search(r"--order\w* +<", words)
 
