@@ -4,6 +4,8 @@ Commands read options, call the steps of `depthsys.study`, and write and show wh
 torch is loaded inside the commands, so that `--help` and bad input answer at once.
 """
 
+from depthsys.cli.clock import CLOCK  # isort: split
+
 from depthsys.cli.app import main
 
-__all__ = ["main"]
+__all__ = ["CLOCK", "main"]

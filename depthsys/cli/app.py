@@ -1,15 +1,20 @@
 """The application: all commands, and what errors look like."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from depthsys._version import __version__
+from depthsys.cli import typed
+from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.main_job import control, demo, gains, identify
+
+# whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # pyright: ignore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,13 +54,31 @@ def _root(
 
 def main() -> None:
     """Entry point: expected errors are one clear line and exit status 2."""
+    CLOCK.start()
     import numpy as np
 
     try:
-        app()
+        # without its own mode for errors, which tells them in several styles
+        code = app(standalone_mode=False)
     except (
         ValueError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError,
         ImportError,  # an optional package that a format needs
     ) as error:  # fmt: skip
-        Console(stderr=True, soft_wrap=True).print("Error:", error, markup=False, highlight=False)
-        sys.exit(2)
+        _fail(error)
+    except _UsageError as error:
+        words = [word for word in sys.argv[1:] if word in COMMANDS]
+        if not sys.argv[1:]:  # the help
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            sys.exit(2)
+        _fail(typed.usage(error, " ".join(["depthsys", *words[:1]])))
+    except typer.Abort:
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def _fail(error: object) -> NoReturn:
+    screen = Console(stderr=True, soft_wrap=True)
+    screen.print("Error:", error, markup=False, highlight=False)
+    for note in getattr(error, "__notes__", ()):
+        screen.print(note, markup=False, highlight=False)
+    sys.exit(2)

@@ -1,14 +1,15 @@
 """`depthsys compare`: reduction methods by order."""
 
-from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from depthsys.cli import results
+from depthsys.cli.clock import CLOCK
 from depthsys.cli.options import (
+    Compared,
     Force,
-    Meaning,
     Measured,
     Model,
     Out,
@@ -17,15 +18,22 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
+from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
 from depthsys.study.names import METHODS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from depthsys.cli.session import Session
+    from depthsys.lm import Kept
 
 
 @spread
 def compare(
     model: Model,
     texts: TextsFile,
-    meaning: Meaning,
+    meaning: Compared,
     measured: Measured,
     shared: Shared,
     out: Out,
@@ -55,34 +63,69 @@ def compare(
 
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
-    asked = settings(
-        shared,
-        measured,
-        concept=meaning.concept,
-        readout=meaning.readout or "profile",
-        methods=methods,
-        orders=orders,
-        n_each=each,
-    )
-    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force)
-    from depthsys import report
+    asked = settings(meaning, measured, shared, methods=methods, orders=orders, n_each=each)
+    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run)
+    partial = out.with_name(f"{out.name}.partial")
     from depthsys.cli.session import open_model
     from depthsys.study import steps
 
-    session = open_model(model, texts, asked, folder)
-    if dry_run:
-        found = report.forecast(session.step("calibrate", steps.comparison_cost))
-        session.screen.show(found)
-        for verdict in found.verdicts:
-            session.screen.say(f"- {verdict}")
-        return
-    concept = session.step("concept direction", steps.find_concept)
-    keeping = partial(steps.compare, partial=out.with_name(f"{out.name}.partial"))
+    def same(kept: "Kept") -> "Kept":
+        return kept if force or dry_run else _checked(kept, partial)
+
+    with named({"partial": "--out"}):
+        session = open_model(
+            model,
+            texts,
+            asked,
+            folder,
+            lambda found, splits: same(steps.kept_for(found, splits, partial)),
+        )
+        kept = same(steps.kept_parts(session.cell, partial))
+        if dry_run:
+            _show_forecast(session, partial, kept)
+            return
+        concept = session.step("concept direction", steps.find_concept)
+        kept = same(steps.kept_parts(session.cell, partial, concept))
+        _compare(session, concept, partial, kept, force)
+
+
+def _show_forecast(session: "Session", partial: Path, kept: "Kept") -> None:
+    from depthsys import report
+    from depthsys.study import steps
+
+    begun = CLOCK.seconds
+    found = report.forecast(session.step("calibrate", steps.comparison_cost, partial), begun)
+    session.screen.show(found)
+    for verdict in [*found.verdicts, *report.kept(kept, partial, dry_run=True)]:
+        session.screen.say(f"- {verdict}")
+
+
+def _compare(
+    session: "Session", concept: "xr.Dataset", partial: Path, kept: "Kept", force: bool
+) -> None:
+    from depthsys import report
+    from depthsys.study import steps
+
+    for line in report.kept(kept, partial):
+        session.screen.say(line)
     try:
-        table = session.step("compare methods", keeping, concept)
+        table = session.step(
+            "compare methods", steps.compare, concept, partial=partial, force=force
+        )
     except KeyboardInterrupt as interrupt:
         for note in getattr(interrupt, "__notes__", []):
             typer.echo(f"Interrupted. {note}", err=True)
         raise
     session.keep(results.COMPARISON, table, report.comparison(table))
     session.finish(table, "comparison.txt")
+
+
+def _checked(kept: "Kept", partial: Path) -> "Kept":
+    """ValueError for what is kept of another comparison."""
+    if kept.differences:
+        raise ValueError(
+            f"`--out` must be gone on with as it was begun; {str(partial)!r} was begun with "
+            f"{'; '.join(kept.differences)}. Go on with those, add --force to drop it, or choose "
+            "another `--out`."
+        )
+    return kept

@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depthsys.cli.options import STORED_HELP
+from depthsys.cli.typed import named
 from depthsys.study.names import FORMATS as NAMES
 
 if TYPE_CHECKING:
     from depthsys.export.formats import Format
 
 SCHEDULE = "schedule.nc"
+# how the arguments of `depthsys.export` are typed: those of readers and those of writers
+_READ, _ORIGINAL = {"path": "SYSTEM"}, {"path": "--original"}
+_WRITTEN = {
+    "path": "--out",
+    "system": "SYSTEM",
+    "plan": "--schedule",
+    "plan.u": "u of --schedule",
+    "name": "--name",
+    "model_hint": "--model-hint",
+}
 
 
 def export(
@@ -53,20 +64,22 @@ def export(
     from depthsys.report.exchange import plan_line, system_line, unexpressed_line
     from depthsys.study.exchange import read_plan, selected
 
-    read = selected(formats.read(system), chosen)
+    with named(_READ):
+        read = selected(formats.read(system), chosen)
     write: Callable[..., None] = getattr(formats, form.writer)
     given = {name: options[name] for name in form.options if options[name]}
     notes = [read.attrs["import_note"]] if "import_note" in read.attrs else []
-    if form.plan:
-        plan = read_plan(schedule or system.parent / SCHEDULE)
-        write(read, plan, out, force=force, **given)
-        notes.append(f"the plan: {plan_line(plan)}")
-        lost = float(formats.unexpressed(read, plan).sum()) if "drop" in given else 0.0
-        notes += [unexpressed_line(lost)] if lost > 0 else []
-    else:
-        write(read, out, force=force, **given)
-        if form.check is READ_BACK:
-            formats.read(out)
+    with named(_WRITTEN):
+        if form.plan:
+            plan = read_plan(schedule or system.parent / SCHEDULE)
+            write(read, plan, out, force=force, **given)
+            notes.append(f"the plan: {plan_line(plan)}")
+            lost = float(formats.unexpressed(read, plan).sum()) if "drop" in given else 0.0
+            notes += [unexpressed_line(lost)] if lost > 0 else []
+        else:
+            write(read, out, force=force, **given)
+            if form.check is READ_BACK:
+                formats.read(out)
     screen = Screen()
     screen.say(f"{system}: {system_line(read)}")
     for note in notes:
@@ -99,8 +112,10 @@ def import_(
     from depthsys.study.exchange import difference, knows_its_origin, with_origin_of
     from depthsys.study.stored import lacks
 
-    sent = None if original is None else formats.read(original)
-    system = formats.read(file)
+    with named(_ORIGINAL):
+        sent = None if original is None else formats.read(original)
+    with named({"path": "FILE"}):
+        system = formats.read(file)
     screen = Screen()
     screen.say(f"{file}: {system_line(system)}")
     told = system.attrs.get("import_note", "it replayed the golden trajectory that came with it")
@@ -113,7 +128,8 @@ def import_(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = f"{now} depthsys import {file.name}"
     system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), entry]))
-    formats.to_netcdf(system, out, force=force)
+    with named(_WRITTEN | {"system": "FILE"}):
+        formats.to_netcdf(system, out, force=force)
     then = next_step_line(
         out,
         single="prompt" in system.dims,

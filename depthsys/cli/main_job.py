@@ -23,6 +23,7 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
+from depthsys.demo import grammar
 from depthsys.files import OutputFolder
 from depthsys.study import Settings, find_model
 
@@ -51,9 +52,13 @@ def demo(
 
     Example: `depthsys demo --out demo`
     """
-    if model not in demo_package.MODELS:
-        names = ", ".join(demo_package.MODELS)
-        raise ValueError(f"`--model` must be one of {names}; got {model!r}. Pick one.")
+    for option, got, allowed in (
+        ("--model", model, tuple(demo_package.MODELS)),
+        ("--concept", concept, grammar.CONCEPTS),
+    ):
+        if got not in allowed:
+            names = ", ".join(allowed)
+            raise ValueError(f"`{option}` must be one of {names}; got {got!r}. Pick one.")
     asked = settings(reduction, measured, shared)
     folder = OutputFolder.checked(out, [results.TEXTS, *results.ALL_FILES], force)
     find_model(model, asked)
@@ -110,6 +115,7 @@ def gains(
     Example: `depthsys gains run/system.nc --out run`
     """
     asked = settings(reduction, meaning, measured, shared)
+    _check_source(source, texts, model)
     folder = OutputFolder.checked(out, results.outputs(source, results.GAIN_FILES), force)
     from depthsys.cli.session import open_source
 
@@ -143,6 +149,7 @@ def control(
     Example: `depthsys control run/system.nc --target 5 --out run`
     """
     asked = settings(reduction, meaning, shared, target=target, energy=energy)
+    _check_source(source, texts, model)
     folder = OutputFolder.checked(out, results.outputs(source, results.CONTROL_FILES), force)
     from depthsys.cli.session import open_source
 
@@ -191,9 +198,28 @@ def _control(session: "Session", system: "xr.Dataset") -> None:
 
 
 def _write_texts(path: Path, concept: str, asked: Settings) -> None:
-    from depthsys.demo import grammar
-
     count = max(1000, sum(asked.split))
     rows = grammar.labelled(count_per_class=count, concept=concept, seed=2603)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def _check_source(source: str, texts: Path | None, moved: str | None) -> None:
+    """ValueError unless these arguments of `gains` and `control` go together."""
+    if results.is_system(source):
+        return
+    if Path(source).is_file():
+        raise ValueError(
+            f"`MODEL|SYSTEM.nc` must be a model, or a system.nc; got the file {source!r}. If it is "
+            f"a system, `depthsys import {source} --out system.nc` makes a system.nc of it."
+        )
+    if texts is None:
+        raise ValueError(
+            "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
+            "or pass a system.nc instead of the model."
+        )
+    if moved is not None:
+        raise ValueError(
+            "`--model` must be left out when the first argument is a model; got "
+            f"{moved!r}. It says where the model of a system.nc has moved to."
+        )

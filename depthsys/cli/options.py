@@ -14,21 +14,31 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from depthsys import demo
+from depthsys.cli import typed
 from depthsys.study.names import CONCEPTS, CUTS, METHODS, READABLE, READOUTS
 from depthsys.study.settings import Settings
 
 MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
 SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."
+READOUT_HELP = (
+    f"{' or '.join(READOUTS)}: the last depth, or every one (for ltv; terminal gains are the same)."
+)
 STORED_HELP = f"A stored system: {', '.join(READABLE[:-1])} or {READABLE[-1]}."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HELP)]
 TextsFile = Annotated[
-    Path, typer.Argument(help="CSV, TSV or JSONL with columns text (or input_ids) and label.")
+    Path,
+    typer.Argument(
+        metavar="TEXTS", help="CSV, TSV or JSONL with columns text (or input_ids) and label."
+    ),
 ]
 OptionalTexts = Annotated[
     Path | None,
-    typer.Argument(help="Texts: needed with a model; with a system.nc only if they have moved."),
+    typer.Argument(
+        metavar="TEXTS",
+        help="Texts: needed with a model; with a system.nc only if they have moved.",
+    ),
 ]
 Moved = Annotated[
     str | None, typer.Option("--model", help="Where the model of a system.nc has moved to.")
@@ -97,13 +107,14 @@ class Meaning:
         str | None,
         typer.Option(help=f"Direction: {', '.join(CONCEPTS)}.  [default: mean_difference]"),
     ] = None
-    readout: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{' or '.join(READOUTS)}: the last depth, or every one (for ltv; terminal gains "
-            "are the same).  [default: concept; of compare: profile]"
-        ),
-    ] = None
+    readout: Annotated[str | None, typer.Option(help=f"{READOUT_HELP}  [default: concept]")] = None
+
+
+@dataclass(frozen=True)
+class Compared(Meaning):
+    """The same, where reduction methods are compared."""
+
+    readout: Annotated[str, typer.Option(help=READOUT_HELP)] = "profile"  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,7 @@ def settings(*groups: Any, **others: Any) -> Settings:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of its groups in place of them."""
+    """The command with the fields of its groups in place of them, and errors as typed."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
@@ -141,6 +152,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             parameters += _fields_of(groups[name])
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
+    parameters = [typed.numeric(each) for each in parameters]
+    names = typed.names_of(parameters) | {"path": "--out", "n_each": "--each"}
     # as every signature must: what has no default comes first
     parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
 
@@ -150,7 +163,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             name: group(**{each.name: options.pop(each.name) for each in fields(group)})
             for name, group in groups.items()
         }
-        command(**options, **made)
+        with typed.named(names):
+            command(**options, **made)
 
     spread_command.__annotations__ = {each.name: each.annotation for each in parameters}
     vars(spread_command)["__signature__"] = inspect.Signature(

@@ -3,14 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from depthsys.cli.clock import CLOCK
 from depthsys.cli.results import Result, is_system, write_data, write_shown
+from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
 from depthsys.report import Report, Screen, heading, notes, text_notes
-from depthsys.study import Cell, Settings, open_cell
-from depthsys.study.stored import check_same, read_system, settings_of, texts_of
+from depthsys.study import Cell, Found, Settings, open_cell
+from depthsys.study.stored import (
+    check_same_model,
+    check_same_texts,
+    read_system,
+    settings_of,
+    texts_of,
+)
+
+if TYPE_CHECKING:
+    from depthsys.lm import Splits
 
 
 @dataclass
@@ -36,10 +48,10 @@ class Session:
     found: list[str] = field(default_factory=list)
     latest: xr.Dataset = field(default_factory=xr.Dataset)
 
-    def step(self, title: str, function: Callable[..., xr.Dataset], *given: xr.Dataset):
+    def step(self, title: str, function: Callable[..., xr.Dataset], *given: Any, **options: Any):
         """Run a step of the study, with its title and duration."""
         with self.screen.step(title):
-            return function(self.cell, *given)
+            return function(self.cell, *given, **options)
 
     def keep(self, result: Result, dataset: xr.Dataset, report: Report | None = None) -> None:
         """Write what a step found, and show its report."""
@@ -58,16 +70,23 @@ class Session:
             self.screen.say(line)
         for note in [*notes(result), *text_notes(made), *self.found]:
             self.screen.say(f"- {note}")
-        self.screen.say(f"Results after {self.screen.seconds:.0f} s: {self.folder.folder}/")
+        spent = f"{CLOCK.seconds:.0f} s, start and imports included"
+        self.screen.say(f"Results after {spent}: {self.folder.folder}/")
         summary = self.screen.text()
         self.folder.write(name, lambda path: path.write_text(summary, encoding="utf-8"))
 
 
-def open_model(model: str, texts: Path, asked: Settings, folder: OutputFolder) -> Session:
-    """A session on a model and texts."""
+def open_model(
+    model: str,
+    texts: Path,
+    asked: Settings,
+    folder: OutputFolder,
+    check: Callable[[Found, "Splits"], object] = lambda found, splits: None,
+) -> Session:
+    """A session on a model and texts, which are checked before the weights are read."""
     screen = Screen()
     with screen.step(f"load {model}"):
-        cell = open_cell(model, texts, asked)
+        cell = open_cell(model, texts, asked, check)
     return Session(screen, folder, cell)
 
 
@@ -78,24 +97,19 @@ def open_source(
 
     With a system, ``texts`` and ``moved`` say where its texts and its model are now.
     """
-    if is_system(source):
-        path = Path(source)
+    if texts is not None and not is_system(source):
+        with named({"model": "MODEL"}):
+            return open_model(source, texts, asked, folder)
+    path = Path(source)
+    with named({"path": "SYSTEM.nc"}):
         system = read_system(path, asked)
-        place = texts_of(system, path, texts)
-        session = open_model(
-            moved or system.attrs["model"], place, settings_of(system, asked), folder
-        )
-        check_same(system, session.cell, path)
-        session.stored = session.latest = system
-        return session
-    if texts is None:
-        raise ValueError(
-            "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
-            "or pass a system.nc instead of the model."
-        )
-    if moved is not None:
-        raise ValueError(
-            "`--model` must be left out when the first argument is a model; got "
-            f"{moved!r}. It says where the model of a system.nc has moved to."
-        )
-    return open_model(source, texts, asked, folder)
+    session = open_model(
+        moved or system.attrs["model"],
+        texts_of(system, path, texts),
+        settings_of(system, asked),
+        folder,
+        lambda _, splits: check_same_texts(system, splits, path),
+    )
+    check_same_model(system, session.cell, path)
+    session.stored = session.latest = system
+    return session

@@ -19,12 +19,12 @@ from depthsys.files.strangers.limits import one_line
 
 GROUP = "golden"
 WHOLE = "a whole netCDF4 file"
-# other results that people try to read, by the function of `depthsys.lm` that made them
-_RESULTS = {
-    "compare_energies": "a schedule of `depthsys control`",
-    "gain_report": "a result of `depthsys gains`",
-    "compare": "a result of `depthsys compare`",
-    "jacobians": "full Jacobians of `lm.jacobians`",
+# results that people try to read in place of another one, by variables that only they have
+_KINDS = {
+    "a system of `depthsys identify`": {"A", "B", "C"},
+    "a result of `depthsys compare`": {"error_budget", "h2_error"},
+    "a result of `depthsys gains`": {"error_budget", "full_gain"},
+    "a schedule of `depthsys control`": {"u", "predicted_energy"},
 }
 
 
@@ -88,22 +88,25 @@ def system_of(read: Mapping[str, Group], where: str) -> xr.Dataset:
 
 
 def check_is_system(read: Group, where: str) -> None:
-    """ValueError for another result of depthsys, which says what it is."""
-    if "A" in read.dataset:
-        return
-    names = [one_line(name, 40) for name in [*map(str, read.dataset.data_vars), *read.others]]
-    history = str(read.dataset.attrs.get("history", "")).rstrip()
-    maker = history.rpartition("depthsys.")[2] if "depthsys." in history else ""
-    known = _RESULTS.get(maker.rpartition(".")[2])
-    if known is None:
-        return
-    raise ValueError(
-        f"`path` must hold a system (A, B, C, D); got {where!r}, which is {known}, with the "
-        f"variables {names[:12]}. Give the system.nc beside it."
-    )
+    """ValueError for what is none, which says what it is."""
+    if "A" not in read.dataset:
+        raise ValueError(
+            f"`path` must hold a system (A, B, C, D); got {where!r}, {_what(read)}. Give a "
+            "system.nc of `depthsys identify`, or what an export wrote."
+        )
 
 
-def read_variables(path: str | os.PathLike, names: Iterable[str]) -> xr.Dataset:
+def _what(read: Group) -> str:
+    """What a file that holds these is, and its variables."""
+    names = sorted({*map(str, read.dataset.variables), *read.others})
+    known = next((kind for kind, marks in _KINDS.items() if marks <= set(names)), None)
+    shown = ", ".join(one_line(name, 40) for name in names[:12])
+    if known is not None:
+        return f"which is {known}, with the variables {shown}"
+    return f"which holds {f'the variables {shown}' if names else 'no variables'}"
+
+
+def read_variables(path: str | os.PathLike, names: Iterable[str], needed: str) -> xr.Dataset:
     """Variables of any netCDF4 file, those that are there, with the labels of their dims.
 
     Raises
@@ -111,11 +114,14 @@ def read_variables(path: str | os.PathLike, names: Iterable[str]) -> xr.Dataset:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no netCDF4 file, truncated, or not safe to read.
+        If it is no netCDF4 file, truncated, or not safe to read, or lacks the ``needed`` variable.
     """
     place = existing_file(path)
     with told_of(path, WHOLE):
-        return read_netcdf(place, {"": names})[""].dataset
+        read = read_netcdf(place, {"": names})[""]
+    if needed not in read.dataset:
+        raise ValueError(f"`path` must hold {needed!r}; got {str(path)!r}, {_what(read)}.")
+    return read.dataset
 
 
 def golden_group(system: xr.Dataset) -> xr.Dataset:

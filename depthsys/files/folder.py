@@ -58,7 +58,8 @@ class OutputFolder:
         present = [name for name in files if os.path.lexists(folder / name)]
         if present and not force:
             raise ValueError(
-                f"`--out` must not hold earlier results; found {present} in {str(folder)!r}. "
+                f"`--out` must not hold earlier results; found "
+                f"{', '.join(present)} in {str(folder)!r}. "
                 "Choose another folder or add --force."
             )
         for name in present:

@@ -13,13 +13,14 @@ from typing import Any
 
 from depthsys.files import renames
 from depthsys.files.locks import LOCK, abandoned, locked
-from depthsys.files.whole import whole_file
+from depthsys.files.whole import made_parents, whole_file
 
 PROGRESS = "progress.json"
 REPLACED, DROPPED = "replaced", "dropped"
 _NEW = f"{PROGRESS}.new"
 _DIGESTS, _PUBLISHING = "digests", "publishing"  # what is noted for ourselves
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,99}")
+_HASH = re.compile("[0-9a-f]{64}")
 _BLOCK = 2**20
 
 
@@ -116,11 +117,36 @@ class Resumable:
             with another identity.
         """
         found = cls(Path(folder), identity, argument, begun_with, work)
-        if found.begun:
-            found._check_identity()
-        else:
-            found._check_ours()
+        found.check_same()
         return found
+
+    def check_same(self) -> None:
+        """ValueError unless work that was begun may be gone on with, see `checked`."""
+        if other := self.differences():
+            raise ValueError(
+                f"`{self.argument}` must be resumed with the {self.begun_with} that it was begun "
+                f"with; {str(self.folder)!r} was begun with {'; '.join(other)}. Go on with those, "
+                f"delete that folder, or choose another `{self.argument}`."
+            )
+
+    def differences(self) -> list[str]:
+        """In words, what of ``identity`` the work was begun with and is another thing now.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds other things, or the progress cannot be read.
+        """
+        if not self.begun:
+            self._check_ours()
+            return []
+        begun = self._begun_with()
+        now = json.loads(json.dumps(dict(self.identity)))  # tuples are lists there
+        return [
+            _told(key, begun.get(key), value)
+            for key, value in now.items()
+            if begun.get(key) != value
+        ]
 
     @property
     def work_folder(self) -> Path:
@@ -141,21 +167,31 @@ class Resumable:
         ValueError
             If another run has it, or it cannot be made.
         """
-        try:
-            self.folder.mkdir(exist_ok=True)
-            lock = locked(self.folder)
-        except OSError as error:
-            raise ValueError(
-                f"`{self.argument}` must lie in a writable folder; got {str(self._result)!r}: "
-                f"{error.strerror}. Choose another."
-            ) from error
-        if lock is None:
-            raise ValueError(
-                f"`{self.argument}` must not be written by two runs at once; {str(self.folder)!r} "
-                f"is in use. Wait for the other run, or choose another `{self.argument}`."
-            )
-        with lock:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(made_parents(self.folder))
+                self.folder.mkdir(exist_ok=True)
+                lock = locked(self.folder)
+            except OSError as error:
+                raise ValueError(
+                    f"`{self.argument}` must lie in a writable folder; got "
+                    f"{str(self._result)!r}: {error.strerror}. Choose another."
+                ) from error
+            if lock is None:
+                raise ValueError(
+                    f"`{self.argument}` must not be written by two runs at once; "
+                    f"{str(self.folder)!r} is in use. Wait for the other run, or choose another "
+                    f"`{self.argument}`."
+                )
+            stack.enter_context(lock)
+            stack.callback(self._clear_if_empty)
             yield
+
+    def _clear_if_empty(self) -> None:
+        """A run that failed before it kept anything leaves no folder."""
+        with contextlib.suppress(FileNotFoundError):
+            if set(os.listdir(self.folder)) == {LOCK}:
+                shutil.rmtree(self.folder)
 
     def begin(self) -> None:
         """Begin anew: what is there goes."""
@@ -301,31 +337,33 @@ class Resumable:
         if strange := {p.name for p in self.folder.glob("*")} - ours:
             raise ValueError(
                 f"`{self.argument}` must leave {str(self.folder)!r} to this function; found "
-                f"{sorted(strange)[:3]} there. Choose another name."
+                f"{', '.join(sorted(strange)[:3])} there. Choose another name."
             )
 
-    def _check_identity(self) -> None:
+    def _begun_with(self) -> dict[str, Any]:
         try:
             text = (self.folder / PROGRESS).read_text(encoding="utf-8")
-            begun = dict(json.loads(text)["identity"])
+            return dict(json.loads(text)["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"`{self.argument}` must have readable progress; got {type(error).__name__} in "
                 f"{str(self.folder / PROGRESS)!r}. Choose another name, or delete that "
                 "folder if it holds nothing you need."
             ) from error
-        now = json.loads(json.dumps(dict(self.identity)))  # tuples are lists there
-        other = [
-            f"{key} {begun.get(key)!r}, now {value!r}"
-            for key, value in now.items()
-            if begun.get(key) != value
-        ]
-        if other:
-            raise ValueError(
-                f"`{self.argument}` must be resumed with the {self.begun_with} that it was begun "
-                f"with; {str(self.folder)!r} was begun with {'; '.join(other)}. Go on with those, "
-                f"delete that folder, or choose another `{self.argument}`."
-            )
+
+
+def _told(key: str, begun: Any, now: Any) -> str:
+    hashed = any(isinstance(value, str) and _HASH.fullmatch(value) for value in (begun, now))
+    if hashed or _in_words(begun) == _in_words(now):
+        return f"another {key}"
+    return f"{key} {_in_words(begun)}, now {_in_words(now)}"
+
+
+def _in_words(value: Any) -> str:
+    """A value without the brackets of a program."""
+    if isinstance(value, dict):
+        value = list(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _number(folder: Path) -> int:

@@ -199,6 +199,7 @@ def _check_ours(target: Path, force: bool, foreign: Callable[[Path], list[str]])
         return
     if strange := foreign(target):
         raise FileExistsError(
-            f"`path` must hold nothing but an earlier export to be replaced; found {strange[:5]} "
+            f"`path` must hold nothing but an earlier export to be replaced; found "
+            f"{', '.join(strange[:5])} "
             f"in {str(target)!r}. Choose another, or move them away."
         )

@@ -1,7 +1,7 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
-from depthsys.lm.compare import compare, comparison_cost
+from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
@@ -24,6 +24,7 @@ from depthsys.lm.methods import (
     TwoSided,
 )
 from depthsys.lm.model import DepthModel
+from depthsys.lm.parts import Kept
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
@@ -37,6 +38,7 @@ __all__ = [
     "Budget",
     "DepthModel",
     "Ensemble",
+    "Kept",
     "Krylov",
     "Linearisation",
     "LogitDifference",
@@ -61,6 +63,7 @@ __all__ = [
     "gain_report",
     "identify",
     "jacobians",
+    "kept_parts",
     "linear_gains",
     "linear_range",
     "logistic",

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from depthsys import ltv
-from depthsys.lm.kinds import ABSOLUTE, MEASURED, RELATIVE, identified, kinds_checked
+from depthsys.lm.kinds import MEASURED, identified, kinds_checked
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
@@ -342,9 +342,7 @@ _SYSTEM_ATTRS = (
 )  # fmt: skip
 
 
-@kinds_checked(
-    system=identified("gain_full", "state_norm"), measured=ABSOLUTE, measured_relative=RELATIVE
-)
+@kinds_checked(system=identified("gain_full", "state_norm"), measured=MEASURED)
 def gain_report(
     system: xr.Dataset,
     measured: xr.Dataset,

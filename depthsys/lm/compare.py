@@ -2,9 +2,10 @@
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -21,19 +22,19 @@ from depthsys.lm.accuracy import (
 from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.directions import as_concept, direction_note
-from depthsys.lm.forecast import forecast
+from depthsys.lm.forecast import ALGEBRA, Sizes, forecast
 from depthsys.lm.full import EachFull, MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
-from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, SPLITS, kinds_checked, short
+from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, THREE_SPLITS, kinds_checked
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.measure import Step, check_step, measure_gains_at
-from depthsys.lm.methods import METHODS, Method
+from depthsys.lm.methods import METHODS, Method, checked_orders, named_methods
 from depthsys.lm.model import DepthModel
 from depthsys.lm.of_run import as_run
-from depthsys.lm.parts import Parts, begun_parts
+from depthsys.lm.parts import Kept, Parts, begun_parts, identity_of, kept_in, of_concept
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import Splits, Texts, check_splits
+from depthsys.lm.prompts import SPLITS, Splits, Texts, check_splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
@@ -49,7 +50,7 @@ _STORED = ("A", "B", "C", "D")
 _MAP = ("depth", "output", "layer", "input")
 
 
-@kinds_checked(model=MODEL, texts=SPLITS, concept=CONCEPT_OR_NONE)
+@kinds_checked(model=MODEL, texts=THREE_SPLITS, concept=CONCEPT_OR_NONE)
 def compare(
     model: DepthModel,
     texts: Splits[Texts] | Splits[Run],
@@ -65,6 +66,7 @@ def compare(
     n_bootstrap: int = 1000,
     seed: int = 0,
     partial: str | os.PathLike[str] | None = None,
+    force: bool = False,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -100,7 +102,10 @@ def compare(
         Of the 95 % percentile intervals, which resample prompts.
     partial
         Folder in which what is finished is kept until all of it is: the same call after an
-        interruption goes on there. It is removed at the end. None keeps nothing.
+        interruption goes on there, see `kept_parts`. It is removed at the end. None keeps nothing.
+    force
+        Drop what is in ``partial`` if it was begun with another model, other texts or settings,
+        instead of refusing to go on.
 
     Returns
     -------
@@ -164,19 +169,73 @@ def compare(
         raise ValueError(f"`n_each` must be >= 0; got {n_each}. 0 means none, None all.")
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
-    settings = {
+    settings = _settings(named, sizes, step, n_each, ablate_eps, n_bootstrap, seed)
+    with begun_parts(partial, model, texts, concept, readout, settings, force=force) as parts:
+        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
+    return table
+
+
+def kept_parts(
+    partial: str | os.PathLike,
+    texts: Splits,
+    methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
+    orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    readout: ReadoutLike = "profile",
+    eps: float | None = None,
+    relative: bool = True,
+    n_each: int | None = 64,
+    ablate_eps: bool = True,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    model: DepthModel | None = None,
+    concept: xr.Dataset | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> Kept:
+    """What an interrupted `compare` has left in ``partial``. Nothing is computed or written.
+
+    Parameters
+    ----------
+    partial, texts, methods, orders, readout, eps, relative, n_each, ablate_eps, n_bootstrap, seed
+        Of the comparison that is to go on there, see `compare`.
+    model, concept
+        Where they are there already; else they are taken for those that it was begun with.
+    known
+        What is known of them before they are there: ``dtype``, ``max_tokens``, ``model_width``,
+        and the name of the method that finds the ``concept``.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds other things, or its progress cannot be read.
+    """
+    named = named_methods(methods)
+    step = Step(eps, relative)
+    settings = _settings(named, list(orders), step, n_each, ablate_eps, n_bootstrap, seed)
+    identity = identity_of(model, texts, readout, settings) | dict(known or {})
+    return kept_in(partial, identity | (of_concept(concept) if concept is not None else {}))
+
+
+def _settings(
+    named: Mapping[str, Method],
+    orders: list[int],
+    step: Step,
+    n_each: int | None,
+    ablate_eps: bool,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the parts of a comparison depend on, beside model and prompts."""
+    return {
         "methods": {name: [type(m).__name__, asdict(m)] for name, m in named.items()},
-        "orders": sizes,
+        "orders": orders,
         "eps": float(step.size),
-        "relative": bool(relative),
+        "relative": bool(step.relative),
         "n_each": None if n_each is None else operator.index(n_each),
         "ablate_eps": bool(ablate_eps),
         "n_bootstrap": operator.index(n_bootstrap),
         "seed": operator.index(seed),
     }
-    with begun_parts(partial, model, texts, concept, readout, settings) as parts:
-        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
-    return table
 
 
 def _compared(
@@ -199,7 +258,8 @@ def _compared(
     if concept is not None:  # before any long work
         Channels.checked(model, concept, "concept", readout, None)
     if is_shown():
-        part.show(comparison_cost(model, texts, named, sizes, n_each=n_each, ablate_eps=ablate_eps))
+        sizing = {"concept": concept, "readout": readout, "n_each": n_each, "kept": part.kept}
+        part.show(comparison_cost(model, texts, named, sizes, ablate_eps=ablate_eps, **sizing))
     step = Step(eps, relative)
     check_step(step, model)
     operating, held_out = (as_run(model, t) for t in (texts.operating, texts.held_out))
@@ -211,6 +271,7 @@ def _compared(
     statistics = {"n_bootstrap": n_bootstrap, "seed": seed}
     truth = _Truth(operating, held_out, concept, readout, step, statistics, part)
     table = _all_methods(MeanFull(channels, operating, named, sizes[-1], part), sizes, truth)
+    part.done(ALGEBRA)
     about = {
         "readout": channels.readout.name,
         "concept": concept.attrs.get("method", "given"),
@@ -291,84 +352,55 @@ def _origin(operating: Run, held_out: Run) -> dict[str, str | int]:
     }
 
 
-@kinds_checked(model=MODEL, texts=SPLITS)
+@kinds_checked(model=MODEL, texts=THREE_SPLITS)
 def comparison_cost(
     model: DepthModel,
     texts: Splits[Texts] | Splits[Run],
     methods: Sequence[str] | Mapping[str, Method] = tuple(METHODS),
     orders: Sequence[int] = (1, 2, 4, 8, 16, 32),
     *,
+    concept: xr.Dataset | None = None,
+    readout: ReadoutLike = "profile",
     n_each: int | None = 64,
     ablate_eps: bool = True,
+    kept: Collection[str] = (),
 ) -> xr.Dataset:
     """What `compare` would do and cost, without doing it: see `forecast`.
 
     Parameters
     ----------
-    model, texts, methods, orders, n_each, ablate_eps
-        See `compare`.
+    model, texts, methods, orders, concept, readout, n_each, ablate_eps
+        See `compare`. Without a ``concept`` one with a single direction is counted.
+    kept
+        Parts that are on disk already, see `kept_parts`.
 
     Returns
     -------
     xr.Dataset
-        Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``.
+        Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``, ``kept``.
     """
     check_splits(texts)
+    n_inputs = n_outputs = 1
+    if concept is not None:
+        channels = Channels.checked(model, concept, "concept", readout, None)
+        n_inputs, n_outputs = channels.v.shape[1], channels.readout.n_outputs
+    elif isinstance(readout, xr.DataArray):
+        n_outputs = readout.sizes["output"]
     n_held_out = len(texts.held_out)
     return forecast(
         model,
-        {name: getattr(texts, name) for name in ("concept", "operating", "held_out")},
-        named_methods(methods),
-        checked_orders(orders, model.n_features)[-1],
-        n_each=n_held_out if n_each is None else min(n_each, n_held_out),
-        ablate_eps=ablate_eps,
+        {name: getattr(texts, name) for name in SPLITS},
+        Sizes(
+            named_methods(methods),
+            checked_orders(orders, model.n_features),
+            n_inputs,
+            n_outputs,
+            n_held_out if n_each is None else min(n_each, n_held_out),
+            ablate_eps,
+        ),
+        finds_concept=concept is None,
+        kept=kept,
     )
-
-
-def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
-    """Methods by name; ValueError or TypeError for unknown, equal or missing ones."""
-    if isinstance(methods, Mapping):
-        named = dict(methods)
-    elif isinstance(methods, str):
-        raise TypeError(
-            f"`methods` must be a list of names; got {short(methods)}. Write [{short(methods)}]."
-        )
-    elif isinstance(methods, Method):
-        raise TypeError(
-            f"`methods` must be names, or a mapping from names to methods; got {short(methods)}. "
-            f"Write {{{methods.name!r}: ...}}."
-        )
-    else:
-        unknown = [m for m in methods if m not in METHODS]
-        if unknown or len(set(methods)) < len(methods):
-            raise ValueError(
-                f"`methods` must be different names among {list(METHODS)}; got {list(methods)}. "
-                "Pass a mapping from names to methods for other settings."
-            )
-        named = {name: METHODS[name]() for name in methods}
-    if not named or not all(isinstance(m, Method) for m in named.values()):
-        raise TypeError(
-            f"`methods` must hold at least one method such as lm.Krylov(); got {short(methods)}. "
-            "Make them, for example {'krylov': lm.Krylov()}."
-        )
-    if any(m.tolerance is not None for m in named.values()):
-        raise ValueError(
-            f"`methods` must have no `tolerance`; got {short(methods)}. A comparison runs over "
-            "`orders`."
-        )
-    return named
-
-
-def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
-    """Rising whole numbers in 1..H, or ValueError."""
-    sizes = np.atleast_1d(np.asarray(orders))
-    whole = sizes.dtype.kind in "iu" and sizes.ndim == 1 and sizes.size > 0
-    if not whole or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] > n_features:
-        raise ValueError(
-            f"`orders` must be rising whole numbers in 1..{n_features}, the width of the model; "
-            f"got {short(orders)}. For example [1, 2, 4, 8]."
-        )
-    return [int(r) for r in sizes]
 
 
 class _Truth:

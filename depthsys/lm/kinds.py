@@ -76,14 +76,11 @@ def _holds(*names: str) -> Callable[[Any], bool]:
     return lambda given: isinstance(given, xr.Dataset) and all(name in given for name in names)
 
 
-def _gains(*kinds: str, relative: bool | None = None) -> Callable[[Any], bool]:
+def _gains(*kinds: str) -> Callable[[Any], bool]:
     """Gains of one of these kinds, as far as their attrs say it."""
 
     def fits(given: Any) -> bool:
-        if not _holds("gain")(given) or given.attrs.get("kind", kinds[0]) not in kinds:
-            return False
-        known = given.attrs.get("relative")
-        return relative is None or known is None or bool(known) == relative
+        return _holds("gain")(given) and given.attrs.get("kind", kinds[0]) in kinds
 
     return fits
 
@@ -93,8 +90,6 @@ _MEASURED, _LINEAR = "measured", "exact linear"
 _DATASETS: list[tuple[str, Callable[[Any], bool]]] = [
     ("concept directions", _is_concept),
     ("a system", _is_system),
-    ("relative measured gains", lambda d: "relative" in d.attrs and _gains(_MEASURED)(d)
-     and bool(d.attrs["relative"])),
     ("measured gains", lambda d: "kind" in d.attrs and _gains(_MEASURED)(d)),
     ("linear gains", lambda d: "kind" in d.attrs and _gains(_LINEAR)(d)),
     ("a schedule", _holds("u")),
@@ -154,21 +149,11 @@ def _is_list_of_datasets(given: Any) -> bool:
 
 GAINS = Kind("gains (prompt, layer)", _gains(_MEASURED, _LINEAR), "`lm.measure_gains` gives them.")
 MEASURED = Kind("measured gains", _gains(_MEASURED), "`lm.measure_gains` gives them.")
-ABSOLUTE = Kind(
-    "measured gains, absolute",
-    _gains(_MEASURED, relative=False),
-    "`lm.measure_gains` gives them.",
-)
-RELATIVE = Kind(
-    "measured gains, relative",
-    _gains(_MEASURED, relative=True),
-    "`lm.measure_gains(..., relative=True)` gives them.",
-)
 LINEAR = Kind("exact linear gains", _gains(_LINEAR), "`lm.linear_gains` gives them.")
 _PREDICTED = Kind("a system or a curve (layer)", _is_curve, "`lm.identify` gives a system.")
 _CONCEPT = Kind("concept directions", _is_concept, "`lm.mean_difference` gives them.")
 MODEL = Kind("a DepthModel", _is_model, "`lm.DepthModel.load` gives one.")
-SPLITS = Kind(
+THREE_SPLITS = Kind(
     "Splits, of texts or of runs",
     lambda given: all(hasattr(given, name) for name in ("concept", "operating", "held_out")),
     'Make them: `texts.split("400/200/200")`.',

@@ -1,6 +1,6 @@
 """The reduction methods of `identify` and their settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from depthsys import ltv
 from depthsys.lm.channels import Channels
 from depthsys.lm.exact import Columns, restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.kinds import short
 from depthsys.lm.measure import Step, deviations
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
@@ -383,6 +384,52 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (Ensemble, Balanced, TwoSided, Krylov, Arnoldi, Pod, Adjoint, Random)
 }
+
+
+def named_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+    """Methods by name; ValueError or TypeError for unknown, equal or missing ones."""
+    if isinstance(methods, Mapping):
+        named = dict(methods)
+    elif isinstance(methods, str):
+        raise TypeError(
+            f"`methods` must be a list of names; got {short(methods)}. Write [{short(methods)}]."
+        )
+    elif isinstance(methods, Method):
+        raise TypeError(
+            f"`methods` must be names, or a mapping from names to methods; got {short(methods)}. "
+            f"Write {{{methods.name!r}: ...}}."
+        )
+    else:
+        unknown = [m for m in methods if m not in METHODS]
+        if unknown or len(set(methods)) < len(methods):
+            raise ValueError(
+                f"`methods` must be different names among {list(METHODS)}; got {list(methods)}. "
+                "Pass a mapping from names to methods for other settings."
+            )
+        named = {name: METHODS[name]() for name in methods}
+    if not named or not all(isinstance(m, Method) for m in named.values()):
+        raise TypeError(
+            f"`methods` must hold at least one method such as lm.Krylov(); got {short(methods)}. "
+            "Make them, for example {'krylov': lm.Krylov()}."
+        )
+    if any(m.tolerance is not None for m in named.values()):
+        raise ValueError(
+            f"`methods` must have no `tolerance`; got {short(methods)}. A comparison runs over "
+            "`orders`."
+        )
+    return named
+
+
+def checked_orders(orders: Sequence[int], n_features: int) -> list[int]:
+    """Rising whole numbers in 1..H, or ValueError."""
+    sizes = np.atleast_1d(np.asarray(orders))
+    whole = sizes.dtype.kind in "iu" and sizes.ndim == 1 and sizes.size > 0
+    if not whole or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] > n_features:
+        raise ValueError(
+            f"`orders` must be rising whole numbers in 1..{n_features}, the width of the model; "
+            f"got {short(orders)}. For example [1, 2, 4, 8]."
+        )
+    return [int(r) for r in sizes]
 
 
 # ------------------------------------------------------------------------------- columns

@@ -182,6 +182,11 @@ class Run:
         return all(row == self._rows[0] for row in self._rows)
 
     @property
+    def waits(self) -> bool:
+        """Whether the prompts will be prefilled when a block is asked for, and not before."""
+        return self._later
+
+    @property
     def n_padded_tokens(self) -> int:
         """Tokens that go through a block in one pass of all prompts, padding included."""
         lengths = (max(len(self._rows[i]) for i in prompts) for prompts in self.numbers)

@@ -7,7 +7,7 @@ A report of one result is a function of its Dataset: `gains`, `control`, `compar
 from depthsys.report.comparison import comparison
 from depthsys.report.console import Screen
 from depthsys.report.control import control
-from depthsys.report.forecast import forecast
+from depthsys.report.forecast import forecast, kept
 from depthsys.report.gains import gains
 from depthsys.report.heading import heading, notes, text_notes
 from depthsys.report.table import Report, Table, markdown
@@ -21,6 +21,7 @@ __all__ = [
     "forecast",
     "gains",
     "heading",
+    "kept",
     "markdown",
     "notes",
     "text_notes",

@@ -15,12 +15,6 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = Console(record=True, width=100, highlight=False)
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since the screen was made."""
-        return time.monotonic() - self._started
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[None]:

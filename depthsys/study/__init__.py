@@ -5,11 +5,12 @@ are studies of one cell. The steps are the functions of `study.steps`: they writ
 nothing. Importing this loads no torch; opening a cell and `study.steps` do.
 """
 
-from depthsys.study.cell import Cell, find_model, open_cell, read_splits
+from depthsys.study.cell import Cell, Found, find_model, open_cell, read_splits
 from depthsys.study.settings import Settings
 
 __all__ = [
     "Cell",
+    "Found",
     "Settings",
     "find_model",
     "open_cell",

@@ -10,14 +10,16 @@ from depthsys.files import content_hash
 from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import xarray as xr
 
-    from depthsys.lm import DepthModel, Run, Splits
+    from depthsys.lm import DepthModel, Run, Splits, Texts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What the steps of a study work on. Each of its runs is made once, when first asked for.
+    """What the steps of a study work on. Each of its runs is made once, when first needed.
 
     Attributes
     ----------
@@ -40,12 +42,17 @@ class Cell:
     @cached_property
     def operating(self) -> "Run":
         """Run of the texts that the system is identified on."""
-        return self.model.run(self.texts.operating)
+        return self._later(self.texts.operating)
 
     @cached_property
     def held_out(self) -> "Run":
         """Run of the texts that are left for checks."""
-        return self.model.run(self.texts.held_out)
+        return self._later(self.texts.held_out)
+
+    def _later(self, texts: "Texts") -> "Run":
+        from depthsys.lm import Run
+
+        return Run.later(self.model, texts)  # what an interrupted study has kept may need none
 
     def linear_gains(self, name: str, concept: "xr.Dataset") -> "xr.Dataset":
         """Exact linear gains of the run of that name, computed once for each concept."""
@@ -67,13 +74,8 @@ def read_splits(texts: Path, settings: Settings) -> "Splits":
     )
 
 
-def find_model(name: str, settings: Settings) -> tuple[str, int]:
+def find_model(name: str, settings: Settings) -> "Found":
     """Check all that can be checked without the weights.
-
-    Returns
-    -------
-    tuple[str, int]
-        The path or name to load, and the width of the model.
 
     Raises
     ------
@@ -85,13 +87,55 @@ def find_model(name: str, settings: Settings) -> tuple[str, int]:
     checked_device(settings.device)
     path = demo.model_path(name) if name in demo.MODELS else Path(name)
     source = str(path.resolve()) if path.is_dir() else name
-    width = read_config(source).get_text_config(decoder=True).hidden_size
-    settings.method().size(width)
-    settings.for_width(width)
-    return source, width
+    config = read_config(source).get_text_config(decoder=True)
+    settings.method().size(config.hidden_size)
+    context = getattr(config, "max_position_embeddings", None) or settings.max_tokens
+    settings = settings.for_width(config.hidden_size)
+    return Found(name, source, settings, config.hidden_size, min(settings.max_tokens, context))
 
 
-def open_cell(name: str, texts: Path, settings: Settings) -> Cell:
+@dataclass(frozen=True)
+class Found:
+    """A model whose weights have not been read.
+
+    Attributes
+    ----------
+    name, source
+        As it was asked for, and the folder or name to load.
+    settings
+        Those asked for, without default orders above the width of the model.
+    width, max_tokens
+        Of the model.
+    """
+
+    name: str
+    source: str
+    settings: Settings
+    width: int
+    max_tokens: int
+
+    def load(self, texts: "Splits") -> Cell:
+        """The cell of the model and these texts."""
+        from depthsys import lm
+
+        model = lm.DepthModel.load(
+            self.source,
+            device=self.settings.device,
+            dtype=self.settings.dtype or "float32",
+            max_tokens=self.settings.max_tokens,
+            cut=self.settings.cut,
+        )
+        if self.name in demo.MODELS:
+            model.name = self.name
+        return Cell(self.settings, model, texts)
+
+
+def open_cell(
+    name: str,
+    texts: Path,
+    settings: Settings,
+    check: "Callable[[Found, Splits], object]" = lambda found, splits: None,
+) -> Cell:
     """Check model and texts, then load the model.
 
     Parameters
@@ -102,20 +146,13 @@ def open_cell(name: str, texts: Path, settings: Settings) -> Cell:
         File of labelled texts.
     settings
         What is asked for; default orders above the width of the model are left out.
+    check
+        Called before the weights are read, which may take long.
     """
-    from depthsys import lm
     from depthsys.lm.hf.messages import silence
 
     silence()
-    source, width = find_model(name, settings)
-    splits = read_splits(texts, settings)  # a bad file fails before the weights are read
-    model = lm.DepthModel.load(
-        source,
-        device=settings.device,
-        dtype=settings.dtype or "float32",
-        max_tokens=settings.max_tokens,
-        cut=settings.cut,
-    )
-    if name in demo.MODELS:
-        model.name = name
-    return Cell(settings.for_width(width), model, splits)
+    found = find_model(name, settings)
+    splits = read_splits(texts, settings)
+    check(found, splits)
+    return found.load(splits)

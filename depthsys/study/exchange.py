@@ -35,11 +35,12 @@ def read_plan(path: Path) -> xr.Dataset:
             "control`."
         )
     try:
-        return read_variables(path, ["u", "energy", "predicted_energy"])
+        return read_variables(path, ["u", "energy", "predicted_energy"], needed="u")
     except (OSError, ValueError) as error:
+        why = str(error).partition(repr(str(path)))[2].removesuffix(" Write it again.")
         raise ValueError(
-            f"`--schedule` must be a schedule.nc; got {str(path)!r}: {error}. Make one with "
-            "`depthsys control`."
+            f"`--schedule` must be a schedule.nc; got {str(path)!r}{why} Make one with `depthsys "
+            "control`."
         ) from error
 
 

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from depthsys import lm
-from depthsys.study.cell import Cell
+from depthsys.study.cell import Cell, Found
+from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,35 +97,68 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     return _with_origin(energies, cell, system)
 
 
-def comparison_cost(cell: Cell) -> xr.Dataset:
-    """What `compare` would take; see `lm.comparison_cost`. Nothing is prefilled."""
+def comparison_cost(cell: Cell, partial: Path | None = None) -> xr.Dataset:
+    """What `compare` would take beside what is kept in ``partial``; see `lm.comparison_cost`.
+
+    Nothing is prefilled.
+    """
     settings = cell.settings
+    kept = () if partial is None else kept_parts(cell, partial).usable
     return lm.comparison_cost(
         cell.model,
         cell.texts,
         list(settings.methods),
         list(settings.orders),
-        n_each=settings.n_each,
-    )
-
-
-def compare(cell: Cell, concept: xr.Dataset, partial: Path | None = None) -> xr.Dataset:
-    """Reduction methods by order; see `lm.compare`, which keeps its parts in ``partial``."""
-    settings = cell.settings
-    table = lm.compare(
-        cell.model,
-        replace(cell.texts, operating=cell.operating, held_out=cell.held_out),
-        list(settings.methods),
-        list(settings.orders),
-        concept=concept,
         readout=settings.readout,
-        eps=settings.eps,
-        relative=settings.step == "relative",
         n_each=settings.n_each,
-        seed=settings.seed,
-        partial=partial,
+        kept=kept,
     )
+
+
+def kept_parts(cell: Cell, partial: Path, concept: xr.Dataset | None = None) -> lm.Kept:
+    """What an interrupted `compare` has left in ``partial``; see `lm.kept_parts`."""
+    named = {"concept": cell.settings.concept}
+    options = _options(cell.settings)
+    return lm.kept_parts(
+        partial, cell.texts, **options, model=cell.model, concept=concept, known=named
+    )
+
+
+def kept_for(found: Found, texts: "lm.Splits", partial: Path) -> lm.Kept:
+    """The same before the weights are read."""
+    known = {
+        "concept": found.settings.concept,
+        "dtype": found.settings.dtype or "float32",
+        "max_tokens": found.max_tokens,
+        "model_width": found.width,
+    }
+    return lm.kept_parts(partial, texts, **_options(found.settings), known=known)
+
+
+def compare(
+    cell: Cell, concept: xr.Dataset, partial: Path | None = None, *, force: bool = False
+) -> xr.Dataset:
+    """Reduction methods by order; see `lm.compare`, which keeps its parts in ``partial``.
+
+    With ``force`` parts that were begun with other settings are dropped.
+    """
+    texts = replace(cell.texts, operating=cell.operating, held_out=cell.held_out)
+    options = _options(cell.settings)
+    table = lm.compare(cell.model, texts, **options, concept=concept, partial=partial, force=force)
     return _with_origin(table, cell)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Of `lm.compare` and `lm.kept_parts`."""
+    return {
+        "methods": list(settings.methods),
+        "orders": list(settings.orders),
+        "readout": settings.readout,
+        "eps": settings.eps,
+        "relative": settings.step == "relative",
+        "n_each": settings.n_each,
+        "seed": settings.seed,
+    }
 
 
 def _with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:

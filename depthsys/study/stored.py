@@ -41,8 +41,8 @@ def read_system(path: Path, settings: Settings) -> "xr.Dataset":
 
     if settings.asked & set(IDENTIFICATION):
         raise ValueError(
-            f"`{path}` already holds its settings; got others beside it. "
-            "Leave them out, or give a model and texts to identify anew."
+            f"`{path}` already holds its settings; got {_typed(settings)} beside it. Leave "
+            "them out, or give a model and texts to identify anew."
         )
     if not files.found(path).is_file():
         raise FileNotFoundError(
@@ -50,14 +50,23 @@ def read_system(path: Path, settings: Settings) -> "xr.Dataset":
             "Write one with `depthsys identify`."
         )
     system = export.from_netcdf(path)
-    missing = lacks(system)
-    if missing or "prompt" in system.dims:
+    if "prompt" in system.dims:
         raise ValueError(
-            f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} "
-            f"{'lacks ' + str(sorted(missing)) if missing else 'holds a batch'}. "
-            "Identify again."
+            f"`SYSTEM.nc` must be the system of all prompts together; got {str(path)!r}, which "
+            "holds one of each prompt. Give the system.nc that `depthsys identify` wrote beside it."
+        )
+    if missing := lacks(system):
+        raise ValueError(
+            f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} lacks "
+            f"{', '.join(sorted(missing))}. Identify again."
         )
     return system
+
+
+def _typed(settings: Settings) -> str:
+    """Options that are stored with a system, as they were typed."""
+    asked = [name for name in IDENTIFICATION if name in settings.asked]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in asked)
 
 
 def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
@@ -100,19 +109,29 @@ def texts_of(system: "xr.Dataset", path: Path, moved: Path | None) -> Path:
     return texts
 
 
-def check_same(system: "xr.Dataset", cell: Cell, path: Path) -> None:
-    """ValueError unless the cell has the texts and the weights that the system is of."""
-    texts: Splits = cell.texts
+def check_same_texts(system: "xr.Dataset", texts: "Splits", path: Path) -> None:
+    """ValueError unless these are the texts that the system is of."""
     found = {
         "prompts_sha256": texts.operating.sha256,
         "concept_sha256": texts.concept.sha256,
         "held_out_sha256": texts.held_out.sha256,
-        "model_fingerprint": cell.model.fingerprint,
-        "tokens_sha256": cell.model.tokens_sha256(texts.operating),
     }
+    _check(system, found, "texts", path)
+
+
+def check_same_model(system: "xr.Dataset", cell: Cell, path: Path) -> None:
+    """ValueError unless the cell has the weights and the tokens that the system is of."""
+    found = {
+        "model_fingerprint": cell.model.fingerprint,
+        "tokens_sha256": cell.model.tokens_sha256(cell.texts.operating),
+    }
+    _check(system, found, "weights or another tokenizer", path)
+
+
+def _check(system: "xr.Dataset", found: dict[str, str], what: str, path: Path) -> None:
     for name, value in found.items():
         if system.attrs[name] != value:
             raise ValueError(
-                f"`{path}` was identified with other texts or weights: its {name} differs "
-                "from what is there now. Identify again."
+                f"`{path}` was identified with other {what}: its {name} differs from what is "
+                "there now. Identify again."
             )

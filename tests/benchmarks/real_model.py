@@ -45,7 +45,7 @@ def main_job(cell: Cell) -> dict[str, float]:
         spent[name] = process_time() - begin
         return found
 
-    timed("prefill", lambda: (cell.concept.states, cell.operating, cell.held_out))
+    timed("prefill", lambda: (cell.concept.states, cell.operating.batches, cell.held_out.batches))
     concept = timed("concept", steps.find_concept, cell)
     system = timed("identify", steps.identify, cell, concept)
     timed("gains", steps.gains, cell, system)

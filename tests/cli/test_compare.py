@@ -155,7 +155,7 @@ def test_results_are_not_overwritten_unless_asked_for(finished, texts, tmp_path,
     command = [*short, "--each", "0", "--out", tmp_path]
     code, _, err = depthsys(*command)
     assert code == 2
-    assert "must not hold earlier results; found ['prompt_spread.png']" in err
+    assert "must not hold earlier results; found prompt_spread.png in" in err
     # a step that fails before the first result loses nothing
     with monkeypatch.context() as patch:
         patch.setattr(lm, "compare", _raises(FloatingPointError("`model` must be finite")))
@@ -257,7 +257,7 @@ BAD = {
     "`--readout` must be concept or profile; got 'all'": ["--readout", "all"],
     "`--concept` must be mean_difference, whitened, logistic or pca": ["--concept", "svm"],
     "`--dtype` must be float32 or float64": ["--dtype", "float16"],
-    "`device` must be": ["--device", "quantum"],
+    "`--device` must be": ["--device", "quantum"],
     "must hold 440 distinct texts per class": ["--split", "20/10/410"],
     "`--out` must be a writable folder": ["--out", "texts.csv/run"],
 }
@@ -277,7 +277,7 @@ def test_bad_input_is_one_clear_line_before_the_model(texts, tmp_path, message, 
 def test_the_model_and_texts_are_checked_first(texts, tmp_path):
     for source, file, message in (
         ("./no-model", texts, "neither. Check the path"),
-        ("demo_48x4", tmp_path / "absent.csv", "`texts` must be an existing file"),
+        ("demo_48x4", tmp_path / "absent.csv", "`TEXTS` must be an existing file"),
     ):
         code, _, err = depthsys("compare", source, file, *COMMON, "--out", tmp_path / "run")
         assert code == 2

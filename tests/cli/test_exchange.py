@@ -338,7 +338,8 @@ def test_a_file_that_crashes_a_library_or_reads_another_one_is_one_line(run, tmp
             where = ["--out", tmp_path / "out" / "s.nc"]
             code, shown, err = run(command[0], tmp_path / name, *command[1:], *where)
             assert (code, shown, err.count("\n")) == (2, "", 1)
-            assert err.startswith("Error: `path` must be a whole")
+            typed = {"import": "FILE", "export": "SYSTEM"}[command[0]]
+            assert err.startswith(f"Error: `{typed}` must be a whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -347,8 +348,104 @@ def test_what_is_no_system_says_what_it_is(run, finished, tmp_path):
         "export", finished / "schedule.nc", "--to", "npz", "--out", tmp_path / "s.npz"
     )
     assert code == 2
-    assert "which is a schedule of `depthsys control`, with the variables ['energy', " in err
-    assert "'u'" in err
+    assert "which is a schedule of `depthsys control`, with the variables energy, " in err
+    assert "Give a system.nc of `depthsys identify`" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("gains.nc", "which is a result of `depthsys gains`, with the variables"),
+        ("schedule.nc", "which is a schedule of `depthsys control`, with the variables"),
+        ("comparison.nc", "which is a result of `depthsys compare`, with the variables"),
+        ("other.nc", "which holds the variables x, y"),
+        ("empty.nc", "which holds no variables"),
+    ],
+)
+def test_every_command_says_what_a_file_is_and_what_is_wanted(file, kind, run, finished, tmp_path):
+    names = {
+        "gains.nc": ["surrogate_gain", "error_budget", "full_gain"],
+        "comparison.nc": ["error", "error_budget", "h2_error"],
+        "other.nc": ["x", "y"],
+        "empty.nc": [],
+    }
+    place = finished / file
+    if file != "schedule.nc":  # that is a real one
+        place = tmp_path / file
+        made = xr.Dataset({name: ("layer", [1.0, 2.0]) for name in names[file]})
+        made.to_netcdf(place, engine="h5netcdf")
+    out = tmp_path / "out"
+    for command, typed in (
+        (["gains", place, "--out", out], "SYSTEM.nc"),
+        (["control", place, "--out", out], "SYSTEM.nc"),
+        (["export", place, "--to", "npz", "--out", out / "s.npz"], "SYSTEM"),
+        (["import", place, "--out", out / "s.nc"], "FILE"),
+        (["import", finished / "system.nc", "--original", place, "--out", out / "s.nc"],
+         "--original"),
+    ):  # fmt: skip
+        code, shown, err = run(*command)
+        assert (code, shown, err.count("\n")) == (2, "", 1)
+        told = f"Error: `{typed}` must hold a system (A, B, C, D); got {str(place)!r}, {kind}"
+        assert err.startswith(told)
+        assert err.endswith("Give a system.nc of `depthsys identify`, or what an export wrote.\n")
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"`path` must hold a system \(A, B, C, D\); got") as found:
+        export.read(place)
+    assert kind in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("system.nc", ", which is a system of `depthsys identify`, with the variables A, B, C, D"),
+        ("bare.nc", ", which holds the variables x. Make one with `depthsys control`."),
+        ("schedule.txt", ": Unable to synchronously open file"),
+    ],
+)
+def test_what_is_no_schedule_says_what_it_is(file, told, run, finished, tmp_path):
+    xr.Dataset({"x": 1.0}).to_netcdf(tmp_path / "bare.nc", engine="h5netcdf")
+    (tmp_path / "schedule.txt").write_text("no netCDF" * 100)
+    place = finished / file if file == "system.nc" else tmp_path / file
+    command = ["export", finished / "system.nc", "--to", "safetensors", "--schedule", place]
+    code, _, err = run(*command, "--out", tmp_path / "s.safetensors")
+    assert code == 2
+    assert f"Error: `--schedule` must be a schedule.nc; got {str(place)!r}{told}" in err
+    assert "`path`" not in err
+
+
+def test_messages_name_what_was_typed(run, finished, tmp_path):
+    place, there = finished / "system.nc", tmp_path / "there.npz"
+    there.touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    (tmp_path / "link.npz").symlink_to(there)
+    to_npz = ["export", place, "--to", "npz", "--out"]
+    to_matlab = ["export", place, "--to", "matlab", "--out", tmp_path / "mine"]
+    absent = tmp_path / "absent.nc"
+    for command, told in (
+        ([*to_npz, there], "`--out` must not exist yet; got"),
+        ([*to_npz, there], "Choose another, or replace it with --force."),
+        ([*to_npz, tmp_path / "link.npz", "--force"], "`--out` must not be a symbolic link"),
+        (to_matlab, "`--out` must not exist yet"),
+        ([*to_matlab, "--force"], "`--out` must hold nothing but an earlier export to be replaced; "
+         "found thesis.tex in"),
+        (["export", absent, "--to", "npz", "--out", tmp_path / "s.npz"],
+         "`SYSTEM` must be an existing file"),
+        (["import", absent, "--out", tmp_path / "s.nc"], "`FILE` must be an existing file"),
+        (["import", place, "--original", absent, "--out", tmp_path / "s.nc"],
+         "`--original` must be an existing file"),
+        (["export", place, "--to", "gguf", "--out", tmp_path / "v.gguf"],
+         "`--schedule` must not push at the inputs of blocks 0 and 1"),
+        (["export", place, "--to", "gguf", "--out", tmp_path / "v.gguf"],
+         "or leave them out with --drop."),
+        (["export", place, "--to", "matlab", "--name", "2nd", "--out", tmp_path / "m"],
+         "`--name` must be"),
+    ):  # fmt: skip
+        code, _, err = run(*command)
+        assert code == 2
+        assert told in err
+        assert "force=True" not in err
+        assert "`path`" not in err
 
 
 def test_an_imported_system_says_what_it_lacks(run, finished, tmp_path):

@@ -80,7 +80,7 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     (out / "texts.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
     code, _, err = run("gains", out / "system.nc", "--out", tmp_path / "third")
     assert code == 2
-    assert "identified with other texts or weights: its prompts_sha256 differs" in err
+    assert "identified with other texts: its prompts_sha256 differs" in err
 
 
 def test_a_stored_system_finds_moved_texts_and_model_and_keeps_its_dtype(run, tmp_path, texts):
@@ -231,13 +231,13 @@ FILES = {
 }
 OK = ["demo_48x4", "TEXTS"]
 BAD = {
-    "`texts` must be an existing file": ["demo_48x4", "absent.csv"],
+    "`TEXTS` must be an existing file": ["demo_48x4", "absent.csv"],
     "must not be empty": ["demo_48x4", "EMPTY.csv"],
     "must have the columns 'text' and 'label'": ["demo_48x4", "COLUMN.csv"],
     "must take exactly two values; got 3": ["demo_48x4", "THREE.csv"],
     "must hold 800 distinct texts per class": OK,
     "neither. Check the path": ["./no-model", "TEXTS", *SMALL],
-    "`order` must be in 1..48": [*OK, *SMALL, "--order", "49"],
+    "`--order` must be in 1..48": [*OK, *SMALL, "--order", "49"],
     "`--order` must be >= 1": [*OK, *SMALL, "--order", "0"],
     "`--basis` must be one of ensemble, balanced": [*OK, *SMALL, "--basis", "svd"],
     "`--tolerance` must be a fraction between 0 and 1": [*OK, *SMALL, "--tolerance", "0"],
@@ -250,7 +250,7 @@ BAD = {
     "`--max-tokens` must be >= 1": [*OK, *SMALL, "--max-tokens", "0"],
     "`--readout` must be": [*OK, *SMALL, "--readout", "all"],
     "`--dtype` must be": [*OK, *SMALL, "--dtype", "float16"],
-    "`device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
+    "`--device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
     "`--out` must be a writable folder": [*OK, *SMALL, "--out", "EMPTY.csv/run"],
 }  # fmt: skip
 
@@ -283,7 +283,7 @@ def test_bad_input_is_one_clear_line_before_any_work(run, tmp_path, texts, messa
         (["control", "absent.nc", "--tolerance", "0.1"], "already holds its settings"),
         (["gains", "MODEL", "TEXTS", "--model", "x"], "`--model` must be left out"),
         (["demo", "--model", "other"], "`--model` must be one of"),
-        (["demo", "--model", "demo_48x4", "--concept", "other"], "`concept` must be one of"),
+        (["demo", "--model", "demo_48x4", "--concept", "other"], "`--concept` must be one of"),
     ],
 )
 def test_bad_options(run, tmp_path, texts, args, message):
@@ -341,6 +341,29 @@ def test_a_file_of_another_run_is_not_overwritten(tmp_path):
 def test_a_demo_that_is_refused_leaves_no_folder(run, tmp_path):
     command = ["demo", "--model", "demo_48x4", *SMALL, "--out", tmp_path / "out"]
     assert run(*command, "--order", "99")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_texts_of_a_stored_system_cost_no_model(run, tmp_path, texts, monkeypatch):
+    small = ["--split", "4/2/2", "--device", "cpu", "--order", "2"]
+    assert run("identify", "demo_48x4", texts, *small, "--per-prompt", "--out", tmp_path)[0] == 0
+    system, batch = tmp_path / "system.nc", tmp_path / "systems_per_prompt.nc"
+    other = tmp_path / "other.csv"
+    other.write_text(texts.read_text().replace(" the ", " a "))
+    monkeypatch.setattr(lm.DepthModel, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    for command, told in (
+        ([system, other], "was identified with other texts: its prompts_sha256 differs"),
+        ([system, tmp_path / "no.csv"], "`TEXTS` of"),
+        ([system, "--model", "no/such/model"], "`--model` must be an existing folder or a Hugging"),
+        (
+            [system, "--order", "3", "--seed", "1"],
+            "already holds its settings; got --order, --seed",
+        ),
+        ([batch], "`SYSTEM.nc` must be the system of all prompts together; got"),
+    ):
+        code, _, err = run("gains", *command, "--out", tmp_path / "out")
+        assert (code, err.count("\n")) == (2, 1)
+        assert told in err
     assert not (tmp_path / "out").exists()
 
 

@@ -336,9 +336,9 @@ def test_an_interrupted_run_of_something_else_is_refused(gpt2, tokens, out, monk
     other = lm.DepthModel(TINY["gpt2"](n_inner=20).double())
     float32 = lm.DepthModel(TINY["gpt2"]())
     for change, args in {
-        r"model_fingerprint '\w+', now '\w+'\. Go on": (other, tokens),
-        r"tokens_sha256 '\w+', now '\w+'\. Go on": (gpt2, labelled_ids(8, 1)),
-        r"dtype 'float64', now 'float32'\. Go on": (float32, tokens),
+        r"another model_fingerprint.*\. Go on": (other, tokens),
+        r"another tokens_sha256.*\. Go on": (gpt2, labelled_ids(8, 1)),
+        r".*dtype float64, now float32\. Go on": (float32, tokens),
         r"per_prompt 0, now 1\. Go on": (gpt2, tokens, True),
     }.items():
         with pytest.raises(ValueError, match=rf"`out` must be resumed with .* with {change}"):
@@ -445,7 +445,9 @@ def test_a_folder_that_is_not_ours(gpt2, tokens, out, monkeypatch):
     no_block_runs(monkeypatch)
     partial(out).mkdir()
     (partial(out) / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"must leave '.*' to this function; found \['thesis.tex'"):
+    with pytest.raises(
+        ValueError, match=r"must leave '.*' to this function; found thesis.tex there"
+    ):
         lm.jacobians(gpt2, tokens, out=out)
     (partial(out) / "store").mkdir()
     with pytest.raises(ValueError, match="must have readable progress; got FileNotFoundError in"):

@@ -274,7 +274,7 @@ def test_every_function_that_takes_a_run_is_called_here(small):
         if inspect.isfunction(getattr(lm, name))
         and "texts" in inspect.signature(getattr(lm, name)).parameters
     }
-    assert takes_texts == {"compare", "comparison_cost"}
+    assert takes_texts == {"compare", "comparison_cost", "kept_parts"}
 
 
 @pytest.mark.parametrize("name", every_function.NAMES)

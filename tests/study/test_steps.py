@@ -10,7 +10,7 @@ from depthsys import demo, lm, ltv, report, study
 from depthsys.demo import grammar
 from depthsys.lm import measure
 from depthsys.study import Settings, steps
-from depthsys.study.stored import check_same, lacks, settings_of
+from depthsys.study.stored import check_same_model, check_same_texts, lacks, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +116,13 @@ def test_gains_of_all_steps_and_signs_go_through_one_replay(model, monkeypatch):
 def test_a_comparison_uses_the_runs_of_its_cell(model, monkeypatch):
     cell = made(model, methods="ensemble,krylov", orders="1,2", n_each=2, readout="profile")
     made_runs = []
-    run = model.run
+    made_anew = lm.Run.__init__
 
-    def counting(texts, **options):
+    def counting(run, model, texts, **options):
         made_runs.append(len(texts))
-        return run(texts, **options)
+        made_anew(run, model, texts, **options)
 
-    monkeypatch.setattr(model, "run", counting)
+    monkeypatch.setattr(lm.Run, "__init__", counting)
     concept = steps.find_concept(cell)
     table = steps.compare(cell, concept)
     assert sorted(made_runs) == [12, 12, 24]
@@ -140,10 +140,14 @@ def test_going_on_from_a_stored_system(cell, system, tmp_path):
     assert (settings.split, settings.seed, settings.eps) == ((12, 6, 6), 0, 0.5)
     assert settings.dtype == "float32"
     assert settings_of(system, Settings.checked(dtype="float64")).dtype == "float64"
-    check_same(system, cell, tmp_path)
-    other = replace(cell, texts=replace(cell.texts, held_out=cell.texts.operating))
-    with pytest.raises(ValueError, match="its held_out_sha256 differs"):
-        check_same(system, other, tmp_path)
+    check_same_texts(system, cell.texts, tmp_path)
+    check_same_model(system, cell, tmp_path)
+    other = replace(cell.texts, held_out=cell.texts.operating)
+    with pytest.raises(ValueError, match="with other texts: its held_out_sha256 differs"):
+        check_same_texts(system, other, tmp_path)
+    changed = system.assign_attrs(model_fingerprint="of another")
+    with pytest.raises(ValueError, match=r"with other weights .* its model_fingerprint differs"):
+        check_same_model(changed, cell, tmp_path)
 
 
 def test_a_cell_makes_each_run_once(cell):
