@@ -16,6 +16,7 @@ from depthsys.ltv.basis import (
     span_basis,
     two_sided_basis,
 )
+from depthsys.ltv.batch import stack
 from depthsys.ltv.compare import compare
 from depthsys.ltv.control import closed_loop, lqr, minimum_energy, state_gains
 from depthsys.ltv.controllability import (
@@ -91,6 +92,7 @@ __all__ = [
     "realization",
     "simulate",
     "span_basis",
+    "stack",
     "state_gains",
     "system",
     "transition",

@@ -114,7 +114,8 @@ def _readout(system: System) -> xr.DataArray:
     """Summed squares of C_L."""
     if isinstance(system, MatrixFree):
         return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum())
-    return (system["C"].isel(depth=-1, drop=True) ** 2).sum(["output", "state"])
+    last = system["C"].isel(depth=-1, drop=True).drop_vars("order", errors="ignore")
+    return (last**2).sum(["output", "state"])
 
 
 def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:
