@@ -42,7 +42,15 @@ from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
-from depthsys.ltv.response import embed, gains, io_matrix, simulate, transition
+from depthsys.ltv.response import (
+    embed,
+    gains,
+    impulse_response,
+    io_matrix,
+    simulate,
+    step_response,
+    transition,
+)
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
 from depthsys.ltv.window import concatenate, window
 
@@ -69,6 +77,7 @@ __all__ = [
     "h2_norm",
     "hankel_norm",
     "hankel_singular_values",
+    "impulse_response",
     "induced_norm",
     "io_matrix",
     "krylov_basis",
@@ -94,6 +103,7 @@ __all__ = [
     "span_basis",
     "stack",
     "state_gains",
+    "step_response",
     "system",
     "transition",
     "two_sided_basis",
