@@ -40,6 +40,7 @@ from depthsys.ltv.lti import (
 )
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
+from depthsys.ltv.periodic import cyclic, floquet_multipliers, lift, repeat
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
 from depthsys.ltv.response import (
@@ -51,6 +52,7 @@ from depthsys.ltv.response import (
     step_response,
     transition,
 )
+from depthsys.ltv.sampling import sample_system
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
 from depthsys.ltv.window import concatenate, window
 
@@ -71,8 +73,10 @@ __all__ = [
     "concatenate",
     "constant",
     "controllability",
+    "cyclic",
     "embed",
     "error_bounds",
+    "floquet_multipliers",
     "gains",
     "h2_norm",
     "hankel_norm",
@@ -82,6 +86,7 @@ __all__ = [
     "io_matrix",
     "krylov_basis",
     "layer_lti",
+    "lift",
     "lqr",
     "lti_balanced_truncation",
     "lti_gramians",
@@ -99,6 +104,8 @@ __all__ = [
     "reachability_gramian",
     "reachable_fraction",
     "realization",
+    "repeat",
+    "sample_system",
     "simulate",
     "span_basis",
     "stack",
