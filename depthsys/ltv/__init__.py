@@ -38,6 +38,7 @@ from depthsys.ltv.lti import (
     lti_hankel_singular_values,
     mean_lti,
 )
+from depthsys.ltv.markov import era, markov_parameters
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.periodic import cyclic, floquet_multipliers, lift, repeat
@@ -75,6 +76,7 @@ __all__ = [
     "controllability",
     "cyclic",
     "embed",
+    "era",
     "error_bounds",
     "floquet_multipliers",
     "gains",
@@ -91,6 +93,7 @@ __all__ = [
     "lti_balanced_truncation",
     "lti_gramians",
     "lti_hankel_singular_values",
+    "markov_parameters",
     "mean_lti",
     "minimum_energy",
     "modal_controllability",
