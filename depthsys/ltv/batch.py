@@ -75,7 +75,9 @@ def stack(systems: Sequence[xr.Dataset], dim: str | xr.DataArray = "prompt") -> 
         join="exact",
         combine_attrs="drop_conflicts",
     )
-    order = xr.concat([_order(one) for one in members], dim=name, coords="minimal", compat="override")
+    order = xr.concat(
+        [_order(one) for one in members], dim=name, coords="minimal", compat="override"
+    )
     whole = whole.assign_coords(order=order.transpose(..., "depth"))
     return check(whole.assign_attrs(STAMP | whole.attrs))
 

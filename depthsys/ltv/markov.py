@@ -257,11 +257,13 @@ def era(
             "A larger model would be the same model.",
             most,
         )
-    return _over(last, A, B, C, given.isel(lag=0, drop=True), rank).assign(
-        hankel_singular_values=values
-    ).assign_attrs(
-        {"method": "era", "order": int(A.sizes["state"]), "rtol": rtol}
-        | {"rows": rows, "columns": columns}
+    return (
+        _over(last, A, B, C, given.isel(lag=0, drop=True), rank)
+        .assign(hankel_singular_values=values)
+        .assign_attrs(
+            {"method": "era", "order": int(A.sizes["state"]), "rtol": rtol}
+            | {"rows": rows, "columns": columns}
+        )
     )
 
 

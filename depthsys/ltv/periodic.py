@@ -239,9 +239,7 @@ def cyclic(system: xr.Dataset) -> xr.Dataset:
     return _stacked(system, _cyclic, "cyclic", state=system["depth"].values[:-1])
 
 
-def _stacked(
-    system: xr.Dataset, core: Callable, form: str, state: np.ndarray | None
-) -> xr.Dataset:
+def _stacked(system: xr.Dataset, core: Callable, form: str, state: np.ndarray | None) -> xr.Dataset:
     size = _check_period(system)
     found = xr.apply_ufunc(
         lambda *matrices: core(*matrices, size),

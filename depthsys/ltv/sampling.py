@@ -1,6 +1,7 @@
 """A continuous-time system, varying or not, at the times at which it is sampled."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def sample_system(
     else:
         pairs = [
             _integrated(A_of, B_of, start, stop, rtol, method)
-            for start, stop in zip(at[:-1], at[1:], strict=True)
+            for start, stop in pairwise(at)
         ]
     outputs = np.stack([D_of(t) for t in at])
     outputs[-1] = 0.0
@@ -167,7 +168,7 @@ class _Checked:
         if matrix.ndim != 2 or matrix.dtype.kind not in "fiub" or not np.isfinite(matrix).all():
             raise ValueError(
                 f"`{self.name}` must be a real, finite matrix; got shape {matrix.shape}, "
-                f"{matrix.dtype}, at t = {t:.6g}. Write a vector as a matrix with one row or column."
+                f"{matrix.dtype}, at t = {t:.6g}. Write a vector as a matrix."
             )
         return matrix.astype(np.float64)
 
