@@ -109,13 +109,13 @@ def _from_scipy(value: Any, name: str) -> StateSpace:
 
 def _from_pymor(value: Any, name: str) -> StateSpace:
     A, B, C, D, E = value.to_abcde_matrices()
-    A, B, C, D = (None if m is None else _dense(m) for m in (A, B, C, D))
+    A, B, C = (_dense(m) for m in (A, B, C))
     if E is not None and not np.array_equal(_dense(E), np.eye(len(A))):
         raise ValueError(
             f"`{name}` must have no mass matrix E; got one. Multiply A and B by its inverse, or "
             "take `.to_discrete(...)` of a model without E."
         )
-    D = np.zeros((len(C), B.shape[1])) if D is None else D
+    D = np.zeros((len(C), B.shape[1])) if D is None else _dense(D)
     dt = value.sampling_time
     return StateSpace(A, B, C, D, dt=dt, continuous=dt == 0)
 

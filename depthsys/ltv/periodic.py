@@ -7,6 +7,7 @@ no readout).
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -129,7 +130,7 @@ def floquet_multipliers(system: xr.Dataset) -> xr.Dataset:
 
     def core(A: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         blocks = np.stack([_product(list(part)) for part in _split(A, count)], axis=-3)
-        found = np.zeros((*blocks.shape[:-3], size), dtype=complex)
+        found: Any = np.zeros((*blocks.shape[:-3], size), dtype=complex)
         for member in np.ndindex(blocks.shape[:-3]):
             found[member] = _of_cycle(blocks[member])[:size]
         return found.real, found.imag

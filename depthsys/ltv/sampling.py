@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import expm
 
 from depthsys.ltv.foreign import state_space
-from depthsys.ltv.system import STAMP, as_named, check, system
+from depthsys.ltv.system import as_named, check, system
 
 RTOL = 1e-10
 Matrix = ArrayLike | Callable[[float], ArrayLike]
@@ -125,10 +125,7 @@ def sample_system(
     if constant:
         pairs = _exponentials(A_of(at[0]), B_of(at[0]), np.diff(at))
     else:
-        pairs = [
-            _integrated(A_of, B_of, start, stop, rtol, method)
-            for start, stop in pairwise(at)
-        ]
+        pairs = [_integrated(A_of, B_of, start, stop, rtol, method) for start, stop in pairwise(at)]
     outputs = np.stack([D_of(t) for t in at])
     outputs[-1] = 0.0
     about = {"sampling": "zoh"} | ({} if constant else {"rtol": float(rtol)})
@@ -139,8 +136,8 @@ def sample_system(
         outputs,
         attrs=about,
     )
-    coords = {f"{dim}_name": (dim, np.array(labels)) for dim, labels in names.items()}
-    return check(sampled.assign_coords(time=("depth", at), **coords).assign_attrs(STAMP))
+    coords: dict[str, Any] = {f"{d}_name": (d, np.array(told)) for d, told in names.items()}
+    return check(sampled.assign_coords(coords | {"time": ("depth", at)}))
 
 
 class _Checked:
@@ -148,18 +145,18 @@ class _Checked:
 
     def __init__(self, value: Any, name: str, start: float) -> None:
         self.name = name
-        self._of = value if callable(value) else None
-        self._fixed = None if callable(value) else self._matrix(value, start)
-        self.shape = self._matrix(value(start) if callable(value) else value, start).shape
+        self._of = value
+        self._first = self._matrix(value(start) if callable(value) else value, start)
+        self.shape = self._first.shape
 
     def __call__(self, t: float) -> np.ndarray:
-        if self._fixed is not None or self._of is None:
-            return self._fixed
+        if not callable(self._of):
+            return self._first
         matrix = self._matrix(self._of(t), t)
         if matrix.shape != self.shape:
             raise ValueError(
                 f"`{self.name}` must have one shape at all times, {self.shape}; got {matrix.shape} "
-                f"at t = {t:.6g}."
+                f"at t = {t:.6g}. Pad it with zeros."
             )
         return matrix
 

@@ -83,6 +83,7 @@ def system(
     >>> ltv.gains(s).values.ravel()
     array([0.5, 1. ])
     """
+    _check_labels({"A": A, "B": B, "C": C, "D": D})
     if any(_is_ragged(x) for x in (A, B, C, D)):
         if batch_dims:
             raise ValueError(
@@ -179,6 +180,7 @@ def constant(
         A, B, C, D, names = given.A, given.B, given.C, given.D, dict(given.names)
     if B is None or C is None:
         raise TypeError("`B` and `C` must be given beside a matrix A; got None. Pass both.")
+    _check_labels({"A": A, "B": B, "C": C, "D": D})
     A, B, C = (_one_matrix(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
     D = np.zeros((len(C), B.shape[1])) if D is None else _one_matrix(D, "D")
     n, m, p = len(A), B.shape[1], len(C)
@@ -212,6 +214,20 @@ def _one_matrix(value: Any, name: str) -> np.ndarray:
     if name != "A" and not isinstance(value, (np.ndarray, list, tuple)):
         discrete_system(value, name)  # refuses what is no array
     return _list_of_matrices([_in_order(value, name, DIMS[name][1:])], name)[0]
+
+
+def _check_labels(given: Mapping[str, Any]) -> None:
+    """ValueError where two labelled arrays call the same states, inputs or outputs differently."""
+    known: dict[str, tuple[str, np.ndarray]] = {}
+    for name, value in given.items():
+        for dim in set(DIMS[name]) & set(getattr(value, "coords", ())) - {"layer", "depth"}:
+            kind, labels = str(dim).removesuffix("_next"), value[dim].values
+            first, others = known.setdefault(kind, (name, labels))
+            if not np.array_equal(labels, others):
+                raise ValueError(
+                    f"`{name}` must have the labels of `{first}` along {kind!r}, {others}; got "
+                    f"{labels}. Bring both into one order: `.sel({dim}=[...])`."
+                )
 
 
 def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:

@@ -50,7 +50,7 @@ def responses(ax: Axes, response: xr.Dataset) -> None:
     values, depths = y.transpose(*dims).values, coordinate(y, "depth")
     outputs, inputs = (_names(response, dim) for dim in ("output", "input"))
     pairs = [(i, j) for j in range(len(inputs)) for i in range(len(outputs))]
-    drawing = {"drawstyle": "steps-post"} if kind == "step" else {}
+    drawing: dict = {"drawstyle": "steps-post"} if kind == "step" else {}
     for (i, j), style in zip(pairs, STYLES, strict=False):
         label = outputs[i] if len(inputs) == 1 else f"{outputs[i]} from {inputs[j]}"
         ax.plot(depths, values[:, i, j], label=label, **style, **drawing)
