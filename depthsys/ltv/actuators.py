@@ -15,10 +15,9 @@ from depthsys.ltv.gramians import System, used_values
 from depthsys.ltv.matrix_free import labels, transposed
 from depthsys.ltv.response import gains
 
-
 COORDINATES = (
-    "the objective is of the state and depends on its coordinates: another basis of the same system "
-    "may choose other layers; Trace(of='output') and Energy(target=...) do not"
+    "the objective is of the state and depends on its coordinates: another basis of the same "
+    "system may choose other layers; Trace(of='output') and Energy(target=...) do not"
 )
 
 
@@ -51,8 +50,8 @@ class Trace:
     """Average controllability ``tr P_L``: a sum over layers, so the greedy choice is optimal.
 
     It measures states, and so depends on their coordinates: another basis of the same system may
-    choose other layers. ``Trace(of="output")`` is ``tr C_L P_L C_L'``, the energy of the last output
-    per white unit input, which depends on no basis.
+    choose other layers. ``Trace(of="output")`` is ``tr C_L P_L C_L'``, the energy of the last
+    output per white unit input, which depends on no basis.
     """
 
     of: str = "state"
@@ -93,6 +92,10 @@ class Volume:
             raise ValueError(
                 f"`floor` must be a number > 0; got {self.floor}. Try 0.01 times ||R||."
             )
+
+    def __repr__(self) -> str:
+        of = "" if self.of == "state" else f", of={self.of!r}"
+        return f"Volume(floor={self.floor!r}{of})"
 
     def guarantee(self, n_rows: int) -> str:
         """Submodular."""

@@ -2,9 +2,9 @@
 
 The infinite-horizon Gramians of a stable system come from slycot where it is installed (SB03OD and
 AB09AD, the routines of MATLAB's and python-control's own functions) and from a squared Smith
-iteration on factors where it is not. With ``horizon`` the Gramians are those of so many steps, by the
-same doubling where powers of A stay tame, and no stability is needed: depth systems usually have
-eigenvalues outside the unit circle.
+iteration on factors where it is not. With ``horizon`` the Gramians are those of so many steps, by
+the same doubling where the powers of A stay small, and no stability is needed: depth systems
+usually have eigenvalues outside the unit circle.
 """
 
 from collections.abc import Mapping

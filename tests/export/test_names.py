@@ -1,4 +1,4 @@
-"""Names of states, inputs and outputs go from python-control into a system, and through every format."""
+"""Names of states, inputs and outputs: from python-control, and through every format."""
 
 import control
 import numpy as np
