@@ -97,8 +97,14 @@ def markov_parameters(
             f"{L}. Record longer, or ask for fewer parameters (`count`) or a smaller `observer`."
         )
     core: Callable = _by_observer if p else _from_rest
+
+    def of_records(u: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        batch = np.broadcast_shapes(u.shape[:-2], y.shape[:-2])
+        u, y = (np.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (u, y[..., :L, :]))
+        return core(u, y, count, p)
+
     found = xr.apply_ufunc(
-        lambda u, y: core(u, y[..., :L, :], count, p),
+        of_records,
         u.drop_vars("layer", errors="ignore"),
         y.drop_vars("depth", errors="ignore"),
         input_core_dims=[["layer", "input"], ["depth", "output"]],
@@ -152,10 +158,6 @@ def _delayed(signal: np.ndarray, steps: int) -> np.ndarray:
 
 def _least_squares(past: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """X of least norm with past X = y; root mean square of what is left; rank."""
-    past, y = (
-        np.broadcast_to(a, (*np.broadcast_shapes(past.shape[:-2], y.shape[:-2]), *a.shape[-2:]))
-        for a in (past, y)
-    )
     # every column on its own scale, so that the units of the signals decide nothing
     size = np.linalg.norm(past, axis=-2, keepdims=True)
     size = np.where(size > 0, size, 1.0)

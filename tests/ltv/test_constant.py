@@ -72,7 +72,7 @@ def test_files_hold_every_layer(pair, suffix, tmp_path):
 
 
 def test_views_cannot_be_written_to_and_copies_can(pair):
-    with pytest.raises(ValueError, match="is a view|read-only"):
+    with pytest.raises(ValueError, match=r"is a view|read-only"):
         pair[0].A[2, 0, 0] = 9.0
     copy = pair[0].copy(deep=True)
     copy.A[2, 0, 0] = 9.0
