@@ -4,7 +4,7 @@ Attributes alone do not say enough: a sampling time of None means continuous in 
 python-control that it fits both; 0 means continuous in python-control, pyMOR and MATLAB.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +56,8 @@ def state_space(value: Any, name: str) -> StateSpace | None:
     ValueError
         If a pyMOR model has a mass matrix.
     """
-    for cls in type(value).__mro__:
-        convert = _KNOWN.get((cls.__module__.split(".")[0], cls.__name__))
-        if convert is not None:
-            return convert(value, name)
+    if (convert := _known(value)) is not None:
+        return convert(value, name)
     array = isinstance(value, (np.ndarray, list, tuple, int, float, np.number, xr.DataArray))
     record = isinstance(value, np.ndarray) and value.dtype.names is not None  # a struct of MATLAB
     if (array or hasattr(value, "__array__")) and not record and not isinstance(value, xr.Dataset):
@@ -74,6 +72,19 @@ def state_space(value: Any, name: str) -> StateSpace | None:
         f"`{name}` must be a matrix or a StateSpace of python-control or scipy; got {kind}. "
         f"{cure or 'Pass its matrices A, B, C and D'}."
     )
+
+
+def is_state_space(value: Any) -> bool:
+    """Whether `state_space` takes it as a system."""
+    return _known(value) is not None
+
+
+def _known(value: Any) -> Callable[[Any, str], StateSpace] | None:
+    for cls in type(value).__mro__:
+        convert = _KNOWN.get((cls.__module__.split(".")[0], cls.__name__))
+        if convert is not None:
+            return convert
+    return None
 
 
 def discrete_system(value: Any, name: str) -> StateSpace | None:

@@ -1,6 +1,7 @@
 """A continuous-time system, varying or not, at the times at which it is sampled."""
 
 from collections.abc import Callable
+from inspect import isroutine
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.linalg import expm
 
-from depthsys.ltv.foreign import state_space
+from depthsys.ltv.foreign import is_state_space, state_space
 from depthsys.ltv.system import as_named, check, system
 
 RTOL = 1e-10
@@ -90,7 +91,9 @@ def sample_system(
            [2. , 2. ]])
     """
     names = {}
-    if not callable(A) or hasattr(A, "A"):
+    # a StateSpace and a transfer function can be called, too; they come alone
+    alone = B is None and C is None and not isroutine(A)
+    if is_state_space(A) or alone or not callable(A):
         if (given := state_space(A, "A")) is not None:
             if not (B is None and C is None and D is None):
                 raise TypeError(
