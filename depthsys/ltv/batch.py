@@ -22,7 +22,8 @@ def stack(systems: Sequence[xr.Dataset], dim: str | xr.DataArray = "prompt") -> 
     systems
         Systems with the same layers, depths, inputs and outputs. Their states may differ in number.
     dim
-        Name of the batch dim; or a DataArray with one dim, its name, and a label per system.
+        Name of the batch dim; or a DataArray with one dim, its name, and a label per system. Systems
+        that were selected from a batch keep their labels along that dim.
 
     Returns
     -------
@@ -53,13 +54,7 @@ def stack(systems: Sequence[xr.Dataset], dim: str | xr.DataArray = "prompt") -> 
     members = [check(one) for one in systems]
     if not members:
         raise ValueError("`systems` must hold at least one system; got none. Pass a list of them.")
-    labels = dim if isinstance(dim, xr.DataArray) else xr.DataArray(np.arange(0), dims=[dim])
-    name = str(labels.dims[0]) if labels.ndim == 1 else ""
-    if not name or any(name in one.variables or name in one.dims for one in members):
-        raise ValueError(
-            f"`dim` must be one new name; got {labels.dims}, which the systems have, or not one. "
-            "For example 'case'."
-        )
+    members, labels = _labelled(members, dim)
     for i, one in enumerate(members[1:], start=1):
         _check_alike(members[0], one, i)
     shared = [v for v in members[0].data_vars if all(v in one for one in members)]
@@ -68,18 +63,37 @@ def stack(systems: Sequence[xr.Dataset], dim: str | xr.DataArray = "prompt") -> 
     kept = {n for n in told if n in members[0].coords and _agree(members, n)}
     whole = xr.concat(
         [_padded(one[shared], size, kept) for one in members],
-        dim=labels.rename(name) if isinstance(dim, xr.DataArray) else name,
+        dim=labels if labels.size else labels.dims[0],
         data_vars="all",
         coords="minimal",
         compat="override",
         join="exact",
         combine_attrs="drop_conflicts",
     )
-    order = xr.concat(
-        [_order(one) for one in members], dim=name, coords="minimal", compat="override"
-    )
+    orders = [_order(one) for one in members]
+    order = xr.concat(orders, dim=labels.dims[0], coords="minimal", compat="override")
     whole = whole.assign_coords(order=order.transpose(..., "depth"))
     return check(whole.assign_attrs(STAMP | whole.attrs))
+
+
+def _labelled(
+    members: list[xr.Dataset], dim: str | xr.DataArray
+) -> tuple[list[xr.Dataset], xr.DataArray]:
+    """The systems, and labels along the new dim, none if they have none."""
+    if isinstance(dim, str) and all(
+        dim in one.coords and one[dim].ndim == 0 for one in members
+    ):  # selected from a batch one by one
+        labels = xr.DataArray([one[dim].item() for one in members], dims=[dim])
+        members = [one.drop_vars(dim) for one in members]
+    else:
+        labels = dim if isinstance(dim, xr.DataArray) else xr.DataArray(np.arange(0), dims=[dim])
+    taken = {name for one in members for name in (*one.variables, *one.dims)}
+    if labels.ndim != 1 or taken & set(labels.dims):
+        raise ValueError(
+            f"`dim` must be one new name; got {labels.dims}, which the systems have, or not one. "
+            "For example 'case'."
+        )
+    return members, labels.rename(labels.dims[0])
 
 
 def _order(system: xr.Dataset) -> xr.DataArray:

@@ -284,16 +284,22 @@ def _finite_sum(A: np.ndarray, B: np.ndarray, steps: int) -> np.ndarray:
     by step.
     """
     R, power, done = compressed(B), A, 1  # R of `done` steps, power = A^done
-    for odd in (bit == "1" for bit in bin(steps)[3:]):
-        if np.linalg.norm(power, 2) > TAME:
-            break
-        R, power, done = compressed(np.hstack([R, power @ R])), power @ power, 2 * done
-        if odd:
-            R, power, done = compressed(np.hstack([B, A @ R])), A @ power, done + 1
-    for _ in range(done, steps):
-        R = compressed(np.hstack([A @ R, B]))
-    check_finite(R, "a Gramian")
+    with np.errstate(over="ignore", invalid="ignore"):
+        for odd in (bit == "1" for bit in bin(steps)[3:]):
+            if np.linalg.norm(power, 2) > TAME:
+                break
+            R, power, done = _beside(R, power @ R), power @ power, 2 * done
+            if odd:
+                R, power, done = _beside(B, A @ R), A @ power, done + 1
+        for _ in range(done, steps):
+            R = _beside(A @ R, B)
     return R
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    both = np.hstack([left, right])
+    check_finite(both, "a Gramian")
+    return compressed(both)
 
 
 def _smith(A: np.ndarray, B: np.ndarray) -> np.ndarray:

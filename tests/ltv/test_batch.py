@@ -254,6 +254,14 @@ def test_systems_that_do_not_go_together_are_refused(systems, dim, message):
         ltv.stack(systems(), dim)
 
 
+def test_members_that_were_selected_keep_their_labels():
+    names = xr.DataArray(["x", "y", "z"], dims=["case"])
+    whole = ltv.stack([square(0), square(1), square(2)], names)
+    again = ltv.stack([whole.isel(case=2), whole.isel(case=0)], "case")
+    assert again["case"].values.tolist() == ["z", "x"]
+    np.testing.assert_array_equal(again.A[0], whole.A[2])
+
+
 def test_one_system_is_no_list():
     with pytest.raises(TypeError, match="`systems` must be a list of systems; got one Dataset"):
         ltv.stack(square(0))
