@@ -22,7 +22,7 @@ def stack(systems: Sequence[xr.Dataset], dim: str | xr.DataArray = "prompt") -> 
     systems
         Systems with the same layers, depths, inputs and outputs. Their states may differ in number.
     dim
-        Name of the batch dim; or a DataArray with one dim, its name, and a label per system. Systems
+        Name of the batch dim; or a DataArray with one dim and a label per system. Systems
         that were selected from a batch keep their labels along that dim.
 
     Returns

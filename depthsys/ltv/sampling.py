@@ -73,7 +73,8 @@ def sample_system(
     Notes
     -----
     The steps of the integration start anew at every sample, and nowhere else: put a sample where
-    A or B jumps, and enough of them that no short pulse lies between the steps.
+    A or B jumps (on which side of it the function has the new value does not matter), and enough of
+    them that no short pulse lies between the steps.
 
     References
     ----------
@@ -192,8 +193,11 @@ def _integrated(
     from scipy.integrate import solve_ivp  # takes longer to import than all the rest
 
     n, m = B.shape
+    # inside the interval: at its ends a jump may already, or still, be on the other side
+    ends = np.nextafter(start, stop), np.nextafter(stop, start)
 
     def rate(t: float, flat: np.ndarray) -> np.ndarray:
+        t = min(max(t, ends[0]), ends[1])
         X = A(t) @ flat.reshape(n, n + m)
         X[:, n:] += B(t)
         return X.ravel()

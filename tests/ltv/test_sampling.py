@@ -107,6 +107,19 @@ def test_varying_systems_against_magnus_steps(method):
     assert s.attrs["rtol"] == rtol
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_jump_at_a_sample_is_exact(late):
+    """Whether the function has its new value at the jump already, or only after it."""
+    before, after = np.array([[0.0, 1.0], [-1.0, -0.8]]), np.array([[0.0, 1.0], [-1.0, 0.0]])
+
+    def A(t):
+        return after if (t > 1 if late else t >= 1) else before
+
+    s = ltv.sample_system(A, [[0.0], [1.0]], [[1.0, 0.0]], times=[0, 1, 2], rtol=1e-12)
+    np.testing.assert_allclose(s.A[0], scipy.linalg.expm(before), atol=1e-11)
+    np.testing.assert_allclose(s.A[1], scipy.linalg.expm(after), atol=1e-11)
+
+
 def test_an_input_of_another_unit_is_as_exact():
     """B of 1e-9: errors are in proportion to it."""
 
