@@ -423,7 +423,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
         )
     if "order" in system.coords:
         _check_order(system)
-    if np.any(compact(system["D"].isel(depth=-1).values)):
+    if np.any(compact(system.variables["D"].isel(depth=-1).values)):
         raise ValueError(LAST_D)
     return system
 
@@ -431,7 +431,8 @@ def check(system: xr.Dataset) -> xr.Dataset:
 def batch_sizes(system: xr.Dataset) -> dict[str, int]:
     """The batch dims of a system with their sizes."""
     own = {d for dims in DIMS.values() for d in dims}
-    return {str(d): n for v in DIMS for d, n in system[v].sizes.items() if d not in own}
+    parts = (system.variables[v] for v in DIMS)
+    return {str(d): n for part in parts for d, n in part.sizes.items() if d not in own}
 
 
 def _check_batch(system: xr.Dataset) -> None:
@@ -458,7 +459,7 @@ def _check_schema(system: xr.Dataset) -> None:
 
 
 def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> None:
-    variable = system[name]
+    variable = system.variables[name]
     if variable.dims[-len(dims) :] != dims:
         raise ValueError(
             f"`{name}` must end in dims {dims}; got {variable.dims}. Use `.transpose(..., "
