@@ -91,21 +91,7 @@ def sample_system(
     array([[0.5, 1. ],
            [2. , 2. ]])
     """
-    names = {}
-    # a StateSpace and a transfer function can be called, too; they come alone
-    alone = B is None and C is None and not isroutine(A)
-    if is_state_space(A) or alone or not callable(A):
-        if (given := state_space(A, "A")) is not None:
-            if not (B is None and C is None and D is None):
-                raise TypeError(
-                    "`B`, `C`, `D` must be left out beside a StateSpace; got some of them."
-                )
-            if not given.continuous:
-                raise ValueError(
-                    f"`A` must be a continuous-time StateSpace; got a discrete one (dt = "
-                    f"{given.dt}). `ltv.constant` takes it as it is."
-                )
-            A, B, C, D, names = given.A, given.B, given.C, given.D, dict(given.names)
+    A, B, C, D, names = _matrices(A, B, C, D)
     if B is None or C is None:
         raise TypeError("`B` and `C` must be given beside A; got None. Pass both.")
     at = as_named(times, "times", {"depth": None}).values
@@ -142,6 +128,24 @@ def sample_system(
     )
     coords: dict[str, Any] = {f"{d}_name": (d, np.array(told)) for d, told in names.items()}
     return check(sampled.assign_coords(coords | {"time": ("depth", at)}))
+
+
+def _matrices(A: Any, B: Any, C: Any, D: Any) -> tuple[Any, Any, Any, Any, dict[str, list[str]]]:
+    """The matrices, those of a continuous-time StateSpace if that is what A is; and its names."""
+    # a StateSpace and a transfer function can be called, too; they come alone
+    alone = B is None and C is None and not isroutine(A)
+    if not (is_state_space(A) or alone or not callable(A)):
+        return A, B, C, D, {}
+    if (given := state_space(A, "A")) is None:
+        return A, B, C, D, {}
+    if not (B is None and C is None and D is None):
+        raise TypeError("`B`, `C`, `D` must be left out beside a StateSpace; got some of them.")
+    if not given.continuous:
+        raise ValueError(
+            f"`A` must be a continuous-time StateSpace; got a discrete one (dt = {given.dt}). "
+            "`ltv.constant` takes it as it is."
+        )
+    return given.A, given.B, given.C, given.D, dict(given.names)
 
 
 class _Checked:
