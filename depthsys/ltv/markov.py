@@ -64,7 +64,8 @@ def markov_parameters(
 
     References
     ----------
-    .. [1] Juang, Phan, Horta and Longman (1993), doi:10.2514/3.21006.
+    .. [1] Juang, Phan, Horta and Longman (1991), doi:10.2514/6.1991-2735; J. Guidance, Control, and
+       Dynamics 16(2), 1993.
 
     Examples
     --------
@@ -218,7 +219,8 @@ def era(
     References
     ----------
     .. [1] Juang and Pappa (1985), doi:10.2514/3.20031.
-    .. [2] Ho and Kalman (1966), doi:10.1524/auto.1966.14.112.545.
+    .. [2] Ho and Kalman, Effective construction of linear state-variable models from input/output
+       functions, Regelungstechnik 14, 1966.
 
     Examples
     --------

@@ -114,8 +114,8 @@ def floquet_multipliers(system: xr.Dataset) -> xr.Dataset:
 
     References
     ----------
-    .. [1] Bittanti and Colaneri (2009), doi:10.1007/978-1-84800-911-0, chapter 3.
-    .. [2] Watkins (2005), Product eigenvalue problems, doi:10.1137/S0036144504443110.
+    .. [1] Bittanti and Colaneri, Periodic Systems: Filtering and Control (2009).
+    .. [2] Watkins, Product eigenvalue problems, SIAM Review 47(1), 2005.
 
     Examples
     --------
@@ -216,8 +216,8 @@ def lift(system: xr.Dataset) -> xr.Dataset:
 
     References
     ----------
-    .. [1] Meyer and Burrus (1975), doi:10.1109/TCS.1975.1084020.
-    .. [2] Bittanti and Colaneri (2009), doi:10.1007/978-1-84800-911-0, section 6.2.
+    .. [1] Meyer and Burrus, IEEE Trans. Circuits and Systems 22(3), 1975.
+    .. [2] Bittanti and Colaneri, Periodic Systems: Filtering and Control (2009).
     """
     return _stacked(system, _lifted, "lifted", state=None)
 
@@ -234,8 +234,9 @@ def cyclic(system: xr.Dataset) -> xr.Dataset:
 
     References
     ----------
-    .. [1] Flamm (1991), doi:10.1016/0167-6911(91)90101-T.
-    .. [2] Bittanti and Colaneri (2009), doi:10.1007/978-1-84800-911-0, section 6.3.
+    .. [1] Flamm, A new shift-invariant representation for periodic linear systems, Systems &
+       Control Letters 17, 1991.
+    .. [2] Bittanti and Colaneri, Periodic Systems: Filtering and Control (2009).
     """
     return _stacked(system, _cyclic, "cyclic", state=system["depth"].values[:-1])
 

@@ -78,8 +78,8 @@ def sample_system(
 
     References
     ----------
-    .. [1] Van Loan (1978), doi:10.1109/TAC.1978.1101743: the exponential for matrices.
-    .. [2] Åström and Wittenmark, Computer-Controlled Systems (1997), section 2.3.
+    .. [1] Van Loan, Computing integrals involving the matrix exponential, IEEE TAC 23(3), 1978.
+    .. [2] Åström and Wittenmark, Computer-Controlled Systems (1997), chapter 2.
 
     Examples
     --------

@@ -52,8 +52,8 @@ def test_constant_systems_respond_as_in_python_control_and_scipy(ours, theirs, s
     np.testing.assert_allclose(y[:8], np.stack(columns, axis=-1), atol=1e-12)
 
 
-def test_published_step_of_a_double_integrator():
-    """Ogata, Discrete-Time Control Systems (1995): positions k^2 / 2 for T = 1."""
+def test_step_of_a_double_integrator():
+    """Positions k^2 / 2 for a sampling time of 1."""
     s = ltv.constant([[1, 1], [0, 1]], [[0.5], [1]], [[1, 0]], horizon=5)
     np.testing.assert_allclose(ltv.step_response(s).y[:, 0, 0], [0, 0.5, 2, 4.5, 8, 12.5])
 

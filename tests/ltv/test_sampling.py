@@ -12,7 +12,7 @@ from depthsys import ltv
 
 
 def test_published_double_integrator():
-    """Åström and Wittenmark, Computer-Controlled Systems, example 2.2: [1 h; 0 1], [h^2/2; h]."""
+    """As in Åström and Wittenmark, Computer-Controlled Systems, chapter 2: [1 h; 0 1], [h^2/2; h]."""
     h = 0.4
     s = ltv.sample_system([[0, 1], [0, 0]], [[0], [1]], [[1, 0]], times=h * np.arange(4))
     for layer in range(3):
@@ -21,7 +21,7 @@ def test_published_double_integrator():
 
 
 def test_published_motor():
-    """Åström and Wittenmark, example A.2: the normalised motor G(s) = 1 / (s (s + 1))."""
+    """As in Åström and Wittenmark: the normalised motor G(s) = 1 / (s (s + 1))."""
     h = 0.7
     e = np.exp(-h)
     s = ltv.sample_system([[-1, 0], [1, 0]], [[1], [0]], [[0, 1]], times=[0, h, 2 * h])
