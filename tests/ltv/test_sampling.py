@@ -12,7 +12,7 @@ from depthsys import ltv
 
 
 def test_published_double_integrator():
-    """As in Åström and Wittenmark, Computer-Controlled Systems, chapter 2: [1 h; 0 1], [h^2/2; h]."""
+    """As in Åström and Wittenmark, Computer-Controlled Systems: [1 h; 0 1], [h^2/2; h]."""
     h = 0.4
     s = ltv.sample_system([[0, 1], [0, 0]], [[0], [1]], [[1, 0]], times=h * np.arange(4))
     for layer in range(3):
