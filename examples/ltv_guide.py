@@ -61,6 +61,17 @@ def draw(names: dict, out: Path) -> None:
     right.set_title("reduced models of it")
     plot.save(fig, out / "ltv_language_model.png", "png")
 
+    fig, (left, right) = plot.figure(11, 3.6, columns=2)
+    spring = names["spring"]
+    plot.responses(left, ltv.impulse_response(spring))
+    plot.responses(right, ltv.step_response(spring, at=10))
+    for ax in (left, right):
+        ax.axvline(10, color="k", lw=0.8, ls="--")
+        ax.annotate(
+            "damper lost", (10.3, 0.93), xycoords=ax.get_xaxis_transform(), fontsize="small"
+        )
+    plot.save(fig, out / "ltv_responses.png", "png")
+
 
 def three_cells(ax, names: dict) -> None:
     """The least-energy heating and the temperatures it gives."""

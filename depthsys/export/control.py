@@ -20,7 +20,7 @@ from depthsys.files import whole_folder
 if TYPE_CHECKING:
     from control import NonlinearIOSystem, StateSpace
 
-USED = ("A", "B", "C", "D", "input_name", "output_name", "layer")
+USED = ("A", "B", "C", "D", "state_name", "input_name", "output_name", "layer")
 
 README = """A discrete linear time-varying system for python-control, written by depthsys.
 
@@ -109,9 +109,10 @@ def to_control(system: xr.Dataset) -> ControlSystems:
     Returns
     -------
     ControlSystems
-        ``nlsys``, ``layers``, ``io_matrix`` and ``embedding``. Inputs and outputs carry the names
-        of the system (``input_name``, ``output_name``; python-control allows no dots: they become
-        underscores, and repeated names get their index), states are x0, x1, ...
+        ``nlsys``, ``layers``, ``io_matrix`` and ``embedding``. Signals carry the names of the
+        system (``state_name``, ``input_name``, ``output_name``; python-control allows no dots: they
+        become underscores, and repeated names get their index); states without names are x0, x1,
+        ...
 
     Raises
     ------
@@ -139,7 +140,7 @@ def to_control(system: xr.Dataset) -> ControlSystems:
     3.0
     """
     system = one_system(system, "python-control")
-    arrays = {name: system[name].values for name in USED}
+    arrays = {name: system[name].values for name in USED if name in system.variables}
     return ControlSystems(load_control.nlsys(arrays), load_control.layers(arrays), arrays)
 
 

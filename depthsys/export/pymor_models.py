@@ -64,7 +64,8 @@ def to_pymor(
     Returns
     -------
     pymor.models.iosys.LTIModel
-        With ``sampling_time=1``.
+        With ``sampling_time=1``. pyMOR has no names for single signals: those of the system stay in
+        the file (``system.npz`` of `to_pymor_files`).
 
     Raises
     ------

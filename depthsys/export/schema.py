@@ -5,7 +5,8 @@ version
 ======= ======================================================================================
 1       ``A``, ``B``, ``C``, ``D`` and their companions; ``order`` (depth) where it varies
 2       also the coordinates ``input_name`` (input) and ``output_name`` (output); ``order`` always;
-        ``long_name`` and ``units`` in the attrs of known variables
+        ``long_name`` and ``units`` in the attrs of known variables; ``state_name`` (state) where
+        the states have names
 ======= ======================================================================================
 """
 
@@ -37,6 +38,7 @@ MEANINGS = {
     "auc_low": ("lower end of its 95 % interval", "1"),
     "auc_high": ("upper end of its 95 % interval", "1"),
     "router_margin": ("least distance to another choice of experts", "router logits"),
+    "state_name": ("names of the states", ""),
     "input_name": ("names of the inputs", ""),
     "output_name": ("names of the outputs", ""),
 }
@@ -49,6 +51,7 @@ def migrated(system: xr.Dataset) -> xr.Dataset:
     """The system in today's schema, checked.
 
     Inputs and outputs without names get those of their labels, or u0, u1, ... and y0, y1, ...;
+    states those of their labels, if they have any;
     known variables without ``long_name`` and ``units`` in their attrs get them.
 
     Raises
@@ -69,6 +72,9 @@ def _complete(system: xr.Dataset) -> xr.Dataset:
             labels = [f"{letter}{i}" for i in range(system.sizes[dim])]
             names = system[dim].values.astype(str) if dim in system.coords else labels
             system = system.assign_coords({f"{dim}_name": (dim, np.array(names))})
+    if "state" in system.coords and "state_name" not in system.coords:
+        names = system["state"].values.astype(str)
+        system = system.assign_coords(state_name=("state", np.array(names)))
     if "order" not in system.coords:
         full = np.full(system.sizes["depth"], system.sizes["state"])
         system = system.assign_coords(order=("depth", full))

@@ -16,6 +16,7 @@ from depthsys.ltv.basis import (
     span_basis,
     two_sided_basis,
 )
+from depthsys.ltv.batch import stack
 from depthsys.ltv.compare import compare
 from depthsys.ltv.control import closed_loop, lqr, minimum_energy, state_gains
 from depthsys.ltv.controllability import (
@@ -37,11 +38,22 @@ from depthsys.ltv.lti import (
     lti_hankel_singular_values,
     mean_lti,
 )
+from depthsys.ltv.markov import era, markov_parameters
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
+from depthsys.ltv.periodic import cyclic, floquet_multipliers, lift, repeat
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
-from depthsys.ltv.response import embed, gains, io_matrix, simulate, transition
+from depthsys.ltv.response import (
+    embed,
+    gains,
+    impulse_response,
+    io_matrix,
+    simulate,
+    step_response,
+    transition,
+)
+from depthsys.ltv.sampling import sample_system
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
 from depthsys.ltv.window import concatenate, window
 
@@ -62,20 +74,26 @@ __all__ = [
     "concatenate",
     "constant",
     "controllability",
+    "cyclic",
     "embed",
+    "era",
     "error_bounds",
+    "floquet_multipliers",
     "gains",
     "h2_norm",
     "hankel_norm",
     "hankel_singular_values",
+    "impulse_response",
     "induced_norm",
     "io_matrix",
     "krylov_basis",
     "layer_lti",
+    "lift",
     "lqr",
     "lti_balanced_truncation",
     "lti_gramians",
     "lti_hankel_singular_values",
+    "markov_parameters",
     "mean_lti",
     "minimum_energy",
     "modal_controllability",
@@ -89,9 +107,13 @@ __all__ = [
     "reachability_gramian",
     "reachable_fraction",
     "realization",
+    "repeat",
+    "sample_system",
     "simulate",
     "span_basis",
+    "stack",
     "state_gains",
+    "step_response",
     "system",
     "transition",
     "two_sided_basis",

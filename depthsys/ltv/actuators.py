@@ -15,11 +15,19 @@ from depthsys.ltv.gramians import System, used_values
 from depthsys.ltv.matrix_free import labels, transposed
 from depthsys.ltv.response import gains
 
+COORDINATES = (
+    "the objective is of the state and depends on its coordinates: another basis of the same "
+    "system may choose other layers; Trace(of='output') and Energy(target=...) do not"
+)
+
 
 class Objective(Protocol):
     """A value of a set of layers, larger for better, from their maps to the last depth."""
 
-    of: ClassVar[str]
+    @property
+    def of(self) -> str:
+        """What is measured: "state" or "output"."""
+        ...
 
     def guarantee(self, n_rows: int) -> str:
         """What is proved about the greedy choice."""
@@ -30,11 +38,30 @@ class Objective(Protocol):
         ...
 
 
+def _check_of(of: str) -> None:
+    if of not in ("state", "output"):
+        raise ValueError(
+            f"`of` must be 'state' or 'output'; got {of!r}. Outputs depend on no coordinates."
+        )
+
+
 @dataclass(frozen=True)
 class Trace:
-    """Average controllability ``tr P_L``: a sum over layers, so the greedy choice is optimal."""
+    """Average controllability ``tr P_L``: a sum over layers, so the greedy choice is optimal.
 
-    of: ClassVar[str] = "state"
+    It measures states, and so depends on their coordinates: another basis of the same system may
+    choose other layers. ``Trace(of="output")`` is ``tr C_L P_L C_L'``, the energy of the last
+    output per white unit input, which depends on no basis.
+    """
+
+    of: str = "state"
+
+    def __post_init__(self) -> None:
+        """Check what is measured."""
+        _check_of(self.of)
+
+    def __repr__(self) -> str:
+        return "Trace()" if self.of == "state" else f"Trace(of={self.of!r})"
 
     def guarantee(self, n_rows: int) -> str:
         """Modular."""
@@ -51,18 +78,24 @@ class Volume:
 
     Monotone and submodular in the layers, so the greedy choice has at least 1 - 1/e of the best
     value (Nemhauser, Wolsey and Fisher 1978; for Gramians: Summers, Cortesi and Lygeros 2016,
-    doi:10.1109/TCNS.2015.2453711).
+    doi:10.1109/TCNS.2015.2453711). It measures states, in their coordinates;
+    ``Volume(floor, of="output")`` measures the last output instead, in output/input.
     """
 
     floor: float
-    of: ClassVar[str] = "state"
+    of: str = "state"
 
     def __post_init__(self) -> None:
-        """Check the floor."""
+        """Check the floor, and what is measured."""
+        _check_of(self.of)
         if not 0 < self.floor < np.inf:
             raise ValueError(
                 f"`floor` must be a number > 0; got {self.floor}. Try 0.01 times ||R||."
             )
+
+    def __repr__(self) -> str:
+        of = "" if self.of == "state" else f", of={self.of!r}"
+        return f"Volume(floor={self.floor!r}{of})"
 
     def guarantee(self, n_rows: int) -> str:
         """Submodular."""
@@ -146,7 +179,8 @@ def actuator_layers(
         ``kept_layers`` (pick) and ``kept_value``, removing the least useful layer from all until
         ``count`` are left, which is often far better for an `Energy` of several outputs;
         ``optimal_layers`` (pick) and ``optimum`` where all subsets were tried. attrs:
-        ``guarantee`` (of ``layers``), ``subsets``.
+        ``guarantee`` (of ``layers``), ``subsets``, and ``note`` where the objective depends on the
+        coordinates of the state.
 
     Raises
     ------
@@ -197,6 +231,8 @@ def actuator_layers(
         )
         out = out.assign(optimal_layers=best + names[0], optimum=optimum)
     tried = "all tried" if n_subsets <= max_subsets else f"not tried: more than {max_subsets}"
+    if objective.of == "state":
+        out.attrs["note"] = COORDINATES
     return out.assign_attrs(
         objective=repr(objective),
         guarantee=objective.guarantee(blocks.sizes[objective.of]),

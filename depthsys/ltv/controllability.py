@@ -22,6 +22,10 @@ from depthsys.ltv.response import gains
 from depthsys.ltv.system import as_named, check
 
 RTOL = 1e-10
+COORDINATES = (
+    "average, worst_case_energy, log_volume, residual and average_from_layer are of states: they "
+    "depend on the coordinates of the state; ranks and what is of outputs does not"
+)
 
 
 def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
@@ -54,15 +58,31 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             The same for the outputs, from :math:`C_k P_k C_k^\top`; what is below ``rtol`` of
             :math:`\|C_k\| \|R_k\|` counts as zero.
 
+        ``output_average``
+            :math:`\mathrm{tr}\, C_k P_k C_k^\top`, (output/input)^2: energy in the outputs per
+            white unit input.
+
         Per input layer, used alone:
 
         ``average_from_layer``
             :math:`\mathrm{tr} P_L` from that layer.
+        ``output_average_from_layer``
+            The same for the outputs, :math:`\mathrm{tr}\, C_L P_L C_L^\top`.
         ``energy_from_layer`` (layer, output)
             Least energy to shift that output of y_L by one; inf where the layer does not reach
             it (a gain below ``rtol`` of :math:`\|C_L\|` times the largest state gain).
 
         Where nothing is reachable (depth 0) the energies are inf and the log volume is 0.
+        ``note`` in attrs says which depend on the coordinates of the state.
+
+    Notes
+    -----
+    ``average``, ``worst_case_energy``, ``log_volume``, ``residual`` and ``average_from_layer``
+    measure states, in the coordinates that the system has: another basis of the same system has
+    others, and may rank the layers differently. Ranks do not change, and neither does what measures
+    outputs. Compare layers or systems by ``output_average``, ``output_average_from_layer``,
+    ``output_worst_case_energy`` and ``energy_from_layer``, unless the coordinates mean something
+    (the residual stream of a model, metres and seconds).
 
     References
     ----------
@@ -81,7 +101,7 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             np.stack(np.broadcast_arrays(*parts), axis=-1) for parts in zip(*rows, strict=True)
         )
 
-    rank, average, least, volume, residual, output_rank, _, output_least, _, _ = over_depth(
+    rank, average, least, volume, residual, output_rank, seen, output_least, _, _ = over_depth(
         core, system, "ABC", [["depth"]] * 10
     )
     gain, output = state_gains(system), gains(system)
@@ -96,12 +116,14 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             "log_volume": volume,
             "residual": residual,
             "output_rank": output_rank,
+            "output_average": seen,
             "output_worst_case_energy": _inverse(output_least),
             "average_from_layer": squares,
+            "output_average_from_layer": reach.sum("output"),
             "energy_from_layer": _inverse(reach.where(reach > floor, 0.0)),
         },
         coords={"depth": labels(system, "depth"), "layer": labels(system, "layer")},
-        attrs={"rtol": rtol},
+        attrs={"rtol": rtol, "note": COORDINATES},
     )
 
 
@@ -114,7 +136,8 @@ def _readout(system: System) -> xr.DataArray:
     """Summed squares of C_L."""
     if isinstance(system, MatrixFree):
         return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum())
-    return (system["C"].isel(depth=-1, drop=True) ** 2).sum(["output", "state"])
+    last = system["C"].isel(depth=-1, drop=True).drop_vars("order", errors="ignore")
+    return (last**2).sum(["output", "state"])
 
 
 def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:

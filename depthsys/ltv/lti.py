@@ -2,22 +2,28 @@
 
 The infinite-horizon Gramians of a stable system come from slycot where it is installed (SB03OD and
 AB09AD, the routines of MATLAB's and python-control's own functions) and from a squared Smith
-iteration on factors where it is not. With ``horizon`` the Gramians are those of so many steps, and
-no stability is needed: depth systems usually have eigenvalues outside the unit circle.
+iteration on factors where it is not. With ``horizon`` the Gramians are those of so many steps, by
+the same doubling where the powers of A stay small, and no stability is needed: depth systems
+usually have eigenvalues outside the unit circle.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from depthsys.ltv.gramians import compressed, observability, reachability
-from depthsys.ltv.matrix_free import state_sizes
-from depthsys.ltv.system import batch_sizes, check, whole_number
+from depthsys.ltv.foreign import StateSpace as Matrices
+from depthsys.ltv.foreign import state_space
+from depthsys.ltv.gramians import compressed
+from depthsys.ltv.matrix_free import check_finite, state_sizes
+from depthsys.ltv.system import batch_sizes, check, compact, whole_number
 
 if TYPE_CHECKING:
     from control import StateSpace
+
+TAME = 10.0  # norm of a power of A up to which it is squared
 
 
 def mean_lti(system: xr.Dataset) -> "StateSpace":
@@ -34,7 +40,8 @@ def mean_lti(system: xr.Dataset) -> "StateSpace":
     Returns
     -------
     control.StateSpace
-        With ``dt=1``; states x[i], inputs u[i], outputs y[i].
+        With ``dt=1`` and the names of the system; where it has none, states x[i], inputs u[i],
+        outputs y[i].
 
     Raises
     ------
@@ -45,9 +52,8 @@ def mean_lti(system: xr.Dataset) -> "StateSpace":
     C = system["C"].values
     read = C.any(axis=(1, 2))
     C = C[read].mean(0) if read.any() else C[0]
-    return _state_space(
-        system["A"].values.mean(0), system["B"].values.mean(0), C, system["D"].values[:-1].mean(0)
-    )
+    A, B, D = (compact(system[name].values[: len(system["A"])]).mean(0) for name in "ABD")
+    return _state_space(A, B, C, D, _names(system))
 
 
 def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> "StateSpace":
@@ -80,7 +86,7 @@ def layer_lti(system: xr.Dataset, layer: int, *, readout: int | None = None) -> 
     at = layer - int(system["layer"].values[0])
     C = system["C"].values[readout - int(system["depth"].values[0])]
     A, B, D = (system[name].values[at] for name in "ABD")
-    return _state_space(A, B, C, D)
+    return _state_space(A, B, C, D, _names(system))
 
 
 def _square(system: xr.Dataset) -> xr.Dataset:
@@ -100,23 +106,37 @@ def _square(system: xr.Dataset) -> xr.Dataset:
     return system.isel(state=own, state_next=own)
 
 
-def _state_space(A, B, C, D) -> "StateSpace":
+def _names(system: xr.Dataset) -> dict[str, list[str]]:
+    """Names of the signals, by dim; python-control allows no dots, and no name twice."""
+    found = {}
+    for dim in ("state", "input", "output"):
+        if f"{dim}_name" in system.coords:
+            names = [str(name).replace(".", "_") for name in system[f"{dim}_name"].values]
+            twice = len(set(names)) < len(names)
+            found[dim] = [f"{n}[{i}]" for i, n in enumerate(names)] if twice else names
+    return found
+
+
+def _state_space(A, B, C, D, names: Mapping[str, list[str]], dt: Any = 1) -> "StateSpace":
     from control import StateSpace  # takes a second, and matplotlib with it
 
-    return StateSpace(A, B, C, D, dt=1)
+    given = {f"{dim}s": labels for dim, labels in names.items()}
+    return StateSpace(A, B, C, D, dt=dt, remove_useless_states=False, **given)
 
 
 def lti_gramians(
-    lti: "StateSpace", horizon: int | None = None, *, use_slycot: bool | None = None
+    lti: Any, horizon: int | None = None, *, use_slycot: bool | None = None
 ) -> xr.Dataset:
     """Reachability and observability Gramians of a discrete-time system.
 
     Parameters
     ----------
     lti
-        A discrete-time python-control ``StateSpace``.
+        A discrete-time ``StateSpace`` of python-control or scipy, or ``LTIModel`` of pyMOR.
     horizon
-        Number of steps; infinitely many by default, for stable systems only.
+        Number of steps; infinitely many by default, for stable systems only. The work grows with
+        its logarithm where the powers of A stay small (norm up to 10), and with the number itself
+        from where they do not.
     use_slycot
         True or False to choose; by default slycot is used where it is installed.
 
@@ -139,13 +159,14 @@ def lti_gramians(
 
 
 def lti_hankel_singular_values(
-    lti: "StateSpace", horizon: int | None = None, *, use_slycot: bool | None = None
+    lti: Any, horizon: int | None = None, *, use_slycot: bool | None = None
 ) -> xr.DataArray:
     """Hankel singular values of a discrete-time system, largest first.
 
     With ``horizon`` h: of the map from h inputs to the h outputs after them. Parameters, attrs and
     errors as for `lti_gramians`. python-control's `hsvd` refuses discrete time; MATLAB: `hsvd`.
     """
+    lti = _given(lti)
     attrs, solver = _about(lti, horizon, use_slycot)
     if solver == "slycot":
         values = _ab09ad(lti, None)[-1]
@@ -158,9 +179,9 @@ def lti_hankel_singular_values(
 
 
 def lti_balanced_truncation(
-    lti: "StateSpace", order: int, horizon: int | None = None, *, use_slycot: bool | None = None
+    lti: Any, order: int, horizon: int | None = None, *, use_slycot: bool | None = None
 ) -> "StateSpace":
-    """Balanced truncation of a discrete-time system, with ``dt`` and D kept.
+    """Balanced truncation of a discrete-time system, with ``dt``, D and names of signals kept.
 
     python-control's `balred` treats discrete systems as continuous and is wrong for them.
     Over an infinite horizon the error is at most twice the sum of the distinct truncated
@@ -174,8 +195,7 @@ def lti_balanced_truncation(
     ValueError
         If ``order`` is not in 1..rank.
     """
-    from control import StateSpace
-
+    lti = _given(lti)
     values = lti_hankel_singular_values(lti, horizon, use_slycot=use_slycot).values
     rank = int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
     if whole_number(order, "order") > rank:
@@ -184,29 +204,42 @@ def lti_balanced_truncation(
             "would be the same model."
         )
     _, solver = _about(lti, horizon, use_slycot)
+    names = {dim: labels for dim, labels in lti.names.items() if dim != "state"}
     if solver == "slycot":
         A, B, C, _ = _ab09ad(lti, int(order))
-        return StateSpace(A, B, C, lti.D, dt=lti.dt)
+        return _state_space(A, B, C, lti.D, names, lti.dt)
     R, S, _ = _factors(lti, horizon, use_slycot)
     U, s, Zt = np.linalg.svd(S.T @ R, full_matrices=False)
     scale = s[:order] ** -0.5
     V, W = R @ (Zt[:order].T * scale), S @ (U[:, :order] * scale)
-    return StateSpace(W.T @ lti.A @ V, W.T @ lti.B, lti.C @ V, lti.D, dt=lti.dt)
+    return _state_space(W.T @ lti.A @ V, W.T @ lti.B, lti.C @ V, lti.D, names, lti.dt)
 
 
-def _about(lti: Any, horizon: int | None, use_slycot: bool | None) -> tuple[dict, str]:
-    """Check the system; what to say about the computation; and who does it."""
-    if not all(hasattr(lti, name) for name in ("A", "B", "C", "D", "dt", "nstates")):
+def _given(lti: Any) -> Matrices:
+    """The matrices of a discrete-time system with at least one state."""
+    if isinstance(lti, Matrices):
+        return lti
+    try:
+        found = state_space(lti, "lti")
+    except TypeError:
+        found = None
+    if found is None:
         raise TypeError(
             f"`lti` must be a python-control StateSpace; got {type(lti).__name__}. Make one with "
             "`control.ss(A, B, C, D, 1)` or `ltv.mean_lti(system)`."
         )
-    if lti.nstates == 0:
+    if found.nstates == 0:
         raise ValueError("`lti` must have at least one state; got a pure gain. Its error is zero.")
-    if lti.dt is not None and lti.dt is not True and lti.dt == 0:
+    if found.continuous:
         raise ValueError(
-            "`lti` must be in discrete time; got dt = 0. Use `control.sample_system` first."
+            f"`lti` must be in discrete time; got dt = {found.dt}. Use `control.sample_system` "
+            "first."
         )
+    return found
+
+
+def _about(lti: Matrices, horizon: int | None, use_slycot: bool | None) -> tuple[dict, str]:
+    """What to say about the computation; and who does it."""
     radius = float(np.abs(np.linalg.eigvals(lti.A)).max())
     if horizon is None and radius >= 1:
         raise ValueError(
@@ -230,17 +263,43 @@ def _about(lti: Any, horizon: int | None, use_slycot: bool | None) -> tuple[dict
 
 
 def _factors(lti, horizon, use_slycot) -> tuple[np.ndarray, np.ndarray, dict]:
+    lti = _given(lti)
     attrs, solver = _about(lti, horizon, use_slycot)
     A, B, C = lti.A, lti.B, lti.C
     if solver == "finite sum":
         # P after `horizon` inputs; Q before as many outputs
-        R = reachability([A] * horizon, [B] * horizon)[-1]
-        S = observability([A] * (horizon - 1), [C] * horizon)[0]
+        R, S = _finite_sum(A, B, int(horizon)), _finite_sum(A.T, C.T, int(horizon))
     elif solver == "slycot":
         R, S = _sb03od(A, B), _sb03od(A.T, C.T)
     else:
         R, S = _smith(A, B), _smith(A.T, C.T)
     return R, S, attrs
+
+
+def _finite_sum(A: np.ndarray, B: np.ndarray, steps: int) -> np.ndarray:
+    """R with R R' = sum_{j < steps} A^j B B' A'^j.
+
+    By doubling as long as the powers of A stay small: the rounding of a square is eps times the
+    square of the norm, in which what is small in a growing system would drown. From there on step
+    by step.
+    """
+    R, power, done = compressed(B), A, 1  # R of `done` steps, power = A^done
+    with np.errstate(over="ignore", invalid="ignore"):
+        for odd in (bit == "1" for bit in bin(steps)[3:]):
+            if np.linalg.norm(power, 2) > TAME:
+                break
+            R, power, done = _beside(R, power @ R), power @ power, 2 * done
+            if odd:
+                R, power, done = _beside(B, A @ R), A @ power, done + 1
+        for _ in range(done, steps):
+            R = _beside(A @ R, B)
+    return R
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    both = np.hstack([left, right])
+    check_finite(both, "a Gramian")
+    return compressed(both)
 
 
 def _smith(A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -272,7 +331,7 @@ def _ab09ad(lti, order: int | None) -> tuple[np.ndarray, ...]:
     """Balanced truncation by SLICOT, job B. (Never job N nor AB09BD: see the interop facts.)"""
     import slycot
 
-    n, m, p = lti.nstates, lti.ninputs, lti.noutputs
+    n, m, p = lti.nstates, lti.B.shape[1], lti.C.shape[0]
     _, A, B, C, values = slycot.ab09ad(
         "D", "B", "N", n, m, p, lti.A.copy(), lti.B.copy(), lti.C.copy(), nr=order
     )

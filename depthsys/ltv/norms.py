@@ -143,6 +143,7 @@ def error_bounds(
 
 def bounds_of(values: xr.DataArray, order: int | Sequence[int] | xr.DataArray) -> xr.Dataset:
     """`error_bounds` from the Hankel singular values (..., depth, index)."""
+    values = values.drop_vars("order", errors="ignore")  # of a batch of systems of several orders
     if isinstance(order, xr.DataArray):
         if order.sizes.get("depth") != values.sizes["depth"]:
             raise ValueError(

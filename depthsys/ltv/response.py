@@ -11,6 +11,7 @@ from depthsys.ltv.matrix_free import (
     beside,
     labels,
     over_depth,
+    stacked,
     state_size,
     state_sizes,
     transposed,
@@ -96,6 +97,109 @@ def _simulate(A, B, C, D, u, x0):
     return tuple(
         np.stack(np.broadcast_arrays(*parts), axis=-3)[..., 0] for parts in (states, outputs)
     )
+
+
+def impulse_response(system: xr.Dataset | MatrixFree, at: int | None = None) -> xr.Dataset:
+    """The response from rest to a unit impulse at one layer, of every input by itself.
+
+    Parameters
+    ----------
+    system
+        A system. Its response depends on where the impulse comes: `io_matrix` holds them all.
+    at
+        Label of the layer; the first by default.
+
+    Returns
+    -------
+    xr.Dataset
+        ``x`` (depth, state, input) in state/input and ``y`` (depth, output, input) in output/input:
+        what input i alone does. attrs: ``response``, ``at``. MATLAB calls this `impulse`,
+        python-control `impulse_response`; neither divides or multiplies by a sampling time here.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=4)
+    >>> ltv.impulse_response(s).y.values.ravel()
+    array([0.   , 1.   , 0.5  , 0.25 , 0.125])
+    """
+    first, position = _layer(system, at)
+    return _response(system, position, position + 1).assign_attrs(
+        response="impulse", at=first + position
+    )
+
+
+def step_response(system: xr.Dataset | MatrixFree, at: int | None = None) -> xr.Dataset:
+    """The response from rest to a unit step, of every input by itself.
+
+    Parameters
+    ----------
+    system
+        A system.
+    at
+        Label of the layer from which on the input is one; the first by default.
+
+    Returns
+    -------
+    xr.Dataset
+        ``x`` and ``y`` as for `impulse_response`. MATLAB calls this `step`, python-control
+        `step_response`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+
+    Examples
+    --------
+    >>> from depthsys import ltv
+    >>> s = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=4)
+    >>> ltv.step_response(s).y.values.ravel()
+    array([0.   , 1.   , 1.5  , 1.75 , 1.875])
+    """
+    first, position = _layer(system, at)
+    last = len(labels(system, "layer"))
+    return _response(system, position, last).assign_attrs(response="step", at=first + position)
+
+
+def _layer(system: xr.Dataset | MatrixFree, at: int | None) -> tuple[int, int]:
+    """The first label of the layers, and the position of ``at``."""
+    names = labels(system, "layer")
+    first, last = int(names[0]), int(names[-1])
+    at = first if at is None else at
+    if isinstance(at, bool) or not isinstance(at, (int, np.integer)) or not first <= at <= last:
+        raise ValueError(
+            f"`at` must be in {first}..{last}, the layers; got {at!r}. Use a label of the dim "
+            "'layer'."
+        )
+    return first, int(at) - first
+
+
+def _response(system: xr.Dataset | MatrixFree, start: int, stop: int) -> xr.Dataset:
+    """All responses to an input of one at the positions start..stop-1 of the layers."""
+    size = state_size(system)
+
+    def core(A, B, C, D):
+        states, outputs = [], []
+        x = np.zeros((*B[0].shape[:-2], A[0].shape[-1], B[0].shape[-1]))
+        for k, c in enumerate(C):
+            on = start <= k < stop
+            states.append(x)
+            outputs.append(c @ x + D[k] if on else c @ x)
+            if k < len(A):
+                x = A[k] @ x + B[k] if on else A[k] @ x
+        p, m = outputs[0].shape[-2:]
+        return stacked(states, size, m), stacked(outputs, p, m)
+
+    x, y = over_depth(
+        core, system, "ABCD", [["depth", "state", "input"], ["depth", "output", "input"]]
+    )
+    return xr.Dataset({"x": x, "y": y}).assign_coords(depth=labels(system, "depth"))
 
 
 def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
@@ -245,7 +349,25 @@ def embed(system: xr.Dataset) -> xr.Dataset:
         exclude_dims={"state_next", "state", "input", "output"},
     )
     attrs = {**system.attrs, "embedding": "nilpotent", "horizon": system.sizes["layer"]}
-    return xr.Dataset({"A": A, "B": B, "C": C, "D": D}, attrs=attrs)
+    big = xr.Dataset({"A": A, "B": B, "C": C, "D": D}, attrs=attrs)
+    return big.assign_coords(stacked_names(system, state=system["depth"].values))
+
+
+def stacked_names(system: xr.Dataset, **times: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
+    """Names of stacked signals, ``name@layer`` or ``name@depth``, where the system has names.
+
+    ``times`` are the labels to repeat them over, by dim, where they are not the layers (input) or
+    the depths (output).
+    """
+    over = {"input": system["layer"].values, "output": system["depth"].values, **times}
+    return {
+        f"{dim}_name": (
+            dim,
+            np.array([f"{n}@{k}" for k in at for n in system[f"{dim}_name"].values]),
+        )
+        for dim, at in over.items()
+        if f"{dim}_name" in system.coords
+    }
 
 
 def _embed(A, B, C, D):

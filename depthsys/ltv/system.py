@@ -8,6 +8,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from depthsys._version import __version__
+from depthsys.ltv.foreign import discrete_system
 
 SCHEMA_VERSION = 2
 STAMP = {"depthsys_version": __version__, "schema_version": SCHEMA_VERSION}
@@ -25,6 +26,12 @@ _OPTIONAL_DIMS = {
     "W": ("depth", "feature", "state"),
     "v": ("depth", "feature", "input"),
 }
+_OWN_DIMS = {dim for dims in [*DIMS.values(), *_OPTIONAL_DIMS.values()] for dim in dims}
+# dims of results, and of what is made on the way to them
+_RESULT_DIMS = {
+    "order", "index", "basis", "column", "column_out", "row", "reduced", "full", "inner", "sample",
+    "state_2", "input_2", "output_2", "pick", "mode",
+}  # fmt: skip
 LAST_D = "`D` must be zero at the last depth; got non-zero values. There is no input at depth L."
 
 
@@ -76,23 +83,24 @@ def system(
     >>> ltv.gains(s).values.ravel()
     array([0.5, 1. ])
     """
+    _check_labels({"A": A, "B": B, "C": C, "D": D})
     if any(_is_ragged(x) for x in (A, B, C, D)):
         if batch_dims:
             raise ValueError(
                 f"`batch_dims` must be empty for lists of matrices; got {tuple(batch_dims)}. "
-                "Build one system each and join them with `xr.concat(systems, dim='prompt')`."
+                "Build one system each and join them with `ltv.stack(systems, dim='prompt')`."
             )
         arrays, order = _padded(A, B, C, D)
     else:
         arrays, order = _stacked(A, B, C, D)
-    own = {dim for dims in [*DIMS.values(), *_OPTIONAL_DIMS.values()] for dim in dims}
+    taken = _OWN_DIMS | _RESULT_DIMS
     if (
         isinstance(batch_dims, str)
-        or own & set(batch_dims)
+        or taken & set(batch_dims)
         or len(set(batch_dims)) < len(batch_dims)
     ):
         raise ValueError(
-            f"`batch_dims` must be a list of different names other than {sorted(own)}; got "
+            f"`batch_dims` must be a list of different names other than {sorted(taken)}; got "
             f"{batch_dims!r}. For example ['prompt']."
         )
     if arrays[0].ndim - 3 != len(batch_dims):
@@ -129,20 +137,33 @@ def constant(
     Parameters
     ----------
     A
-        (state_next, state), or a discrete-time python-control ``StateSpace``: then B, C and D
-        are its own.
+        (state_next, state), or a discrete-time ``StateSpace`` of python-control or scipy, or a
+        discrete-time ``LTIModel`` of pyMOR: then B, C and D are its own, and so are the names of
+        its states, inputs and outputs.
     B, C, D
         (state_next, input), (output, state), (output, input); D is zero by default, and is
         always zero at the last depth, where there is no input. A sampling time is not kept.
     horizon
         Number of layers L, at least 1.
 
+    Returns
+    -------
+    xr.Dataset
+        A system, with ``state_name`` (state), ``input_name`` (input) and ``output_name`` (output)
+        where they have names.
+
     Raises
     ------
     TypeError
-        If B or C is missing, or given beside a ``StateSpace``.
+        If B or C is missing, or given beside a ``StateSpace``; or if ``A`` is another object, such
+        as a transfer function.
     ValueError
         If the horizon is not a positive whole number, or the ``StateSpace`` is continuous.
+
+    Notes
+    -----
+    One matrix of each is stored: ``A``, ``B`` and ``C`` repeat it as views that cannot be written
+    to. To change a single layer, copy first: ``system.copy(deep=True)``.
 
     Examples
     --------
@@ -152,30 +173,96 @@ def constant(
     array([0.25, 0.5 , 1.  ])
     """
     whole_number(horizon, "horizon")
-    if all(hasattr(A, name) for name in ("A", "B", "C", "D", "dt")):
+    names: dict[str, list[str]] = {}
+    if (given := discrete_system(A, "A")) is not None:
         if not (B is None and C is None and D is None):
             raise TypeError("`B`, `C`, `D` must be left out beside a StateSpace; got some of them.")
-        if A.dt == 0 and A.dt is not False:
-            raise ValueError(
-                "`A` must be a discrete-time StateSpace; got a continuous one (dt = 0). Use "
-                "`control.sample_system` first."
-            )
-        A, B, C, D = A.A, A.B, A.C, A.D
-    elif hasattr(A, "dt"):
-        raise TypeError(
-            f"`A` must be a matrix or a python-control StateSpace; got {type(A).__name__}. Convert "
-            "it with `control.ss(...)`."
-        )
+        A, B, C, D, names = given.A, given.B, given.C, given.D, dict(given.names)
     if B is None or C is None:
         raise TypeError("`B` and `C` must be given beside a matrix A; got None. Pass both.")
-    A, B, C = (_list_of_matrices([x], name)[0] for x, name in ((A, "A"), (B, "B"), (C, "C")))
-    D = np.zeros((len(C), B.shape[1])) if D is None else _list_of_matrices([D], "D")[0]
-    return system(
-        np.stack([A] * horizon),
-        np.stack([B] * horizon),
-        np.stack([C] * (horizon + 1)),
-        np.stack([D] * horizon + [np.zeros_like(D)]),
-    )
+    _check_labels({"A": A, "B": B, "C": C, "D": D})
+    A, B, C = (_one_matrix(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
+    D = np.zeros((len(C), B.shape[1])) if D is None else _one_matrix(D, "D")
+    n, m, p = len(A), B.shape[1], len(C)
+    wanted = {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}
+    for (name, want), value in zip(wanted.items(), (A, B, C, D), strict=True):
+        if value.shape != want:
+            raise ValueError(
+                f"`{name}` must have shape {want} = {DIMS[name][1:]}; got {value.shape}. Rows of A "
+                "and B are states at the next step, columns of A and C states at this one."
+            )
+    feedthrough = np.broadcast_to(np.zeros_like(D), (horizon + 1, p, m))
+    if D.any():
+        feedthrough = feedthrough.copy()
+        feedthrough[:-1] = D
+    views = {
+        "A": np.broadcast_to(A, (horizon, n, n)),
+        "B": np.broadcast_to(B, (horizon, n, m)),
+        "C": np.broadcast_to(C, (horizon + 1, p, n)),
+        "D": feedthrough,
+    }
+    coords: dict[str, Any] = {
+        "layer": np.arange(horizon),
+        "depth": np.arange(horizon + 1),
+        "order": ("depth", np.full(horizon + 1, n)),
+    }
+    coords |= {f"{dim}_name": (dim, np.array(labels)) for dim, labels in names.items()}
+    return check(xr.Dataset({k: (DIMS[k], v) for k, v in views.items()}, coords, STAMP))
+
+
+def _one_matrix(value: Any, name: str) -> np.ndarray:
+    if name != "A" and not isinstance(value, (np.ndarray, list, tuple)):
+        discrete_system(value, name)  # refuses what is no array
+    return _list_of_matrices([_in_order(value, name, DIMS[name][1:])], name)[0]
+
+
+def _check_labels(given: Mapping[str, Any]) -> None:
+    """ValueError where two labelled arrays call the same states, inputs or outputs differently."""
+    known: dict[str, tuple[str, np.ndarray]] = {}
+    for name, value in given.items():
+        for dim in set(DIMS[name]) & set(getattr(value, "coords", ())) - {"layer", "depth"}:
+            kind, labels = str(dim).removesuffix("_next"), value[dim].values
+            first, others = known.setdefault(kind, (name, labels))
+            if not np.array_equal(labels, others):
+                raise ValueError(
+                    f"`{name}` must have the labels of `{first}` along {kind!r}, {others}; got "
+                    f"{labels}. Bring both into one order: `.sel({dim}=[...])`."
+                )
+
+
+def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
+    """A DataArray in the order of its dims, which go by name; everything else as it is."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError(
+            f"`{name}` must have no masked values; got {int(np.ma.count_masked(value))}. Fill "
+            "them: `.filled(0)`."
+        )
+    if not isinstance(value, xr.DataArray):
+        return value
+    in_memory(value, name)
+    if set(dims) <= set(value.dims):
+        return value.transpose(..., *dims).values
+    if wrong := sorted(_OWN_DIMS & set(map(str, value.dims))):
+        raise ValueError(
+            f"`{name}` must have dims {tuple(dims)}; got {value.dims}. Rename {wrong}, or pass "
+            "`.values` to go by position."
+        )
+    return value.values
+
+
+def in_memory(value: xr.DataArray | xr.Variable, name: str) -> None:
+    """ValueError for an array in chunks (dask), which is not computed here behind the scenes."""
+    if value.chunks is not None:
+        raise ValueError(
+            f"`{name}` must be in memory; got an array in chunks (dask). Call `.load()` or "
+            "`.compute()` first, part by part (`.isel`) where it is large."
+        )
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """What an array really holds: a matrix that a view repeats along an axis, once."""
+    at = tuple(slice(1) if step == 0 else slice(None) for step in values.strides)
+    return values[at]
 
 
 def _is_ragged(matrices: Any) -> bool:
@@ -184,10 +271,11 @@ def _is_ragged(matrices: Any) -> bool:
 
 def _stacked(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
     A, B, C = (
-        _matrices(np.asarray(value), name) for name, value in zip("ABC", (A, B, C), strict=True)
+        _matrices(np.asarray(_in_order(value, name, DIMS[name])), name)
+        for name, value in zip("ABC", (A, B, C), strict=True)
     )
     shape = (*C.shape[:-1], B.shape[-1])
-    D = np.zeros(shape) if D is None else _matrices(np.asarray(D), "D")
+    D = np.zeros(shape) if D is None else _matrices(np.asarray(_in_order(D, "D", DIMS["D"])), "D")
     n_layers, n = A.shape[-3], A.shape[-1]
     wanted = {
         "A": (n_layers, n, n),
@@ -313,6 +401,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
     for name, dims in _OPTIONAL_DIMS.items():
         if name in system:
             _check_variable(system, name, dims)
+    _check_batch(system)
     sizes = system.sizes
     if sizes["layer"] < 1 or sizes["depth"] != sizes["layer"] + 1:
         raise ValueError(
@@ -334,7 +423,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
         )
     if "order" in system.coords:
         _check_order(system)
-    if np.any(system["D"].isel(depth=-1).values):
+    if np.any(compact(system.variables["D"].isel(depth=-1).values)):
         raise ValueError(LAST_D)
     return system
 
@@ -342,7 +431,17 @@ def check(system: xr.Dataset) -> xr.Dataset:
 def batch_sizes(system: xr.Dataset) -> dict[str, int]:
     """The batch dims of a system with their sizes."""
     own = {d for dims in DIMS.values() for d in dims}
-    return {str(d): n for v in DIMS for d, n in system[v].sizes.items() if d not in own}
+    parts = (system.variables[v] for v in DIMS)
+    return {str(d): n for part in parts for d, n in part.sizes.items() if d not in own}
+
+
+def _check_batch(system: xr.Dataset) -> None:
+    """A batch dim must not be called what a result calls its own dims."""
+    if taken := sorted(_RESULT_DIMS & batch_sizes(system).keys()):
+        raise ValueError(
+            f"`system` must name its batch dims otherwise than results do; got {taken}. Rename "
+            f"them: `system.rename({{{taken[0]!r}: 'case'}})`."
+        )
 
 
 def _check_schema(system: xr.Dataset) -> None:
@@ -360,7 +459,7 @@ def _check_schema(system: xr.Dataset) -> None:
 
 
 def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> None:
-    variable = system[name]
+    variable = system.variables[name]
     if variable.dims[-len(dims) :] != dims:
         raise ValueError(
             f"`{name}` must end in dims {dims}; got {variable.dims}. Use `.transpose(..., "
@@ -373,7 +472,8 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
         )
     if 0 in variable.shape:
         raise ValueError(f"`{name}` must not be empty; got sizes {dict(variable.sizes)}. Add some.")
-    values = variable.values
+    in_memory(variable, name)
+    values = compact(variable.values)
     _refuse_complex(values, name)
     # one sum is far cheaper than a mask of the array, and shows any nan or inf
     with np.errstate(over="ignore", invalid="ignore"):
@@ -449,8 +549,9 @@ def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.Da
             f"`{name}` must have dims {sizes}; got {got}. Pass an array of that shape, or a "
             "DataArray with these dims (and batch dims, if you like)."
         )
+    in_memory(value, name)
     _refuse_complex(value.values, name)
-    if not np.isfinite(value.values).all():
+    if not np.isfinite(compact(value.values)).all():
         raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
     return value.transpose(..., *wanted).astype(np.float64)
 

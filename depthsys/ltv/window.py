@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from depthsys.ltv.system import DIMS, check
+from depthsys.ltv.system import DIMS, check, compact
 
 
 def window(system: xr.Dataset, start: int, stop: int) -> xr.Dataset:
@@ -41,9 +41,21 @@ def window(system: xr.Dataset, start: int, stop: int) -> xr.Dataset:
             f"system; got {start} and {stop}. A window holds at least one layer."
         )
     layers, depths = slice(start - first, stop - first), slice(start - first, stop - first + 1)
-    part = system.isel(layer=layers, depth=depths).copy(deep=True)
-    part["D"][{"depth": -1}] = 0.0
+    part = system.isel(layer=layers, depth=depths)
+    part = part.assign({name: _copied(variable) for name, variable in part.data_vars.items()})
+    if bool(part["D"].isel(depth=-1).any()):
+        D = part["D"].copy(deep=True)
+        D[{"depth": -1}] = 0.0
+        part = part.assign(D=D)
     return check(part)
+
+
+def _copied(variable: xr.DataArray) -> xr.DataArray:
+    """A copy, in which what a view repeats is still stored once (see `constant`)."""
+    own = compact(variable.values)
+    if own.shape == variable.shape:
+        return variable.copy(deep=True)
+    return variable.copy(data=np.broadcast_to(own.copy(), variable.shape))
 
 
 def concatenate(systems: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -21,6 +21,7 @@ from depthsys.plot.ltv import (
     hankel_map,
     io_image,
 )
+from depthsys.plot.responses import responses
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.style import figure, save, shared_legend
 
@@ -38,6 +39,7 @@ __all__ = [
     "energy_ellipsoid",
     "io_image",
     "error_curves",
+    "responses",
     "agreement_by_order",
     "agreement_by_size",
     "budget_bars",

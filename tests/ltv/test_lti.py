@@ -1,12 +1,14 @@
 import sys
 
 import control
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.ltv.gramians import compressed
 from tests.ltv.test_system import random_arrays
 
 EPS = np.finfo(float).eps
@@ -564,3 +566,58 @@ def test_small_states_count_as_long_as_they_are_known(use_slycot):
     values = ltv.lti_hankel_singular_values(lti, use_slycot=use_slycot)
     assert 1e-10 < values[1] / values[0] < 1e-7
     assert ltv.lti_balanced_truncation(lti, 2, use_slycot=use_slycot).nstates == 2
+
+
+# finite horizons by doubling
+
+
+def products_of(A, B, steps):
+    """[B, A B, ..., A^(steps-1) B] in 60 digits, as P = the product with its transpose."""
+    with mpmath.workdps(60):
+        a, x = mpmath.matrix(A.tolist()), mpmath.matrix(B.tolist())
+        P = mpmath.zeros(len(A))
+        for _ in range(steps):
+            P, x = P + x * x.T, a * x
+        return P
+
+
+def hankel_values_exactly(A, B, C, steps):
+    with mpmath.workdps(60):
+        P, Q = products_of(A, B, steps), products_of(A.T, C.T, steps)
+        values = mpmath.eig(P * Q, left=False, right=False)
+        return np.sort([float(mpmath.sqrt(abs(v))) for v in values])[::-1]
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 7, 64, 100])
+@pytest.mark.parametrize("kind", ["stable", "unstable", "non-normal", "nilpotent"])
+def test_hankel_values_of_a_horizon_keep_their_digits(kind, horizon):
+    """Also those 1e-24 below the largest, which squaring a growing power would lose."""
+    rng = np.random.default_rng(0)
+    A = {
+        "stable": scaled(rng.standard_normal((5, 5)), 0.9),
+        "unstable": scaled(rng.standard_normal((5, 5)), 1.3),
+        "non-normal": jordan(5, 0.5, 2.0).A,
+        "nilpotent": 10.0 * np.eye(5, k=1),
+    }[kind]
+    B, C = rng.standard_normal((5, 1)), rng.standard_normal((1, 5))
+    found = ltv.lti_hankel_singular_values(control.ss(A, B, C, 0, 1), horizon).values
+    exact = hankel_values_exactly(A, B, C, horizon)
+    known = slice(min(5, horizon))
+    np.testing.assert_allclose(found[known], exact[known], rtol=1e-9)
+
+
+def test_the_work_grows_with_the_logarithm_of_the_horizon(monkeypatch):
+    """Counted in compressions: 1000 steps of a stable system take 2 times 10 doublings and odds."""
+    calls = []
+    monkeypatch.setattr("depthsys.ltv.lti.compressed", lambda f: calls.append(1) or compressed(f))
+    lti = random_lti(4, 8, 2, 3, 0.9)
+    ltv.lti_gramians(lti, 1000)
+    assert len(calls) <= 2 * (1 + 2 * 9)
+    calls.clear()
+    ltv.lti_gramians(random_lti(4, 8, 2, 3, 1.2), 100)
+    assert len(calls) > 100  # its powers grow: step by step
+
+
+def test_gramians_that_overflow_are_an_error():
+    with pytest.raises(np.linalg.LinAlgError, match="`A` must keep all products finite"):
+        ltv.lti_gramians(control.ss([[1e200]], [[1.0]], [[1.0]], 0, 1), 3)

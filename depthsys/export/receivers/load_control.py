@@ -368,9 +368,9 @@ def names(arrays: Arrays) -> dict[str, list[str]]:
     names repeat all get their index.
     """
     _, n, m, p = sizes(arrays)
-    found = {"states": [f"x{i}" for i in range(n)]}
-    for kind, size in (("input", m), ("output", p)):
-        default = np.array([f"{'u' if kind == 'input' else 'y'}{i}" for i in range(size)])
+    found = {}
+    for kind, letter, size in (("state", "x", n), ("input", "u", m), ("output", "y", p)):
+        default = np.array([f"{letter}{i}" for i in range(size)])
         plain = [str(s).replace(".", "_") for s in arrays.get(f"{kind}_name", default)]
         if len(set(plain)) < size:
             plain = [f"{name}[{i}]" for i, name in enumerate(plain)]

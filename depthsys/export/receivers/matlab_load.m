@@ -19,7 +19,11 @@ function [sys, S] = DEPTH_SYSTEM_load()
           ['DEPTH_SYSTEM_load needs the Control System Toolbox; it is not installed. ' ...
            'Use DEPTH_SYSTEM_arrays, which works without.']);
   end
-  states = arrayfun(@(i) sprintf('x%d', i), (1:size(S.B, 1)).', 'UniformOutput', false);
+  if isfield(S, 'state_name')
+    states = S.state_name;
+  else
+    states = arrayfun(@(i) sprintf('x%d', i), (1:size(S.B, 1)).', 'UniformOutput', false);
+  end
   if octave
     sys = cell(1, L);
     for l = 1:L
