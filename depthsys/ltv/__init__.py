@@ -17,7 +17,6 @@ from depthsys.ltv.basis import (
     two_sided_basis,
 )
 from depthsys.ltv.compare import compare
-from depthsys.ltv.control import closed_loop, lqr, minimum_energy, state_gains
 from depthsys.ltv.controllability import (
     controllability,
     modal_controllability,
@@ -30,6 +29,7 @@ from depthsys.ltv.gramians import (
     reachability_factors,
     reachability_gramian,
 )
+from depthsys.ltv.lqr import closed_loop, input_increments, lqr, lqry
 from depthsys.ltv.lti import (
     layer_lti,
     lti_balanced_truncation,
@@ -38,6 +38,7 @@ from depthsys.ltv.lti import (
     mean_lti,
 )
 from depthsys.ltv.matrix_free import MatrixFree
+from depthsys.ltv.minimum_energy import minimum_energy, state_gains
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
@@ -69,10 +70,12 @@ __all__ = [
     "hankel_norm",
     "hankel_singular_values",
     "induced_norm",
+    "input_increments",
     "io_matrix",
     "krylov_basis",
     "layer_lti",
     "lqr",
+    "lqry",
     "lti_balanced_truncation",
     "lti_gramians",
     "lti_hankel_singular_values",

@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.control import state_gains
 from depthsys.ltv.controllability import RTOL
 from depthsys.ltv.gramians import System, used_values
 from depthsys.ltv.matrix_free import labels, transposed
+from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.control import state_gains
 from depthsys.ltv.gramians import System, reachability, used_values
 from depthsys.ltv.matrix_free import (
     MatrixFree,
@@ -18,6 +17,7 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
+from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
 from depthsys.ltv.system import as_named, check
 
