@@ -1,4 +1,4 @@
-"""Open-loop and feedback control of a linear time-varying system."""
+"""The input of least energy that brings the last depth to a target."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,36 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.gramians import used_values
-from depthsys.ltv.matrix_free import MatrixFree, beside, labels, over_depth, state_sizes
-from depthsys.ltv.response import as_state, gains
-from depthsys.ltv.system import as_named, same_labels
+from depthsys.ltv.labels import (
+    aligned,
+    beside_each_other,
+    in_order_of,
+    positions_of,
+    with_labels_of,
+)
+from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm
+from depthsys.ltv.matrix_free import (
+    MatrixFree,
+    beside,
+    labels,
+    over_depth,
+    state_size,
+    state_sizes,
+    transposed,
+)
+from depthsys.ltv.response import as_state
+from depthsys.ltv.system import as_named
+
+Positions = int | str | Sequence[int] | Sequence[str]
 
 
 def minimum_energy(
     system: xr.Dataset | MatrixFree,
     target: ArrayLike | xr.DataArray,
     *,
-    outputs: int | Sequence[int] | None = None,
-    hold: int | Sequence[int] = (),
+    x0: ArrayLike | xr.DataArray | None = None,
+    outputs: Positions | None = None,
+    hold: Positions = (),
     weights: ArrayLike | xr.DataArray | None = None,
     rtol: float = 1e-10,
     allow_residual: bool = False,
@@ -33,20 +51,22 @@ def minimum_energy(
     system
         A system; extra leading dims are batch dims.
     target
-        Wanted shift of y_L: a number (one output) or (output), in the unit of the output, one
-        value per steered output. A DataArray with the dim ``state`` asks for that whole state x_L
-        instead. From x_0 = 0: to start elsewhere, subtract what x_0 does by itself,
-        ``simulate(system, x0=x0).y[-1]``.
+        Wanted y_L: a number (one output) or (output), in the unit of the output, one value per
+        steered output. A DataArray with the dim ``state`` asks for that whole state x_L instead.
+    x0
+        Initial state (state); zero by default, and then the target is the wanted shift.
     outputs
-        Positions of the outputs to steer; by default all that are not held.
+        The outputs to steer, positions or labels; by default all that are not held.
     hold
-        Positions of outputs that must end where they would end without input. Outputs neither
-        steered nor held may end anywhere.
+        Outputs that must end where they would end without input. Outputs neither steered nor
+        held may end anywhere.
     weights
         Positive cost per layer (layer) or per input (layer, input); 1 by default.
     rtol
-        Singular values of G below ``rtol`` times the largest count as zero, and a relative
-        residual above ``rtol`` as unreachable. Between 0 and 1; written into attrs.
+        Ranks and reachability are decided with each row of G scaled to unit size, so that they do
+        not depend on units of outputs: singular values below ``rtol`` times the largest count as
+        zero, and a relative residual above ``rtol`` as unreachable. Between 0 and 1; written
+        into attrs.
     allow_residual
         Return the least-squares schedule when the target cannot be reached.
 
@@ -55,13 +75,15 @@ def minimum_energy(
     xr.Dataset
         ``u`` (layer, input), ``energy`` (weighted, input^2), ``predicted`` and ``target``
         (output, of those steered and held; or state), ``residual`` (relative distance of the
-        target from what can be reached; rounding of G u is not in it), ``gain_rank`` of G.
+        target from what can be reached, in its own units; rounding of G u is not in it),
+        ``multipliers`` (like the target): the derivative of the energy with respect to it,
+        ``gain_rank`` of G.
 
     Raises
     ------
     ValueError
-        If ``target``, ``outputs``, ``hold`` or ``weights`` is not finite, not positive, not there
-        or of the wrong size.
+        If ``target``, ``x0``, ``outputs``, ``hold`` or ``weights`` is not finite, not positive,
+        not there, of the wrong size or with other labels than the system.
     numpy.linalg.LinAlgError
         If the target is not reachable and ``allow_residual`` is False.
 
@@ -77,56 +99,73 @@ def minimum_energy(
     >>> plan.u.values.ravel(), round(float(plan.energy), 6)
     (array([0.4, 0.8]), 0.8)
     """
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at 1e-10.")
+    start = None if x0 is None else as_state(system, x0, "x0", 0)
     if isinstance(target, xr.DataArray) and "state" in target.dims:
         if outputs is not None or np.size(hold):
             raise ValueError(
                 "`outputs` and `hold` must be left out when the target is a whole state; got "
                 f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
             )
-        gain, goal, size = state_gains(system), "state", int(state_sizes(system)[-1].max())
-        wanted = as_state(system, target, "target", -1).drop_vars(goal, errors="ignore")
-        wanted = wanted.isel(state=slice(gain.sizes[goal]))
+        goal, size = "state", int(state_sizes(system)[-1].max())
+        gain = state_gains(system)
+        largest = np.sqrt((gain**2).sum(["layer", "input"])).max(goal)
+        floor = 16 * EPS * state_size(system) * largest.expand_dims({goal: gain.sizes[goal]}, -1)
+        wanted = as_state(system, target, "target", -1).isel(state=slice(gain.sizes[goal]))
+        alone = 0.0 * wanted if start is None else _alone(system, start, goal)
+        wanted, alone = xr.broadcast(wanted, alone.isel(state=slice(gain.sizes[goal])))
     else:
-        gain, goal = gains(system), "output"
-        gain, wanted = _outputs(gain, target, outputs, hold)
-        size = gain.sizes[goal]
-    if not 0 < rtol < 1:
-        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at 1e-10.")
-    cost = _weights(weights, gain)
-    u, predicted, reached, rank = xr.apply_ufunc(
+        goal = "output"
+        gain, floor = _gains_and_rounding(system)
+        rows, wanted, alone = _outputs(system, target, outputs, hold, start)
+        gain, floor = gain.isel(output=rows), floor.isel(output=rows)
+        size = len(rows)
+    cost = _weights(weights, system, gain)
+    bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor)]
+    wanted, alone, cost = beside_each_other({"target": wanted, "x0": alone, "weights": cost})
+    found = xr.apply_ufunc(
         _least_energy,
-        gain,
-        wanted,
+        bare[0],
+        wanted - alone,
         cost,
+        bare[1],
         kwargs={"rtol": rtol},
-        input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"]],
-        output_core_dims=[["layer", "input"], [goal], [goal], []],
+        input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"], [goal]],
+        output_core_dims=[["layer", "input"], [goal], [goal], [], [goal], []],
     )
+    u, shift, reached, miss, multipliers, rank = found
+    if not allow_residual and not bool((miss <= rtol).all()):
+        worst = miss.argmax(...) if miss.ndim else {}
+        depth = int(labels(system, "depth")[-1])
+        raise np.linalg.LinAlgError(
+            f"`target` must be reachable; got relative residual {float(miss.max()):.1e} at "
+            f"depth {depth} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
+            f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
+        )
+    plan = xr.Dataset(
+        {
+            "u": u,
+            "energy": (cost * u**2).sum(["layer", "input"]),
+            "predicted": shift + alone,
+            "residual": _residual(reached, wanted - alone, goal),
+            "target": wanted,
+            "multipliers": multipliers,
+            "gain_rank": rank,
+        },
+        attrs={"method": "minimum_energy", "rtol": rtol},
+    )
+    if goal == "output":
+        return _named_rows(plan, system, rows)
+    return with_labels_of(plan, system)
+
+
+def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.DataArray:
     largest = abs(wanted).max(goal)  # squares of tiny or huge targets would vanish or overflow
     scale = largest.where(largest > 0, 1.0)
     norm = np.sqrt(((wanted / scale) ** 2).sum(goal))
     miss = np.sqrt((((reached - wanted) / scale) ** 2).sum(goal))
-    residual = (miss / norm).where(norm > 0, miss)
-    if not allow_residual and not bool((residual <= rtol).all()):
-        worst = residual.argmax(...) if residual.ndim else {}
-        depth = int(gain["layer"].values[-1]) + 1
-        raise np.linalg.LinAlgError(
-            f"`target` must be reachable; got relative residual {float(residual.max()):.1e} at "
-            f"depth {depth} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
-            f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
-        )
-    return xr.Dataset(
-        {
-            "u": u,
-            "energy": (cost * u**2).sum(["layer", "input"]),
-            "predicted": predicted,
-            "residual": residual,
-            "target": wanted,
-            "gain_rank": rank,
-        },
-        coords={"layer": gain["layer"]},
-        attrs={"method": "minimum_energy", "rtol": rtol},
-    )
+    return (miss / norm).where(norm > 0, miss)
 
 
 def state_gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
@@ -143,12 +182,48 @@ def state_gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
     return gain.rename("gain", state_next="state").assign_coords(layer=labels(system, "layer"))
 
 
-def _outputs(gain: xr.DataArray, target, outputs, hold) -> tuple[xr.DataArray, xr.DataArray]:
-    """The rows of the gains to steer and to hold, and the shift wanted of each."""
-    n = gain.sizes["output"]
-    held = _positions(hold, "hold", n)
+def _gains_and_rounding(system: xr.Dataset | MatrixFree) -> tuple[xr.DataArray, xr.DataArray]:
+    """`gains`, and what rounding leaves of a row whose products all cancel (output)."""
+
+    def core(A, B, C):
+        column, rows, sizes = transposed(C[-1]), [], []
+        for layer in reversed(range(len(A))):
+            row = transposed(column)
+            rows.append(row @ B[layer])
+            sizes.append(np.linalg.norm(np.abs(row) @ np.abs(B[layer]), axis=-1))
+            if layer:
+                column = transposed(A[layer]) @ column
+        gain = np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)
+        largest = np.stack(np.broadcast_arrays(*sizes), axis=-1).max(-1)
+        return gain, 16 * EPS * B[0].shape[-2] * largest
+
+    dims = [["layer", "output", "input"], ["output"]]
+    gain, floor = over_depth(core, system, "ABC", dims)
+    return gain.assign_coords(layer=labels(system, "layer")), floor
+
+
+def _alone(system: xr.Dataset | MatrixFree, start: xr.DataArray, goal: str) -> xr.DataArray:
+    """Where the state or the outputs end from an initial state without input."""
+
+    def core(A, C, x0):
+        x = x0[..., None]
+        for k, a in enumerate(A):
+            x = a @ x[..., : C[k].shape[-1], :]
+        if goal == "state":
+            return x[..., 0]
+        return (C[-1] @ x)[..., 0]
+
+    return over_depth(core, system, "AC", [[goal]], start, extra_dims=[["state"]])
+
+
+def _outputs(
+    system: xr.Dataset | MatrixFree, target, outputs, hold, start: xr.DataArray | None
+) -> tuple[list[int], xr.DataArray, xr.DataArray]:
+    """The outputs to steer and to hold, where they should end, and where they end alone."""
+    n = len(system.C[0]) if isinstance(system, MatrixFree) else system.sizes["output"]
+    held = _positions(hold, "hold", n, system)
     rest = [i for i in range(n) if i not in held]
-    steered = rest if outputs is None else _positions(outputs, "outputs", n)
+    steered = rest if outputs is None else _positions(outputs, "outputs", n, system)
     if not steered or set(steered) & set(held):
         raise ValueError(
             f"`outputs` must name at least one output that is not held; got {steered} beside "
@@ -157,15 +232,36 @@ def _outputs(gain: xr.DataArray, target, outputs, hold) -> tuple[xr.DataArray, x
     if not isinstance(target, xr.DataArray):
         target = np.atleast_1d(np.asarray(target))
     target = as_named(target, "target", {"output": len(steered)})
-    target = target.drop_vars("output", errors="ignore")
-    zeros = xr.zeros_like(target.isel(output=[0] * len(held)))
-    wanted = xr.concat([target, zeros], dim="output") if held else target
+    part = None if isinstance(system, MatrixFree) else system.isel(output=steered)
+    if part is not None and ("output" in part.coords or "output_name" in part.coords):
+        target = aligned(target, "target", part)
+    else:
+        target = in_order_of(target, "target", "output", np.array(steered))
+        target = aligned(target, "target", system)
     rows = steered + held
-    return gain.isel(output=rows).assign_coords(output=rows), wanted.assign_coords(output=rows)
+    if start is None:
+        alone = xr.DataArray(np.zeros(len(rows)), dims=["output"])
+    else:
+        alone = _alone(system, start, "output").drop_vars("output", errors="ignore")
+        alone = alone.isel(output=rows)
+    target, alone = beside_each_other({"target": target, "x0": alone})
+    stay = alone.isel(output=slice(len(steered), None))
+    wanted = xr.concat(xr.broadcast(target, stay, exclude=["output"]), dim="output")
+    return rows, wanted, alone
 
 
-def _positions(value: int | Sequence[int], name: str, n_outputs: int) -> list[int]:
-    positions = np.atleast_1d(np.asarray(value))
+def _named_rows(plan: xr.Dataset, system: xr.Dataset | MatrixFree, rows: list[int]) -> xr.Dataset:
+    """Outputs by their labels in the system, or by their positions where it has none."""
+    if isinstance(system, MatrixFree):
+        return with_labels_of(plan, system).assign_coords(output=rows)
+    plan = with_labels_of(plan, system.isel(output=rows))
+    return plan if "output" in plan.coords else plan.assign_coords(output=rows)
+
+
+def _positions(
+    value: Positions, name: str, n_outputs: int, system: xr.Dataset | MatrixFree
+) -> list[int]:
+    positions = np.atleast_1d(np.asarray(positions_of(value, name, system, "output")))
     if positions.size == 0:
         return []
     whole = positions.ndim == 1 and positions.dtype.kind in "iu"
@@ -179,7 +275,11 @@ def _positions(value: int | Sequence[int], name: str, n_outputs: int) -> list[in
     return [int(i) for i in positions]
 
 
-def _weights(weights: ArrayLike | xr.DataArray | None, gain: xr.DataArray) -> xr.DataArray:
+def _weights(
+    weights: ArrayLike | xr.DataArray | None,
+    system: xr.Dataset | MatrixFree,
+    gain: xr.DataArray,
+) -> xr.DataArray:
     sizes = {"layer": gain.sizes["layer"], "input": gain.sizes["input"]}
     if weights is None:
         weights = np.ones(sizes["layer"])
@@ -191,20 +291,21 @@ def _weights(weights: ArrayLike | xr.DataArray | None, gain: xr.DataArray) -> xr
         )
     if "input" not in weights.dims:
         weights = weights.expand_dims(input=sizes["input"], axis=-1)
-    return same_labels(weights, gain, "layer", "weights").drop_vars("input", errors="ignore")
+    return aligned(weights, "weights", system)
 
 
-def _least_energy(gain, target, cost, *, rtol):
+def _least_energy(gain, target, cost, floor, *, rtol):
     # z = sqrt(cost) u turns the weighted problem into a plain least-norm one
     scale = 1.0 / np.sqrt(cost)
     n_layers, n_rows, n_inputs = gain.shape[-3:]
     G = np.moveaxis(gain * scale[..., None, :], -3, -2)
     G = G.reshape(*G.shape[:-3], n_rows, n_layers * n_inputs)
-    U, s, Zt = np.linalg.svd(G, full_matrices=False)
-    used = used_values(s, rtol)
-    shares = (np.swapaxes(U, -1, -2) @ target[..., None])[..., 0]
-    z = np.swapaxes(Zt, -1, -2) @ (np.where(used, shares, 0.0) / np.where(used, s, 1.0))[..., None]
-    predicted = (G @ z)[..., 0]
-    reached = (U @ np.where(used, shares, 0.0)[..., None])[..., 0]
-    u = z[..., 0].reshape(*z.shape[:-2], n_layers, n_inputs) * scale
-    return u, predicted, reached, np.broadcast_to(used.sum(-1), predicted.shape[:-1]).copy()
+    # the largest weight says by how much a row of rounding may have grown
+    found: LeastNorm = least_norm(G, target, rtol, floor * scale.max((-2, -1))[..., None])
+    shift = (G @ found.z[..., None])[..., 0]
+    u = found.z.reshape(*found.z.shape[:-1], n_layers, n_inputs) * scale
+    batch = found.miss.shape
+    multipliers, reached = (
+        np.broadcast_to(x, (*batch, n_rows)).copy() for x in (found.multipliers, found.reached)
+    )
+    return u, shift, reached, found.miss, multipliers, found.rank
