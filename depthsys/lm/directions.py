@@ -5,6 +5,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.run import Model
+from depthsys.ltv.labels import in_order_of
 
 
 def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
@@ -16,6 +17,8 @@ def directions(model: Model, concept: xr.Dataset) -> torch.Tensor:
     direction = concept["direction"]
     if "input" not in direction.dims:
         direction = direction.expand_dims("input")
+    if direction.sizes.get("depth") == model.n_layers + 1:
+        direction = in_order_of(direction, "concept", "depth", np.arange(model.n_layers + 1))
     v = direction.transpose("depth", "input", "feature").values
     expected = (model.n_layers + 1, v.shape[1], model.n_features)
     if v.shape != expected or v.shape[1] < 1 or not np.isfinite(v).all():

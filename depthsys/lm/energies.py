@@ -14,7 +14,9 @@ from depthsys.lm.measure import shifts
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run, of_run
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
+from depthsys.ltv.system import as_named
 
 # Where the search begins, times the amplitude that is predicted for a schedule, and how it goes on
 # where the target is not reached there.
@@ -106,7 +108,11 @@ def required_energy(
     if "input" not in schedules.dims:
         schedules = schedules.expand_dims("input", axis=-1)
     shapes = schedules.transpose("schedule", "layer", "input").astype(np.float64)
-    cost = None if weights is None else xr.DataArray(np.asarray(weights), dims="layer")
+    shapes = in_order_of(shapes, "schedules", "layer", np.arange(shapes.sizes["layer"]))
+    cost = None
+    if weights is not None:
+        cost = as_named(weights, "weights", {"layer": shapes.sizes["layer"]})
+        cost = in_order_of(cost, "weights", "layer", np.arange(shapes.sizes["layer"]))
     shapes = to_unit_energy(shapes, cost).values
 
     def play(rows: np.ndarray, alphas: np.ndarray) -> np.ndarray:

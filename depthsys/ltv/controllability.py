@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from depthsys.ltv.gramians import System, reachability, used_values
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     labels,
@@ -161,10 +162,10 @@ def reachable_fraction(
     rtol = _checked_rtol(rtol)
     size, depths = state_size(system), labels(system, "depth")
     wanted = {"depth": len(depths), "state": size}
-    target = as_named(target, "target", {"state": size}, wanted)
+    target = aligned(as_named(target, "target", {"state": size}, wanted), "target", system)
     if "depth" not in target.dims:
         target = target.expand_dims(depth=len(depths))
-    target = target.drop_vars("depth", errors="ignore").transpose(..., "depth", "state")
+    target = target.transpose(..., "depth", "state")
     length = np.sqrt((target**2).sum("state"))
     if bool((length == 0).any()):
         raise ValueError("`target` must not be zero; got a zero one. Give a direction.")

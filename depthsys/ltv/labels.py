@@ -44,7 +44,8 @@ def aligned(
     own
         Dims of the array that mean nothing to the system: their labels are dropped.
     stand_for
-        Which dim of the system another dim of the array stands for, as ``feature="state"``.
+        Which dim of the system another dim of the array stands for, as ``feature="state"``; ""
+        for none.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def aligned(
     """
     partner = _OF_SYSTEM | stand_for
     for dim in map(str, value.dims):
-        if dim in partner:
+        if partner.get(dim):
             value = _in_order(value, name, dim, _labels_of(system, partner[dim]))
     value = _bare(value, {*partner, *own})
     if not isinstance(system, MatrixFree):
