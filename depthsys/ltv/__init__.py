@@ -40,6 +40,7 @@ from depthsys.ltv.lti import (
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.minimum_energy import minimum_energy, state_gains
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
+from depthsys.ltv.optimal_inputs import optimal_inputs
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
 from depthsys.ltv.response import embed, gains, io_matrix, simulate, transition
@@ -84,6 +85,7 @@ __all__ = [
     "modal_controllability",
     "observability_factors",
     "observability_gramian",
+    "optimal_inputs",
     "parallel",
     "pod_basis",
     "project",

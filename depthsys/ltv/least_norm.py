@@ -42,6 +42,10 @@ def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> 
     Where d cannot be reached, z is the least-squares solution in the units of d.
     """
     G, d, floor = np.asarray(G), np.asarray(d), np.asarray(floor)
+    if G.shape[-2] == 0:
+        batch = np.broadcast_shapes(G.shape[:-2], d.shape[:-1])
+        nothing, none = np.zeros(batch), np.zeros((*batch, 0))
+        return LeastNorm(np.zeros((*batch, G.shape[-1])), none, nothing, none, nothing.astype(int))
     size = np.linalg.norm(G, axis=-1)
     alive = size > floor
     scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)

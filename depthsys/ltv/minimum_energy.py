@@ -220,7 +220,7 @@ def _outputs(
     system: xr.Dataset | MatrixFree, target, outputs, hold, start: xr.DataArray | None
 ) -> tuple[list[int], xr.DataArray, xr.DataArray]:
     """The outputs to steer and to hold, where they should end, and where they end alone."""
-    n = len(system.C[0]) if isinstance(system, MatrixFree) else system.sizes["output"]
+    n = np.shape(system.C[0])[0] if isinstance(system, MatrixFree) else system.sizes["output"]
     held = _positions(hold, "hold", n, system)
     rest = [i for i in range(n) if i not in held]
     steered = rest if outputs is None else _positions(outputs, "outputs", n, system)

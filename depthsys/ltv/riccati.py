@@ -62,7 +62,7 @@ def riccati(
         sizes = np.linalg.norm(top[0], axis=-2) + np.linalg.norm(
             np.abs(S[0]) @ np.abs(B[layer]), axis=-2
         )
-        found: np.ndarray = np.linalg.qr(_stack(top, bottom), mode="r")
+        found: Any = np.linalg.qr(_stack(top, bottom), mode="r")
         n_states = A[layer].shape[-1]
         rows, columns = slice(n_inputs), slice(n_inputs, n_inputs + n_states)
         upper = found[..., rows, rows]
