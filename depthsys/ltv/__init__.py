@@ -29,6 +29,7 @@ from depthsys.ltv.gramians import (
     reachability_factors,
     reachability_gramian,
 )
+from depthsys.ltv.kalman import kalman_filter, lqe
 from depthsys.ltv.lqr import closed_loop, input_increments, lqr, lqry
 from depthsys.ltv.lti import (
     layer_lti,
@@ -73,8 +74,10 @@ __all__ = [
     "induced_norm",
     "input_increments",
     "io_matrix",
+    "kalman_filter",
     "krylov_basis",
     "layer_lti",
+    "lqe",
     "lqr",
     "lqry",
     "lti_balanced_truncation",

@@ -92,8 +92,8 @@ class Energy:
     """``1 / energy`` of the least-energy input that shifts y_L by ``target``.
 
     Where the chosen layers cannot reach it, minus the relative residual, each output in units of
-    what all layers together can do: any set that reaches the
-    target is better than any that does not. With one output the value is a sum over layers.
+    what all layers together can do: any set that reaches the target is better than any that does
+    not. With one output the value is a sum over layers.
     """
 
     target: ArrayLike
@@ -124,6 +124,7 @@ class Energy:
         # outputs in units of what all layers together can do: no unit of theirs decides a rank
         size = np.linalg.norm(columns, axis=-1)
         scale = 1 / np.where(size > 0, size, 1.0)
+        hopeless = ((size == 0) & (target != 0)).any(-1)[..., None]
         columns, target = columns * scale[..., None], (target * scale)[..., None, :]
         mask = np.repeat(chosen, n_inputs, axis=-1)[..., None, :]
         U, s, _ = np.linalg.svd(columns[..., None, :, :] * mask, full_matrices=False)
@@ -132,7 +133,7 @@ class Energy:
         energy = ((share / np.where(used, s, 1.0)) ** 2).sum(-1)
         inside = (U @ share[..., None])[..., 0]
         residual = np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target, axis=-1)
-        reached = residual <= self.rtol
+        reached = (residual <= self.rtol) & ~hopeless
         return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -residual)
 
 
