@@ -34,7 +34,7 @@ class Costs:
     on_input: xr.DataArray
     end: xr.DataArray
     terminal: xr.DataArray
-    affine: tuple[xr.DataArray, xr.DataArray, xr.DataArray] | None  # f, drift, g
+    affine: tuple[xr.DataArray, ...] | None  # f, drift, g
 
     DIMS = (
         ("layer", "row", "state"),
@@ -265,7 +265,7 @@ def _other_scales(
     make = (abs(given["R"]).max(list(INPUTS)) / most.where(most > 0)).min("layer")
     make = make.fillna(make.min(on)).fillna(0.0)
     sizes = [_diagonal(given["Q"], on).max("layer"), _diagonal(given["terminal"], on)]
-    return make, (reach * np.maximum(*xr.broadcast(*sizes))).sum(on)
+    return make, (reach * _larger(*sizes)).sum(on)
 
 
 def _reach(system: xr.Dataset, on: str) -> xr.DataArray:
@@ -275,7 +275,11 @@ def _reach(system: xr.Dataset, on: str) -> xr.DataArray:
         return B**2
     after = bare(system["C"]).isel(depth=slice(1, None)).rename(depth="layer")
     seen = xr.dot(after, B, dim="state")
-    return np.maximum(*xr.broadcast(seen**2, at_layers(bare(system["D"])) ** 2))
+    return _larger(seen**2, at_layers(bare(system["D"])) ** 2)
+
+
+def _larger(one: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+    return xr.apply_ufunc(np.maximum, one, other)
 
 
 def _diagonal(matrix: xr.DataArray, dim: str) -> xr.DataArray:

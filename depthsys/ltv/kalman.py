@@ -1,5 +1,6 @@
 """Estimation of the state from noisy outputs: time-varying gains by duality, and the filter."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,37 +104,49 @@ def lqe(
     both = joined(given["QN"], given.get("NN"), given["RN_now"], "noise", "output")
     factor = factored(both, "both")
     n = given["QN"].sizes["noise"]
-    driven = xr.dot(
-        factor.isel(both=slice(n)).rename(both="noise"), given["G"], dim="noise"
-    )  # (row, state): the factor of G QN G'
+    by_noise = factor.isel(both=slice(n)).rename(both="noise")
     extra = [
-        driven.transpose(..., "layer", "row", "state"),
-        factor.isel(both=slice(n, None))
-        .rename(both="output")
-        .transpose(..., "layer", "row", "output"),
-        factored(given["RN"], "output").transpose(..., "depth", "row", "output"),
-        factored(given["P0"], "state"),
+        xr.dot(by_noise, given["G"], dim="noise"),  # a factor of G QN G'
+        factor.isel(both=slice(n, None)).rename(both="output"),
+        factored(given["RN"], "output").rename(row="out_row"),
+        factored(given["P0"], "state").rename(row="start_row"),
         given["P0"],
     ]
-    dims = [
-        ["layer", "row", "state"],
-        ["layer", "row", "output"],
-        ["depth", "out_row", "output"],
-        ["start_row", "state"],
-        list(STATES),
-    ]
-    extra[2] = extra[2].rename(row="out_row")
-    extra[3] = extra[3].rename(row="start_row").transpose(..., "start_row", "state")
-    depths = labels(system, "depth")
+    found = over_depth(
+        _Recursion(labels(system, "depth")),
+        system,
+        "AC",
+        list(_RESULTS.values()),
+        *(value.transpose(..., *dims) for value, dims in zip(extra, _FACTORS, strict=True)),
+        extra_dims=_FACTORS,
+        exclude=("row", "out_row", "start_row"),
+    )
+    gains = with_labels_of(xr.Dataset(dict(zip(_RESULTS, found, strict=True))), system)
+    return gains.assign_attrs(method="lqe", rtol=rtol)
 
-    def refused(depth: int) -> Exception:
-        return np.linalg.LinAlgError(
-            "`RN` must leave C P C' + RN positive definite; got a singular one at depth "
-            f"{depths[depth]}, where some output is known before it is read. Give it noise in RN, "
-            "or the states that it reads in QN or P0."
-        )
 
-    def core(A, C, driven, noise, each, start, first):
+_RESULTS = {
+    "L": ["layer", "state_next", "output"],
+    "M": ["depth", "state", "output"],
+    "P": ["depth", *STATES],
+    "P_filtered": ["depth", *STATES],
+}
+_FACTORS = (
+    ("layer", "row", "state"),
+    ("layer", "row", "output"),
+    ("depth", "out_row", "output"),
+    ("start_row", "state"),
+    STATES,
+)
+
+
+@dataclass(frozen=True)
+class _Recursion:
+    """L, M, P and P_filtered of arrays (..., core dims), see `lqe`."""
+
+    depths: np.ndarray
+
+    def __call__(self, A, C, driven, noise, each, start, first):
         n_layers = len(A)
         law = riccati(
             [transposed(a) for a in A[::-1]],
@@ -142,44 +155,31 @@ def lqe(
             lists(noise)[::-1],
             start,
             None,
-            lambda layer: refused(n_layers - 1 - layer),
+            lambda layer: self._refused(n_layers - 1 - layer),
         )
         factors = law.S[::-1]
-        P = [first, *squares(factors[1:])]
+        P = [first, *squares(factors[1:])]  # the first one is as it was given
         gains, filtered = [], []
         for k, (c, s, r) in enumerate(zip(C, factors, lists(each), strict=True)):
-            size = c.shape[-1]
-            one = riccati(
-                [np.eye(size)],
-                [transposed(c)],
-                [np.zeros((r.shape[-2], size))],
-                [r],
-                s,
-                None,
-                lambda _, k=k: refused(k),
-            )
-            gains.append(transposed(one.K[0]))
-            filtered.append(one.S[0])
+            M, left = self._read(k, c, s, r)
+            gains.append(M)
+            filtered.append(left)
         L = [transposed(k) for k in law.K[::-1]]
         return tuple(stacked_up(x) for x in (L, gains, P, squares(filtered)))
 
-    names = {
-        "L": ["layer", "state_next", "output"],
-        "M": ["depth", "state", "output"],
-        "P": ["depth", *STATES],
-        "P_filtered": ["depth", *STATES],
-    }
-    found = over_depth(
-        core,
-        system,
-        "AC",
-        list(names.values()),
-        *extra,
-        extra_dims=dims,
-        exclude=("row", "out_row", "start_row"),
-    )
-    gains = with_labels_of(xr.Dataset(dict(zip(names, found, strict=True))), system)
-    return gains.assign_attrs(method="lqe", rtol=rtol)
+    def _read(self, depth: int, c: np.ndarray, s: np.ndarray, r: np.ndarray):
+        """The filter gain, and a factor of what it leaves: a layer at which nothing moves."""
+        size = c.shape[-1]
+        still, nothing = [np.eye(size)], [np.zeros((r.shape[-2], size))]
+        law = riccati(still, [transposed(c)], nothing, [r], s, None, lambda _: self._refused(depth))
+        return transposed(law.K[0]), law.S[0]
+
+    def _refused(self, depth: int) -> Exception:
+        return np.linalg.LinAlgError(
+            "`RN` must leave C P C' + RN positive definite; got a singular one at depth "
+            f"{self.depths[depth]}, where some output is known before it is read. Give it noise in "
+            "RN, or the states that it reads in QN or P0."
+        )
 
 
 def _given(
@@ -321,10 +321,8 @@ def kalman_filter(
 def _filtered(A, B, C, D, L, M, y, u, x0):
     x, predicted, filtered, innovations = x0[..., None], [], [], []
     for k, read in enumerate(C):
-        error = y[..., k, :, None] - read @ x
-        if k < len(A):
-            v = u[..., k, :, None]
-            error = error - D[k] @ v
+        v = u[..., min(k, len(A) - 1), :, None]
+        error = y[..., k, :, None] - read @ x - D[k] @ v  # D is zero at the last depth
         predicted.append(x)
         filtered.append(x + M[..., k, :, :] @ error)
         innovations.append(error)

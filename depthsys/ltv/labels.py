@@ -94,11 +94,8 @@ def positions_of(wanted: Any, name: str, system: System, dim: str) -> Any:
     if not values or not all(isinstance(value, str) for value in values):
         return wanted
     index, names = _labels_of(system, dim)
-    known = (
-        [str(label) for label in (names if index is None or _whole(index) else index)]
-        if (index is not None or names is not None)
-        else []
-    )
+    chosen = names if index is None or (names is not None and _whole(index)) else index
+    known = [] if chosen is None else [str(label) for label in chosen]
     if missing := [value for value in values if known.count(value) != 1]:
         raise ValueError(
             f"`{name}` must name {dim}s of the system, {known}; got {missing}. Use these names, or "

@@ -108,19 +108,13 @@ def minimum_energy(
                 "`outputs` and `hold` must be left out when the target is a whole state; got "
                 f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
             )
-        goal, size = "state", int(state_sizes(system)[-1].max())
-        gain = state_gains(system)
-        largest = np.sqrt((gain**2).sum(["layer", "input"])).max(goal)
-        floor = 16 * EPS * state_size(system) * largest.expand_dims({goal: gain.sizes[goal]}, -1)
-        wanted = as_state(system, target, "target", -1).isel(state=slice(gain.sizes[goal]))
-        alone = 0.0 * wanted if start is None else _alone(system, start, goal)
-        wanted, alone = xr.broadcast(wanted, alone.isel(state=slice(gain.sizes[goal])))
+        goal, rows, size = "state", None, int(state_sizes(system)[-1].max())
+        gain, floor, wanted, alone = _whole_state(system, target, start)
     else:
         goal = "output"
         gain, floor = _gains_and_rounding(system)
         rows, wanted, alone = _outputs(system, target, outputs, hold, start)
-        gain, floor = gain.isel(output=rows), floor.isel(output=rows)
-        size = len(rows)
+        gain, floor, size = gain.isel(output=rows), floor.isel(output=rows), len(rows)
     cost = _weights(weights, system, gain)
     bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor)]
     wanted, alone, cost = beside_each_other({"target": wanted, "x0": alone, "weights": cost})
@@ -137,10 +131,9 @@ def minimum_energy(
     u, shift, reached, miss, multipliers, rank = found
     if not allow_residual and not bool((miss <= rtol).all()):
         worst = miss.argmax(...) if miss.ndim else {}
-        depth = int(labels(system, "depth")[-1])
         raise np.linalg.LinAlgError(
-            f"`target` must be reachable; got relative residual {float(miss.max()):.1e} at "
-            f"depth {depth} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
+            f"`target` must be reachable; got relative residual {float(miss.max()):.1e} at depth "
+            f"{labels(system, 'depth')[-1]} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
             f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
         )
     plan = xr.Dataset(
@@ -155,16 +148,28 @@ def minimum_energy(
         },
         attrs={"method": "minimum_energy", "rtol": rtol},
     )
-    if goal == "output":
-        return _named_rows(plan, system, rows)
-    return with_labels_of(plan, system)
+    return with_labels_of(plan, system) if rows is None else _named_rows(plan, system, rows)
+
+
+def _whole_state(
+    system: xr.Dataset | MatrixFree, target: xr.DataArray, start: xr.DataArray | None
+) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray]:
+    """`state_gains`, what is rounding in them, where the state should end, and where it ends."""
+    gain = state_gains(system)
+    n = gain.sizes["state"]
+    largest = ((gain**2).sum(["layer", "input"]) ** 0.5).max("state")
+    floor = 16 * EPS * state_size(system) * largest.expand_dims({"state": n}, -1)
+    wanted = as_state(system, target, "target", -1).isel(state=slice(n))
+    alone = 0.0 * wanted if start is None else _alone(system, start, "state")
+    wanted, alone = xr.broadcast(wanted, alone.isel(state=slice(n)))
+    return gain, floor, wanted, alone
 
 
 def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.DataArray:
     largest = abs(wanted).max(goal)  # squares of tiny or huge targets would vanish or overflow
     scale = largest.where(largest > 0, 1.0)
-    norm = np.sqrt(((wanted / scale) ** 2).sum(goal))
-    miss = np.sqrt((((reached - wanted) / scale) ** 2).sum(goal))
+    norm = ((wanted / scale) ** 2).sum(goal) ** 0.5
+    miss = (((reached - wanted) / scale) ** 2).sum(goal) ** 0.5
     return (miss / norm).where(norm > 0, miss)
 
 

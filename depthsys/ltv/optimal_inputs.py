@@ -187,15 +187,18 @@ class _Core:
     def __call__(
         self, A, B, C, D, on_state, on_input, end, x_final, y_target, lower, upper, x0, *affine
     ):
-        f, drift, g = (value[..., None] for value in affine) if affine else (None, None, None)
-        given = (lists(f), lists(drift), g) if affine else None
+        given, drift = None, [np.zeros((A[0].shape[-2], 1))] * len(A)
+        if affine:
+            f, c, g = (value[..., None] for value in affine)
+            drift = lists(c)
+            given = (lists(f), drift, g)
         law = riccati(A, B, lists(on_state), lists(on_input), end, given, self._refused)
         loop = _Loop(
             (A, B, C, D),
             law.K,
             [np.linalg.inv(factor) for factor in law.U],
             [-k for k in law.k] or [np.zeros((B[0].shape[-1], 1))] * len(A),
-            lists(drift) if affine else [np.zeros((A[0].shape[-2], 1))] * len(A),
+            drift,
         )
         start = x0[..., None]
         u, x, y = loop.run(start)
