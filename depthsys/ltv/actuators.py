@@ -91,9 +91,10 @@ class Volume:
 class Energy:
     """``1 / energy`` of the least-energy input that shifts y_L by ``target``.
 
-    Where the chosen layers cannot reach it, minus the relative residual, each output in units of
-    what all layers together can do: any set that reaches the target is better than any that does
-    not. With one output the value is a sum over layers.
+    Where the chosen layers cannot reach it, minus the relative residual in the unit of the target:
+    any set that reaches the target is better than any that does not. Whether it does is decided
+    with each output in units of what all layers together can do. With one output the value is a
+    sum over layers.
     """
 
     target: ArrayLike
@@ -125,16 +126,22 @@ class Energy:
         size = np.linalg.norm(columns, axis=-1)
         scale = 1 / np.where(size > 0, size, 1.0)
         hopeless = ((size == 0) & (target != 0)).any(-1)[..., None]
-        columns, target = columns * scale[..., None], (target * scale)[..., None, :]
         mask = np.repeat(chosen, n_inputs, axis=-1)[..., None, :]
-        U, s, _ = np.linalg.svd(columns[..., None, :, :] * mask, full_matrices=False)
+        wanted = np.broadcast_to(target * scale, scale.shape)[..., None, :]
+        energy, miss = self._least((columns * scale[..., None])[..., None, :, :] * mask, wanted)
+        reached = (miss <= self.rtol) & ~hopeless
+        if not reached.all():
+            miss = self._least(columns[..., None, :, :] * mask, target)[1]
+        return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -miss)
+
+    def _least(self, columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least energy and the relative residual of maps (..., row, column)."""
+        U, s, _ = np.linalg.svd(columns, full_matrices=False)
         used = used_values(s, self.rtol)
         share = (transposed(U) @ target[..., None])[..., 0] * used
         energy = ((share / np.where(used, s, 1.0)) ** 2).sum(-1)
         inside = (U @ share[..., None])[..., 0]
-        residual = np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target, axis=-1)
-        reached = (residual <= self.rtol) & ~hopeless
-        return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -residual)
+        return energy, np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target, axis=-1)
 
 
 def actuator_layers(
