@@ -234,6 +234,8 @@ def _factor(matrix: np.ndarray) -> np.ndarray:
     In its own units a cost of inputs that is far below that of states would be lost. What
     rounding explains is zero, and so is what is negative: `refuse_indefinite` has let it pass.
     """
+    if _one_for_all(matrix):
+        return np.broadcast_to(_factor(matrix[..., :1, :, :]), matrix.shape)
     scale = np.sqrt(np.abs(np.diagonal(matrix, axis1=-2, axis2=-1)))
     scale = np.where(scale > 0, scale, scale.max(-1, keepdims=True))
     scale = np.where(scale > 0, scale, 1.0)
@@ -242,6 +244,15 @@ def _factor(matrix: np.ndarray) -> np.ndarray:
     known = values > 8 * EPS * matrix.shape[-1] * values[..., -1:]
     root = np.sqrt(np.where(known, values, 0.0))
     return root[..., None] * transposed(vectors) * scale[..., None, :]
+
+
+def _one_for_all(matrices: np.ndarray) -> bool:
+    """Whether matrices (..., layer, n, n) are one, given once for all layers."""
+    return (
+        matrices.ndim > 2
+        and matrices.shape[-3] > 1
+        and bool((matrices == matrices[..., :1, :, :]).all())
+    )
 
 
 def _own_scale(matrix: np.ndarray) -> np.ndarray:
@@ -320,6 +331,10 @@ def refuse_indefinite(
 
 def _deviations(matrix: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Largest asymmetry and least eigenvalue, with rows and columns in units of their scale."""
+    if _one_for_all(matrix) and _one_for_all(other[..., None]):
+        whole = np.broadcast_shapes(matrix.shape[:-2], other.shape[:-1])
+        found = _deviations(matrix[..., :1, :, :], other[..., :1, :])
+        return np.broadcast_to(found[0], whole), np.broadcast_to(found[1], whole)
     scale = np.maximum(_own_scale(matrix), np.sqrt(other))
     scale = np.where(scale > 0, scale, 1.0)
     scaled = matrix / scale[..., None] / scale[..., None, :]

@@ -14,7 +14,7 @@ from depthsys.ltv.matrix_free import (
     state_size,
     transposed,
 )
-from depthsys.ltv.system import DIMS, STAMP, check
+from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check
 
 BIORTHOGONAL = 1e-7
 BASIS_DIMS = ("depth", "feature", "state")
@@ -165,6 +165,9 @@ def _beside(system: System, basis: xr.Dataset) -> xr.Dataset:
             f"`basis` must have the depths of the system, {depth}; got {basis['depth'].values}. "
             "Make it from the same system."
         )
+    shared = set() if isinstance(system, MatrixFree) else set(batch_sizes(system))
+    if "feature" not in basis.coords and not shared & set(basis["V"].dims):
+        return basis
     found = {n: aligned(basis[n], f"basis.{n}", system, state="", feature="state") for n in "VW"}
     rest = basis.drop_vars(["V", "W", "feature", "depth", "state"], errors="ignore")
     return rest.assign(found)

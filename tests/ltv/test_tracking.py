@@ -372,3 +372,13 @@ def test_targets_of_another_size_are_refused():
         ltv.lqr(system, np.eye(3), np.eye(2), drift=np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"`u_target` must be finite"):
         ltv.lqr(system, np.eye(3), np.eye(2), u_target=state([np.nan, 1]).rename(state="input"))
+
+
+def test_members_that_are_alike_are_checked_and_costed_like_any_other():
+    A, B, C, _ = random_arrays(3)
+    two = ltv.system(*(np.stack([x, x]) for x in (A, B, C)), batch_dims=["prompt"])
+    one = ltv.lqr(ltv.system(A, B, C), np.eye(3), np.eye(2))
+    many = ltv.lqr(two, np.eye(3), np.eye(2))
+    assert many.K.dims == ("prompt", "layer", "input", "state")
+    for i in range(2):
+        np.testing.assert_allclose(many.K[i], one.K, rtol=1e-12)
