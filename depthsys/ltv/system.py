@@ -333,7 +333,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"`system` must store square A; got state_next={sizes['state_next']}, "
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
-    _check_labels(system)
+    _check_state_labels(system)
     if "order" in system.coords:
         _check_order(system)
     if np.any(system["D"].isel(depth=-1).values):
@@ -347,7 +347,7 @@ def batch_sizes(system: xr.Dataset) -> dict[str, int]:
     return {str(d): n for v in DIMS for d, n in system[v].sizes.items() if d not in own}
 
 
-def _check_labels(system: xr.Dataset) -> None:
+def _check_state_labels(system: xr.Dataset) -> None:
     """A state has one label, whether an A maps from it or to it."""
     if "state" not in system.coords or "state_next" not in system.coords:
         return
