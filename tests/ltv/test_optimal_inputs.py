@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthsys import ltv
+from depthsys.ltv import quadratic_program
 from tests.ltv.test_lqr import costs, run_cost, stacked_states
 from tests.ltv.test_system import random_arrays
 from tests.ltv.test_tracking import joint_costs
@@ -443,3 +444,38 @@ def test_members_with_targets_at_other_places_are_refused():
 def test_inputs_that_cost_nothing_are_refused():
     with pytest.raises(np.linalg.LinAlgError, match=r"`R` must leave R \+ B' P B .* at layer 3"):
         ltv.optimal_inputs(ltv.system(*random_arrays(0)), R=np.zeros((2, 2)))
+
+
+def fixed_case():
+    """Inputs of which seven have two equal bounds: the columns of the solver are dependent."""
+    system, _, (Q, R, last), x0, y_target, lower, upper = bounded_case(144, 6)
+    about = {"x0": x0, "Q": Q, "R": R, "terminal": last, "y_target": y_target}
+    fixed = np.random.default_rng(144).random(lower.shape) < 0.3
+    best = ltv.optimal_inputs(system, lower=lower, upper=upper, **about)
+    bounds = [np.where(fixed, best.u.values, side) for side in (lower, upper)]
+    return system, about | dict(zip(("lower", "upper"), bounds, strict=True)), best, fixed
+
+
+def test_inputs_that_are_fixed_at_their_best_values_change_nothing():
+    system, about, best, fixed = fixed_case()
+    plan = ltv.optimal_inputs(system, **about)
+    np.testing.assert_allclose(plan.u, best.u, atol=1e-9)
+    np.testing.assert_allclose(plan.cost, best.cost, rtol=1e-10)
+    assert fixed.sum() == 7
+
+
+def test_another_solver_has_the_last_word(monkeypatch):
+    system, about, best, _ = fixed_case()
+
+    def gives_up(*_, **__):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr(scipy.optimize, "nnls", gives_up)
+    np.testing.assert_allclose(ltv.optimal_inputs(system, **about).u, best.u, atol=1e-9)
+
+
+def test_what_is_not_solved_to_rounding_is_refused(monkeypatch):
+    system, about, _, _ = fixed_case()
+    monkeypatch.setattr(quadratic_program, "_non_negative", lambda stack, _: 0.0 * stack[0])
+    with pytest.raises(np.linalg.LinAlgError, match="must leave a problem that can be solved to r"):
+        ltv.optimal_inputs(system, **about)
