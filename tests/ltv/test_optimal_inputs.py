@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -479,3 +482,9 @@ def test_what_is_not_solved_to_rounding_is_refused(monkeypatch):
     monkeypatch.setattr(quadratic_program, "_non_negative", lambda stack, _: 0.0 * stack[0])
     with pytest.raises(np.linalg.LinAlgError, match="must leave a problem that can be solved to r"):
         ltv.optimal_inputs(system, **about)
+
+
+def test_the_solver_is_imported_when_it_is_needed():
+    code = "import sys, depthsys.ltv; print('scipy.optimize' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
