@@ -61,7 +61,7 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             :math:`\mathrm{tr} P_L` from that layer.
         ``energy_from_layer`` (layer, output)
             Least energy to shift that output of y_L by one; inf where the layer does not reach
-            it (a gain below ``rtol`` of :math:`\|C_L\|` times the largest state gain).
+            it (a gain below ``rtol`` of its row of :math:`C_L` times the largest state gain).
 
         Where nothing is reachable (depth 0) the energies are inf and the log volume is 0.
 
@@ -112,10 +112,10 @@ def _inverse(value: xr.DataArray) -> xr.DataArray:
 
 
 def _readout(system: System) -> xr.DataArray:
-    """Summed squares of C_L."""
+    """Summed squares of each row of C_L."""
     if isinstance(system, MatrixFree):
-        return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum())
-    return (system["C"].isel(depth=-1, drop=True) ** 2).sum(["output", "state"])
+        return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum(1), dims=["output"])
+    return (system["C"].isel(depth=-1, drop=True) ** 2).sum("state")
 
 
 def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:

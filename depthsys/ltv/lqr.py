@@ -304,6 +304,11 @@ def input_increments(system: xr.Dataset) -> xr.Dataset:
         inputs = system["input"].values if "input" in system.coords else range(m)
         names = np.array([*(f"previous {u}" for u in inputs), *map(str, own)])
         coords |= {"state": names, "state_next": names}
+    if "state_name" in system.coords:
+        named = "input_name" in system.coords
+        inputs = system["input_name"].values if named else range(m)
+        names = [*(f"previous {u}" for u in inputs), *map(str, system["state_name"].values)]
+        coords["state_name"] = ("state", np.array(names))
     return check(out.assign_coords(coords))
 
 

@@ -378,8 +378,6 @@ def _nearest(G: np.ndarray, w: np.ndarray, T: np.ndarray, low: np.ndarray, high:
     """How near the targets can be reached within the bounds."""
     from scipy.optimize import lsq_linear
 
-    if not len(G):
-        return "a lower bound is above an upper one."
     apart = high > low
     high = np.where(apart, high, low + 1e-12 * np.maximum(np.abs(low), 1e-300))
     per_input = np.linalg.solve(T.T, G.T).T  # T is square: one row per input

@@ -283,3 +283,28 @@ def test_schedules_by_layer():
         simple_schedules(gains, np.ones(1), weights.isel(layer=[1, 2, 0])),
         simple_schedules(gains, np.ones(1), weights),
     )
+
+
+def test_names_of_states_survive_in_increments_and_results():
+    system = cart(state=None, state_next=None, output=None).assign_coords(
+        state_name=("state", STATES), input_name=("input", ["force"])
+    )
+    more = ltv.input_increments(system)
+    assert more.state_name.values.tolist() == ["previous force", "pos", "vel"]
+    assert more.input_name.values.tolist() == ["force"]
+    law = ltv.lqr(system, np.eye(2), [[1.0]])
+    assert law.state_name.values.tolist() == STATES
+    assert law.input_name.values.tolist() == ["force"]
+    turned = xr.DataArray(
+        np.diag([1.0, 100.0]), dims=["state", "state_2"], coords={"state": OTHER, "state_2": OTHER}
+    )
+    right = ltv.lqr(system, np.eye(2), [[1.0]], np.diag([100.0, 1.0]))
+    xr.testing.assert_identical(ltv.lqr(system, np.eye(2), [[1.0]], turned), right)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_no_unit_of_another_output_hides_what_a_layer_can_do(unit):
+    A, B, C, _ = random_arrays(0, p=2)
+    right = ltv.controllability(ltv.system(A, B, C)).energy_from_layer
+    found = ltv.controllability(ltv.system(A, B, C * [[1.0], [unit]])).energy_from_layer
+    np.testing.assert_allclose(found * np.array([1.0, unit**2]), right, rtol=1e-9)

@@ -408,6 +408,9 @@ def test_what_no_input_reaches_is_refused():
     message = r"`lower` and `upper` must let .*; got none: the nearest .* residual of 8\.2e-01"
     with pytest.raises(np.linalg.LinAlgError, match=message):
         ltv.optimal_inputs(system, x_final=[10.0, np.nan], upper=0.44, lower=-0.44)
+    one = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=1)  # the target leaves no choice
+    with pytest.raises(np.linalg.LinAlgError, match=r"got none: the nearest .* of 5\.0e-01"):
+        ltv.optimal_inputs(one, x_final=[1.0], upper=0.5)
     batch = xr.DataArray([1.0, 10.0], dims=["task"]) * xr.DataArray(
         [[1.0, np.nan]], dims=["depth", "output"], coords={"depth": [5]}
     )
