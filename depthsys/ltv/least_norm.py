@@ -70,6 +70,13 @@ def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> 
     return LeastNorm(z, reached, miss, multipliers, rank)
 
 
+def left_to_reach(wanted: np.ndarray, alone: np.ndarray, n_states: int) -> np.ndarray:
+    """Wanted - alone, zero where that is rounding of the two."""
+    gap = wanted - alone
+    rounding = 64 * EPS * n_states * (np.abs(wanted) + np.abs(alone))
+    return np.where(np.abs(gap) > rounding, gap, 0.0)
+
+
 def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return (matrix @ vector[..., None])[..., 0]
 

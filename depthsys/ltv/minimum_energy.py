@@ -13,7 +13,7 @@ from depthsys.ltv.labels import (
     positions_of,
     with_labels_of,
 )
-from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm
+from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
@@ -118,10 +118,11 @@ def minimum_energy(
     cost = _weights(weights, system, gain)
     bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor)]
     wanted, alone, cost = beside_each_other({"target": wanted, "x0": alone, "weights": cost})
+    gap = xr.apply_ufunc(left_to_reach, wanted, alone, kwargs={"n_states": state_size(system)})
     found = xr.apply_ufunc(
         _least_energy,
         bare[0],
-        wanted - alone,
+        gap,
         cost,
         bare[1],
         kwargs={"rtol": rtol},
@@ -141,7 +142,7 @@ def minimum_energy(
             "u": u,
             "energy": (cost * u**2).sum(["layer", "input"]),
             "predicted": shift + alone,
-            "residual": _residual(reached, wanted - alone, goal),
+            "residual": _residual(reached, gap, goal),
             "target": wanted,
             "multipliers": multipliers,
             "gain_rank": rank,

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.costs import RTOL, Costs, as_costs, checked_rtol
 from depthsys.ltv.labels import beside_each_other, with_labels_of
-from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm
+from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
 from depthsys.ltv.lqr import lists
 from depthsys.ltv.matrix_free import labels, over_depth
 from depthsys.ltv.quadratic_program import least_distance
@@ -203,7 +203,11 @@ class _Core:
         start = x0[..., None]
         u, x, y = loop.run(start)
         G, T, floor = loop.maps(self.x_rows, self.y_rows)
-        gap = _beside((x_final - x[..., -1, :])[..., self.x_rows], (y_target - y)[..., self.y_rows])
+        gap = left_to_reach(
+            _beside(x_final[..., self.x_rows], y_target[..., self.y_rows]),
+            _beside(x[..., -1, :][..., self.x_rows], y[..., self.y_rows]),
+            A[0].shape[-1],
+        )
         found = least_norm(G, gap, self.rtol, floor)
         self._refuse_unreachable(found, G)
         sides = np.broadcast_arrays(lower - u, upper - u)

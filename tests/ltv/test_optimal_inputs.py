@@ -491,3 +491,20 @@ def test_the_solver_is_imported_when_it_is_needed():
     code = "import sys, depthsys.ltv; print('scipy.optimize' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_targets_that_are_met_without_any_input():
+    """A target where nothing is to be done, up to rounding, is reached although no input acts."""
+    A, B, C, D = random_arrays(8, n_layers=3)
+    x0 = np.array([0.1, 0.2, 0.3])
+    D[0] = 0.0
+    y = np.full((4, 2), np.nan)
+    y[0], y[3] = C[0, :, 0] * 0.1 + C[0, :, 1] * 0.2 + C[0, :, 2] * 0.3, [1.0, 2.0]
+    plan = ltv.optimal_inputs(ltv.system(A, B, C, D), x0=x0, y_target=y)
+    assert int(plan.target_rank) == 2
+    np.testing.assert_allclose(plan.y[[0, 3]], y[[0, 3]], atol=1e-10)
+    idle = ltv.constant(np.diag([0.9, 0.7]), [[1.0], [0.0]], np.eye(2), horizon=5)
+    moved = ltv.minimum_energy(idle, [1.0, 3.0 * 0.7 * 0.7 * 0.7 * 0.7 * 0.7], x0=[0.5, 3.0])
+    assert int(moved.gain_rank) == 1
+    with pytest.raises(np.linalg.LinAlgError, match="must be reachable"):
+        ltv.minimum_energy(idle, [1.0, 3.0 * 0.7**5 + 1e-9], x0=[0.5, 3.0])

@@ -194,9 +194,9 @@ def test_costs_that_are_zero_up_to_rounding():
         A, B, C, D = (rng.standard_normal((3, 3)) for _ in range(4))
         N, R = C.T @ D, D.T @ D
         system = ltv.constant(A, B, C, D, horizon=6)
+        law = ltv.lqr(system, C.T @ C - N @ np.linalg.solve(R, N.T), R)
         if np.linalg.cond(R) > 1e4:  # rounding, then, is no longer small
             continue
-        law = ltv.lqr(system, C.T @ C - N @ np.linalg.solve(R, N.T), R)
         assert abs(law.K).max() < 1e-4
         # with the cross term: the input that makes every output zero, at no cost
         law = ltv.lqr(system, C.T @ C, R, N=N)
