@@ -173,11 +173,14 @@ def _factors(
 ) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
     """Factors of [Q N; N' R] per layer and of the terminal cost, after checking them."""
     checked_rtol(rtol)
-    make, made = _other_scales(system, given, on)
-    for name, dim, other in (("Q", on, make), ("terminal", on, make), ("R", "input", made)):
-        refuse_indefinite(given[name], name, dim, other, rtol)
+    scales: dict[str, xr.DataArray] = {}
+    for name, dim in (("Q", on), ("terminal", on), ("R", "input")):
+        if not _is_semidefinite(given[name], dim, rtol):  # on its own scale
+            scales = scales or _other_scales(system, given, on)
+            refuse_indefinite(given[name], name, dim, scales[dim], rtol)
     if "N" in given:
-        _refuse_joint(given, on, make, made, rtol)
+        scales = scales or _other_scales(system, given, on)
+        _refuse_joint(given, on, scales[on], scales["input"], rtol)
     joint = joined(given["Q"], given.get("N"), given["R"], on)
     factor = factored(joint, "both")
     n = given["Q"].sizes[on]
@@ -266,7 +269,7 @@ def _own_scale(matrix: np.ndarray) -> np.ndarray:
 
 def _other_scales(
     system: xr.Dataset, given: dict[str, xr.DataArray], on: str
-) -> tuple[xr.DataArray, xr.DataArray]:
+) -> dict[str, xr.DataArray]:
     """What it costs in inputs to make a unit of each state, and what a unit of input makes.
 
     A cost that is zero up to rounding has no scale of its own: these are the scales of its place.
@@ -276,7 +279,7 @@ def _other_scales(
     make = (abs(given["R"]).max(list(INPUTS)) / most.where(most > 0)).min("layer")
     make = make.fillna(make.min(on)).fillna(0.0)
     sizes = [_diagonal(given["Q"], on).max("layer"), _diagonal(given["terminal"], on)]
-    return make, (reach * _larger(*sizes)).sum(on)
+    return {on: make, "input": (reach * _larger(*sizes)).sum(on)}
 
 
 def _reach(system: xr.Dataset, on: str) -> xr.DataArray:
@@ -300,6 +303,11 @@ def _diagonal(matrix: xr.DataArray, dim: str) -> xr.DataArray:
         input_core_dims=[[dim, f"{dim}_2"]],
         output_core_dims=[[dim]],
     )
+
+
+def _is_semidefinite(matrix: xr.DataArray, dim: str, rtol: float) -> bool:
+    asymmetry, least = _deviations(matrix.values, np.zeros(matrix.shape[:-1]))
+    return bool((asymmetry <= rtol).all() and (least >= -rtol * matrix.sizes[dim]).all())
 
 
 def refuse_indefinite(
