@@ -53,13 +53,15 @@ def aligned(
         If the labels along a dim are not those of the system, or the sizes of a batch dim differ.
     """
     partner = _OF_SYSTEM | stand_for
-    for dim in map(str, value.dims):
-        if partner.get(dim):
-            value = _in_order(value, name, dim, _labels_of(system, partner[dim]))
-    value = _bare(value, {*partner, *own})
-    if not isinstance(system, MatrixFree):
+    if len(value.coords):
+        for dim in map(str, value.dims):
+            if partner.get(dim):
+                value = _in_order(value, name, dim, _labels_of(system, partner[dim]))
+        value = _bare(value, {*partner, *own})
+    batch = set(map(str, value.dims)) - {*partner, *own}
+    if batch and not isinstance(system, MatrixFree):
         sizes = batch_sizes(system)
-        for dim in set(map(str, value.dims)) & set(sizes):
+        for dim in batch & set(sizes):
             value = _same_batch(value, name, dim, system[dim], sizes[dim], "system")
     return value
 
@@ -125,12 +127,13 @@ def with_labels_of(found: xr.Dataset, system: System, **stand_for: str) -> xr.Da
 
 def _labels_of(system: System, dim: str) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The labels of a dim of a system and the names beside them, where there are any."""
-    if dim in ("layer", "depth"):
-        return labels(system, dim), None
     if isinstance(system, MatrixFree):
-        return None, None
+        return (labels(system, dim) if dim in ("layer", "depth") else None), None
+    if dim in ("layer", "depth"):
+        known = dim in system.variables
+        return (system.variables[dim].values if known else np.arange(system.sizes[dim])), None
     dims = (dim, "state_next") if dim == "state" else (dim,)
-    index = next((system[d].values for d in dims if d in system.coords), None)
+    index = next((system.variables[d].values for d in dims if d in system.coords), None)
     return index, _names(system, dim)
 
 

@@ -165,8 +165,9 @@ def _beside(system: System, basis: xr.Dataset) -> xr.Dataset:
             f"`basis` must have the depths of the system, {depth}; got {basis['depth'].values}. "
             "Make it from the same system."
         )
-    shared = set() if isinstance(system, MatrixFree) else set(batch_sizes(system))
-    if "feature" not in basis.coords and not shared & set(basis["V"].dims):
+    batch = {d for name in "VW" for d in basis.variables[name].dims} - {*BASIS_DIMS}
+    shared = batch & set(batch_sizes(system)) if batch and isinstance(system, xr.Dataset) else ()
+    if "feature" not in basis.coords and not shared:
         return basis
     found = {n: aligned(basis[n], f"basis.{n}", system, state="", feature="state") for n in "VW"}
     rest = basis.drop_vars(["V", "W", "feature", "depth", "state"], errors="ignore")
