@@ -14,8 +14,9 @@ from depthsys._version import __version__
 from depthsys.export.control import library
 from depthsys.export.plain import one_system
 from depthsys.files import whole_file
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.plan import check_pushes_exist
-from depthsys.ltv.system import as_named, same_labels
+from depthsys.ltv.system import as_named
 
 FORMAT = "depthsys steering plan"
 HOOK = "input of block l (= residual stream before it), last token only"
@@ -354,7 +355,7 @@ def _schedule(system: xr.Dataset, u: xr.DataArray) -> xr.DataArray:
     """``u`` (layer, input) of one schedule, with a dim for a single input."""
     sizes = {dim: system.sizes[dim] for dim in ("layer", "input")}
     single = [{"layer": sizes["layer"]}] if sizes["input"] == 1 else []
-    u = same_labels(as_named(u, "plan.u", sizes, *single), system["A"], "layer", "plan.u")
+    u = aligned(as_named(u, "plan.u", sizes, *single), "plan.u", system)
     if extra := {str(dim): n for dim, n in u.sizes.items() if dim not in sizes}:
         first = next(iter(extra))
         raise ValueError(

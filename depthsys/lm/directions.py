@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.run import Model
+from depthsys.ltv.labels import in_order_of
 
 
 def as_concept(concept: xr.Dataset | xr.DataArray) -> xr.Dataset:
@@ -35,7 +36,7 @@ def directions(model: Model, concept: xr.Dataset | xr.DataArray) -> torch.Tensor
     inputs per layer. Each is of unit length, or zero where it is undefined (NaN).
     """
     given = as_concept(concept)["direction"]
-    v = _directions(concept)
+    v = _directions(concept, model.n_layers + 1)
     expected = (model.n_layers + 1, v.shape[1], model.n_features)
     known = ~np.isnan(v).all(-1)
     if v.shape != expected or v.shape[1] < 1 or not np.isfinite(v[known]).all():
@@ -85,8 +86,11 @@ def direction_note(concept: xr.Dataset | xr.DataArray) -> dict[str, str]:
     return {} if note is None else {"direction_note": note}
 
 
-def _directions(concept: xr.Dataset | xr.DataArray) -> np.ndarray:
+def _directions(concept: xr.Dataset | xr.DataArray, n_depths: int | None = None) -> np.ndarray:
     direction = as_concept(concept)["direction"]
     if "input" not in direction.dims:
         direction = direction.expand_dims("input")
+    if n_depths is None or direction.sizes.get("depth") == n_depths:
+        depths = np.arange(direction.sizes["depth"])
+        direction = in_order_of(direction, "concept", "depth", depths)
     return direction.transpose("depth", "input", "feature").values.astype(np.float64)

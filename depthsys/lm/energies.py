@@ -18,12 +18,14 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.plan import (
     check_pushes_exist,
     layer_weights,
     simple_schedules,
     to_unit_energy,
 )
+from depthsys.ltv.system import as_named
 
 # Why a plan misses its target, see `miss_of_plan`.
 CAUSES = ("truncation", "averaging", "sampling", "nonlinearity", "total")
@@ -118,8 +120,12 @@ def required_energy(
     if "input" not in schedules.dims:
         schedules = schedules.expand_dims("input", axis=-1)
     shapes = schedules.transpose("schedule", "layer", "input").astype(np.float64)
-    cost = None if weights is None else xr.DataArray(np.asarray(weights), dims="layer")
+    shapes = in_order_of(shapes, "schedules", "layer", np.arange(shapes.sizes["layer"]))
     check_pushes_exist(shapes, defined(concept)[:-1], "schedules")
+    cost = None
+    if weights is not None:
+        cost = as_named(weights, "weights", {"layer": shapes.sizes["layer"]})
+        cost = in_order_of(cost, "weights", "layer", np.arange(shapes.sizes["layer"]))
     shapes = to_unit_energy(shapes, cost).values
 
     def play(rows: np.ndarray, alphas: np.ndarray) -> np.ndarray:

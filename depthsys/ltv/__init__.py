@@ -18,7 +18,6 @@ from depthsys.ltv.basis import (
 )
 from depthsys.ltv.batch import stack
 from depthsys.ltv.compare import compare
-from depthsys.ltv.control import closed_loop, lqr, minimum_energy, state_gains
 from depthsys.ltv.controllability import (
     controllability,
     modal_controllability,
@@ -31,6 +30,8 @@ from depthsys.ltv.gramians import (
     reachability_factors,
     reachability_gramian,
 )
+from depthsys.ltv.kalman import kalman_filter, lqe
+from depthsys.ltv.lqr import closed_loop, input_increments, lqr, lqry
 from depthsys.ltv.lti import (
     layer_lti,
     lti_balanced_truncation,
@@ -40,7 +41,9 @@ from depthsys.ltv.lti import (
 )
 from depthsys.ltv.markov import era, markov_parameters
 from depthsys.ltv.matrix_free import MatrixFree
+from depthsys.ltv.minimum_energy import minimum_energy, state_gains
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
+from depthsys.ltv.optimal_inputs import optimal_inputs
 from depthsys.ltv.periodic import cyclic, floquet_multipliers, lift, repeat
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
@@ -85,11 +88,15 @@ __all__ = [
     "hankel_singular_values",
     "impulse_response",
     "induced_norm",
+    "input_increments",
     "io_matrix",
+    "kalman_filter",
     "krylov_basis",
     "layer_lti",
     "lift",
+    "lqe",
     "lqr",
+    "lqry",
     "lti_balanced_truncation",
     "lti_gramians",
     "lti_hankel_singular_values",
@@ -99,6 +106,7 @@ __all__ = [
     "modal_controllability",
     "observability_factors",
     "observability_gramian",
+    "optimal_inputs",
     "parallel",
     "pod_basis",
     "project",

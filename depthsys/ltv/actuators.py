@@ -1,6 +1,6 @@
 """Which layers to act on: greedy choice beside the proven optimum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from math import comb
 from typing import ClassVar, Protocol
@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.control import state_gains
 from depthsys.ltv.controllability import RTOL
 from depthsys.ltv.gramians import System, used_values
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import labels, transposed
+from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
+from depthsys.ltv.system import as_named
 
 COORDINATES = (
     "the objective is of the state and depends on its coordinates: another basis of the same "
@@ -122,8 +124,10 @@ class Volume:
 class Energy:
     """``1 / energy`` of the least-energy input that shifts y_L by ``target``.
 
-    Where the chosen layers cannot reach it, minus the relative residual: any set that reaches the
-    target is better than any that does not. With one output the value is a sum over layers.
+    Where the chosen layers cannot reach it, minus the relative residual in the unit of the target:
+    any set that reaches the target is better than any that does not. Whether it does is decided
+    with each output in units of what all layers together can do. With one output the value is a
+    sum over layers.
     """
 
     target: ArrayLike
@@ -133,6 +137,13 @@ class Energy:
     def guarantee(self, n_rows: int) -> str:
         """Modular with one output."""
         return "optimal: with one output the gains add up" if n_rows == 1 else "none is proved"
+
+    def beside(self, system: System) -> "Energy":
+        """The same with the target in the order of the system's outputs, if it has labels."""
+        if not isinstance(self.target, xr.DataArray):
+            return self
+        target = as_named(self.target, "target", {"output": None})
+        return replace(self, target=aligned(target, "target", system).values)
 
     def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Inverse least energy, or minus the residual."""
@@ -144,15 +155,26 @@ class Energy:
                 f"{self.target!r}. Give the wanted shift of y_L."
             )
         columns = np.moveaxis(blocks, -3, -2).reshape(*blocks.shape[:-3], n_rows, -1)
+        # outputs in units of what all layers together can do: no unit of theirs decides a rank
+        size = np.linalg.norm(columns, axis=-1)
+        scale = 1 / np.where(size > 0, size, 1.0)
+        hopeless = ((size == 0) & (target != 0)).any(-1)[..., None]
         mask = np.repeat(chosen, n_inputs, axis=-1)[..., None, :]
-        U, s, _ = np.linalg.svd(columns[..., None, :, :] * mask, full_matrices=False)
+        wanted = np.broadcast_to(target * scale, scale.shape)[..., None, :]
+        energy, miss = self._least((columns * scale[..., None])[..., None, :, :] * mask, wanted)
+        reached = (miss <= self.rtol) & ~hopeless
+        if not reached.all():
+            miss = self._least(columns[..., None, :, :] * mask, target)[1]
+        return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -miss)
+
+    def _least(self, columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least energy and the relative residual of maps (..., row, column)."""
+        U, s, _ = np.linalg.svd(columns, full_matrices=False)
         used = used_values(s, self.rtol)
-        share = (transposed(U) @ target) * used
+        share = (transposed(U) @ target[..., None])[..., 0] * used
         energy = ((share / np.where(used, s, 1.0)) ** 2).sum(-1)
         inside = (U @ share[..., None])[..., 0]
-        residual = np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target)
-        reached = residual <= self.rtol
-        return np.where(reached, 1.0 / np.where(reached, energy, 1.0), -residual)
+        return energy, np.linalg.norm(inside - target, axis=-1) / np.linalg.norm(target, axis=-1)
 
 
 def actuator_layers(
@@ -205,6 +227,8 @@ def actuator_layers(
             f"`objective` must be `Trace()`, `Volume(floor=...)` or `Energy(target=...)`; got "
             f"{objective!r}. Make one of these."
         )
+    if isinstance(objective, Energy):
+        objective = objective.beside(system)
     blocks = state_gains(system) if objective.of == "state" else gains(system)
     dims = ["layer", objective.of, "input"]
     picks, value = xr.apply_ufunc(

@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from depthsys.ltv.gramians import System, noise_of, observability, reachability, used_values
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     beside,
     check_finite,
@@ -480,11 +481,7 @@ def _columns(value: Any, system: System, name: str, column: str) -> xr.DataArray
     value = as_named(value, name, *options)
     if column not in value.dims:
         value = value.expand_dims(column, axis=-1)
-    if "depth" in value.coords and not np.array_equal(value["depth"], labels(system, "depth")):
-        raise ValueError(
-            f"`{name}` must have the depths of the system, {labels(system, 'depth')}; got "
-            f"{value['depth'].values}. Select the same part of both."
-        )
+    value = aligned(value, name, system, (column,))
     value = value.rename({column: "column"}) if column != "column" else value
     return value.drop_vars(["depth", "column"], errors="ignore").transpose(
         ..., "depth", "state", "column"

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.control import state_gains
 from depthsys.ltv.gramians import System, reachability, used_values
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     labels,
@@ -18,6 +18,7 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
+from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
 from depthsys.ltv.system import as_named, check
 
@@ -70,7 +71,7 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             The same for the outputs, :math:`\mathrm{tr}\, C_L P_L C_L^\top`.
         ``energy_from_layer`` (layer, output)
             Least energy to shift that output of y_L by one; inf where the layer does not reach
-            it (a gain below ``rtol`` of :math:`\|C_L\|` times the largest state gain).
+            it (a gain below ``rtol`` of its row of :math:`C_L` times the largest state gain).
 
         Where nothing is reachable (depth 0) the energies are inf and the log volume is 0.
         ``note`` in attrs says which depend on the coordinates of the state.
@@ -133,11 +134,11 @@ def _inverse(value: xr.DataArray) -> xr.DataArray:
 
 
 def _readout(system: System) -> xr.DataArray:
-    """Summed squares of C_L."""
+    """Summed squares of each row of C_L."""
     if isinstance(system, MatrixFree):
-        return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum())
+        return xr.DataArray((np.asarray(system.C[-1]) ** 2).sum(1), dims=["output"])
     last = system["C"].isel(depth=-1, drop=True).drop_vars("order", errors="ignore")
-    return (last**2).sum(["output", "state"])
+    return (last**2).sum("state")
 
 
 def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:
@@ -184,10 +185,10 @@ def reachable_fraction(
     rtol = _checked_rtol(rtol)
     size, depths = state_size(system), labels(system, "depth")
     wanted = {"depth": len(depths), "state": size}
-    target = as_named(target, "target", {"state": size}, wanted)
+    target = aligned(as_named(target, "target", {"state": size}, wanted), "target", system)
     if "depth" not in target.dims:
         target = target.expand_dims(depth=len(depths))
-    target = target.drop_vars("depth", errors="ignore").transpose(..., "depth", "state")
+    target = target.transpose(..., "depth", "state")
     length = np.sqrt((target**2).sum("state"))
     if bool((length == 0).any()):
         raise ValueError("`target` must not be zero; got a zero one. Give a direction.")

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
@@ -61,7 +62,8 @@ def reachability_factors(
     """
     extra, extra_dims = [], []
     if initial is not None:
-        extra = [as_named(initial, "initial", {"state": state_size(system), "column": None})]
+        initial = as_named(initial, "initial", {"state": state_size(system), "column": None})
+        extra = [aligned(initial, "initial", system, ("column",))]
         extra_dims = [["state", "column"]]
 
     def padded(A, B, *initial):
@@ -266,6 +268,13 @@ def checked_map(io: Any, name: str = "io") -> xr.DataArray:
             f"`{name}` must have L >= 1 layers, L + 1 depths and nothing empty; got {dict(sizes)}. "
             "Inputs act at depths 0..L-1, and the last output is y_L: add it, or drop a layer."
         )
+    for dim in ("depth", "layer"):
+        if dim in io.coords and np.issubdtype(io[dim].dtype, np.number):
+            if (np.diff(io[dim].values) <= 0).any():
+                raise ValueError(
+                    f"`{name}` must have its {dim}s in order; got {io[dim].values}. Use "
+                    f"`.sortby({dim!r})`."
+                )
     if taken := {"state", "state_next", "index"} & set(io.dims):
         raise ValueError(
             f"`{name}` must name its batch dims otherwise than a system does; got {sorted(taken)}. "

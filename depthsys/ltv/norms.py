@@ -13,6 +13,7 @@ from depthsys.ltv.gramians import (
     observability,
     reachability,
 )
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.matrix_free import over_depth
 from depthsys.ltv.response import io_matrix
 
@@ -151,7 +152,8 @@ def bounds_of(values: xr.DataArray, order: int | Sequence[int] | xr.DataArray) -
                 " Take it from a basis of the same system, `basis.order`."
             )
         index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
-        kept = order.reset_coords(drop=True).drop_vars("depth", errors="ignore")
+        order = in_order_of(order, "order", "depth", values["depth"].values)
+        kept = order.reset_coords(drop=True)
         cut = values.where(index >= kept, 0.0).transpose(..., "depth", "index")
         return bounds_of(cut, 0)
     orders = np.atleast_1d(np.asarray(order))

@@ -9,6 +9,7 @@ by how much it changes the state.
 import numpy as np
 import xarray as xr
 
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.system import as_named
 
 ENERGIES = ("absolute", "relative")
@@ -20,7 +21,7 @@ def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan")
     Raises
     ------
     ValueError
-        If the plan has no ``u``, other sizes, or holds several schedules.
+        If the plan has no ``u``, other sizes or layers, or holds several schedules.
     """
     if not isinstance(plan, xr.Dataset) or "u" not in plan:
         got = sorted(map(str, plan)) if isinstance(plan, xr.Dataset) else type(plan).__name__
@@ -36,6 +37,7 @@ def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan")
             f"`{name}` must hold u (layer={n_layers}, input={n_inputs}); got "
             f"{dict(u.sizes)}. Select one schedule of a batch first."
         )
+    u = in_order_of(u, f"{name}.u", "layer", np.arange(n_layers))
     return (u.expand_dims("input") if single else u).transpose("layer", "input")
 
 
@@ -66,7 +68,11 @@ def layer_weights(system: xr.Dataset, energy: str) -> xr.DataArray:
 
 def plan_energy(u: xr.DataArray, weights: xr.DataArray | None = None) -> xr.DataArray:
     """Energy of schedules (..., layer, input)."""
-    cost = 1.0 if weights is None else weights.drop_vars("layer", errors="ignore")
+    cost = 1.0
+    if weights is not None:
+        if "layer" in u.coords:
+            weights = in_order_of(weights, "weights", "layer", u["layer"].values)
+        cost = weights.drop_vars("layer", errors="ignore")
     square = (u.drop_vars("layer", errors="ignore") ** 2) * cost
     return square.sum([d for d in ("layer", "input") if d in u.dims])
 
@@ -113,11 +119,13 @@ def simple_schedules(
     G = gains.transpose("layer", "output", "input").values
     n_layers, _, n_inputs = G.shape
     along = np.einsum("loi,o->li", G, np.atleast_1d(target))
-    cost = (
-        np.ones(n_layers)
-        if weights is None
-        else as_named(weights, "weights", {"layer": n_layers}).values
-    )
+    if weights is None:
+        cost = np.ones(n_layers)
+    else:
+        weights = as_named(weights, "weights", {"layer": n_layers})
+        if "layer" in gains.coords:
+            weights = in_order_of(weights, "weights", "layer", gains["layer"].values)
+        cost = weights.values
     single = np.zeros((n_layers, n_layers, n_inputs))
     for layer in range(n_layers):
         push = along[layer] / cost[layer]

@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.gramians import System
+from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     in_parts,
@@ -13,7 +14,7 @@ from depthsys.ltv.matrix_free import (
     state_size,
     transposed,
 )
-from depthsys.ltv.system import DIMS, STAMP, check
+from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check
 
 BIORTHOGONAL = 1e-7
 BASIS_DIMS = ("depth", "feature", "state")
@@ -50,6 +51,7 @@ def project(system: System, basis: xr.Dataset) -> xr.Dataset:
     The initial state is zero at depth 0, where most bases have no column at all.
     """
     _check_basis(system, basis)
+    basis = _beside(system, basis)
     V, W = (
         basis[name]
         .rename(feature="state", state="column")
@@ -153,6 +155,23 @@ def _check_basis(system: System, basis: xr.Dataset) -> None:
             f"`basis` must satisfy W_k' V_k = I; got a deviation of {float(off.max()):.1e} where "
             "rounding allows less. Multiply W by the inverse transpose of V' W."
         )
+
+
+def _beside(system: System, basis: xr.Dataset) -> xr.Dataset:
+    """The basis with its features in the order of the states of the system."""
+    depth = labels(system, "depth")
+    if "depth" in basis.coords and not np.array_equal(basis["depth"], depth):
+        raise ValueError(
+            f"`basis` must have the depths of the system, {depth}; got {basis['depth'].values}. "
+            "Make it from the same system."
+        )
+    batch = {d for name in "VW" for d in basis.variables[name].dims} - {*BASIS_DIMS}
+    shared = batch & set(batch_sizes(system)) if batch and isinstance(system, xr.Dataset) else ()
+    if "feature" not in basis.coords and not shared:
+        return basis
+    found = {n: aligned(basis[n], f"basis.{n}", system, state="", feature="state") for n in "VW"}
+    rest = basis.drop_vars(["V", "W", "feature", "depth", "state"], errors="ignore")
+    return rest.assign(found)
 
 
 def _deviation(V: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

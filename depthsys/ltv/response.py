@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from depthsys.ltv.labels import aligned, beside_each_other
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
@@ -16,7 +17,7 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
-from depthsys.ltv.system import DIMS, as_named, check, same_labels
+from depthsys.ltv.system import DIMS, as_named, check
 
 
 def simulate(
@@ -54,8 +55,9 @@ def simulate(
     check(system)
     sizes = {d: system.sizes[d] for d in ("layer", "input")}
     u = as_named(np.zeros(tuple(sizes.values())) if u is None else u, "u", sizes)
-    u = same_labels(u, system["A"], "layer", "u")
+    u = aligned(u, "u", system)
     x0 = as_state(system, np.zeros(system.sizes["state"]) if x0 is None else x0, "x0", 0)
+    u, x0 = beside_each_other({"u": u, "x0": x0})
     x, y = over_depth(
         _simulate,
         system,
@@ -72,7 +74,7 @@ def as_state(system: xr.Dataset | MatrixFree, value: Any, name: str, at: int) ->
     """A state at depth ``at`` (a position), padded with zeros if the size of the state varies."""
     sizes = state_sizes(system).isel(depth=at)
     own, size = int(sizes.max()), state_size(system)
-    value = as_named(value, name, {"state": None})
+    value = aligned(as_named(value, name, {"state": None}), name, system)
     if value.sizes["state"] == own:
         value = value.pad(state=(0, size - own), constant_values=0.0)
     missing = xr.DataArray(np.arange(size), dims=["state"]) >= sizes

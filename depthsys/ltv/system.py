@@ -383,7 +383,8 @@ def check(system: xr.Dataset) -> xr.Dataset:
         If it is not an xarray Dataset.
     ValueError
         If a variable or dim is missing, empty or repeated, sizes do not chain, layers or depths
-        are not in order, a value is not finite, or the schema is newer than this library.
+        are not in order, the labels of ``state`` and ``state_next`` differ, a value is not finite,
+        or the schema is newer than this library.
     """
     if not isinstance(system, xr.Dataset):
         raise TypeError(
@@ -421,6 +422,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"`system` must store square A; got state_next={sizes['state_next']}, "
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
+    _check_state_labels(system)
     if "order" in system.coords:
         _check_order(system)
     if np.any(compact(system.variables["D"].isel(depth=-1).values)):
@@ -441,6 +443,18 @@ def _check_batch(system: xr.Dataset) -> None:
         raise ValueError(
             f"`system` must name its batch dims otherwise than results do; got {taken}. Rename "
             f"them: `system.rename({{{taken[0]!r}: 'case'}})`."
+        )
+
+
+def _check_state_labels(system: xr.Dataset) -> None:
+    """A state has one label, whether an A maps from it or to it."""
+    if "state" not in system.coords or "state_next" not in system.coords:
+        return
+    here, after = (system[dim].values for dim in ("state", "state_next"))
+    if not np.array_equal(here, after):
+        raise ValueError(
+            f"`state_next` must have the labels of `state`, {here}; got {after}. Put them in the "
+            "same order, `system.sel(state_next=system.state.values)`."
         )
 
 
@@ -561,13 +575,3 @@ def whole_number(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"`{name}` must be a whole number >= 1; got {value!r}. Pass a count.")
     return int(value)
-
-
-def same_labels(array: xr.DataArray, like: xr.DataArray, dim: str, name: str) -> xr.DataArray:
-    """The array without labels, after checking that they are those of ``like``."""
-    if dim in array.coords and not np.array_equal(array[dim], like[dim]):
-        raise ValueError(
-            f"`{name}` must have the labels of the system along {dim!r}, {like[dim].values}; got "
-            f"{array[dim].values}. Select the same part of both."
-        )
-    return array.drop_vars(dim, errors="ignore")

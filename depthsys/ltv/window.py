@@ -110,6 +110,13 @@ def _joined(left: xr.Dataset, right: xr.Dataset, i: int) -> xr.Dataset:
         raise ValueError(
             f"`systems[{i}]` must have sizes {sizes[0]}; got {sizes[1]}. Project or pad it first."
         )
+    for dim in ("state", "input", "output"):
+        here, there = (s[dim].values if dim in s.coords else None for s in (left, right))
+        if here is not None and there is not None and not np.array_equal(here, there):
+            raise ValueError(
+                f"`systems[{i}]` must have the labels of the systems before it along {dim!r}, "
+                f"{here}; got {there}. Put them in the same order, `.sel({dim}=...)`."
+            )
     before, after = left["C"].isel(depth=-1), right["C"].isel(depth=0)
     if before.values.any() and after.values.any() and not bool((before == after).all()):
         raise ValueError(

@@ -367,7 +367,7 @@ def test_bad_starts_snapshots_and_bases_are_refused():
         ltv.pod_basis(system, order=1, snapshots=runs)
     later = xr.DataArray(np.ones((5, 3)), dims=["depth", "state"], coords={"depth": range(1, 6)})
     with pytest.raises(
-        ValueError, match=r"`start` must have the depths of the system, \[0 1 2 3 4\]"
+        ValueError, match=r"`start` must have the labels of the system along .depth., \[0 1 2 3 4\]"
     ):
         ltv.krylov_basis(system, order=1, start=later)
     with pytest.raises(TypeError, match="`start` must be real"):

@@ -12,7 +12,7 @@ from depthsys import ltv
 from tests.ltv.test_system import random_arrays
 
 # apply_ufunc wants every result to have all batch dims, and the rank lacks those of the target
-RESULTS = ("u", "energy", "predicted", "residual", "target", "gain_rank")
+RESULTS = ("u", "energy", "predicted", "residual", "target", "multipliers", "gain_rank")
 
 
 def state_map(A, B):
@@ -326,17 +326,72 @@ def test_error_names_the_rank_of_the_worst_member(bad):
 
 
 def test_rtol_decides_which_directions_count():
-    system = ltv.constant(np.eye(2), np.diag([1.0, 1e-4]), np.eye(2), horizon=3)
-    fine = ltv.minimum_energy(system, [1.0, 1.0])
+    C = np.array([[1.0, 0.0], [1.0, 1e-4]])  # two outputs that are nearly one
+    system = ltv.constant(np.eye(2), np.eye(2), C, horizon=3)
+    fine = ltv.minimum_energy(system, [1.0, 2.0])
     assert int(fine["gain_rank"]) == 2
     assert fine.attrs["rtol"] == 1e-10
-    np.testing.assert_allclose(fine.u, [[1 / 3, 1e4 / 3]] * 3, rtol=1e-10)
-    with pytest.raises(np.linalg.LinAlgError, match=r"residual 7\.1e-01 .*\(rank 1 .*rtol 1e-03"):
-        ltv.minimum_energy(system, [1.0, 1.0], rtol=1e-3)
-    coarse = ltv.minimum_energy(system, [1.0, 1.0], rtol=1e-3, allow_residual=True)
+    np.testing.assert_allclose(fine.u, [[1 / 3, 1e4 / 3]] * 3, rtol=1e-7)
+    with pytest.raises(np.linalg.LinAlgError, match=r"residual 3\.2e-01 .*\(rank 1 .*rtol 1e-03"):
+        ltv.minimum_energy(system, [1.0, 2.0], rtol=1e-3)
+    coarse = ltv.minimum_energy(system, [1.0, 2.0], rtol=1e-3, allow_residual=True)
     assert int(coarse["gain_rank"]) == 1
-    np.testing.assert_allclose(coarse.u, [[1 / 3, 0.0]] * 3, atol=1e-15)
+    np.testing.assert_allclose(coarse.u, [[0.5, 0.0]] * 3, atol=1e-4)
     assert coarse.attrs == {"method": "minimum_energy", "rtol": 1e-3}
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1e-5, 1.0, 1e10])
+def test_no_unit_of_an_output_decides(unit):
+    system = ltv.constant(np.diag([0.9, 0.5]), [[1.0], [unit]], np.eye(2), horizon=10)
+    plan = ltv.minimum_energy(system, 1.0, outputs=0, hold=1)
+    np.testing.assert_allclose(plan.energy, 0.4661, rtol=1e-4)
+    np.testing.assert_allclose(ltv.simulate(system, plan.u).y[-1, 1] / unit, 0.0, atol=1e-9)
+    # and the energy rises by the multiplier where the target does
+    more = ltv.minimum_energy(system, 1.0 + 1e-6, outputs=0, hold=1)
+    slope = (more.energy - plan.energy) / 1e-6
+    np.testing.assert_allclose(plan.multipliers[0], slope, rtol=1e-5)
+
+
+def test_a_row_of_rounding_binds_nothing():
+    """An output whose products cancel is not there: it must not take part as if it were."""
+    rng = np.random.default_rng(0)
+    T = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    A, B = T @ np.diag([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]) @ T.T, T[:, :2] @ rng.standard_normal((2, 1))
+    C = np.stack([T[:, 0] + T[:, 1], T[:, 4]])  # the second output sees what no input reaches
+    system = ltv.constant(A, B, C, horizon=8)
+    assert 0 < abs(ltv.gains(system)[:, 1]).max() < 1e-14
+    plan = ltv.minimum_energy(system, 1.0, outputs=0, hold=1)
+    free = ltv.minimum_energy(system, 1.0, outputs=0)
+    assert int(plan["gain_rank"]) == 1
+    np.testing.assert_allclose(plan.energy, free.energy, rtol=1e-10)
+    with pytest.raises(np.linalg.LinAlgError, match=r"relative residual 1\.0e\+00"):
+        ltv.minimum_energy(system, [1.0, 1.0])
+
+
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_from_an_initial_state(seed, L):
+    A, B, C, D = random_arrays(seed, L, n=4, m=2, p=3)
+    system = ltv.system(A, B, C, D)
+    rng = np.random.default_rng(seed)
+    x0, target = rng.standard_normal(4), rng.standard_normal(2)
+    plan = ltv.minimum_energy(system, target, x0=x0, outputs=[2, 0], hold=1)
+    alone = ltv.simulate(system, x0=x0).y[-1].values
+    y = ltv.simulate(system, plan.u, x0).y[-1].values
+    np.testing.assert_allclose(y, [target[1], alone[1], target[0]], atol=1e-7)
+    np.testing.assert_allclose(plan.predicted, [*target, alone[1]], atol=1e-7)
+    np.testing.assert_allclose(plan.target, [*target, alone[1]], rtol=1e-10)
+    moved = ltv.minimum_energy(system, target - alone[[2, 0]], outputs=[2, 0], hold=1)
+    np.testing.assert_allclose(plan.u, moved.u, rtol=1e-6, atol=1e-9)
+    G = (C[-1] @ state_map(A, B))[[2, 0, 1]]
+    expected = np.linalg.solve(G @ G.T, 2 * (plan.target.values - alone[[2, 0, 1]]))
+    np.testing.assert_allclose(plan.multipliers, expected, rtol=1e-5)
+    d = state_map(A, B) @ rng.standard_normal(2 * L)
+    whole = ltv.minimum_energy(system, state(d + reduce(lambda x, a: a @ x, A, x0)), x0=x0)
+    np.testing.assert_allclose(ltv.simulate(system, whole.u, x0).x[-1], whole.target, atol=1e-6)
+    free = ltv.MatrixFree([aslinearoperator(a) for a in A], B, C, D)
+    other = ltv.minimum_energy(free, target, x0=x0, outputs=[2, 0], hold=1)
+    np.testing.assert_allclose(other.u, plan.u, rtol=1e-7, atol=1e-9)
 
 
 def test_system_without_any_input_reaches_nothing():
