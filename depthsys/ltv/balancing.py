@@ -60,7 +60,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
     model = resolution.copy()
     size = in_rows(values).max((-2, -1), initial=0.0)
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
-        one = _balanced_long(*lists, exact, rtol)
+        one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)
         resolution[member], model[member] = one.resolution, one.model
         for whole, part in ((V, one.V), (W, one.W), (values, one.values), (floors, one.floor)):
             for k, new in enumerate(part):
@@ -100,7 +100,7 @@ def _balanced_long(A, B, C, exact: LongMap, rtol: float) -> Balanced:
         svds.append((U[:, known], sigma[known], Zt[known].T, sigma))
     candidates = []
     for minimal in ("none", "V", "W"):
-        pairs = [_pair(exact, k, *svds[k][:3], minimal) for k in range(L + 1)]
+        pairs = [_pair(exact, k, u, s, z, minimal) for k, (u, s, z, _) in enumerate(svds)]
         lost = _lost(A, B, C, exact, svds, pairs)
         left_out = sum(svds[k][1][v.shape[-1] :].sum() for k, (v, _) in enumerate(pairs))
         candidates.append((lost + 2 * left_out, lost, pairs))

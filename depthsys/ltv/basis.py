@@ -411,7 +411,7 @@ def _built(system: System, method: _Method, order: int) -> xr.Dataset:
         lost, claim = model
         basis = basis.assign(model_resolution=lost)
         ok, what = (lost <= CERTIFIABLE * claim) | (lost == 0), "the largest Hankel value"
-    certified = certificate(ok.values, lost.values, claim.values, what)
+    certified = certificate(ok, lost, claim, what)
     return basis.assign_coords(
         depth=labels(system, "depth"), order=(basis["V"] != 0).any("feature").sum("state")
     ).assign_attrs(method=method.name, rtol=method.rtol, order=order, certified=certified)

@@ -103,10 +103,7 @@ def compare(
     # an error that is zero to rounding is as certain as the map it is the difference of
     least = np.maximum(CERTIFIABLE * table["error"], 10 * floor.where(floor < CERTIFIABLE * norm))
     known = table["resolution_of_error"] <= least
-    text = certificate(
-        *(x.values for x in xr.broadcast(known, table["resolution_of_error"], table["error"])),
-        "the error",
-    )
+    text = certificate(known, table["resolution_of_error"], table["error"], "the error")
     table = table.assign(
         ratio=(table["error"] / lower).where(bounds["lower_is_certified"]),
         lower=lower,

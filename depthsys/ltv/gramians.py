@@ -214,7 +214,7 @@ def hankel_singular_values(system: System | xr.DataArray) -> xr.DataArray:
     ok = (resolution <= CERTIFIABLE * top) | (resolution == 0)
     about = {
         "resolution": worst,
-        "certified": certificate(ok.values, resolution.values, top.values, "the largest value"),
+        "certified": certificate(ok, resolution, top, "the largest value"),
     }
     return values.rename("hankel_singular_values").assign_attrs(about)
 

@@ -1,12 +1,12 @@
 """Norms of a linear time-varying system, and certified bounds on the error of reducing it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
 from depthsys.ltv.balancing import balanced
+from depthsys.ltv.bounds import Rounding, bounds_of
 from depthsys.ltv.gramians import (
     System,
     in_rows,
@@ -20,7 +20,6 @@ from depthsys.ltv.response import known_map, size_of_map
 from depthsys.ltv.rounding import (
     CERTIFIABLE,
     EPS,
-    YES,
     certificate,
     frobenius,
     resolution_of,
@@ -42,7 +41,7 @@ def induced_norm(system: System) -> xr.DataArray:
 
 def _with_resolution(norm: xr.DataArray, resolution: xr.DataArray) -> xr.DataArray:
     ok = (resolution <= CERTIFIABLE * norm) | (resolution == 0)
-    text = certificate(ok.values, resolution.values, norm.values, "the norm")
+    text = certificate(ok, resolution, norm, "the norm")
     return norm.assign_attrs(resolution=float(resolution.max()), certified=text)
 
 
@@ -175,7 +174,8 @@ def error_bounds(
     """
     if isinstance(system, xr.DataArray):
         values, resolution = values_and_resolution(system)
-        return bounds_of(values, order, _Rounding(resolution, resolution, _existing(system)))
+        floor = RTOL * values.max("index") + resolution
+        return bounds_of(values, order, Rounding(resolution, resolution, _existing(system), floor))
     outputs = [["depth", "index"], ["depth"], [], []]
 
     def core(A, B, C):
@@ -189,193 +189,16 @@ def error_bounds(
 
     values, floor, resolution, model = over_depth(core, system, "ABC", outputs)
     values = values.assign_coords(depth=labels(system, "depth"))
-    rounding = _Rounding(resolution, model, _existing(system), floor)
+    rounding = Rounding(resolution, model, _existing(system), floor)
     return bounds_of(values, order, rounding)
-
-
-@dataclass(frozen=True)
-class _Rounding:
-    """What is not exact in Hankel values and in the models made of them.
-
-    ``values`` and ``model`` (...) as of `balancing.Balanced`; ``count`` (depth): how many values
-    can differ from zero; ``floor`` (depth): values below twice that may be left out by a basis.
-    """
-
-    values: xr.DataArray
-    model: xr.DataArray
-    count: xr.DataArray
-    floor: xr.DataArray | None = None
 
 
 def _existing(system: System | xr.DataArray) -> xr.DataArray:
     """How many Hankel values can differ from zero: inputs before, outputs to come, states."""
     if isinstance(system, MatrixFree):
-        L, m, p = len(system.A), system.B[0].shape[1], system.C[0].shape[0]
+        L, m, p = len(system.A), np.shape(system.B[0])[1], np.shape(system.C[0])[0]
     else:
         L, m, p = (system.sizes[dim] for dim in ("layer", "input", "output"))
     k = xr.DataArray(np.arange(L + 1), dims=["depth"])
     count = np.minimum(k * m, (L + 1 - k) * p)
     return count if isinstance(system, xr.DataArray) else np.minimum(count, state_sizes(system))
-
-
-def bounds_of(
-    values: xr.DataArray,
-    order: int | Sequence[int] | xr.DataArray,
-    rounding: _Rounding | None = None,
-) -> xr.Dataset:
-    """`error_bounds` from the Hankel singular values (..., depth, index); exact ones by default."""
-    index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
-    if rounding is None:
-        zero = xr.zeros_like(values.isel(depth=0, index=0, drop=True))
-        count = (values > 0).sum("index").drop_vars("depth", errors="ignore")
-        rounding = _Rounding(zero, zero, count)
-    if isinstance(order, xr.DataArray):
-        if order.sizes.get("depth") != values.sizes["depth"]:
-            raise ValueError(
-                f"`order` must have the dim depth={values.sizes['depth']}; got {dict(order.sizes)}."
-                " Take it from a basis of the same system, `basis.order`."
-            )
-        kept = order.reset_coords(drop=True).drop_vars("depth", errors="ignore")
-        return _described(_bounds(values, index >= kept, rounding), values, rounding)
-    orders = np.atleast_1d(np.asarray(order))
-    if orders.ndim > 1 or orders.dtype.kind not in "iu" or (orders < 0).any():
-        raise ValueError(
-            f"`order` must be whole numbers >= 0; got {order!r}. Pass one or a list of them."
-        )
-    paths = _along_depth(values, index >= 0, rounding)  # the same for all orders
-    parts = [_bounds(values, index >= int(r), rounding, paths) for r in orders]
-    if np.ndim(order) == 0:
-        return _described(parts[0], values, rounding)
-    joined = xr.concat(parts, dim=xr.Variable("order", orders))
-    return _described(joined, values, rounding)
-
-
-def _along_depth(
-    values: xr.DataArray, left_out: xr.DataArray, rounding: _Rounding
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Cost of the cheapest split, and whether the values are unimodal, of every index."""
-    dims = ["depth", "index"]
-    cut = (xr.DataArray(np.arange(values.sizes["index"]), dims=["index"]) < rounding.count) & (
-        left_out
-    )
-    high = (values + rounding.values).where(cut, 0.0)
-    low = (values - rounding.values).clip(min=0.0).where(cut, 0.0)
-    split = xr.apply_ufunc(
-        _cheapest_split,
-        high,
-        low,
-        input_core_dims=[dims, dims],
-        output_core_dims=[["index"]],
-    )
-    unimodal = xr.apply_ufunc(
-        _unimodal, values.where(cut, 0.0), input_core_dims=[dims], output_core_dims=[["index"]]
-    )
-    return split, unimodal
-
-
-def _bounds(
-    values: xr.DataArray,
-    left_out: xr.DataArray,
-    rounding: _Rounding,
-    paths: tuple[xr.DataArray, xr.DataArray] | None = None,
-) -> xr.Dataset:
-    """The bounds where the states with ``left_out`` (..., depth, index) are truncated."""
-    dims = ["depth", "index"]
-    split, unimodal = paths or _along_depth(values, left_out, rounding)
-    if paths:
-        split, unimodal = split.where(left_out, 0.0), unimodal | ~left_out
-    exists = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"]) < rounding.count
-    cut = exists & left_out
-    named = values.where(cut, 0.0)
-    # what a basis leaves out beyond the order, one state after the other
-    extra = rounding.model
-    if rounding.floor is not None:
-        few = exists & ~left_out & (values <= 2 * rounding.floor)
-        extra = extra + 2 * (values + rounding.values).where(few, 0.0).sum(dims)
-    distinct = xr.apply_ufunc(
-        lambda v: 2 * _sum_of_distinct(v.reshape(*v.shape[:-2], -1)), named, input_core_dims=[dims]
-    )
-    distinct = distinct + 2 * cut.sum(dims) * rounding.values + extra
-    segment = split.sum("index") + extra
-    largest = (values + rounding.values).where(cut, 0.0).max("depth")
-    simple = 2 * largest.sum("index") + extra
-    proved = unimodal.all("index") & (segment <= simple * (1 + 1e-6))
-    return xr.Dataset(
-        {
-            "lower": (named.max(dims) - rounding.values).clip(min=0.0),
-            "upper_distinct": distinct,
-            "upper_segment": segment,
-            "upper": np.minimum(distinct, segment),
-            # rounding of near-equal values costs the segment bound a little more
-            "simple": simple.where(~proved, np.maximum(simple, segment)),
-            "simple_is_proved": proved,
-            "claim": named.max(dims),
-        }
-    )
-
-
-def _described(bounds: xr.Dataset, values: xr.DataArray, rounding: _Rounding) -> xr.Dataset:
-    """The bounds with their resolution, and nothing claimed where that is too large."""
-    resolution, worst = rounding.values, np.maximum(rounding.values, rounding.model)
-    top = values.max(["depth", "index"])
-    known = (worst <= CERTIFIABLE * top) | (worst == 0)
-    claim = bounds["claim"]
-    certain = (resolution <= CERTIFIABLE * top) & (bounds["lower"] > 0)
-    certain = certain | ((claim == 0) & (resolution == 0))  # nothing left out, nothing rounded
-    text = certificate(
-        *(x.values for x in xr.broadcast(known, worst, top)), "the largest Hankel value"
-    )
-    if text == YES:
-        text = certificate(
-            *(x.values for x in xr.broadcast(certain, resolution, claim)),
-            "the largest truncated Hankel value",
-        ).replace("not certified", "lower bound not certified", 1)
-    found = bounds.drop_vars("claim").assign(
-        lower=bounds["lower"].where(certain, 0.0),
-        resolution=rounding.values,
-        lower_is_certified=certain,
-        upper_is_certified=known & (bounds["upper"] < np.inf),
-    )
-    for name in ("upper_distinct", "upper_segment", "upper", "simple"):
-        found[name] = found[name].where(known, np.inf)
-    found["simple_is_proved"] = found["simple_is_proved"] & known
-    return found.assign_attrs(certified=text)
-
-
-def _sum_of_distinct(values: np.ndarray) -> np.ndarray:
-    values = np.sort(values, axis=-1)
-    first = np.diff(values, axis=-1, prepend=-1.0) != 0
-    return np.where(first, values, 0.0).sum(-1)
-
-
-def _cheapest_split(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Least total cost of segments covering the positive values of (..., depth, index), by DP.
-
-    ``high`` and ``low`` enclose the values. ``cost[a]`` is the cost of one segment from depth a to
-    the current depth, ``best[b]`` the least cost of covering the depths before b. A depth whose
-    value is surely 0 has no such state: it costs nothing and no segment passes over it, nor over
-    one whose value may be 0.
-    """
-    n_depths = high.shape[-2]
-    shape = (*high.shape[:-2], high.shape[-1])
-    best = np.zeros((n_depths + 1, *shape))
-    cost = np.full((n_depths, *shape), np.inf)
-    with np.errstate(over="ignore"):  # a product of rises that overflows is no cheap split
-        for k in range(n_depths):
-            here = high[..., k, :]
-            positive = here > 0
-            if k:
-                before = low[..., k - 1, :]
-                goes_on = positive & (before > 0)
-                rise = np.maximum(here / np.where(before > 0, before, 1.0), 1.0)
-                cost[:k] = np.where(goes_on, cost[:k] * rise, np.inf)
-            cost[k] = 2 * here
-            best[k + 1] = np.where(positive, (best[: k + 1] + cost[: k + 1]).min(0), best[k])
-    return best[-1]
-
-
-def _unimodal(values: np.ndarray) -> np.ndarray:
-    """Whether each sequence of positive values (..., depth, index) never rises after a fall."""
-    step = np.diff(values, axis=-2)
-    fell = np.cumsum(step < 0, axis=-2) > 0
-    return np.logical_not((fell & (step > 0)).any(-2))

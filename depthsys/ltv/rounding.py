@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 EPS = float(np.finfo(float).eps)
@@ -95,14 +96,16 @@ def transposed(matrix: Any) -> Any:
     return np.swapaxes(matrix, -1, -2)
 
 
-def certificate(ok: np.ndarray, resolution: np.ndarray, claim: np.ndarray, what: str) -> str:
+def certificate(
+    ok: xr.DataArray, resolution: xr.DataArray, claim: xr.DataArray | float, what: str
+) -> str:
     """The text of ``attrs["certified"]``: "yes", or "not certified" with the reason."""
-    ok, resolution, claim = np.broadcast_arrays(ok, resolution, claim)
-    if ok.all():
+    ok, resolution, claim = xr.broadcast(ok, resolution, xr.DataArray(claim))
+    if bool(ok.all()):
         return YES
-    at = np.unravel_index(np.argmax(np.where(ok, -np.inf, resolution)), ok.shape)
+    at = np.argmax(np.where(ok.values, -np.inf, resolution.values))
     part = "" if ok.size == 1 else f" in {int((~ok).sum())} of {ok.size} cases"
     return (
-        f"not certified{part}: rounding explains {resolution[at]:.1e} output/input (`resolution`), "
-        f"and {what} is {claim[at]:.1e}"
+        f"not certified{part}: rounding explains {resolution.values.flat[at]:.1e} "
+        f"(`resolution`), and {what} is {claim.values.flat[at]:.1e}"
     )
