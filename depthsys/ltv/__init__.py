@@ -38,6 +38,7 @@ from depthsys.ltv.lti import (
     mean_lti,
 )
 from depthsys.ltv.matrix_free import MatrixFree
+from depthsys.ltv.minimal import balreal, minimal_realization
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.project import project
 from depthsys.ltv.realization import parallel, realization
@@ -56,6 +57,7 @@ __all__ = [
     "adjoint_basis",
     "arnoldi_basis",
     "balanced_basis",
+    "balreal",
     "check",
     "closed_loop",
     "compare",
@@ -77,6 +79,7 @@ __all__ = [
     "lti_gramians",
     "lti_hankel_singular_values",
     "mean_lti",
+    "minimal_realization",
     "minimum_energy",
     "modal_controllability",
     "observability_factors",

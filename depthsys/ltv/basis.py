@@ -103,14 +103,23 @@ def balanced_basis(
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     .. [2] Laub, Heath, Paige and Ward (1987), doi:10.1109/TAC.1987.1104549: the square-root method.
     """
+    return _basis(system, _balanced(rtol), order, tolerance)
 
+
+def _balanced(rtol: float) -> "_Method":
     def core(A, B, C, *, order):
         pair = balanced(A, B, C, rtol, order)
         top = in_rows(pair.values).max((-2, -1), initial=0.0)
         return pair.V, pair.W, pair.model, top
 
-    method = _Method("balanced", core, "ABC", rtol, models=True)
-    return _basis(system, method, order, tolerance)
+    return _Method("balanced", core, "ABC", rtol, models=True)
+
+
+def balanced_basis_of_full_rank(system: System, rtol: float) -> xr.Dataset:
+    """`balanced_basis` with all states that count, of which there may be none."""
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL:.0e}.")
+    return _built(system, _balanced(rtol), state_size(system))
 
 
 def krylov_basis(
