@@ -36,29 +36,38 @@ class Balanced:
 
 
 def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
-    """The square-root method, in long arithmetic for the members of a batch that need it."""
+    """The square-root method, in long arithmetic for the members of a batch that need it.
+
+    ``order`` cuts V and W; at 0 only the numbers are made.
+    """
     R, S = reachability(A, B), observability(A, C)
     V, W, values, floors = [], [], [], []
     for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
-        if r.shape[-1] == 0:
+        if r.shape[-1] == 0 or order == 0:
             V.append(np.zeros((*product.shape[:-2], r.shape[-2], 0)))
             W.append(V[-1])
+        if r.shape[-1] == 0:
             values.append(np.zeros((*product.shape[:-2], 0)))
             floors.append(np.zeros(product.shape[:-2]))
             continue
-        U, sigma, Zt = np.linalg.svd(product, full_matrices=False)
-        floor = np.maximum(rtol * sigma[..., 0], 10 * local_noise(r, s))
-        known = sigma > floor[..., None]
-        scale = (np.where(known, sigma, 1.0) ** -0.5 * known)[..., None, :order]
-        V.append(r @ (transposed(Zt)[..., :order] * scale))
-        W.append(biorthogonal(s @ (U[..., :order] * scale), V[-1]))
+        floor = 10 * local_noise(r, s)
+        if order == 0:
+            sigma = np.linalg.svd(product, compute_uv=False)
+            floor = np.maximum(rtol * sigma[..., 0], floor)
+        else:
+            U, sigma, Zt = np.linalg.svd(product, full_matrices=False)
+            floor = np.maximum(rtol * sigma[..., 0], floor)
+            known = sigma > floor[..., None]
+            scale = (np.where(known, sigma, 1.0) ** -0.5 * known)[..., None, :order]
+            V.append(r @ (transposed(Zt)[..., :order] * scale))
+            W.append(biorthogonal(s @ (U[..., :order] * scale), V[-1]))
         values.append(sigma)
         floors.append(floor)
+    size = in_rows(values).max((-2, -1), initial=0.0)
     resolution = resolution_of(A, B, C, R, S)
     model = resolution.copy()
-    size = in_rows(values).max((-2, -1), initial=0.0)
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
         one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)
         resolution[member], model[member] = one.resolution, one.model

@@ -7,8 +7,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.basis import RankError, balanced_basis
+from depthsys.ltv.bounds import Rounding
 from depthsys.ltv.gramians import System
-from depthsys.ltv.norms import error_bounds, spectral_norm
+from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 from depthsys.ltv.project import project
 from depthsys.ltv.response import known_map
 from depthsys.ltv.rounding import CERTIFIABLE, YES, certificate, frobenius
@@ -90,10 +91,11 @@ def compare(
     named = _named(methods)
     sizes = _checked(orders)
     exact, floor = known_map(system)
-    bounds = error_bounds(system, sizes)
+    known_values = rounded_values(system)
+    bounds = bounds_of(known_values[0], sizes, known_values[1])
     rows = [
         xr.concat(
-            [_row(system, exact, floor, method, r) for r in sizes],
+            [_row(system, exact, floor, known_values, method, r) for r in sizes],
             dim=xr.Variable("order", sizes),
         )
         for method in named.values()
@@ -125,7 +127,12 @@ def compare(
 
 
 def _row(
-    system: System, exact: xr.DataArray, floor: xr.DataArray, method: Basis, order: int
+    system: System,
+    exact: xr.DataArray,
+    floor: xr.DataArray,
+    known_values: tuple[xr.DataArray, Rounding],
+    method: Basis,
+    order: int,
 ) -> xr.Dataset:
     begin = perf_counter()
     basis, rank = _at_most(method, system, order)
@@ -138,7 +145,7 @@ def _row(
     balanced = getattr(method, "func", method) is balanced_basis
     upper = error * np.nan
     if balanced:
-        upper = error_bounds(system, basis["order"])["upper"]
+        upper = bounds_of(known_values[0], basis["order"], known_values[1])["upper"]
         upper = upper.where(upper < np.inf)
     return xr.Dataset(
         {

@@ -247,8 +247,9 @@ def _hankel_values(A, B, C) -> tuple[np.ndarray, np.ndarray]:
             if r.shape[-1]
             else np.zeros((*product.shape[:-2], 0))
         )
-    found, resolution = in_rows(values), resolution_of(A, B, C, R, S)
+    found = in_rows(values)
     size = found.max((-2, -1), initial=0.0)
+    resolution = resolution_of(A, B, C, R, S)
     for member, exact, _ in long_maps(A, B, C, R, S, resolution, size):
         row, resolution[member] = values_of_map(exact.G, exact.error)
         found[member] = row[:, : found.shape[-1]]

@@ -172,10 +172,16 @@ def error_bounds(
     >>> bool(bounds.lower <= bounds.upper)
     True
     """
+    values, rounding = rounded_values(system)
+    return bounds_of(values, order, rounding)
+
+
+def rounded_values(system: System | xr.DataArray) -> tuple[xr.DataArray, Rounding]:
+    """Hankel values (..., depth, index), and what is not exact in them and in models of them."""
     if isinstance(system, xr.DataArray):
         values, resolution = values_and_resolution(system)
         floor = RTOL * values.max("index") + resolution
-        return bounds_of(values, order, Rounding(resolution, resolution, _existing(system), floor))
+        return values, Rounding(resolution, resolution, _existing(system), floor)
     outputs = [["depth", "index"], ["depth"], [], []]
 
     def core(A, B, C):
@@ -189,8 +195,7 @@ def error_bounds(
 
     values, floor, resolution, model = over_depth(core, system, "ABC", outputs)
     values = values.assign_coords(depth=labels(system, "depth"))
-    rounding = Rounding(resolution, model, _existing(system), floor)
-    return bounds_of(values, order, rounding)
+    return values, Rounding(resolution, model, _existing(system), floor)
 
 
 def _existing(system: System | xr.DataArray) -> xr.DataArray:

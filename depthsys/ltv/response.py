@@ -196,9 +196,10 @@ def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
 
     def core(A, B, C, D):
         G, R, S = map_of(A, B, C, D), reachability(A, B), observability(A, C)
+        size = size_of_map(G)
         lost = resolution_of(A, B, C, R, S)
         resolution = resolution_of_map(G, lost)
-        for member, exact, _ in long_maps(A, B, C, R, S, lost, size_of_map(G)):
+        for member, exact, _ in long_maps(A, B, C, R, S, lost, size):
             direct = [np.broadcast_to(d, (*G.shape[:-4], *d.shape[-2:]))[member] for d in D]
             G[member] = exact.G
             for k, d in enumerate(direct[:-1]):

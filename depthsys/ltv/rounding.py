@@ -21,32 +21,42 @@ from scipy.sparse.linalg import LinearOperator
 EPS = float(np.finfo(float).eps)
 CERTIFIABLE = 1e-3  # of the Hankel norm: above it a first-order estimate of rounding proves nothing
 YES = "yes"
+BLOCK = 65536  # numbers that fit a cache
 
 
 def resolution_of(A, B, C, R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
     """What rounding explains in S' R and in the input-output map, (...), inf where it overflows."""
-    r, s = [lengths(factor) for factor in R], [lengths(factor) for factor in S]
-    parts = []
+    sizes = max(f.shape[-2] + f.shape[-1] for f in R) + max(f.shape[-1] for f in S)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for k, c in enumerate(C):
-            parts.append((lengths(transposed(c)) * r[k]).sum(-1))
-        for layer, a in enumerate(A):
-            here, after = slice(layer, layer + 1), slice(layer + 1, layer + 2)
-            if isinstance(a, LinearOperator):
-                parts.append(_unseen(R[here][0], R[after][0], S[here][0], S[after][0]))
-            else:
-                # one pass over |A|: the sum of s_i |a_ij| r_j
-                reached = (np.abs(a) @ r[layer][..., None])[..., 0]
-                parts.append((s[layer + 1] * reached).sum(-1))
-            parts.append((s[layer + 1] * lengths(B[layer])).sum(-1))
-        total = np.stack(np.broadcast_arrays(*parts), axis=-1).sum(-1)
-        sizes = max(f.shape[-2] + f.shape[-1] for f in R) + max(f.shape[-1] for f in S)
-        return np.where(np.isnan(total), np.inf, EPS * sizes * total)
+        r, s = row_lengths(R), row_lengths(S)
+        total = (s[1:] * row_lengths(B)).sum((0, -1))
+        total = total + (row_lengths([transposed(c) for c in C]) * r).sum((0, -1))
+        if isinstance(A[0], LinearOperator):
+            total = total + sum(_unseen(R[k : k + 2], S[k : k + 2]) for k in range(len(A)))
+            return _lost(sizes * total)
+        return _lost(sizes * (total + sum(_through(a, r[k], s[k + 1]) for k, a in enumerate(A))))
 
 
-def _unseen(R: np.ndarray, R_next: np.ndarray, S: np.ndarray, S_next: np.ndarray) -> np.ndarray:
+def _lost(total: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(total), np.inf, EPS * total)
+
+
+def _through(a: np.ndarray, r: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """The sum of s_i |a_ij| r_j."""
+    if a.ndim > 2 or a.size <= BLOCK:
+        return (s * (np.abs(a) @ r[..., None])[..., 0]).sum(-1)
+    rows = max(1, BLOCK // a.shape[-1])  # at a time, so that |a| stays in the cache
+    parts = (s[..., i : i + rows] * _reached(a[i : i + rows], r) for i in range(0, len(a), rows))
+    return np.concatenate(list(parts), axis=-1).sum(-1)
+
+
+def _reached(a: np.ndarray, r: np.ndarray) -> np.ndarray:
+    return (np.abs(a) @ r[..., None])[..., 0]
+
+
+def _unseen(R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
     """||S_{l+1}|| ||A_l|| ||R_l|| for an operator, whose size its products so far have shown."""
-    return np.maximum(frobenius(S_next) * frobenius(R_next), frobenius(S) * frobenius(R))
+    return np.maximum(frobenius(S[1]) * frobenius(R[1]), frobenius(S[0]) * frobenius(R[0]))
 
 
 def resolution_of_map(G: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndarray:
@@ -68,14 +78,30 @@ def local_noise(R: np.ndarray, S: np.ndarray) -> np.ndarray:
 
 def lengths(matrix: np.ndarray) -> np.ndarray:
     """The lengths of the rows of (..., rows, columns), without overflow."""
-    if matrix.shape[-1] == 0:
-        return np.zeros(matrix.shape[:-1])
-    squares = np.einsum("...ij,...ij->...i", matrix, matrix)
-    if ((squares > 1e-200) & (squares < 1e200)).all():
-        return np.sqrt(squares)
-    largest = np.abs(matrix).max(-1, keepdims=True)
-    scale = np.where(largest > 0, largest, 1.0)
-    return scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
+    return row_lengths([matrix])[0]
+
+
+def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """The lengths of the rows of matrices with as many rows, (matrix, ..., rows)."""
+    squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
+    rows = max(x.shape[-1] for x in squares)
+    if any(x.shape[-1] < rows for x in squares):  # operators between states of varying size
+        squares = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rows - x.shape[-1])]) for x in squares]
+    batch = np.broadcast_shapes(*(x.shape for x in squares))
+    found = np.empty((len(squares), *batch))
+    for k, x in enumerate(squares):
+        found[k] = x
+    safe = ((found > 1e-200) & (found < 1e200)).all(axis=tuple(range(1, found.ndim)))
+    found = np.sqrt(found)
+    for k in np.flatnonzero(~safe):
+        matrix = matrices[k]
+        if not matrix.any():
+            continue
+        largest = np.abs(matrix).max(-1, keepdims=True)
+        scale = np.where(largest > 0, largest, 1.0)
+        exact = scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
+        found[k][..., : exact.shape[-1]] = exact
+    return found
 
 
 def frobenius(matrix: np.ndarray) -> np.ndarray:
