@@ -22,6 +22,7 @@ EPS = float(np.finfo(float).eps)
 CERTIFIABLE = 1e-3  # of the Hankel norm: above it a first-order estimate of rounding proves nothing
 YES = "yes"
 BLOCK = 65536  # numbers that fit a cache
+SAMPLES = 8
 
 
 def resolution_of(A, B, C, R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
@@ -57,6 +58,32 @@ def _reached(a: np.ndarray, r: np.ndarray) -> np.ndarray:
 def _unseen(R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
     """||S_{l+1}|| ||A_l|| ||R_l|| for an operator, whose size its products so far have shown."""
     return np.maximum(frobenius(S[1]) * frobenius(R[1]), frobenius(S[0]) * frobenius(R[0]))
+
+
+def noise_of_factors(A, B, R: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Random samples (..., state, sample) of what rounding leaves in the factors R_k.
+
+    The rounding errors made at every depth, with random signs, are carried on by A: a length of the
+    samples estimates that of the error, where a bound by norms would grow with ||A||^k.
+    """
+    rng = np.random.default_rng(0)
+    sizes = max(f.shape[-2] + f.shape[-1] for f in R)
+    noise = [np.zeros((*R[0].shape[:-1], SAMPLES))]
+    for layer, a in enumerate(A):
+        r = lengths(R[layer])
+        made = lengths(B[layer])
+        if isinstance(a, LinearOperator):
+            made = made + lengths(R[layer + 1])
+        else:
+            made = made + _reached(a, r)
+        signs = rng.standard_normal((made.shape[-1], SAMPLES))
+        noise.append(a @ noise[-1] + EPS * sizes * made[..., None] * signs)
+    return noise
+
+
+def size_of_noise(noise: np.ndarray) -> np.ndarray:
+    """An estimate, three times on the safe side, of the Frobenius norm behind samples."""
+    return 3 * frobenius(noise) / np.sqrt(noise.shape[-1])
 
 
 def resolution_of_map(G: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndarray:
