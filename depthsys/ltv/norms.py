@@ -204,6 +204,9 @@ def _existing(system: System | xr.DataArray) -> xr.DataArray:
         L, m, p = len(system.A), np.shape(system.B[0])[1], np.shape(system.C[0])[0]
     else:
         L, m, p = (system.sizes[dim] for dim in ("layer", "input", "output"))
-    k = xr.DataArray(np.arange(L + 1), dims=["depth"])
-    count = np.minimum(k * m, (L + 1 - k) * p)
-    return count if isinstance(system, xr.DataArray) else np.minimum(count, state_sizes(system))
+    k = np.arange(L + 1)
+    count = xr.DataArray(np.minimum(k * m, (L + 1 - k) * p), dims=["depth"])
+    if isinstance(system, xr.DataArray):
+        return count
+    sizes = state_sizes(system)
+    return count.where(count < sizes, sizes)

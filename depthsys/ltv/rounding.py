@@ -120,7 +120,7 @@ def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
         found[k] = x
     safe = ((found > 1e-200) & (found < 1e200)).all(axis=tuple(range(1, found.ndim)))
     found = np.sqrt(found)
-    for k in np.flatnonzero(~safe):
+    for k in np.flatnonzero(~safe).tolist():
         matrix = matrices[k]
         if not matrix.any():
             continue
