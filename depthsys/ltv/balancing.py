@@ -94,9 +94,9 @@ def _balanced_long(A, B, C, exact: LongMap, rtol: float) -> Balanced:
     """Balanced coordinates of one system from its exact map.
 
     V only has to satisfy ``O_k V_k = U_k Sigma_k^1/2`` for the rows O_k by which later outputs read
-    the state, and W the like with the reachable states: among the three pairs that do, the one
-    whose projection loses least is taken. What is reached and not seen makes R_k Z large, what is
-    seen and not reached S_k U.
+    the state, and W the like with the reachable states: among four pairs that do, or nearly, the
+    one whose projection loses least is taken. What is reached and not seen makes R_k Z large, what
+    is seen and not reached S_k U.
     """
     L, p = len(A), C[0].shape[-2]
     resolution = float(resolution_of_map(exact.G, exact.error))
@@ -108,7 +108,7 @@ def _balanced_long(A, B, C, exact: LongMap, rtol: float) -> Balanced:
         known = sigma > floor[-1]
         svds.append((U[:, known], sigma[known], Zt[known].T, sigma))
     candidates = []
-    for minimal in ("none", "V", "W"):
+    for minimal in ("", "V", "W", "VW"):
         pairs = [_pair(exact, k, u, s, z, minimal) for k, (u, s, z, _) in enumerate(svds)]
         lost = _lost(A, B, C, exact, svds, pairs)
         left_out = sum(svds[k][1][v.shape[-1] :].sum() for k, (v, _) in enumerate(pairs))
@@ -129,18 +129,18 @@ def _balanced_long(A, B, C, exact: LongMap, rtol: float) -> Balanced:
 def _pair(exact: LongMap, k: int, U, sigma, Z, minimal: str) -> tuple[np.ndarray, np.ndarray]:
     """V_k and W_k, of as many states as double precision holds with W' V = I.
 
-    The one of the two that is named ``minimal`` is the shortest that does.
+    Those that are named in ``minimal`` are the shortest that do.
     """
     R, S = exact.reached[k], exact.seen[k]
     root = np.sqrt(sigma)
     V, W = R @ (Z / root), S @ (U / root)
-    if sigma.size and minimal != "none":
+    if sigma.size and minimal:
         r, s = lengths(R), lengths(S)
         # coordinates in which reaching and seeing a state are equally long
         d = (np.sqrt(np.where(r > 0, r, 1.0)) / np.sqrt(np.where(s > 0, s, 1.0)))[:, None]
-        if minimal == "V":
+        if "V" in minimal:
             V = d * (np.linalg.pinv((S * d).T, rcond=1e-13) @ (U * root))
-        else:
+        if "W" in minimal:
             W = (np.linalg.pinv((R / d).T, rcond=1e-13) @ (Z * root)) / d
     for count in range(sigma.size, 0, -1):
         own = biorthogonal(W[:, :count], V[:, :count])

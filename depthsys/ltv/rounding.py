@@ -30,12 +30,13 @@ def resolution_of(A, B, C, R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> 
     sizes = max(f.shape[-2] + f.shape[-1] for f in R) + max(f.shape[-1] for f in S)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         r, s = row_lengths(R), row_lengths(S)
-        total = (s[1:] * row_lengths(B)).sum((0, -1))
-        total = total + (row_lengths([transposed(c) for c in C]) * r).sum((0, -1))
+        total = (s[..., 1:, :] * row_lengths(B)).sum((-2, -1))
+        total = total + (row_lengths([transposed(c) for c in C]) * r).sum((-2, -1))
         if isinstance(A[0], LinearOperator):
             total = total + sum(_unseen(R[k : k + 2], S[k : k + 2]) for k in range(len(A)))
             return _lost(sizes * total)
-        return _lost(sizes * (total + sum(_through(a, r[k], s[k + 1]) for k, a in enumerate(A))))
+        parts = [_through(a, r[..., k, :], s[..., k + 1, :]) for k, a in enumerate(A)]
+        return _lost(sizes * (total + sum(parts)))
 
 
 def _lost(total: np.ndarray) -> np.ndarray:
@@ -44,7 +45,7 @@ def _lost(total: np.ndarray) -> np.ndarray:
 
 def _through(a: np.ndarray, r: np.ndarray, s: np.ndarray) -> np.ndarray:
     """The sum of s_i |a_ij| r_j."""
-    if a.ndim > 2 or a.size <= BLOCK:
+    if max(a.ndim - 1, r.ndim, s.ndim) > 1 or a.size <= BLOCK:
         return (s * (np.abs(a) @ r[..., None])[..., 0]).sum(-1)
     rows = max(1, BLOCK // a.shape[-1])  # at a time, so that |a| stays in the cache
     parts = (s[..., i : i + rows] * _reached(a[i : i + rows], r) for i in range(0, len(a), rows))
@@ -105,29 +106,27 @@ def local_noise(R: np.ndarray, S: np.ndarray) -> np.ndarray:
 
 def lengths(matrix: np.ndarray) -> np.ndarray:
     """The lengths of the rows of (..., rows, columns), without overflow."""
-    return row_lengths([matrix])[0]
+    return row_lengths([matrix])[..., 0, :]
 
 
 def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """The lengths of the rows of matrices with as many rows, (matrix, ..., rows)."""
+    """The lengths of the rows of some matrices, (..., matrix, row), padded with zeros."""
     squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
-    rows = max(x.shape[-1] for x in squares)
-    if any(x.shape[-1] < rows for x in squares):  # operators between states of varying size
-        squares = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rows - x.shape[-1])]) for x in squares]
-    batch = np.broadcast_shapes(*(x.shape for x in squares))
-    found = np.empty((len(squares), *batch))
+    batch = np.broadcast_shapes(*(x.shape[:-1] for x in squares))
+    found = np.zeros((*batch, len(squares), max(x.shape[-1] for x in squares)))
     for k, x in enumerate(squares):
-        found[k] = x
-    safe = ((found > 1e-200) & (found < 1e200)).all(axis=tuple(range(1, found.ndim)))
+        found[..., k, : x.shape[-1]] = x
+    safe = ((found > 1e-200) & (found < 1e200)).all(-1)
+    if found.ndim > 2:
+        safe = safe.all(tuple(range(found.ndim - 2)))
     found = np.sqrt(found)
     for k in np.flatnonzero(~safe).tolist():
         matrix = matrices[k]
-        if not matrix.any():
-            continue
-        largest = np.abs(matrix).max(-1, keepdims=True)
-        scale = np.where(largest > 0, largest, 1.0)
-        exact = scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
-        found[k][..., : exact.shape[-1]] = exact
+        if matrix.any():
+            largest = np.abs(matrix).max(-1, keepdims=True)
+            scale = np.where(largest > 0, largest, 1.0)
+            exact = scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
+            found[..., k, : exact.shape[-1]] = exact
     return found
 
 
