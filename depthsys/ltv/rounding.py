@@ -21,7 +21,7 @@ from scipy.sparse.linalg import LinearOperator
 EPS = float(np.finfo(float).eps)
 CERTIFIABLE = 1e-3  # of the Hankel norm: above it a first-order estimate of rounding proves nothing
 YES = "yes"
-BLOCK = 65536  # numbers that fit a cache
+BLOCK = 2**18  # numbers that fit a cache
 SAMPLES = 8
 
 
@@ -35,6 +35,9 @@ def resolution_of(A, B, C, R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> 
         if isinstance(A[0], LinearOperator):
             total = total + sum(_unseen(R[k : k + 2], S[k : k + 2]) for k in range(len(A)))
             return _lost(sizes * total)
+        if sum(a.size for a in A) <= BLOCK and len({a.shape for a in A}) == 1:
+            reached = _reached(np.stack(A, axis=-3), r[..., :-1, :])
+            return _lost(sizes * (total + (s[..., 1:, :] * reached).sum((-2, -1))))
         parts = [_through(a, r[..., k, :], s[..., k + 1, :]) for k, a in enumerate(A)]
         return _lost(sizes * (total + sum(parts)))
 
@@ -111,14 +114,17 @@ def lengths(matrix: np.ndarray) -> np.ndarray:
 
 def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
     """The lengths of the rows of some matrices, (..., matrix, row), padded with zeros."""
-    squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
-    batch = np.broadcast_shapes(*(x.shape[:-1] for x in squares))
-    found = np.zeros((*batch, len(squares), max(x.shape[-1] for x in squares)))
-    for k, x in enumerate(squares):
-        found[..., k, : x.shape[-1]] = x
+    if sum(x.size for x in matrices) <= BLOCK and len({x.shape for x in matrices}) == 1:
+        whole = np.stack(matrices, axis=-3)  # one call in place of many
+        found = np.einsum("...ij,...ij->...i", whole, whole)
+    else:
+        squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
+        batch = np.broadcast_shapes(*(x.shape[:-1] for x in squares))
+        found = np.zeros((*batch, len(squares), max(x.shape[-1] for x in squares)))
+        for k, x in enumerate(squares):
+            found[..., k, : x.shape[-1]] = x
     safe = ((found > 1e-200) & (found < 1e200)).all(-1)
-    if found.ndim > 2:
-        safe = safe.all(tuple(range(found.ndim - 2)))
+    safe = safe.reshape(-1, len(matrices)).all(0)
     found = np.sqrt(found)
     for k in np.flatnonzero(~safe).tolist():
         matrix = matrices[k]

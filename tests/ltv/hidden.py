@@ -27,7 +27,7 @@ def hidden_system(seed: int, longest: int = 100) -> Hidden:
     """
     rng = np.random.default_rng(seed)
     exact = bool(rng.random() < 2 / 3)
-    L = int(rng.integers(3, longest + 1) if rng.random() < 0.3 else rng.integers(3, 26))
+    L = int(rng.integers(3, longest + 1) if rng.random() < 0.15 else rng.integers(3, 26))
     visible, unreached, unseen, both = (int(rng.integers(a, 3)) for a in (1, 0, 0, 0))
     if rng.random() < 0.4:
         both = 0
