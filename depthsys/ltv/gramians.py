@@ -131,7 +131,7 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     for layer, a in enumerate(A):
         propagated = a @ factors[-1] if factors[-1].shape[-1] else None
         factors.append(compressed(beside(propagated, B[layer])))
-        check_finite(factors[-1], f"the reachability factor {layer + 1} steps on")
+    _check_factors(factors, "reachability", A)
     return factors
 
 
@@ -139,10 +139,21 @@ def observability(A, C) -> list[np.ndarray]:
     """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
     factors = [compressed(transposed(C[-1]))]
     for layer in reversed(range(len(A))):
-        propagated = transposed(A[layer]) @ factors[0]
-        factors.insert(0, compressed(beside(propagated, transposed(C[layer]))))
-        check_finite(factors[0], f"the observability factor {layer} steps on")
-    return factors
+        propagated = transposed(A[layer]) @ factors[-1]
+        factors.append(compressed(beside(propagated, transposed(C[layer]))))
+    _check_factors(factors, "observability", A)
+    return factors[::-1]
+
+
+def _check_factors(factors: list[np.ndarray], name: str, A) -> None:
+    """LinAlgError at the first factor that is not finite; in products of matrices it stays so."""
+    if not any(isinstance(a, LinearOperator) for a in A):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(factors[-1].sum()):
+                return
+    for step, factor in enumerate(factors):
+        depth = step if name == "reachability" else len(A) - step
+        check_finite(factor, f"the {name} factor {depth} steps on")
 
 
 def compressed(factor: np.ndarray) -> np.ndarray:
