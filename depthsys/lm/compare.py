@@ -38,7 +38,8 @@ from depthsys.lm.prompts import SPLITS, Splits, Texts, check_splits
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
-from depthsys.ltv.norms import bounds_of, spectral_norm
+from depthsys.ltv.bounds import Rounding
+from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 
 REFERENCES = ("mean_system", "mean_response")
 # What a difference of two maps cannot resolve, over their norm: ten roundings of float32, to which
@@ -133,8 +134,9 @@ def compare(
         ``lower``, ``ratio``, ``upper``
             No model of that order is better than ``lower`` (order, reference); ``ratio`` is
             error / lower, NaN where lower is below ``resolution`` (reference), what the rounding
-            of the products explains; ``upper`` (basis, order, reference) is proved for balanced
-            against the mean system and for ensemble against the mean response, NaN elsewhere.
+            of the products explains (there ``lower_is_certified`` is False); ``upper`` (basis,
+            order, reference) is proved for balanced against the mean system and for ensemble
+            against the mean response, NaN elsewhere.
 
         Cost:
 
@@ -544,8 +546,8 @@ class _References:
         mean, response = ltv.io_matrix(full.mean_system), full.mean_response["io"]
         maps = [mean.transpose(*_MAP), response.transpose(*_MAP)]
         self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
-        self.values = ltv.hankel_singular_values(self.maps)
-        self.lower = ltv.error_bounds(self.maps, orders)["lower"]
+        self.values, self.rounding = rounded_values(self.maps)
+        self.lower = bounds_of(self.values, orders, self.rounding)["lower"]
         self.resolution = RESOLUTION * spectral_norm(self.maps)
 
     def errors(self, system: xr.Dataset, method: Method) -> dict[str, xr.DataArray]:
@@ -553,7 +555,7 @@ class _References:
         difference = self.maps - ltv.io_matrix(system).transpose(*_MAP)
         upper = xr.full_like(self.resolution, np.nan)
         if method.proved_against is not None:
-            proved = bounds_of(self.values, system["order"])["upper"]
+            proved = bounds_of(self.values, system["order"], self.rounding)["upper"]
             upper = proved.where(proved["reference"] == method.proved_against)
         return {"error": spectral_norm(difference), "upper": upper, **_sizes(difference, "error")}
 
@@ -565,6 +567,7 @@ class _References:
         gain = terminal.sel(reference="mean_system", drop=True).squeeze(single, drop=True)
         about = {
             "lower": self.lower,
+            "lower_is_certified": self.lower > self.resolution,
             "ratio": ratio,
             "resolution": self.resolution,
             "norm": spectral_norm(self.maps),
@@ -597,7 +600,8 @@ def _each_prompt(
     for batch in run.first(count):
         full = EachFull(channels, batch, named, orders[-1])
         exact = full.response["io"]
-        bounds = ltv.error_bounds(exact, orders)
+        values = rounded_values(exact)
+        bounds = bounds_of(values[0], orders, values[1])
         tables = []
         for name, method in named.items():
             _, reduce, shared = full.prepared(name)
@@ -605,9 +609,10 @@ def _each_prompt(
             systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
             seconds[name] += shared + perf_counter() - begin
             proved = method.proved_against is not None
-            values = ltv.hankel_singular_values(exact) if proved else None
             rows_each = [
-                _prompt_row(s, exact, values) if isinstance(s, xr.Dataset) else None
+                _prompt_row(s, exact, values if proved else None)
+                if isinstance(s, xr.Dataset)
+                else None
                 for s in systems
             ]
             lost = all(row is None for row in rows_each)
@@ -632,13 +637,15 @@ def _each_prompt(
     return whole
 
 
-def _prompt_row(system: xr.Dataset, exact: xr.DataArray, values: xr.DataArray | None):
+def _prompt_row(
+    system: xr.Dataset, exact: xr.DataArray, values: tuple[xr.DataArray, Rounding] | None
+):
     error = spectral_norm(exact - ltv.io_matrix(system))
     gain = ltv.gains(system).transpose("prompt", "layer", "output", "input")
     single = [d for d in ("output", "input") if gain.sizes[d] == 1]
     upper = error * np.nan
     if values is not None:
-        upper = bounds_of(values, system["order"])["upper"]
+        upper = bounds_of(values[0], system["order"], values[1])["upper"]
     return xr.Dataset(
         {
             "prompt_gain": gain.squeeze(single, drop=True).drop_vars("layer"),

@@ -41,6 +41,7 @@ from depthsys.ltv.lti import (
 )
 from depthsys.ltv.markov import era, markov_parameters
 from depthsys.ltv.matrix_free import MatrixFree
+from depthsys.ltv.minimal import balreal, minimal_realization
 from depthsys.ltv.minimum_energy import minimum_energy, state_gains
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.optimal_inputs import optimal_inputs
@@ -71,6 +72,7 @@ __all__ = [
     "adjoint_basis",
     "arnoldi_basis",
     "balanced_basis",
+    "balreal",
     "check",
     "closed_loop",
     "compare",
@@ -102,6 +104,7 @@ __all__ = [
     "lti_hankel_singular_values",
     "markov_parameters",
     "mean_lti",
+    "minimal_realization",
     "minimum_energy",
     "modal_controllability",
     "observability_factors",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from math import comb
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
@@ -132,7 +132,10 @@ class Energy:
 
     target: ArrayLike
     rtol: float = RTOL
-    of: ClassVar[str] = "output"
+    @property
+    def of(self) -> str:
+        """Outputs are measured."""
+        return "output"
 
     def guarantee(self, n_rows: int) -> str:
         """Modular with one output."""
@@ -227,18 +230,19 @@ def actuator_layers(
             f"`objective` must be `Trace()`, `Volume(floor=...)` or `Energy(target=...)`; got "
             f"{objective!r}. Make one of these."
         )
+    aim: Objective = objective
     if isinstance(objective, Energy):
-        objective = objective.beside(system)
-    blocks = state_gains(system) if objective.of == "state" else gains(system)
-    dims = ["layer", objective.of, "input"]
+        aim = objective.beside(system)
+    blocks = state_gains(system) if aim.of == "state" else gains(system)
+    dims = ["layer", aim.of, "input"]
     picks, value = xr.apply_ufunc(
-        lambda b: _greedy(b, int(count), objective),
+        lambda b: _greedy(b, int(count), aim),
         blocks,
         input_core_dims=[dims],
         output_core_dims=[["pick"], ["pick"]],
     )
     kept, kept_value = xr.apply_ufunc(
-        lambda b: _eliminate(b, int(count), objective),
+        lambda b: _eliminate(b, int(count), aim),
         blocks,
         input_core_dims=[dims],
         output_core_dims=[["pick"], []],
@@ -248,7 +252,7 @@ def actuator_layers(
     n_subsets = comb(n_layers, int(count))
     if n_subsets <= max_subsets:
         best, optimum = xr.apply_ufunc(
-            lambda b: _exhaustive(b, int(count), objective),
+            lambda b: _exhaustive(b, int(count), aim),
             blocks,
             input_core_dims=[dims],
             output_core_dims=[["pick"], []],

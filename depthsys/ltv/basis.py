@@ -7,6 +7,9 @@ fewer directions exist than asked for: there ``order`` is smaller and the column
 Every function takes either ``order``, the largest number of columns per depth, or ``tolerance``:
 then the smallest order is used whose exact error ``||G - G_r||`` is at most ``tolerance ||G||``, in
 every member of a batch.
+
+Every basis carries ``resolution``, what rounding leaves uncertain of ``W_k' V_k = I`` (no unit): a
+few eps where W = V, and large where a pair is oblique and its columns long.
 """
 
 from collections.abc import Callable
@@ -17,11 +20,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.gramians import System, noise_of, observability, reachability, used_values
+from depthsys.ltv.balancing import balanced, biorthogonal
+from depthsys.ltv.gramians import System, in_rows, observability, reachability, used_values
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     beside,
-    check_finite,
     labels,
     n_depths,
     over_depth,
@@ -32,7 +35,8 @@ from depthsys.ltv.matrix_free import (
 )
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.project import project
-from depthsys.ltv.response import io_matrix
+from depthsys.ltv.response import io_matrix, known_map
+from depthsys.ltv.rounding import CERTIFIABLE, EPS, certificate
 from depthsys.ltv.system import as_named, whole_number
 
 RTOL = 1e-12
@@ -70,12 +74,16 @@ def balanced_basis(
         Instead of ``order``: the wanted exact error relative to ``||G||``.
     rtol
         Hankel singular values below ``rtol`` times the largest at that depth, or below ten times
-        what rounding leaves of :math:`\|S_k\| \|R_k\|`, count as zero.
+        what rounding leaves of the product :math:`S_k^\top R_k`, count as zero.
 
     Returns
     -------
     xr.Dataset
-        ``V``, ``W`` (depth, feature, state), coordinate ``order`` (depth).
+        ``V``, ``W`` (depth, feature, state), coordinate ``order`` (depth); ``resolution``, see
+        the head of this module; and ``model_resolution``, output/input: what rounding changes in
+        the input-output map of the projected system, beyond what `error_bounds` says of it. attrs
+        ``certified``: "yes", or "not certified" and why, where that is more than 0.1 % of the
+        largest Hankel value.
 
     Raises
     ------
@@ -96,40 +104,23 @@ def balanced_basis(
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     .. [2] Laub, Heath, Paige and Ward (1987), doi:10.1109/TAC.1987.1104549: the square-root method.
     """
+    return _basis(system, _balanced(rtol), order, tolerance)
 
+
+def _balanced(rtol: float) -> "_Method":
     def core(A, B, C, *, order):
-        V, W = [], []
-        for k, (R, S) in enumerate(zip(reachability(A, B), observability(A, C), strict=True)):
-            product = transposed(S) @ R
-            check_finite(product, f"S' R at depth {k}")
-            if R.shape[-1] == 0:
-                V.append(np.zeros((*product.shape[:-2], R.shape[-2], 0)))
-                W.append(V[-1])
-                continue
-            U, s, Zt = np.linalg.svd(product, full_matrices=False)
-            known = used_values(s, rtol) & (s > 10 * noise_of(R, S)[..., None])
-            scale = (np.where(known, s, 1.0) ** -0.5 * known)[..., None, :order]
-            V.append(R @ (transposed(Zt)[..., :order] * scale))
-            W.append(_biorthogonal(S @ (U[..., :order] * scale), V[-1]))
-        return V, W
+        pair = balanced(A, B, C, rtol, order)
+        top = in_rows(pair.values).max((-2, -1), initial=0.0)
+        return pair.V, pair.W, pair.model, top
 
-    method = _Method("balanced", core, "ABC", rtol)
-    return _basis(system, method, order, tolerance)
+    return _Method("balanced", core, "ABC", rtol, models=True)
 
 
-def _biorthogonal(W: np.ndarray, V: np.ndarray) -> np.ndarray:
-    """W with W' V = I to rounding, from one where it is nearly so (Newton's iteration).
-
-    A small singular value carries an error of eps ||S|| ||R||, which its inverse root magnifies.
-    """
-    used = (V != 0).any(-2)
-    identity = np.eye(V.shape[-1]) * (used[..., None, :] & used[..., None])
-    for _ in range(3):
-        off = identity - transposed(W) @ V
-        if np.abs(off).max(initial=0.0) < 1e-13:
-            break
-        W = W + W @ transposed(off)
-    return W
+def balanced_basis_of_full_rank(system: System, rtol: float) -> xr.Dataset:
+    """`balanced_basis` with all states that count, of which there may be none."""
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL:.0e}.")
+    return _built(system, _balanced(rtol), state_size(system))
 
 
 def krylov_basis(
@@ -302,7 +293,7 @@ def two_sided_basis(
             seen = cosine > max(rtol, SEEN)
             scale = (seen * np.where(seen, cosine, 1.0) ** -0.5)[..., None, :]
             V.append(left @ (transposed(Zt) * scale))
-            W.append(_biorthogonal(right @ (U * scale), V[-1]))
+            W.append(biorthogonal(right @ (U * scale), V[-1]))
         return V, W
 
     method = _Method("two_sided", core, "ABC", rtol, nested=False)
@@ -380,6 +371,7 @@ class _Method:
     rtol: float
     given: dict[str, xr.DataArray] = field(default_factory=dict)
     nested: bool = True  # a smaller order is a slice of a larger one
+    models: bool = False  # core also returns the rounding of the model, and the size it is of
 
 
 def _basis(
@@ -406,25 +398,41 @@ def _basis(
 
 
 def _built(system: System, method: _Method, order: int) -> xr.Dataset:
-    def padded(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
-        V, W = method.core(*arrays, order=order)
+    def padded(*arrays: Any) -> tuple[np.ndarray, ...]:
+        V, W, *model = method.core(*arrays, order=order)
         shape = (max(v.shape[-2] for v in V), max(1, *(v.shape[-1] for v in V)))
-        return stacked(V, *shape), stacked(W, *shape)
+        lost = [EPS * v.shape[-2] * _condition(v, w) for v, w in zip(V, W, strict=True)]
+        resolution = np.stack(np.broadcast_arrays(*lost), axis=-1).max(-1)
+        return stacked(V, *shape), stacked(W, *shape), resolution, *model
 
     dims = [[d for d in g.dims if d in ("depth", "state", "column")] for g in method.given.values()]
-    V, W = over_depth(
+    V, W, resolution, *model = over_depth(
         padded,
         system,
         method.matrices,
-        [["depth", "feature", "column_out"]] * 2,
+        [["depth", "feature", "column_out"]] * 2 + [[]] * (3 if method.models else 1),
         *method.given.values(),
         extra_dims=dims,
         exclude=["column"] if any("column" in d for d in dims) else [],
     )
-    basis = xr.Dataset({"V": V, "W": W}).rename(column_out="state")
+    basis = xr.Dataset({"V": V, "W": W}).rename(column_out="state").assign(resolution=resolution)
+    ok, lost, claim, what = resolution <= CERTIFIABLE, resolution, xr.DataArray(1.0), "W' V = I"
+    if model:
+        lost, claim = model
+        basis = basis.assign(model_resolution=lost)
+        ok, what = (lost <= CERTIFIABLE * claim) | (lost == 0), "the largest Hankel value"
+    certified = certificate(ok, lost, claim, what)
     return basis.assign_coords(
         depth=labels(system, "depth"), order=(basis["V"] != 0).any("feature").sum("state")
-    ).assign_attrs(method=method.name, rtol=method.rtol, order=order)
+    ).assign_attrs(method=method.name, rtol=method.rtol, order=order, certified=certified)
+
+
+def _condition(V: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """The largest sum of |w_i| |v_i| over states, of two columns: what W' V can lose, over eps."""
+    if V.shape[-1] == 0:
+        return np.zeros(V.shape[:-2])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (np.abs(transposed(W)) @ np.abs(V)).max((-2, -1))
 
 
 def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Dataset:
@@ -432,7 +440,7 @@ def _smallest(system: System, method: _Method, tolerance: float | None) -> xr.Da
     number = isinstance(tolerance, (int, float, np.number)) and not isinstance(tolerance, bool)
     if tolerance is None or not number or not 0 < tolerance < np.inf:
         raise ValueError(f"`tolerance` must be a number > 0; got {tolerance!r}. Try 0.01.")
-    exact = io_matrix(system)
+    exact, _ = known_map(system)
     goal = tolerance * spectral_norm(exact)
     order, found, error = 0, 0, spectral_norm(exact)
     while True:  # bases are built in doubling sizes, since a small order is often enough

@@ -7,10 +7,12 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.basis import RankError, balanced_basis
-from depthsys.ltv.gramians import System, frobenius, hankel_singular_values
-from depthsys.ltv.norms import bounds_of, resolution, spectral_norm
+from depthsys.ltv.bounds import Rounding
+from depthsys.ltv.gramians import System
+from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 from depthsys.ltv.project import project
-from depthsys.ltv.response import io_matrix
+from depthsys.ltv.response import known_map
+from depthsys.ltv.rounding import CERTIFIABLE, YES, certificate, frobenius
 
 Basis = Callable[..., xr.Dataset]
 _MAP = ["depth", "output", "layer", "input"]
@@ -42,25 +44,33 @@ def compare(
             Exact :math:`\|G - \hat G\|` (induced norm).
         ``ratio``
             ``error / lower``: at 1 no model of that order can be better. NaN where ``lower`` is
-            below the rounding error of T, ``resolution``.
+            not certified.
         ``h2_error``, ``terminal_error``
             Root of the summed squares over all gains, and over the `gains` to the last depth.
         ``upper``
             Proved bound for `balanced_basis` (or a ``functools.partial`` of it), that of
-            `error_bounds` for the states it keeps; NaN for all others. It holds to rounding,
-            ``resolution``.
+            `error_bounds` for the states it keeps; NaN for all others, and where it is not
+            certified.
+        ``resolution_of_error``
+            What rounding explains in ``error``: of the map of the full system, and of that of the
+            reduced one as it is stored, which may be far worse (a Galerkin basis in coordinates of
+            very different size). Both are taken in long arithmetic where double precision would
+            lose them and they are small.
+        ``error_is_certified``
+            False where that is more than 0.1 % of ``error`` and above ``resolution``.
         ``seconds``
             Wall time of basis and projection, for the whole batch: informative, not a benchmark.
         ``states``
             The largest number of states at any depth: ``order``, or the rank of the method if
             that is smaller. Above it ``order`` changes nothing, and the row is that of the rank.
-        ``lower``, ``simple``, ``simple_is_proved`` (order)
+        ``lower``, ``lower_is_certified``, ``simple``, ``simple_is_proved`` (order)
             See `error_bounds`.
         ``norm``, ``h2_norm``, ``terminal_norm``
             Of the full system: divide by them for relative errors.
         ``resolution``
-            What rounding explains: eps times the sizes summed over times the larger of
-            ``max_k ||S_k|| ||R_k||`` and ``||D||``. Errors and bounds agree to some of it.
+            What rounding explains in the map of the full system and in its Hankel values.
+
+        attrs: ``certified``, "yes", or "not certified" and why.
 
     Raises
     ------
@@ -80,51 +90,70 @@ def compare(
     """
     named = _named(methods)
     sizes = _checked(orders)
-    exact = io_matrix(system)
-    values = hankel_singular_values(system)
-    bounds = bounds_of(values, sizes)
+    exact, floor = known_map(system)
+    known_values = rounded_values(system)
+    bounds = bounds_of(known_values[0], sizes, known_values[1])
     rows = [
         xr.concat(
-            [_row(system, exact, values, method, r) for r in sizes],
+            [_row(system, exact, floor, known_values, method, r) for r in sizes],
             dim=xr.Variable("order", sizes),
         )
         for method in named.values()
     ]
     table = xr.concat(rows, dim=xr.Variable("basis", list(named)))
-    norm = spectral_norm(exact)
-    floor = resolution(system)
-    lower = bounds["lower"]
+    norm, lower = spectral_norm(exact), bounds["lower"]
+    # an error that is zero to rounding is as certain as the map it is the difference of
+    least = np.maximum(CERTIFIABLE * table["error"], 10 * floor.where(floor < CERTIFIABLE * norm))
+    known = table["resolution_of_error"] <= least
+    text = certificate(known, table["resolution_of_error"], table["error"], "the error")
     table = table.assign(
-        ratio=(table["error"] / lower).where(lower > floor),
+        ratio=(table["error"] / lower).where(bounds["lower_is_certified"]),
         lower=lower,
         simple=bounds["simple"],
         simple_is_proved=bounds["simple_is_proved"],
+        lower_is_certified=bounds["lower_is_certified"],
+        error_is_certified=known,
         norm=norm,
         h2_norm=_root_of_squares(exact),
         terminal_norm=_root_of_squares(exact.isel(depth=[-1])),
-        resolution=floor,
+        resolution=np.maximum(floor, bounds["resolution"]),
     )
-    table.attrs = {"unit": "output/input", "norm": "induced l2 (largest singular value of T)"}
+    table.attrs = {
+        "unit": "output/input",
+        "norm": "induced l2 (largest singular value of T)",
+        "certified": bounds.attrs["certified"] if text == YES else text,
+    }
     return table.transpose(..., "basis", "order")
 
 
 def _row(
-    system: System, exact: xr.DataArray, values: xr.DataArray, method: Basis, order: int
+    system: System,
+    exact: xr.DataArray,
+    floor: xr.DataArray,
+    known_values: tuple[xr.DataArray, Rounding],
+    method: Basis,
+    order: int,
 ) -> xr.Dataset:
     begin = perf_counter()
     basis, rank = _at_most(method, system, order)
     reduced = project(system, basis)
     seconds = perf_counter() - begin
-    difference = exact - io_matrix(reduced)
+    small, lost = known_map(reduced)
+    difference = exact - small
     error = spectral_norm(difference)
     # the function itself is asked, not the label of the basis: it balanced this very system
     balanced = getattr(method, "func", method) is balanced_basis
+    upper = error * np.nan
+    if balanced:
+        upper = bounds_of(known_values[0], basis["order"], known_values[1])["upper"]
+        upper = upper.where(upper < np.inf)
     return xr.Dataset(
         {
             "error": error,
-            "upper": bounds_of(values, basis["order"])["upper"] if balanced else error * np.nan,
+            "upper": upper,
             "h2_error": _root_of_squares(difference),
             "terminal_error": _root_of_squares(difference.isel(depth=[-1])),
+            "resolution_of_error": floor + lost,
             "seconds": seconds,
             "states": rank,
         }

@@ -20,6 +20,13 @@ from depthsys.ltv.matrix_free import (
 )
 from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
+from depthsys.ltv.rounding import (
+    YES,
+    certificate,
+    local_noise,
+    noise_of_factors,
+    size_of_noise,
+)
 from depthsys.ltv.system import as_named, check
 
 RTOL = 1e-10
@@ -58,6 +65,12 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
         ``output_rank``, ``output_worst_case_energy``
             The same for the outputs, from :math:`C_k P_k C_k^\top`; what is below ``rtol`` of
             :math:`\|C_k\| \|R_k\|` counts as zero.
+        ``resolution``, ``output_resolution``
+            What rounding explains in a singular value of R_k (state/input) and of C_k R_k
+            (output/input), estimated by carrying random rounding errors along the depth.
+        ``state_rank_is_certified``, ``output_rank_is_certified``
+            False where a singular value is nearer to what counts as zero than that: the rank may
+            be another.
 
         ``output_average``
             :math:`\mathrm{tr}\, C_k P_k C_k^\top`, (output/input)^2: energy in the outputs per
@@ -93,18 +106,27 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
     rtol = _checked_rtol(rtol)
 
     def core(A, B, C):
-        rows = []
-        for c, R in zip(C, reachability(A, B), strict=True):
+        rows, factors = [], reachability(A, B)
+        for c, R, noise in zip(C, factors, noise_of_factors(A, B, factors), strict=True):
             seen = c @ R if R.shape[-1] else R
             scale = np.linalg.norm(c, axis=(-2, -1)) * np.linalg.norm(R, axis=(-2, -1))
-            rows.append([*_measures(R, rtol, None), *_measures(seen, rtol, scale)])
+            state, output = size_of_noise(noise), size_of_noise(c @ noise)
+            output = output + local_noise(R, transposed(c))
+            rows.append(
+                [
+                    *_measures(R, rtol, None, state),
+                    *_measures(seen, rtol, scale, output),
+                    state,
+                    output,
+                ]
+            )
         return tuple(
             np.stack(np.broadcast_arrays(*parts), axis=-1) for parts in zip(*rows, strict=True)
         )
 
-    rank, average, least, volume, residual, output_rank, seen, output_least, _, _ = over_depth(
-        core, system, "ABC", [["depth"]] * 10
-    )
+    found = over_depth(core, system, "ABC", [["depth"]] * 14)
+    rank, average, least, volume, residual, certain, *rest = found
+    output_rank, seen, output_least, _, _, output_certain, resolution, output_resolution = rest
     gain, output = state_gains(system), gains(system)
     squares = (gain**2).sum(["state", "input"])
     reach = (output**2).sum("input")
@@ -119,13 +141,33 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
             "output_rank": output_rank,
             "output_average": seen,
             "output_worst_case_energy": _inverse(output_least),
+            "resolution": resolution,
+            "output_resolution": output_resolution,
+            "state_rank_is_certified": certain,
+            "output_rank_is_certified": output_certain,
             "average_from_layer": squares,
             "output_average_from_layer": reach.sum("output"),
             "energy_from_layer": _inverse(reach.where(reach > floor, 0.0)),
         },
         coords={"depth": labels(system, "depth"), "layer": labels(system, "layer")},
-        attrs={"rtol": rtol, "note": COORDINATES},
+        attrs={
+            "rtol": rtol,
+            "note": COORDINATES,
+            "certified": _in_words(certain, output_certain, found),
+        },
     )
+
+
+def _in_words(certain: xr.DataArray, output_certain: xr.DataArray, found: tuple) -> str:
+    """The text of ``attrs["certified"]``."""
+    parts = (
+        ("a state rank", certain, found[12], "sqrt(average)", found[1] ** 0.5),
+        ("an output rank", output_certain, found[13], "the length of C R", found[7] ** 0.5),
+    )
+    for name, ok, lost, what, size in parts:
+        if (text := certificate(ok, lost, size, what)) != YES:
+            return f"{name} is {text}"
+    return YES
 
 
 def _inverse(value: xr.DataArray) -> xr.DataArray:
@@ -141,21 +183,29 @@ def _readout(system: System) -> xr.DataArray:
     return (last**2).sum("state")
 
 
-def _measures(factor: np.ndarray, rtol: float, scale: np.ndarray | None) -> list[np.ndarray]:
-    """Rank, trace, least positive eigenvalue (or 0), log volume, residual of factor factor'."""
+def _measures(
+    factor: np.ndarray, rtol: float, scale: np.ndarray | None, lost: np.ndarray
+) -> list[np.ndarray]:
+    """Rank, trace, least positive eigenvalue (or 0), log volume, residual of factor factor'.
+
+    And whether the rank is the same for all values that differ from these by ``lost``.
+    """
     if factor.shape[-1] == 0:
         zero = np.zeros(factor.shape[:-2])
-        return [zero.astype(int), zero, zero, zero, zero]
+        return [zero.astype(int), zero, zero, zero, zero, zero == 0]
     s = np.linalg.svd(factor, compute_uv=False)
-    used = used_values(s, rtol)
+    used, limit = used_values(s, rtol), rtol * s[..., :1]
     if scale is not None:
         used &= s > rtol * scale[..., None]
+        limit = np.maximum(limit, rtol * scale[..., None])
+    doubt = np.asarray(lost)[..., None]
+    certain = ((s > limit + doubt) == (s > limit - doubt)).all(-1)
     least = np.where(used.any(-1), np.where(used, s, np.inf).min(-1), 0.0)
     volume = 2 * np.log(np.where(used, s, 1.0)).sum(-1)
     ignored = np.linalg.norm(np.where(used, 0.0, s), axis=-1)
     total = np.linalg.norm(s, axis=-1)
     residual = ignored / np.where(total > 0, total, 1.0)
-    return [used.sum(-1), total**2, least**2, volume, residual]
+    return [used.sum(-1), total**2, least**2, volume, residual, certain]
 
 
 def reachable_fraction(

@@ -1,12 +1,15 @@
 """Square-root Gramians and Hankel singular values of a linear time-varying system."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
+from scipy.sparse.linalg import LinearOperator
 
 from depthsys.ltv.labels import aligned
+from depthsys.ltv.long_arithmetic import LongMap, affordable, long_map
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
@@ -18,10 +21,17 @@ from depthsys.ltv.matrix_free import (
     state_size,
     transposed,
 )
+from depthsys.ltv.rounding import (
+    CERTIFIABLE,
+    certificate,
+    resolution_of,
+    resolution_of_map,
+)
 from depthsys.ltv.system import as_named
 
 System = xr.Dataset | MatrixFree
 MAP_DIMS = ("depth", "output", "layer", "input")
+WORSE = 1e-10  # of the largest value: above it long arithmetic is tried
 
 
 def reachability_factors(
@@ -123,7 +133,7 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     for layer, a in enumerate(A):
         propagated = a @ factors[-1] if factors[-1].shape[-1] else None
         factors.append(compressed(beside(propagated, B[layer])))
-        check_finite(factors[-1], f"the reachability factor {layer + 1} steps on")
+    _check_factors(factors, "reachability", A)
     return factors
 
 
@@ -131,10 +141,21 @@ def observability(A, C) -> list[np.ndarray]:
     """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
     factors = [compressed(transposed(C[-1]))]
     for layer in reversed(range(len(A))):
-        propagated = transposed(A[layer]) @ factors[0]
-        factors.insert(0, compressed(beside(propagated, transposed(C[layer]))))
-        check_finite(factors[0], f"the observability factor {layer} steps on")
-    return factors
+        propagated = transposed(A[layer]) @ factors[-1]
+        factors.append(compressed(beside(propagated, transposed(C[layer]))))
+    _check_factors(factors, "observability", A)
+    return factors[::-1]
+
+
+def _check_factors(factors: list[np.ndarray], name: str, A) -> None:
+    """LinAlgError at the first factor that is not finite; in products of matrices it stays so."""
+    if not any(isinstance(a, LinearOperator) for a in A):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(factors[-1].sum()):
+                return
+    for step, factor in enumerate(factors):
+        depth = step if name == "reachability" else len(A) - step
+        check_finite(factor, f"the {name} factor {depth} steps on")
 
 
 def compressed(factor: np.ndarray) -> np.ndarray:
@@ -179,7 +200,9 @@ def hankel_singular_values(system: System | xr.DataArray) -> xr.DataArray:
     -------
     xr.DataArray
         ``hankel_singular_values`` (depth, index), unit output/input; zero beyond the number of
-        inputs so far or outputs to come. MATLAB: `hsvd`, for LTI.
+        inputs so far or outputs to come. MATLAB: `hsvd`, for LTI. attrs: ``resolution``, what
+        rounding explains in a value, output/input (the largest of a batch), and ``certified``:
+        "yes", or "not certified" and why, where that is more than 0.1 % of the largest value.
 
     Raises
     ------
@@ -189,23 +212,47 @@ def hankel_singular_values(system: System | xr.DataArray) -> xr.DataArray:
 
     Notes
     -----
-    The error of a value is about eps times :math:`\|S_k\| \|R_k\|` in general (which is far above
-    :math:`\sigma_1` when what is easy to reach is hard to see), and much smaller where the states
-    are graded.
+    Values below ``resolution`` cannot be told from zero, though graded ones are often right far
+    below it. Where rounding would explain more than 1e-10 of the largest value (what is easy to
+    reach is hard to see, or the reverse) and the system is small, the values are those of its
+    input-output map, made in as many digits as it needs.
 
     References
     ----------
     .. [1] Sandberg and Rantzer (2004), doi:10.1109/TAC.2003.822862.
     """
+    values, resolution = values_and_resolution(system)
+    worst = float(resolution.max())
+    top = values.max(["depth", "index"])
+    ok = (resolution <= CERTIFIABLE * top) | (resolution == 0)
+    about = {
+        "resolution": worst,
+        "certified": certificate(ok, resolution, top, "the largest value"),
+    }
+    return values.rename("hankel_singular_values").assign_attrs(about)
+
+
+def values_and_resolution(system: System | xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """The Hankel singular values (..., depth, index), and what rounding explains in them (...)."""
+    outputs = [["depth", "index"], []]
     if isinstance(system, xr.DataArray):
-        return _values_of_map(checked_map(system, "system")).rename("hankel_singular_values")
-    values = over_depth(_hankel_values, system, "ABC", [["depth", "index"]])
-    return values.rename("hankel_singular_values").assign_coords(depth=labels(system, "depth"))
+        io = checked_map(system, "system")
+        found = xr.apply_ufunc(
+            lambda G: in_parts(values_of_map, (G,), [MAP_DIMS], outputs),
+            io,
+            input_core_dims=[list(MAP_DIMS)],
+            output_core_dims=outputs,
+        )
+        return found[0], found[1].rename("resolution")
+    values, resolution = over_depth(_hankel_values, system, "ABC", outputs)
+    values = values.assign_coords(depth=labels(system, "depth"))
+    return values, resolution.rename("resolution")
 
 
-def _hankel_values(A, B, C) -> np.ndarray:
+def _hankel_values(A, B, C) -> tuple[np.ndarray, np.ndarray]:
+    R, S = reachability(A, B), observability(A, C)
     values = []
-    for k, (r, s) in enumerate(zip(reachability(A, B), observability(A, C), strict=True)):
+    for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
         values.append(
@@ -213,26 +260,52 @@ def _hankel_values(A, B, C) -> np.ndarray:
             if r.shape[-1]
             else np.zeros((*product.shape[:-2], 0))
         )
-    return in_rows(values)
+    found = in_rows(values)
+    size = found.max((-2, -1), initial=0.0)
+    resolution = resolution_of(A, B, C, R, S)
+    for member, exact, _ in long_maps(A, B, C, R, S, resolution, size):
+        row, resolution[member] = values_of_map(exact.G, exact.error)
+        found[member] = row[:, : found.shape[-1]]
+    return found, resolution
+
+
+def long_maps(
+    A, B, C, R, S, resolution: np.ndarray, size: np.ndarray, *, both: bool = False
+) -> Iterator[tuple[tuple[int, ...], LongMap, list[list[np.ndarray]]]]:
+    """Members of a batch whose rounding is worse than `WORSE` of their size, with their maps.
+
+    With the A, B and C of that member. Nothing for operators, and nothing where it would take too
+    long: there rounding stays what it is, and says so.
+    """
+    bad = np.argwhere(resolution > WORSE * size)
+    if not len(bad) or isinstance(A[0], LinearOperator):
+        return
+    L, n, m, p = len(A), A[0].shape[-1], B[0].shape[-1], C[0].shape[-2]
+    if not affordable(L, n, m, p, len(bad), both=both):
+        return
+    for place in bad:
+        member = tuple(int(i) for i in place)
+        lists = [_one(part, member, resolution.shape) for part in (A, B, C, R, S)]
+        if not all(np.isfinite(x).all() for part in lists for x in part):
+            continue
+        if (exact := long_map(*lists, both=both)) is not None:
+            yield member, exact, lists[:3]
+
+
+def _one(matrices, member: tuple[int, ...], batch: tuple[int, ...]) -> list[np.ndarray]:
+    return [np.broadcast_to(m, (*batch, *m.shape[-2:]))[member] for m in matrices]
+
+
+def values_of_map(G: np.ndarray, error: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Hankel singular values (..., depth, index) of a map with an error, and their rounding."""
+    values = in_rows([np.linalg.svd(f, compute_uv=False) for f in hankel_factors(G)])
+    return values, resolution_of_map(G, error)
 
 
 def in_rows(values: list[np.ndarray]) -> np.ndarray:
     """Vectors (..., index) of varying length as (..., depth, index), padded with zeros."""
     rows = [v[..., None, :] for v in values]
     return stacked(rows, 1, max(v.shape[-1] for v in values))[..., 0, :]
-
-
-def _values_of_map(io: xr.DataArray) -> xr.DataArray:
-    def core(G: np.ndarray) -> np.ndarray:
-        return in_rows([np.linalg.svd(f, compute_uv=False) for f in hankel_factors(G)])
-
-    dims = ["depth", "index"]
-    return xr.apply_ufunc(
-        lambda G: in_parts(core, (G,), [MAP_DIMS], [dims]),
-        io,
-        input_core_dims=[list(MAP_DIMS)],
-        output_core_dims=[dims],
-    )
 
 
 def hankel_factors(G: np.ndarray) -> list[np.ndarray]:
@@ -297,23 +370,3 @@ def checked_map(io: Any, name: str = "io") -> xr.DataArray:
 def used_values(s: np.ndarray, rtol: float) -> np.ndarray:
     """Which singular values (..., index) count, relative to the first; none where all are zero."""
     return s > rtol * s[..., :1]
-
-
-def noise_of(R: np.ndarray, S: np.ndarray) -> np.ndarray:
-    """What rounding leaves of the singular values of S' R at one depth, (...)."""
-    sizes = R.shape[-2] + R.shape[-1] + S.shape[-1]
-    lengths = [frobenius(factor) for factor in (R, S)]
-    return np.finfo(float).eps * sizes * lengths[0] * lengths[1]
-
-
-def frobenius(matrix: np.ndarray) -> np.ndarray:
-    """Root of the summed squares of (..., rows, columns), without overflow or underflow."""
-    if 0 in matrix.shape[-2:]:
-        return np.zeros(matrix.shape[:-2])
-    with np.errstate(over="ignore"):
-        squares = np.einsum("...ij,...ij->...", matrix, matrix)
-    if ((squares > 1e-200) & (squares < 1e200)).all():
-        return np.sqrt(squares)
-    largest = np.abs(matrix).max((-2, -1))
-    scale = np.where(largest > 0, largest, 1.0)
-    return scale * np.linalg.norm(matrix / scale[..., None, None], axis=(-2, -1))

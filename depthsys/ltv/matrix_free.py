@@ -1,5 +1,6 @@
 """One way to run a recursion over depth: on a Dataset with its batch dims, or matrix-free."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -222,7 +223,7 @@ def _finite(core: Callable, *arguments: Any) -> Any:
 def check_finite(value: np.ndarray, what: str) -> None:
     """LinAlgError where a product has overflowed or an operator has returned nan."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(value.sum()) or np.isfinite(value).all():
+        if math.isfinite(value.sum()) or np.isfinite(value).all():
             return
     raise np.linalg.LinAlgError(
         f"`A` must keep all products finite; got nan or inf in {what}. Cut the depth with "
@@ -302,6 +303,8 @@ def transposed(matrix: Any) -> Any:
 
 def beside(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
     """Two stacks of matrices side by side, one of which may be missing; batch dims broadcast."""
+    if left is not None and right is not None and left.shape[:-2] == right.shape[:-2]:
+        return np.concatenate((left, right), axis=-1)
     given = [matrix for matrix in (left, right) if matrix is not None]
     batch = np.broadcast_shapes(*(matrix.shape[:-2] for matrix in given))
     parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in given]

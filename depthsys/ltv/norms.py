@@ -5,26 +5,44 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from depthsys.ltv.balancing import balanced
+from depthsys.ltv.bounds import Rounding, bounds_of
 from depthsys.ltv.gramians import (
     System,
-    frobenius,
-    hankel_singular_values,
-    noise_of,
+    in_rows,
+    long_maps,
     observability,
     reachability,
+    values_and_resolution,
 )
-from depthsys.ltv.labels import in_order_of
-from depthsys.ltv.matrix_free import over_depth
-from depthsys.ltv.response import io_matrix
+from depthsys.ltv.matrix_free import MatrixFree, labels, over_depth, state_sizes
+from depthsys.ltv.response import known_map, size_of_map
+from depthsys.ltv.rounding import (
+    CERTIFIABLE,
+    EPS,
+    certificate,
+    frobenius,
+    resolution_of,
+)
+
+RTOL = 1e-12  # below it `balanced_basis` and `realization` leave states out
 
 
 def induced_norm(system: System) -> xr.DataArray:
     """Largest gain from all inputs to all outputs in the l2 sense: ``||T||_2``, output/input.
 
-    T is the dense `io_matrix`; its largest singular value is exact. python-control: `linfnorm`,
-    for LTI; MATLAB: `getPeakGain`.
+    T is the dense `io_matrix`, in long arithmetic where double precision would lose it; its largest
+    singular value is exact. attrs: ``resolution``, what rounding explains in it (the largest of a
+    batch), and ``certified``. python-control: `linfnorm`, for LTI; MATLAB: `getPeakGain`.
     """
-    return spectral_norm(io_matrix(system)).rename("induced_norm")
+    io, resolution = known_map(system)
+    return _with_resolution(spectral_norm(io).rename("induced_norm"), resolution)
+
+
+def _with_resolution(norm: xr.DataArray, resolution: xr.DataArray) -> xr.DataArray:
+    ok = (resolution <= CERTIFIABLE * norm) | (resolution == 0)
+    text = certificate(ok, resolution, norm, "the norm")
+    return norm.assign_attrs(resolution=float(resolution.max()), certified=text)
 
 
 def spectral_norm(matrix: xr.DataArray) -> xr.DataArray:
@@ -43,38 +61,40 @@ def h2_norm(system: System) -> xr.DataArray:
 
     For a constant system over L steps it tends to sqrt(L) times the LTI H2 norm.
 
-    From the Gramian factors, ``sum_k ||C_k R_k||_F^2 + ||D_k||_F^2``, without forming T.
+    From the Gramian factors, ``sum_k ||C_k R_k||_F^2 + ||D_k||_F^2``, without forming T (except in
+    long arithmetic, where double precision would lose it). attrs as for `induced_norm`.
     python-control: `system_norm(sys, 2)`, for LTI.
     """
 
     def core(A, B, C, D):
-        R = reachability(A, B)
+        R, S = reachability(A, B), observability(A, C)
+        direct = [frobenius(d) for d in D]
         parts = [frobenius(c @ r) for c, r in zip(C, R, strict=True) if r.shape[-1]]
-        parts += [frobenius(d) for d in D]
-        return frobenius(np.stack(np.broadcast_arrays(*parts), axis=-1)[..., None])
+        norm = np.array(_root_sum(parts + direct))
+        resolution = np.array(resolution_of(A, B, C, R, S) + EPS * len(C) * norm)
+        for member, exact, _ in long_maps(A, B, C, R, S, resolution, norm):
+            through = _root_sum(direct)
+            own = np.broadcast_to(through, norm.shape)[member]
+            norm[member] = np.hypot(size_of_map(exact.G), own)
+            resolution[member] = exact.error + EPS * exact.G.size * norm[member]
+        return norm, resolution
 
-    return over_depth(core, system, "ABCD", [[]]).rename("h2_norm")
+    norm, resolution = over_depth(core, system, "ABCD", [[], []])
+    return _with_resolution(norm.rename("h2_norm"), resolution)
 
 
-def resolution(system: System) -> xr.DataArray:
-    """What rounding explains in norms, Hankel values and errors, output/input.
-
-    eps times the sizes summed over times the larger of ``max_k ||S_k|| ||R_k||`` and ``||D||``.
-    """
-
-    def core(A, B, C, D):
-        noise = [
-            noise_of(r, s) for r, s in zip(reachability(A, B), observability(A, C), strict=True)
-        ]
-        noise += [np.finfo(float).eps * frobenius(d) for d in D]
-        return len(C) * np.stack(np.broadcast_arrays(*noise), axis=-1).max(-1)
-
-    return over_depth(core, system, "ABCD", [[]]).rename("resolution")
+def _root_sum(parts: list[np.ndarray]) -> np.ndarray:
+    return frobenius(np.stack(np.broadcast_arrays(*parts), axis=-1)[..., None])
 
 
 def hankel_norm(system: System | xr.DataArray) -> xr.DataArray:
-    """Largest Hankel singular value over all depths, output/input. Takes an `io_matrix`, too."""
-    return hankel_singular_values(system).max(["depth", "index"]).rename("hankel_norm")
+    """Largest Hankel singular value over all depths, output/input. Takes an `io_matrix`, too.
+
+    attrs as for `induced_norm`.
+    """
+    values, resolution = values_and_resolution(system)
+    norm = values.max(["depth", "index"]).rename("hankel_norm")
+    return _with_resolution(norm, resolution)
 
 
 def error_bounds(
@@ -95,24 +115,35 @@ def error_bounds(
     Returns
     -------
     xr.Dataset
-        All in output/input:
+        All in output/input, and true of the system as it is stored, rounding included:
 
         ``lower``
-            :math:`\max_k \sigma_{r+1}(k)`: no model of that order, however made, is better.
+            :math:`\max_k \sigma_{r+1}(k)` less ``resolution``, at least 0: no model of that order,
+            however made, is better.
         ``upper_distinct``
             Twice the sum of the distinct truncated values, proved for `balanced_basis` and
-            `realization`.
+            `realization` (with their own ``rtol``).
         ``upper_segment``
             Sum over truncated indices i of the cheapest split of the depths into segments, each
             costing :math:`2\sigma_i(a)` times the product of the rises
-            :math:`\sigma_i(k+1)/\sigma_i(k) > 1` inside it; proved for `balanced_basis`.
+            :math:`\sigma_i(k+1)/\sigma_i(k) > 1` inside it; proved for the same.
         ``upper``
-            The smaller of the two.
+            The smaller of the two; inf where it is not certified.
         ``simple``
             :math:`2\sum_i \max_k \sigma_i(k)`.
         ``simple_is_proved``
             True where every truncated :math:`\sigma_i` only falls, only rises, or rises and then
             falls along the depths; elsewhere ``simple`` is a heuristic, never a guarantee.
+        ``resolution``
+            What rounding explains in a Hankel value.
+        ``lower_is_certified``
+            False where the truncated values are below ``resolution``: rounding cannot tell them
+            from zero, and ``lower`` is 0.
+        ``upper_is_certified``
+            False where rounding explains more than 0.1 % of the largest Hankel value, or of the
+            model that a basis makes: ``upper`` is inf.
+
+        attrs: ``certified``, "yes", or "not certified" and why.
 
     Raises
     ------
@@ -121,10 +152,12 @@ def error_bounds(
 
     Notes
     -----
-    Values are called distinct when their floating-point numbers differ, which can only enlarge
-    the bound. The bounds are theorems about exact values; computed ones carry rounding errors of
-    about eps times :math:`\max_k \|S_k\| \|R_k\|` (`compare` reports it as ``resolution``).
-    The proofs are written out in docs/ltv.md.
+    Values enter the upper bounds enlarged by ``resolution``, with what `balanced_basis` leaves out
+    because of its ``rtol``, and with what rounding changes in its model (``model_resolution``).
+    Those of a map are bounds for the map as given. Values are called distinct when their
+    floating-point numbers differ. Where the values hide behind states that are easy to reach and
+    hard to see, or the reverse, they are taken from the input-output map in long arithmetic, as
+    `hankel_singular_values` says. The proofs are written out in docs/ltv.md.
 
     References
     ----------
@@ -139,98 +172,41 @@ def error_bounds(
     >>> bool(bounds.lower <= bounds.upper)
     True
     """
-    return bounds_of(hankel_singular_values(system), order)
+    values, rounding = rounded_values(system)
+    return bounds_of(values, order, rounding)
 
 
-def bounds_of(values: xr.DataArray, order: int | Sequence[int] | xr.DataArray) -> xr.Dataset:
-    """`error_bounds` from the Hankel singular values (..., depth, index)."""
-    values = values.drop_vars("order", errors="ignore")  # of a batch of systems of several orders
-    if isinstance(order, xr.DataArray):
-        if order.sizes.get("depth") != values.sizes["depth"]:
-            raise ValueError(
-                f"`order` must have the dim depth={values.sizes['depth']}; got {dict(order.sizes)}."
-                " Take it from a basis of the same system, `basis.order`."
-            )
-        index = xr.DataArray(np.arange(values.sizes["index"]), dims=["index"])
-        order = in_order_of(order, "order", "depth", values["depth"].values)
-        kept = order.reset_coords(drop=True)
-        cut = values.where(index >= kept, 0.0).transpose(..., "depth", "index")
-        return bounds_of(cut, 0)
-    orders = np.atleast_1d(np.asarray(order))
-    if orders.ndim > 1 or orders.dtype.kind not in "iu" or (orders < 0).any():
-        raise ValueError(
-            f"`order` must be whole numbers >= 0; got {order!r}. Pass one or a list of them."
+def rounded_values(system: System | xr.DataArray) -> tuple[xr.DataArray, Rounding]:
+    """Hankel values (..., depth, index), and what is not exact in them and in models of them."""
+    if isinstance(system, xr.DataArray):
+        values, resolution = values_and_resolution(system)
+        floor = RTOL * values.max("index") + resolution
+        return values, Rounding(resolution, resolution, _existing(system), floor)
+    outputs = [["depth", "index"], ["depth"], [], []]
+
+    def core(A, B, C):
+        pair = balanced(A, B, C, RTOL, 0)
+        return (
+            in_rows(pair.values),
+            np.stack(np.broadcast_arrays(*pair.floor), axis=-1),
+            pair.resolution,
+            pair.model,
         )
-    split, unimodal = (
-        xr.apply_ufunc(
-            function, values, input_core_dims=[["depth", "index"]], output_core_dims=[["index"]]
-        )
-        for function in (_cheapest_split, _unimodal)
-    )
-    parts = [_bounds(values, split, unimodal, int(r)) for r in orders]
-    if np.ndim(order) == 0:
-        return parts[0]
-    return xr.concat(parts, dim=xr.Variable("order", orders))
+
+    values, floor, resolution, model = over_depth(core, system, "ABC", outputs)
+    values = values.assign_coords(depth=labels(system, "depth"))
+    return values, Rounding(resolution, model, _existing(system), floor)
 
 
-def _bounds(
-    values: xr.DataArray, split: xr.DataArray, unimodal: xr.DataArray, r: int
-) -> xr.Dataset:
-    cut = values.isel(index=slice(r, None))
-    if cut.sizes["index"] == 0:
-        zero = xr.zeros_like(values.isel(depth=0, index=0, drop=True))
-        names = ("lower", "upper_distinct", "upper_segment", "upper", "simple")
-        return xr.Dataset({**{name: zero.copy() for name in names}, "simple_is_proved": zero == 0})
-    distinct = xr.apply_ufunc(
-        lambda v: 2 * _sum_of_distinct(v.reshape(*v.shape[:-2], -1)),
-        cut,
-        input_core_dims=[["depth", "index"]],
-    )
-    segment = split.isel(index=slice(r, None)).sum("index")
-    return xr.Dataset(
-        {
-            "lower": cut.max(["depth", "index"]),
-            "upper_distinct": distinct,
-            "upper_segment": segment,
-            "upper": np.minimum(distinct, segment),
-            "simple": 2 * cut.max("depth").sum("index"),
-            "simple_is_proved": unimodal.isel(index=slice(r, None)).all("index"),
-        }
-    )
-
-
-def _sum_of_distinct(values: np.ndarray) -> np.ndarray:
-    values = np.sort(values, axis=-1)
-    first = np.diff(values, axis=-1, prepend=-1.0) != 0
-    return np.where(first, values, 0.0).sum(-1)
-
-
-def _cheapest_split(values: np.ndarray) -> np.ndarray:
-    """Least total cost of segments covering the positive values of (..., depth, index), by DP.
-
-    ``cost[a]`` is the cost of one segment from depth a to the current depth, ``best[b]`` the
-    least cost of covering the depths before b. A depth with the value 0 has no such state: it costs
-    nothing and no segment passes over it.
-    """
-    n_depths = values.shape[-2]
-    shape = (*values.shape[:-2], values.shape[-1])
-    best = np.zeros((n_depths + 1, *shape))
-    cost = np.full((n_depths, *shape), np.inf)
-    for k in range(n_depths):
-        here = values[..., k, :]
-        positive = here > 0
-        if k:
-            before = values[..., k - 1, :]
-            goes_on = positive & (before > 0)
-            rise = np.maximum(here / np.where(before > 0, before, 1.0), 1.0)
-            cost[:k] = np.where(goes_on, cost[:k] * rise, np.inf)
-        cost[k] = 2 * here
-        best[k + 1] = np.where(positive, (best[: k + 1] + cost[: k + 1]).min(0), best[k])
-    return best[-1]
-
-
-def _unimodal(values: np.ndarray) -> np.ndarray:
-    """Whether each sequence of positive values (..., depth, index) never rises after a fall."""
-    step = np.diff(values, axis=-2)
-    fell = np.cumsum(step < 0, axis=-2) > 0
-    return np.logical_not((fell & (step > 0)).any(-2))
+def _existing(system: System | xr.DataArray) -> xr.DataArray:
+    """How many Hankel values can differ from zero: inputs before, outputs to come, states."""
+    if isinstance(system, MatrixFree):
+        L, m, p = len(system.A), np.shape(system.B[0])[1], np.shape(system.C[0])[0]
+    else:
+        L, m, p = (system.sizes[dim] for dim in ("layer", "input", "output"))
+    k = np.arange(L + 1)
+    count = xr.DataArray(np.minimum(k * m, (L + 1 - k) * p), dims=["depth"])
+    if isinstance(system, xr.DataArray):
+        return count
+    sizes = state_sizes(system)
+    return count.where(count < sizes, sizes)

@@ -6,7 +6,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from depthsys.ltv.gramians import System, long_maps, observability, reachability
 from depthsys.ltv.labels import aligned, beside_each_other
+from depthsys.ltv.long_arithmetic import affordable
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     beside,
@@ -17,7 +19,8 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
-from depthsys.ltv.system import DIMS, as_named, check
+from depthsys.ltv.rounding import frobenius, resolution_of, resolution_of_map
+from depthsys.ltv.system import DIMS, as_named, batch_sizes, check
 
 
 def simulate(
@@ -279,15 +282,50 @@ def io_matrix(system: xr.Dataset | MatrixFree) -> xr.DataArray:
 
     Notes
     -----
-    Inputs are propagated forwards or outputs backwards, whichever is fewer columns.
+    Inputs are propagated forwards or outputs backwards, whichever is fewer columns. A small system
+    whose map is lost in double precision (modes that grow unseen) is run in long arithmetic;
+    `induced_norm` says for every system what rounding explains.
     """
-    matrix = over_depth(_io_matrix, system, "ABCD", [["depth", "output", "layer", "input"]])
+    if not isinstance(system, MatrixFree):
+        check(system)
+        L, n, m, p = (system.sizes[dim] for dim in ("layer", "state", "input", "output"))
+        if affordable(L, n, m, p, int(np.prod([1, *batch_sizes(system).values()]))):
+            return known_map(system)[0]
+    matrix = over_depth(map_of, system, "ABCD", [["depth", "output", "layer", "input"]])
     return matrix.rename("io_matrix").assign_coords(
         depth=labels(system, "depth"), layer=labels(system, "layer")
     )
 
 
-def _io_matrix(A, B, C, D):
+def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
+    """The `io_matrix`, in long arithmetic where it is needed and possible; its rounding (...)."""
+
+    def core(A, B, C, D):
+        G, R, S = map_of(A, B, C, D), reachability(A, B), observability(A, C)
+        size = size_of_map(G)
+        lost = resolution_of(A, B, C, R, S)
+        resolution = resolution_of_map(G, lost)
+        for member, exact, _ in long_maps(A, B, C, R, S, lost, size):
+            direct = [np.broadcast_to(d, (*G.shape[:-4], *d.shape[-2:]))[member] for d in D]
+            G[member] = exact.G
+            for k, d in enumerate(direct[:-1]):
+                G[member][k, :, k, :] = d
+            resolution[member] = resolution_of_map(G[member], exact.error)
+        return G, resolution
+
+    outputs = [["depth", "output", "layer", "input"], []]
+    io, resolution = over_depth(core, system, "ABCD", outputs)
+    coords = {dim: labels(system, dim) for dim in ("depth", "layer")}
+    return io.rename("io_matrix").assign_coords(coords), resolution.rename("resolution")
+
+
+def size_of_map(G: np.ndarray) -> np.ndarray:
+    """The Frobenius norm of maps (..., depth, output, layer, input)."""
+    return frobenius(G.reshape(*G.shape[:-4], G.shape[-4] * G.shape[-3], -1))
+
+
+def map_of(A, B, C, D) -> np.ndarray:
+    """The input-output map (..., depth, output, layer, input) of lists of matrices."""
     L, m, p = len(A), B[0].shape[-1], C[0].shape[-2]
     batch = np.broadcast_shapes(*(x.shape[:-2] for x in (A[0], B[0], C[0], D[0])))
     G = np.zeros((*batch, L + 1, p, L, m))

@@ -264,7 +264,7 @@ def error_curves(ax: Axes, table: xr.Dataset) -> None:
     The grey band is what is proved: no model of that order has a smaller error than its lower
     edge, and no balanced one a larger error than its upper edge. Errors that are 0 to rounding
     (at most ten times ``resolution``) have no place on a log axis: they are open markers in a
-    strip under it.
+    strip under it. Where rounding explains a bound, the legend says that it is not certified.
 
     Parameters
     ----------
@@ -280,6 +280,8 @@ def error_curves(ax: Axes, table: xr.Dataset) -> None:
         If a variable is missing, there are batch dims, or the norm is not positive.
     """
     error_lines(ax, table, _proved)
+    if (text := _not_certified(table)) is not None:
+        ax.plot([], [], " ", label=text)
     legend_beside(ax)
 
 
@@ -316,6 +318,16 @@ def error_lines(
     log_axis_with_zeros(ax, bottom, top, zeros=bool(zero.any()))
     order_axis(ax, orders)
     ax.set_ylabel("error / norm of the full system")
+
+
+def _not_certified(table: xr.Dataset) -> str | None:
+    """What the legend says of bounds that rounding explains."""
+    if str(table.attrs.get("certified", "")).startswith("not certified"):
+        return "bounds or errors not certified"
+    if "lower_is_certified" not in table or bool(table["lower_is_certified"].all()):
+        return None
+    orders = table["order"].values[~table["lower_is_certified"].values]
+    return f"lower bound not certified: order {', '.join(map(str, orders))}"
 
 
 def _proved(ax: Axes, names, orders, lower, upper, bottom: float) -> None:

@@ -223,7 +223,23 @@ def _certificates(table: xr.Dataset) -> str:
     bounded = table["upper"].notnull().any(["order", "reference"])
     proved = [str(name) for name in table["basis"].values[bounded.values]]
     above = f", and below the upper bound where one is proved ({listed(proved)})" if proved else ""
-    return f"all {count} exact errors lie above the lower bound{above}"
+    return f"all {count} exact errors lie above the lower bound{above}{_not_certified(table)}"
+
+
+def _not_certified(table: xr.Dataset) -> str:
+    """The orders at which the lower bound says nothing, since rounding explains it."""
+    lower, slack = table["lower"], table["resolution"]
+    known = lower > slack
+    if "lower_is_certified" in table:
+        known = known & table["lower_is_certified"]
+    others = [dim for dim in known.dims if dim != "order"]
+    orders = [str(order) for order in table["order"].values[~known.all(others).values]]
+    if not orders:
+        return ""
+    return (
+        f"; the lower bound is not certified at order{'s' if len(orders) > 1 else ''} "
+        f"{listed(orders)}: there it is below what rounding explains"
+    )
 
 
 def _beyond_the_rank(table: xr.Dataset, order: int) -> str:

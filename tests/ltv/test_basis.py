@@ -492,9 +492,14 @@ def test_certificates_hold_to_the_stated_rounding_beside_large_unseen_states():
             Q = np.linalg.qr(rng.standard_normal((3, 3)))[0]
             system = ltv.constant(Q @ A @ Q.T, Q @ b, c[None] @ Q.T, horizon=6)
             row = ltv.compare(system, [1, 2, 3], [ltv.balanced_basis]).isel(basis=0)
-            assert row.resolution > 1e-16 * size**2
-            assert (row.lower <= row.error + row.resolution).all()
-            assert (row.error <= row.upper + row.resolution).all()
+            # double precision alone would be off by 1e-16 size^2
+            assert row.resolution < 1e-9 * row.norm
+            assert (row.lower <= row.error + row.resolution_of_error).all()
+            # V and W of 1e6 cannot be multiplied to more than 1e-4: nothing is claimed of the model
+            if size < 1e6 or row.upper.notnull().any():
+                assert (row.error <= row.upper + row.resolution_of_error).all()
+            else:
+                assert "rounding explains" in ltv.balanced_basis(system, 1).attrs["certified"]
             assert (row.error[0] < row.resolution) or row.lower[0] > 0
 
 
@@ -558,8 +563,9 @@ def test_results_do_not_share_memory_with_the_system():
     for made in (ltv.window(system, 1, 4), ltv.concatenate([system])):
         assert not any(np.shares_memory(made[name], system[name]) for name in "ABCD")
     bounds = ltv.error_bounds(system, 9)
+    before = float(bounds.upper)
     bounds.lower[...] = 7.0
-    assert bounds.upper == 0
+    assert bounds.upper == before != 7.0
     ltv.transition(system, 1, 1)[0, 0] = 5.0
     ltv.minimum_energy(system, [1.0, 0.0]).gain_rank[...] = 5
 

@@ -41,12 +41,16 @@ def records(system):
     return ltv.markov_parameters(u, ltv.simulate(long, u).y, 3, observer=2)
 
 
+AT_THE_END = np.full((LAYERS + 1, OUTPUTS), np.nan)
+AT_THE_END[-1] = [1.0, -2.0]
+
 # one way to call each function; a pair says which systems: all sizes, or one size at all depths
 CALLS = {
     "actuator_layers": lambda s: ltv.actuator_layers(s, 2, ltv.Trace()),
     "adjoint_basis": lambda s: ltv.adjoint_basis(s, order=2),
     "arnoldi_basis": lambda s: ltv.arnoldi_basis(s, order=2),
     "balanced_basis": lambda s: ltv.balanced_basis(s, order=2),
+    "balreal": lambda s: ltv.io_matrix(ltv.balreal(s)),
     "check": ltv.check,
     "closed_loop": lambda s: ltv.closed_loop(s, ltv.lqr(s, np.eye(len(s.state)), np.eye(INPUTS)).K),
     "compare": lambda s: ltv.compare(s, [1, 2, 9], [ltv.balanced_basis, ltv.pod_basis]).drop_vars(
@@ -65,15 +69,23 @@ CALLS = {
     "hankel_singular_values": ltv.hankel_singular_values,
     "impulse_response": ltv.impulse_response,
     "induced_norm": ltv.induced_norm,
+    "input_increments": lambda s: ltv.io_matrix(ltv.input_increments(s)),
     "io_matrix": ltv.io_matrix,
+    "kalman_filter": lambda s: ltv.kalman_filter(
+        s, noisy(s), np.ones((LAYERS + 1, OUTPUTS)), np.ones((LAYERS, INPUTS))
+    ),
     "krylov_basis": lambda s: ltv.krylov_basis(s, order=2),
     "lift": ltv.lift,
+    "lqe": lambda s: noisy(s)[["L"]],
     "lqr": lambda s: ltv.lqr(s, np.eye(len(s.state)), np.eye(INPUTS)),
+    "lqry": lambda s: ltv.lqry(s, np.eye(OUTPUTS), np.eye(INPUTS)),
     "markov_parameters": records,
+    "minimal_realization": lambda s: ltv.io_matrix(ltv.minimal_realization(s)),
     "minimum_energy": lambda s: ltv.minimum_energy(s, [1.0, -2.0]),
     "modal_controllability": ltv.modal_controllability,
     "observability_factors": lambda s: products(ltv.observability_factors(s)),
     "observability_gramian": ltv.observability_gramian,
+    "optimal_inputs": lambda s: ltv.optimal_inputs(s, x0=only_first(s), y_target=AT_THE_END),
     "parallel": lambda s: ltv.parallel(s, s),
     "pod_basis": lambda s: ltv.pod_basis(s, order=2),
     "project": lambda s: ltv.project(s, ltv.balanced_basis(s, order=2)),
@@ -101,6 +113,12 @@ WITHOUT_BATCH = {
     "Trace", "Volume", "SCHEMA_VERSION",
 }  # fmt: skip
 ONE_SIZE = {"arnoldi_basis", "modal_controllability"}
+
+
+def noisy(system):
+    """Gains of a Kalman filter; only the entries of states that exist."""
+    n = len(system.state)
+    return ltv.lqe(system, np.eye(n), np.eye(OUTPUTS), np.eye(n))
 
 
 def only_first(system):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
 
 from depthsys import ltv
+from tests.ltv.hidden import exact_map
 from tests.ltv.test_system import dense_io_matrix, random_arrays
 
 PER_DEPTH = ("state_rank", "average", "worst_case_energy", "log_volume")
@@ -410,3 +411,39 @@ def test_beside_operators_there_are_no_batch_dims():
     target = xr.DataArray(np.ones((2, 3)), dims=["prompt", "state"])
     with pytest.raises(ValueError, match=r"an argument must have dims \('depth', 'state'\); got"):
         ltv.reachable_fraction(ltv.MatrixFree(list(A), B, C), target)
+
+
+def test_ranks_say_where_rounding_decides_them():
+    A, B, C, D = random_arrays(0, 6, 3, 2, 2)
+    found = ltv.controllability(ltv.system(A, B, C, D))
+    assert found.state_rank_is_certified.all()
+    assert found.output_rank_is_certified.all()
+    assert found.attrs["certified"] == "yes"
+    # a second direction of exactly the size that counts as zero, and one of the size of rounding
+    for small, rtol in ((1e-8, 1e-8), (1e-17, 1e-16)):
+        B[:] = [[1.0, 0.0], [0.0, small], [0.0, 0.0]]
+        system = ltv.system(0 * A + np.eye(3), B, np.broadcast_to(np.eye(3), (7, 3, 3)))
+        found = ltv.controllability(system, rtol=rtol)
+        assert not found.state_rank_is_certified[1:].any()
+        assert found.output_rank_is_certified[1:].any() == (small > 1e-16)  # its limit is others
+        assert found.attrs["certified"].startswith("a state rank is not certified in 6 of 7 cases")
+    assert ltv.controllability(system, rtol=1e-8).attrs["certified"] == "yes"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_estimated_rounding_of_the_factors_covers_the_true_one(seed):
+    rng = np.random.default_rng(seed)
+    L, n, m = 8, 3, 1
+    units = 10.0 ** rng.uniform(-4, 4, n)
+    A = rng.standard_normal((L, n, n)) * units[:, None] / units
+    B = rng.standard_normal((L, n, m)) * units[:, None]
+    C = np.broadcast_to(np.eye(n), (L + 1, n, n))
+    found = ltv.controllability(ltv.system(A, B, C))
+    exact = exact_map(list(A), list(B), list(C))
+    factors = ltv.reachability_factors(ltv.system(A, B, C)).values
+    for k in range(1, L + 1):
+        R = exact[k, :, :k, :].reshape(n, -1).astype(float)
+        s, ours = (np.linalg.svd(x, compute_uv=False) for x in (R, factors[k]))
+        size = min(len(s), len(ours))
+        assert np.abs(s[:size] - ours[:size]).max() <= found.resolution[k]
+        assert found.resolution[k] <= 1e-9 * s[0]

@@ -313,7 +313,7 @@ def test_certificates_of_a_map_are_those_of_its_system():
         assert set(ours) == set(theirs)
         for name in ("lower", "upper_distinct", "upper_segment", "simple"):
             assert ours[name].dims == theirs[name].dims
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10)
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-8)  # less resolution
     with pytest.raises(ValueError, match="`order` must be whole numbers >= 0"):
         ltv.error_bounds(io, -1)
     with pytest.raises(ValueError, match=r"`system` must have dims \{'depth'"):

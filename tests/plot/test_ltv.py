@@ -326,3 +326,15 @@ def test_error_curves_refuse_other_tables(table):
         plot.error_curves(ax, table.expand_dims("prompt"))
     with pytest.raises(ValueError, match=r"`norm` must be positive; got 0"):
         plot.error_curves(ax, table.assign(norm=0.0))
+
+
+def test_the_legend_says_which_bounds_rounding_explains():
+    hidden = ltv.constant([[0.0, 1], [-2, -3]], [[0.0], [1]], [[2.0, 1]], horizon=20)
+    table = ltv.compare(hidden, [1], [ltv.balanced_basis])
+    for told, wanted in (
+        (table, "lower bound not certified: order 1"),
+        (table.assign_attrs(certified="not certified: so"), "bounds or errors not certified"),
+    ):
+        _, (ax,) = plot.figure()
+        plot.error_curves(ax, told)
+        assert wanted in [text.get_text() for text in ax.get_legend().get_texts()]

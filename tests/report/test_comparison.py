@@ -202,6 +202,15 @@ def test_certificates_are_checked(table):
     assert said(table, "3 of 18 exact errors lie outside").endswith("do not trust them")
 
 
+def test_a_lower_bound_below_rounding_is_not_certified(table):
+    table["lower"] = table.lower.where(table.order != 8, 0.5 * table.resolution)
+    assert said(table, "all 18").endswith(
+        "; the lower bound is not certified at order 8: there it is below what rounding explains"
+    )
+    told = table.assign(lower_is_certified=table.order < 0)
+    assert "not certified at orders" in said(told, "all 18")
+
+
 def test_orders_above_the_rank_are_said_once(table):
     assert not [line for line in verdicts(table) if "rank" in line]
     table.states.loc[{"order": 8, "basis": ["a", "c"]}] = 3
