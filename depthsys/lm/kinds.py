@@ -86,6 +86,13 @@ def _gains(*kinds: str) -> Callable[[Any], bool]:
 
 
 _is_concept, _is_system = _holds("direction"), _holds("A", "B", "C")
+
+
+def _may_be_concept(given: Any) -> bool:
+    alone = isinstance(given, xr.DataArray) and {"depth", "feature"} <= {*given.dims}
+    return alone or _is_concept(given)
+
+
 _MEASURED, _LINEAR = "measured", "exact linear"
 _DATASETS: list[tuple[str, Callable[[Any], bool]]] = [
     ("concept directions", _is_concept),
@@ -131,7 +138,9 @@ def _is_numeric(given: Any) -> bool:
 def _may_be_plan(given: Any) -> bool:
     # `ltv.plan.schedule` says what is missing in a Dataset of no known kind
     known = isinstance(given, xr.Dataset) and any(holds(given) for _, holds in _DATASETS)
-    return _holds("u")(given) or (isinstance(given, xr.Dataset) and not known)
+    alone = isinstance(given, xr.DataArray) and "layer" in given.dims
+    alone = alone and "feature" not in given.dims
+    return alone or _holds("u")(given) or (isinstance(given, xr.Dataset) and not known)
 
 
 def _optional(kind: Kind) -> Kind:
@@ -151,7 +160,7 @@ GAINS = Kind("gains (prompt, layer)", _gains(_MEASURED, _LINEAR), "`lm.measure_g
 MEASURED = Kind("measured gains", _gains(_MEASURED), "`lm.measure_gains` gives them.")
 LINEAR = Kind("exact linear gains", _gains(_LINEAR), "`lm.linear_gains` gives them.")
 _PREDICTED = Kind("a system or a curve (layer)", _is_curve, "`lm.identify` gives a system.")
-_CONCEPT = Kind("concept directions", _is_concept, "`lm.mean_difference` gives them.")
+_CONCEPT = Kind("concept directions", _may_be_concept, "`lm.mean_difference` gives them.")
 MODEL = Kind("a DepthModel", _is_model, "`lm.DepthModel.load` gives one.")
 THREE_SPLITS = Kind(
     "Splits, of texts or of runs",

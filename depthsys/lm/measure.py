@@ -238,15 +238,25 @@ def _gain_dataset(
     )
 
 
-def check_step(step: Step, model: Model, run: Run | None = None) -> None:
+def check_step(step: Step, model: Model, states_of: Run | None = None) -> None:
     """Refuse a step that drowns in the rounding of the states, before any long work.
 
-    An absolute one can be judged by the states of a run only.
+    Parameters
+    ----------
+    step, model
+        The step, and the model that it is for.
+    states_of
+        A run: by its states alone an absolute step can be judged.
+
+    Raises
+    ------
+    ValueError
+        If the step is too small.
     """
-    if step.relative or run is None:
+    if step.relative or states_of is None:
         error = _small(step, 0.0, model.dtype)
     else:
-        error = _small(step, float(_state_norms(run).max()), model.dtype)
+        error = _small(step, float(_state_norms(states_of).max()), model.dtype)
     if error is not None:
         raise error
 

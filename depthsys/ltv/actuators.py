@@ -132,6 +132,7 @@ class Energy:
 
     target: ArrayLike
     rtol: float = RTOL
+
     @property
     def of(self) -> str:
         """Outputs are measured."""

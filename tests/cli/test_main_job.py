@@ -396,12 +396,26 @@ def test_extreme_steps_and_targets_are_refused(run, tmp_path, texts):
     common = ["demo_48x4", texts, *SMALL, "--force", "--out", tmp_path / "run"]
     for command, option, value, message in (
         ("gains", "--eps", "1e-20", "well above the rounding of the states"),
-        ("gains", "--eps", "1e38", "must stay finite"),
+        ("gains", "--eps", "1e38", "must be below 1, the whole norm of the state"),
         ("control", "--target", "1e-9", "well above the rounding of the readout"),
         ("control", "--target", "1e37", "must stay finite"),
     ):
         code, _, err = run(command, *common, option, value)
         assert (code, message in err) == (2, True), err
+    for eps, message in (("1e-20", "a relative one"), ("1e38", "must stay finite")):
+        code, _, err = run("gains", *common, "--step", "absolute", "--eps", eps)
+        assert (code, message in err) == (2, True), err
+
+
+def test_a_step_that_rounding_spoils_costs_no_identification(run, tmp_path, texts, monkeypatch):
+    monkeypatch.setattr(lm, "identify", lambda *a, **k: pytest.fail("identified before the check"))
+    for options in (["--eps", "1e-9"], ["--eps", "1e-9", "--step", "absolute"]):
+        code, _, err = run(
+            "gains", "demo_48x4", texts, *SMALL, *options, "--out", tmp_path / "spoilt"
+        )
+        assert code == 2
+        assert "well above the rounding" in err
+        assert not (tmp_path / "spoilt").exists()
 
 
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):

@@ -109,7 +109,8 @@ def test_help_writes_arguments_in_capitals_and_names_the_default_readout(run, co
     assert re.search(r"\bTEXTS\b", usage)
     assert "texts" not in usage
     words = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
-    readout = words[words.index("--readout") : words.index("--split")]
+    readout = words[words.index("--readout") :]
+    readout = readout[: readout.index(" --")]
     assert readout.count("[default:") == 1
     assert f"[default: {'profile' if command == 'compare' else 'concept'}]" in readout
     assert re.search(r"--order\w* +<", words)

@@ -482,8 +482,13 @@ def test_variables_that_no_array_holds_are_named(tmp_path):
 
 
 def test_json_is_for_small_and_finite_systems(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"finite for json; got nan or inf in \['auc'\]"):
-        export.to_json(random_system().assign(auc=np.nan), tmp_path / "s.json")
+    with pytest.raises(ValueError, match=r"finite for json; got infinity in \['auc'\]"):
+        export.to_json(random_system().assign(auc=np.inf), tmp_path / "s.json")
+    unknown = random_system().assign(auc=("x", [0.5, np.nan]))
+    export.to_json(unknown, tmp_path / "unknown.json")
+    text = (tmp_path / "unknown.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["auc"] == [0.5, None]  # no NaN in JSON
+    np.testing.assert_array_equal(export.read(tmp_path / "unknown.json")["auc"], [0.5, np.nan])
     monkeypatch.setattr(json_text, "LIMIT", 100)
     with pytest.raises(ValueError, match=r"at most 100 numbers for json; got \d+"):
         export.to_json(random_system(), tmp_path / "s.json")

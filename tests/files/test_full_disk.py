@@ -179,7 +179,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
         env=QUIET | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("Error: `path` must lie on a disk with room")
+    assert done.stderr.startswith("Error: `--out` must lie on a disk with room")
     assert done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["s.nc"]
 

@@ -475,11 +475,10 @@ def test_a_file_of_very_many_parts(tmp_path):
 
 def test_another_result_says_what_it_is(tmp_path):
     attrs = {"history": "2026-11-27T00:00:00+00:00 depthsys.lm.compare_energies"}
-    plan = xr.Dataset({"u": ("layer", np.ones(3)), "energy": ("schedule", [1.0])}, attrs=attrs)
+    plan = xr.Dataset({"u": ("layer", np.ones(3)), "predicted_energy": 1.0}, attrs=attrs)
     plan.to_netcdf(tmp_path / "schedule.nc", engine="h5netcdf")
     said = refused(tmp_path / "schedule.nc", "is a schedule of `depthsys control`")
-    assert "'energy'" in said
-    assert "Give the system.nc beside it" in said
+    assert "predicted_energy, u" in said
 
 
 def test_plain_netcdf_is_decoded_as_xarray_does(tmp_path):

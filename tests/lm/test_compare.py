@@ -188,7 +188,9 @@ def test_a_method_of_your_own_settings(tiny, splits, concept):
 
 
 def test_the_step_where_linearity_ends(tiny, splits, concept):
-    found = lm.linear_range(tiny, splits.held_out, concept, limit=0.05, n_bootstrap=20)
+    found = lm.linear_range(
+        tiny, splits.held_out, concept, relative=False, limit=0.05, n_bootstrap=20
+    )
     linear = lm.linear_gains(tiny, splits.held_out, concept).gain.values.mean(0)
     for step in found.step.values[[3, -1]]:
         truth = np.mean(

@@ -110,7 +110,7 @@ def expected(name, order, tiny, A, v, C, ids):
 
 
 def method(name, **settings):
-    extra = {"pod": {"eps": 1e-3}, "random": {"seed": 3}}.get(name, {})
+    extra = {"pod": {"eps": 1e-3, "relative": False}, "random": {"seed": 3}}.get(name, {})
     return methods.METHODS[name](**settings, **extra)
 
 

@@ -224,8 +224,8 @@ def test_prompts_of_any_sequence():
     ("prompts", "message"),
     [
         (["a", [1, 2]], "a text as number 0 and none as number 1"),
-        ({"text": ["a"]}, "must be a list of texts; got dict"),
-        (pd.DataFrame({"text": ["a"]}), "must be a list of texts; got DataFrame"),
+        ({"text": ["a"]}, "must be a list of texts; got {"),
+        (pd.DataFrame({"text": ["a"]}), "must be a list of texts; got a DataFrame"),
         ([{"text": "a"}], "Use `lm.read_texts` for rows with labels"),
     ],
 )
@@ -235,5 +235,7 @@ def test_prompts_that_cannot_be_meant(prompts, message):
 
 
 def test_splits_are_no_prompts(demo_texts):
-    with pytest.raises(TypeError, match=r"texts of one split; got Splits. Give `\.concept`"):
+    with pytest.raises(
+        TypeError, match=r"texts of one split; got Splits, .* Take splits\.operating"
+    ):
         model_with(tokenizer()).run(demo_texts)

@@ -113,10 +113,16 @@ def _as_list(prompts: Any) -> list:
         )
     if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):
         raise TypeError(
-            f"`prompts` must be a list of texts; got {type(prompts).__name__}. Give its column of "
-            "texts, or `lm.read_texts` of it for texts with labels."
+            f"`prompts` must be a list of texts; got {short(prompts)}. Give its column of texts; "
+            "`lm.read_texts` of it for texts with labels."
         )
-    given = list(prompts.texts if isinstance(prompts, Texts) else prompts)
+    try:
+        given = list(prompts.texts if isinstance(prompts, Texts) else prompts)
+    except TypeError as error:
+        raise TypeError(
+            f"`prompts` must be a list of texts or of lists of token ids; got {short(prompts)}. "
+            "Write [text] for one text."
+        ) from error
     if not given:
         raise ValueError("`prompts` must hold at least one text; got none. Give some.")
     if len({isinstance(one, str) for one in given}) > 1:
