@@ -2,7 +2,7 @@
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
-from depthsys.lm.concepts import logistic, mean_difference, pca, several, whitened
+from depthsys.lm.concepts import logistic, mean_difference, pca, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
@@ -30,6 +30,7 @@ from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
+from depthsys.lm.several import several
 
 __all__ = [
     "Adjoint",

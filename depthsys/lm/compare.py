@@ -36,19 +36,15 @@ from depthsys.lm.parts import Kept, Parts, begun_parts, identity_of, kept_in, of
 from depthsys.lm.progress import is_shown
 from depthsys.lm.prompts import SPLITS, Splits, Texts, check_splits
 from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.references import RESOLUTION, References
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
 from depthsys.ltv.bounds import Rounding
 from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 
-REFERENCES = ("mean_system", "mean_response")
-# What a difference of two maps cannot resolve, over their norm: ten roundings of float32, to which
-# Hugging Face steps down in the blocks of most families even in a float64 model.
-RESOLUTION = 10 * float(np.finfo(np.float32).eps)
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", list(INJECTIONS))
 _STORED = ("A", "B", "C", "D")
-_MAP = ("depth", "output", "layer", "input")
 
 
 @kinds_checked(model=MODEL, texts=THREE_SPLITS, concept=CONCEPT_OR_NONE)
@@ -326,7 +322,7 @@ def _channels_at_the_end(model: DepthModel, concept: xr.Dataset, readout: Readou
 
 def _all_methods(full: MeanFull, sizes: list[int], truth: "_Truth") -> xr.Dataset:
     """The rows of all methods, and what they are compared with."""
-    references = _References(full, sizes)
+    references = References(full, sizes)
     rows = [
         _method_table(full, name, method, sizes, truth, references)
         for name, method in full.methods.items()
@@ -486,7 +482,7 @@ def _method_table(
     method: Method,
     orders: list[int],
     truth: "_Truth",
-    references: "_References",
+    references: References,
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """All rows of one method, None if it finds nothing, and a note about its orders."""
     system_of, reduce, shared = full.prepared(name)
@@ -537,51 +533,6 @@ def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
     empty.attrs = {}
     whole = [empty if part is None else part for part in parts]
     return xr.concat(whole, dim=dim, combine_attrs="drop_conflicts")
-
-
-class _References:
-    """The input-output maps of the full linear systems, their norms and certificates."""
-
-    def __init__(self, full: MeanFull, orders: list[int]):
-        mean, response = ltv.io_matrix(full.mean_system), full.mean_response["io"]
-        maps = [mean.transpose(*_MAP), response.transpose(*_MAP)]
-        self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
-        self.values, self.rounding = rounded_values(self.maps)
-        self.lower = bounds_of(self.values, orders, self.rounding)["lower"]
-        self.resolution = RESOLUTION * spectral_norm(self.maps)
-
-    def errors(self, system: xr.Dataset, method: Method) -> dict[str, xr.DataArray]:
-        """Exact errors against both references, and the proved bound."""
-        difference = self.maps - ltv.io_matrix(system).transpose(*_MAP)
-        upper = xr.full_like(self.resolution, np.nan)
-        if method.proved_against is not None:
-            proved = bounds_of(self.values, system["order"], self.rounding)["upper"]
-            upper = proved.where(proved["reference"] == method.proved_against)
-        return {"error": spectral_norm(difference), "upper": upper, **_sizes(difference, "error")}
-
-    def finished(self, table: xr.Dataset) -> xr.Dataset:
-        """The table with what does not depend on the method."""
-        ratio = (table["error"] / self.lower).where(self.lower > self.resolution)
-        terminal = self.maps.isel(depth=-1, drop=True).transpose("reference", "layer", ...)
-        single = [d for d in ("output", "input") if terminal.sizes[d] == 1]
-        gain = terminal.sel(reference="mean_system", drop=True).squeeze(single, drop=True)
-        about = {
-            "lower": self.lower,
-            "lower_is_certified": self.lower > self.resolution,
-            "ratio": ratio,
-            "resolution": self.resolution,
-            "norm": spectral_norm(self.maps),
-            "mean_system_gain": gain.drop_vars("layer"),
-        }
-        return table.assign(about | _sizes(self.maps, "norm"))
-
-
-def _sizes(maps: xr.DataArray, name: str) -> dict[str, xr.DataArray]:
-    squares = (maps**2).sum(["output", "layer", "input"])
-    return {
-        f"h2_{name}": squares.sum("depth") ** 0.5,
-        f"terminal_{name}": squares.isel(depth=-1, drop=True) ** 0.5,
-    }
 
 
 def _each_prompt(

@@ -402,7 +402,7 @@ def pair(planted):
 
 
 def test_several_concepts_are_columns_of_one_dataset(pair):
-    result = concepts.several(pair)
+    result = lm.several(pair)
     assert result.direction.dims == ("depth", "input", "feature")
     assert result.input.values.tolist() == ["mood", "noise"]
     for name, concept in pair.items():
@@ -415,7 +415,7 @@ def test_several_concepts_are_columns_of_one_dataset(pair):
 
 
 def test_several_concepts_keep_their_provenance(pair, tmp_path):
-    concepts.several(pair).to_netcdf(tmp_path / "pair.nc")
+    lm.several(pair).to_netcdf(tmp_path / "pair.nc")
     with xr.open_dataset(tmp_path / "pair.nc") as stored:
         attrs, names = stored.attrs, stored.input.values.tolist()
     assert names == ["mood", "noise"]
@@ -424,14 +424,14 @@ def test_several_concepts_keep_their_provenance(pair, tmp_path):
     assert attrs["history"].endswith("depthsys.lm.several")
     assert "method" not in attrs  # they differ in it
     assert attrs["warning"] == f"noise: {pair['noise'].attrs['warning']}"
-    assert "warning" not in concepts.several({"mood": pair["mood"]}).attrs
+    assert "warning" not in lm.several({"mood": pair["mood"]}).attrs
 
 
 def test_several_takes_concepts_that_were_stored(pair, tmp_path):
     pair["noise"].to_netcdf(tmp_path / "noise.nc")  # whole numbers come back as numpy scalars
     with xr.open_dataset(tmp_path / "noise.nc") as stored:
         stored.attrs["when"] = np.array([1, 2])
-        result = concepts.several({"mood": pair["mood"], "noise": stored})
+        result = lm.several({"mood": pair["mood"], "noise": stored})
     assert json.loads(result.attrs["concepts"])["noise"]["when"] == [1, 2]
     assert json.loads(result.attrs["concepts"])["noise"]["seed"] == 0
 
@@ -442,43 +442,43 @@ def test_directions_must_be_independent_at_every_depth(angle, passes):
     second[1] = [np.cos(angle), np.sin(angle), 0]
     both = {"first": given(first), "second": given(second)}
     if passes:
-        ratio = np.linalg.svd(concepts.several(both).direction[1], compute_uv=False)
+        ratio = np.linalg.svd(lm.several(both).direction[1], compute_uv=False)
         assert ratio[1] / ratio[0] == pytest.approx(angle / 2, rel=1e-3)
     else:
         with pytest.raises(ValueError, match=r"independent directions; .*e-08 < 1e-06 at depth 1"):
-            concepts.several(both)
-        concepts.several(both, rtol=1e-9)
+            lm.several(both)
+        lm.several(both, rtol=1e-9)
 
 
 def test_several_refuses_what_does_not_fit_together():
     v = np.eye(3)[[0, 1]]
     with pytest.raises(ValueError, match="at least one concept; got none"):
-        concepts.several({})
+        lm.several({})
     with pytest.raises(ValueError, match=r"one size \(depth, feature\); got .*\(2, 3\).*\(1, 3\)"):
-        concepts.several({"a": given(v), "b": given(v[:1])})
+        lm.several({"a": given(v), "b": given(v[:1])})
     with pytest.raises(ValueError, match=r"one model; got the fingerprints .'a': 'x', 'b': 'y'"):
-        concepts.several(
+        lm.several(
             {"a": given(v, model_fingerprint="x"), "b": given(v, model_fingerprint="y")}
         )
     with pytest.raises(ValueError, match=r"one model; got the fingerprints .*None"):
-        concepts.several({"a": given(v, model_fingerprint="x"), "b": given(v)})
+        lm.several({"a": given(v, model_fingerprint="x"), "b": given(v)})
     many = {str(i): given(unit(np.array([[1.0, i], [1, i]]))) for i in range(3)}
     with pytest.raises(ValueError, match="as many directions as the model has features, 2; got 3"):
-        concepts.several(many)
+        lm.several(many)
     partly = v.copy()
     partly[0, 0] = np.nan  # all of a direction is unknown, or none
     for wrong, length in ((2 * v, "2"), (0 * v, "0"), (partly, "nan")):
         with pytest.raises(ValueError, match=f"length 1; got length {length} at depth 0 of 'b'"):
-            concepts.several({"a": given(v), "b": given(wrong)})
+            lm.several({"a": given(v), "b": given(wrong)})
 
 
 def test_several_refuses_what_is_no_mapping_of_concepts():
     concept = given(np.eye(3)[[0, 1]])
     with pytest.raises(TypeError, match="mapping from names to concepts; got a list"):
-        concepts.several([concept])  # type: ignore[arg-type]
+        lm.several([concept])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got DataArray with dims None for 'direction'"):
-        concepts.several(concept)  # type: ignore[arg-type]
+        lm.several(concept)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"got Dataset with dims \('layer', 'feature'\) for 'a'"):
-        concepts.several({"a": concept.rename(depth="layer")})
+        lm.several({"a": concept.rename(depth="layer")})
     with pytest.raises(TypeError, match="for 3"):
-        concepts.several({3: concept})  # type: ignore[dict-item]
+        lm.several({3: concept})  # type: ignore[dict-item]
