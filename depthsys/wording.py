@@ -141,16 +141,16 @@ def step_size(eps: float, relative: bool) -> str:
     return f"{100 * eps:.3g} % of the state's norm" if relative else f"{eps:.3g}"
 
 
-def outside(values: Iterable[SupportsFloat]) -> bool:
-    """Whether an estimate lies outside its own interval.
+def outside(values: Iterable[SupportsFloat]) -> int:
+    """On which side of its own interval an estimate lies: -1 below, 1 above, 0 within.
 
     Examples
     --------
-    >>> outside([0.01, 0.02, 0.05]), outside([0.03, 0.02, 0.05]), outside([0.03, float("nan"), 1])
-    (True, False, False)
+    >>> outside([0.01, 0.02, 0.05]), outside([0.06, 0.02, 0.05]), outside([0.03, float("nan"), 1])
+    (-1, 1, 0)
     """
     estimate, low, high = map(float, values)
-    return estimate < low or estimate > high
+    return int(estimate > high) - int(estimate < low)
 
 
 def small_order(orders: Iterable[int]) -> int:

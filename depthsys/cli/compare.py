@@ -96,7 +96,12 @@ def _show_forecast(session: "Session", partial: Path, kept: "Kept") -> None:
     begun = CLOCK.seconds
     found = report.forecast(session.step("calibrate", steps.comparison_cost, partial), begun)
     session.screen.show(found)
-    for verdict in [*found.verdicts, *report.kept(kept, partial, dry_run=True)]:
+    verdicts = [*found.verdicts, *report.kept(kept, partial, dry_run=True)]
+    if taken := [
+        name for name in results.COMPARISON_FILES if (session.folder.path / name).exists()
+    ]:
+        verdicts.append(f"{session.folder.path} holds {taken[0]} already: that needs --force")
+    for verdict in verdicts:
         session.screen.say(f"- {verdict}")
 
 

@@ -581,7 +581,8 @@ def _each_prompt(
     ratio = whole["prompt_error"] / whole["prompt_lower"]
     whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
     summed = [d for d in truth.dims if d != "prompt_each"]
-    # NaN, where there is no direction, is left out of both sums
+    # where there is no direction it is NaN, and left out of both sums
+    whole["prompt_gain"] = whole["prompt_gain"].where(truth.notnull().drop_vars("layer"))
     miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(summed) ** 0.5
     whole["prompt_relative_l2"] = miss / (truth**2).sum(summed) ** 0.5
     whole["prompt_seconds"] = ("basis_each", list(seconds.values()))

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.lm.accuracy import where_defined
 from depthsys.lm.channels import Channels
 from depthsys.lm.directions import as_concept
 from depthsys.lm.kinds import short
@@ -69,7 +70,8 @@ def identify(
         ``state_norm`` (depth), mean of ``||x_k||``; ``y_std``, standard deviation of the nominal
         y_L over prompts (not with ``per_prompt``); ``router_margin`` (layer) for models with
         experts, least over the prompts, see `Run.router_margin`; and ``gain_full`` (layer, and
-        output, input where there are several), the terminal gains before truncation. Full
+        output, input where there are several), the terminal gains before truncation, NaN where
+        there is no direction. Full
         provenance in attrs, the coordinates ``input_name`` (input) and ``output_name`` (output); an
         order above the rank is no error, but ``note`` says so.
 
@@ -111,6 +113,7 @@ def identify(
         v = v if "input" in v.dims else v.expand_dims("input")
         dims = ("depth", "feature", "input")
         system["v"] = (dims, v.transpose(*dims).values.astype(np.float64))
+        system["gain_full"] = where_defined(system["gain_full"], system)
     system = system.assign_coords(channels.names(concept))
     system.attrs |= {
         **channels.attrs("identify", run, concept),

@@ -273,7 +273,7 @@ def _small(step: Step, largest_norm: float, dtype: torch.dtype) -> SmallStepErro
     cure = (
         "a larger step or float64"
         if step.relative
-        else f"a larger step, a relative one (`lm.Step({RELATIVE_EPS:g})`) or float64"
+        else "a larger step, a relative one (`lm.Step()`, `--step relative`) or float64"
     )
     where = "" if step.relative else f" (states have norms up to {largest_norm:.3g})"
     return SmallStepError(

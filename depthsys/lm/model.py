@@ -94,8 +94,11 @@ class DepthModel:
                 f"`hf` must be a Hugging Face model; got {short(hf)}. To load one, use "
                 "`DepthModel.load(name_or_folder)`."
             )
-        if max_tokens < 1:
-            raise ValueError(f"`max_tokens` must be >= 1; got {max_tokens}. The default is 128.")
+        if not isinstance(max_tokens, int | np.integer) or max_tokens < 1:
+            raise ValueError(
+                f"`max_tokens` must be a whole number >= 1; got {short(max_tokens)}. The default is "
+                "128."
+            )
         if cut not in CUTS:
             raise ValueError(f"`cut` must be one of {CUTS}; got {cut!r}. The default is 'right'.")
         refuse_config(hf.config)

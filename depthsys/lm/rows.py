@@ -143,6 +143,11 @@ def _cells(file: IO[str], kind: str) -> list[dict]:
             raise ValueError(
                 f"`texts` must have distinct column names; got {list(names)}. Rename one."
             )
+        if len(names) == 1 and (separator := re.search("[;\t|]", names[0])):
+            raise ValueError(
+                f"`texts` must have commas between the cells of a .csv file; got {names[0]!r} as "
+                f"its header, with {separator[0]!r} between them. Save it with commas, or as .tsv."
+            )
         rows = []
         for row in reader:
             if None in row:

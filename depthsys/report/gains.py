@@ -6,9 +6,14 @@ import xarray as xr
 from depthsys.report.table import Report, Table
 from depthsys.wording import fixed, outside, percent, step_size
 
-OUTSIDE = (
-    "an estimate outside its own interval is near the noise of the prompts: drawing prompts again "
-    "adds their scatter to the error, so that the whole (percentile) interval lies too high"
+NOISE = (
+    "an error below its own interval, or a correlation above it, is near the noise of the prompts: "
+    "drawing prompts again adds their scatter, so that the whole (percentile) interval lies too far "
+    "on the side of disagreement"
+)
+NOT_SMOOTH = (
+    "an error above its own interval, or a correlation below it, rests on a measured gain near zero "
+    "or a near tie of ranks, which most draws of prompts do not share: read neither number alone"
 )
 _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 
@@ -16,8 +21,7 @@ _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 def gains(result: xr.Dataset) -> Report:
     """What `study.gains` found."""
     verdicts = [_verdict(result), step_limits(result)]
-    if _any_outside(result):
-        verdicts.append(OUTSIDE)
+    verdicts += _outside(result)
     return Report([_agreement(result), _budget(result)], verdicts)
 
 
@@ -43,10 +47,14 @@ def step_limits(result: xr.Dataset) -> str:
     )
 
 
-def _any_outside(result: xr.Dataset) -> bool:
-    tables = [result["error_budget"], *(result[name] for name in _METRICS)]
-    rows = [t.transpose(..., "bound").values.reshape(-1, 3) for t in tables]
-    return any(outside(row) for table in rows for row in table)
+def _outside(result: xr.Dataset) -> list[str]:
+    """What is to be said of estimates outside their own intervals, by the side."""
+    sides = set()
+    for name in ("error_budget", *_METRICS):
+        towards_noise = 1 if name in ("spearman", "pearson") else -1
+        rows = result[name].transpose(..., "bound").values.reshape(-1, 3)
+        sides |= {towards_noise * outside(row) for row in rows}
+    return [text for side, text in ((1, NOISE), (-1, NOT_SMOOTH)) if side in sides]
 
 
 def _agreement(result: xr.Dataset) -> Table:

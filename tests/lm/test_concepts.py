@@ -457,9 +457,7 @@ def test_several_refuses_what_does_not_fit_together():
     with pytest.raises(ValueError, match=r"one size \(depth, feature\); got .*\(2, 3\).*\(1, 3\)"):
         lm.several({"a": given(v), "b": given(v[:1])})
     with pytest.raises(ValueError, match=r"one model; got the fingerprints .'a': 'x', 'b': 'y'"):
-        lm.several(
-            {"a": given(v, model_fingerprint="x"), "b": given(v, model_fingerprint="y")}
-        )
+        lm.several({"a": given(v, model_fingerprint="x"), "b": given(v, model_fingerprint="y")})
     with pytest.raises(ValueError, match=r"one model; got the fingerprints .*None"):
         lm.several({"a": given(v, model_fingerprint="x"), "b": given(v)})
     many = {str(i): given(unit(np.array([[1.0, i], [1, i]]))) for i in range(3)}

@@ -460,6 +460,7 @@ def split_page() -> list[str]:
     return [before, inside, after]
 
 
+@pytest.mark.slow  # each family has its own tests; this one measures them all again for the page
 def test_models_page_documents_every_family_and_its_errors(request):
     """Every measured error is at or below the documented one."""
     before, inside, after = split_page()

@@ -390,3 +390,11 @@ def test_splits_of_something_else_keep_what_is_known_of_them():
     sizes = splits.each(len)
     assert (sizes.concept, sizes.operating, sizes.held_out) == (16, 10, 8)
     assert (sizes.seed, sizes.n_duplicates, sizes.n_conflicts) == (3, 2, 0)
+
+
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_a_file_with_other_separators_says_so(tmp_path, separator):
+    path = tmp_path / "texts.csv"
+    path.write_text(f"text{separator}label\ngood, really{separator}1\nbad{separator}0\n")
+    with pytest.raises(ValueError, match="must have commas between the cells"):
+        lm.read_texts(path)

@@ -100,6 +100,8 @@ def test_every_method_identifies_what_is_left(runs, undefined, name, readout):
     assert system.v[1:].notnull().all()
     gains = ltv.gains(system).values.ravel()
     assert gains[0] == 0
+    assert np.isnan(system.gain_full[0])
+    assert system.gain_full[1:].notnull().all()
     if name == "ensemble":
         expected = lm.linear_gains(runs[0], undefined).gain.mean("prompt")
         np.testing.assert_allclose(gains[1:], expected[1:], rtol=1e-6)
@@ -212,6 +214,8 @@ def test_a_comparison_goes_on(runs, undefined):
     assert table.attrs["direction_note"] == undefined.attrs["direction_note"]
     assert table.relative_l2.sel(bound="estimate").notnull().all()
     assert table.prompt_relative_l2.notnull().all()
-    for name in ("surrogate_gain", "mean_system_gain", "measured_gain", "linear_gain"):
+    for name in (
+        "surrogate_gain", "mean_system_gain", "measured_gain", "linear_gain", "prompt_gain",
+    ):  # fmt: skip
         assert table[name].isel(layer=0).isnull().all()
         assert table[name].isel(layer=slice(1, None)).notnull().all()

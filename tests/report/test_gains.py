@@ -90,6 +90,12 @@ def test_both_limits_of_the_step_are_told(result, limit, errors, words):
 def test_an_estimate_outside_its_interval_is_explained(result):
     result["relative_l2"][0, 0] = [0.01, 0.02, 0.05]
     assert "near the noise of the prompts" in report.gains(result).verdicts[2]
+    result["relative_l2"][0, 0] = [0.06, 0.02, 0.05]
+    assert "rests on a measured gain near zero" in report.gains(result).verdicts[2]
+    result["relative_l2"][0, 0] = [0.03, 0.02, 0.05]
+    result["pearson"][0, 0] = [0.99, 0.8, 0.98]
+    (noise,) = report.gains(result).verdicts[2:]
+    assert "a correlation above it" in noise
 
 
 # ------------------------------------------------------------------------------- energies
