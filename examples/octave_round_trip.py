@@ -49,7 +49,7 @@ def main() -> None:
     lines = [in_octave(folder.resolve(), options.order, FIGURE if options.update else None)]
     reduced = export.from_matlab(options.out / "reduced.mat")
     lines += against_the_original(system, reduced, options.order)
-    truth = lm.measure_gains(model, texts.held_out, concept)
+    truth = lm.measure_gains(model, texts.held_out, concept, eps=0.1, relative=False)
     lines += [on_the_model("as identified", system, truth)]
     lines += [on_the_model("truncated in Octave", reduced, truth)]
     text = "\n".join(lines)

@@ -97,10 +97,9 @@ def _show_forecast(session: "Session", partial: Path, kept: "Kept") -> None:
     found = report.forecast(session.step("calibrate", steps.comparison_cost, partial), begun)
     session.screen.show(found)
     verdicts = [*found.verdicts, *report.kept(kept, partial, dry_run=True)]
-    if taken := [
-        name for name in results.COMPARISON_FILES if (session.folder.path / name).exists()
-    ]:
-        verdicts.append(f"{session.folder.path} holds {taken[0]} already: that needs --force")
+    out = session.folder.folder
+    if taken := [name for name in results.COMPARISON_FILES if (out / name).exists()]:
+        verdicts.append(f"{out} holds {taken[0]} already: the comparison needs --force")
     for verdict in verdicts:
         session.screen.say(f"- {verdict}")
 

@@ -96,8 +96,8 @@ class DepthModel:
             )
         if not isinstance(max_tokens, int | np.integer) or max_tokens < 1:
             raise ValueError(
-                f"`max_tokens` must be a whole number >= 1; got {short(max_tokens)}. The default is "
-                "128."
+                f"`max_tokens` must be a whole number >= 1; got {short(max_tokens)}. "
+                "The default is 128."
             )
         if cut not in CUTS:
             raise ValueError(f"`cut` must be one of {CUTS}; got {cut!r}. The default is 'right'.")

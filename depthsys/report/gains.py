@@ -8,12 +8,12 @@ from depthsys.wording import fixed, outside, percent, step_size
 
 NOISE = (
     "an error below its own interval, or a correlation above it, is near the noise of the prompts: "
-    "drawing prompts again adds their scatter, so that the whole (percentile) interval lies too far "
-    "on the side of disagreement"
+    "drawing prompts again adds their scatter, so that the whole (percentile) interval lies too "
+    "far on the side of disagreement"
 )
 NOT_SMOOTH = (
-    "an error above its own interval, or a correlation below it, rests on a measured gain near zero "
-    "or a near tie of ranks, which most draws of prompts do not share: read neither number alone"
+    "an error above its own interval, or a correlation below it, rests on a measured gain near "
+    "zero or a near tie of ranks, which most draws of prompts do not share: read neither alone"
 )
 _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 

@@ -88,6 +88,7 @@ def test_both_limits_of_the_step_are_told(result, limit, errors, words):
 
 
 def test_an_estimate_outside_its_interval_is_explained(result):
+    result = result.copy(deep=True)  # no two metrics in one array
     result["relative_l2"][0, 0] = [0.01, 0.02, 0.05]
     assert "near the noise of the prompts" in report.gains(result).verdicts[2]
     result["relative_l2"][0, 0] = [0.06, 0.02, 0.05]
