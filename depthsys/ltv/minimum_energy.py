@@ -24,7 +24,7 @@ from depthsys.ltv.matrix_free import (
     transposed,
 )
 from depthsys.ltv.response import as_state
-from depthsys.ltv.system import as_named
+from depthsys.ltv.system import as_named, plain
 
 Positions = int | str | Sequence[int] | Sequence[str]
 
@@ -236,7 +236,7 @@ def _outputs(
             f"hold={held}. Steer some and hold others."
         )
     if not isinstance(target, xr.DataArray):
-        target = np.atleast_1d(np.asarray(target))
+        target = np.atleast_1d(plain(target, "target"))
     target = as_named(target, "target", {"output": len(steered)})
     part = None if isinstance(system, MatrixFree) else system.isel(output=steered)
     if part is not None and ("output" in part.coords or "output_name" in part.coords):
