@@ -24,6 +24,7 @@ from depthsys.ltv.matrix_free import (
     transposed,
 )
 from depthsys.ltv.response import as_state
+from depthsys.ltv.rounding import lengths
 from depthsys.ltv.system import as_named, plain
 
 Positions = int | str | Sequence[int] | Sequence[str]
@@ -196,7 +197,7 @@ def _gains_and_rounding(system: xr.Dataset | MatrixFree) -> tuple[xr.DataArray, 
         for layer in reversed(range(len(A))):
             row = transposed(column)
             rows.append(row @ B[layer])
-            sizes.append(np.linalg.norm(np.abs(row) @ np.abs(B[layer]), axis=-1))
+            sizes.append(lengths(np.abs(row) @ np.abs(B[layer])))
             if layer:
                 column = transposed(A[layer]) @ column
         gain = np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)

@@ -14,7 +14,7 @@ from depthsys.ltv.matrix_free import labels, over_depth
 from depthsys.ltv.quadratic_program import least_distance, least_in_box
 from depthsys.ltv.response import as_state
 from depthsys.ltv.riccati import riccati
-from depthsys.ltv.rounding import YES
+from depthsys.ltv.rounding import YES, lengths
 from depthsys.ltv.system import check
 from depthsys.ltv.targets import bound, final_state, output_targets, pattern
 
@@ -266,7 +266,7 @@ class _Core:
             _beside(first[..., self.x_rows], second[..., self.y_rows])
             for first, second in (*zip(*rows, strict=True), loop.terms(u, x))
         )
-        size = np.linalg.norm(G, axis=-1)
+        size = lengths(G)
         scale = np.where(size > floor, 1 / np.where(size > floor, size, 1.0), 0.0)
         off = np.linalg.norm((reached - wanted) * scale, axis=-1)
         whole = np.linalg.norm((np.abs(wanted) + terms) * scale, axis=-1)
@@ -291,7 +291,7 @@ class _Core:
         """The least w whose inputs keep within bounds, member by member."""
         layers, inputs = below.shape[-2:]
         batch = np.broadcast_shapes(G.shape[:-2], z.shape[:-1], T.shape[:-2], below.shape[:-2])
-        size = np.linalg.norm(G, axis=-1, keepdims=True)
+        size = _lengths(G)
         scale = np.where(size > 0, 1 / np.where(size > 0, size, 1.0), 0.0)
         core = [(G * scale, 2), (z, 1), (T, 2), (below, 2), (above, 2)]
         if not G.any():  # bounds alone
@@ -424,7 +424,7 @@ class _Loop:
 
 
 def _lengths(rows: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(rows, axis=-1, keepdims=True)
+    return lengths(rows)[..., None]
 
 
 def _below(matrices: list[np.ndarray]) -> np.ndarray:

@@ -616,3 +616,25 @@ def test_the_residual_of_outputs_along_the_way_and_in_a_batch():
     assert met.attrs["certified"] == "yes"
     missed = ltv.optimal_inputs(system, x0=start, x_final=[0.0])
     assert missed.attrs["certified"].startswith("not certified in 1 of 2 cases: rounding on the")
+
+
+def test_a_target_that_only_rounding_reaches_is_refused():
+    """0.1 + 0.2 - 0.3 is not zero in doubles, and no input acts on that output."""
+    system = ltv.constant(
+        np.eye(3), [[0.1], [0.2], [0.3]], [[1.0, 1.0, -1.0]], D=np.zeros((1, 1)), horizon=1
+    )
+    with pytest.raises(np.linalg.LinAlgError, match=r"must be reachable; got .*\(rank 0 of 1 targ"):
+        ltv.optimal_inputs(system, y_target=[[np.nan], [1.0]])
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-150])
+def test_inputs_whose_squares_overflow(size):
+    system = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=3)
+    other = system.assign(B=system.B * size)
+    for call in (
+        lambda s: ltv.optimal_inputs(s, x_final=[1.0]),
+        lambda s: ltv.minimum_energy(s, [1.0]),
+    ):
+        np.testing.assert_allclose(call(other).u * size, call(system).u, rtol=1e-12)
+    law = [ltv.lqr(s, [[1.0]], [[r]], [[1.0]]).K for s, r in ((system, 0.0), (other, 0.0))]
+    np.testing.assert_allclose(law[1] * size, law[0], rtol=1e-12)
