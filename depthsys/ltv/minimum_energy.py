@@ -177,7 +177,7 @@ def _in_words(
             x = parts[0] + parts[1]
         if goal == "state":
             return x[..., 0], (np.abs(parts[0]) + np.abs(parts[1]))[..., 0]
-        return (C[-1] @ x)[..., 0], (np.abs(C[-1]) @ np.abs(x))[..., 0]
+        return (C[-1] @ x)[..., 0], (np.abs(C[-1]) @ (np.abs(parts[0]) + np.abs(parts[1])))[..., 0]
 
     ends = over_depth(
         core,
