@@ -15,7 +15,7 @@ from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import labels, transposed
 from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
-from depthsys.ltv.system import as_named
+from depthsys.ltv.system import as_named, plain
 
 COORDINATES = (
     "the objective is of the state and depends on its coordinates: another basis of the same "
@@ -152,7 +152,7 @@ class Energy:
     def value(self, blocks: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Inverse least energy, or minus the residual."""
         n_rows, n_inputs = blocks.shape[-2:]
-        target = np.atleast_1d(np.asarray(self.target, dtype=np.float64))
+        target = np.atleast_1d(plain(self.target, "target").astype(np.float64))
         if target.shape != (n_rows,) or not np.isfinite(target).all() or not target.any():
             raise ValueError(
                 f"`target` must be {n_rows} finite numbers, one per output, not all zero; got "

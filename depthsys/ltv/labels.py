@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.matrix_free import MatrixFree, labels
-from depthsys.ltv.system import batch_sizes
+from depthsys.ltv.system import batch_sizes, in_memory
 
 System = xr.Dataset | MatrixFree
 # dims of an array, and the dim of the system that each of them stands for
@@ -52,6 +52,7 @@ def aligned(
     ValueError
         If the labels along a dim are not those of the system, or the sizes of a batch dim differ.
     """
+    in_memory(value, name)
     partner = _OF_SYSTEM | stand_for
     if len(value.coords):
         for dim in map(str, value.dims):
@@ -68,6 +69,7 @@ def aligned(
 
 def in_order_of(value: xr.DataArray, name: str, dim: str, wanted: np.ndarray) -> xr.DataArray:
     """The array in the order of ``wanted`` labels along one dim, without them; or ValueError."""
+    in_memory(value, name)
     return _bare(_in_order(value, name, dim, (wanted, None)), {dim})
 
 

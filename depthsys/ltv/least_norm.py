@@ -6,6 +6,7 @@ import numpy as np
 
 from depthsys.ltv.gramians import used_values
 from depthsys.ltv.matrix_free import transposed
+from depthsys.ltv.rounding import lengths
 
 EPS = np.finfo(float).eps
 
@@ -46,7 +47,7 @@ def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> 
         batch = np.broadcast_shapes(G.shape[:-2], d.shape[:-1])
         nothing, none = np.zeros(batch), np.zeros((*batch, 0))
         return LeastNorm(np.zeros((*batch, G.shape[-1])), none, nothing, none, nothing.astype(int))
-    size = np.linalg.norm(G, axis=-1)
+    size = lengths(G)
     alive = size > floor
     scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)
     U, s, Vt = np.linalg.svd(G * scale[..., None], full_matrices=False)

@@ -11,13 +11,15 @@ from depthsys.ltv.labels import beside_each_other, with_labels_of
 from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
 from depthsys.ltv.lqr import lists
 from depthsys.ltv.matrix_free import labels, over_depth
-from depthsys.ltv.quadratic_program import least_distance
+from depthsys.ltv.quadratic_program import least_distance, least_in_box
 from depthsys.ltv.response import as_state
 from depthsys.ltv.riccati import riccati
+from depthsys.ltv.rounding import YES, lengths
 from depthsys.ltv.system import check
 from depthsys.ltv.targets import bound, final_state, output_targets, pattern
 
 Array = ArrayLike | xr.DataArray
+MET = 1e-6  # relative distance below which a target counts as met
 
 
 def optimal_inputs(
@@ -68,7 +70,8 @@ def optimal_inputs(
         ``u`` (layer, input), ``x`` (depth, state), ``y`` (depth, output), ``cost``;
 
         ``residual``
-            Relative distance of the targets from what is reached, each scaled to unit size.
+            Distance of the targets from the ``x`` and ``y`` above, each scaled to unit size,
+            relative to the targets and to the terms that these states and outputs are sums of.
         ``target_rank``
             Number of independent targets.
         ``x_multipliers`` (state), ``y_multipliers`` (depth, output)
@@ -79,6 +82,9 @@ def optimal_inputs(
         ``stationarity``, ``bound_violation``
             What is left of the optimality conditions: the gradient of the Lagrangian relative to
             that of the cost, and by how much u passes a bound, in units of u.
+
+        attrs: ``certified``, "yes", or "not certified" and why, where ``residual`` is above 1e-6:
+        where modes grow over many layers, rounding of u takes x away from any plan.
 
         nctpy: `get_control_inputs(A, T, B, x0, xf, "discrete", rho, S, xr)` is ``x_final=xf, Q=S,
         R=rho I, x_target=xr`` (``Q`` zero at layer 0: nctpy counts no cost there, a constant).
@@ -154,7 +160,21 @@ def optimal_inputs(
         exclude=("row", "last_row"),
     )
     plan = xr.Dataset(dict(zip(_RESULTS, found, strict=True)))
-    return with_labels_of(plan, system).assign_attrs(method="optimal_inputs", rtol=rtol)
+    return with_labels_of(plan, system).assign_attrs(
+        method="optimal_inputs", rtol=rtol, certified=_in_words(plan["residual"])
+    )
+
+
+def _in_words(residual: xr.DataArray) -> str:
+    """The text of ``attrs["certified"]``."""
+    missed = ~(residual <= MET)
+    if not bool(missed.any()):
+        return YES
+    part = "" if residual.size == 1 else f" in {int(missed.sum())} of {residual.size} cases"
+    return (
+        f"not certified{part}: rounding on the way leaves the targets off by "
+        f"{float(residual.max()):.1e} of their size (`residual`)"
+    )
 
 
 _WANTED = (("state",), ("depth", "output"), ("layer", "input"), ("layer", "input"), ("state",))
@@ -211,12 +231,15 @@ class _Core:
         found = least_norm(G, gap, self.rtol, floor)
         self._refuse_unreachable(found, G)
         sides = np.broadcast_arrays(lower - u, upper - u)
-        w, rows, low, high, off, over = (
-            self._within(G, found.z, T, *sides)
+        w, rows, low, high, off, over, *exact = (
+            self._within(loop, G, found.z, T, *sides)
             if self.bounded
             else _unbounded(G, found.z, found.multipliers, u)
         )
+        alone = u
         u, x, y = loop.run(start, w.reshape(*w.shape[:-1], *u.shape[-2:]))
+        if exact and not np.isnan(exact[0]).all():
+            u, x, y = loop.run(start, u=np.where(np.isnan(exact[0]), u, alone + exact[0]))
         cost = ((law.S[0] @ start - (law.g[0] if affine else 0.0)) ** 2).sum((-2, -1))
         cost = cost + (law.rest[0][..., 0, 0] if affine else 0.0) + (w**2).sum(-1)
         n_x = int(self.x_rows.sum())
@@ -225,7 +248,7 @@ class _Core:
             x,
             y,
             cost,
-            found.miss,
+            self._residual(loop, (x_final, y_target), (u, x, y), G, floor),
             found.rank,
             _scattered(rows[..., :n_x], self.x_rows),
             _scattered(rows[..., n_x:], self.y_rows),
@@ -234,6 +257,20 @@ class _Core:
             off,
             over,
         )
+
+    def _residual(self, loop: "_Loop", targets, run, G, floor) -> np.ndarray:
+        """How far from the targets a run ends and passes, relative to what it is the sum of."""
+        u, x, y = run
+        rows = ((targets[0], x[..., -1, :]), (targets[1], y))
+        wanted, reached, terms = (
+            _beside(first[..., self.x_rows], second[..., self.y_rows])
+            for first, second in (*zip(*rows, strict=True), loop.terms(u, x))
+        )
+        size = lengths(G)
+        scale = np.where(size > floor, 1 / np.where(size > floor, size, 1.0), 0.0)
+        off = np.linalg.norm((reached - wanted) * scale, axis=-1)
+        whole = np.linalg.norm((np.abs(wanted) + terms) * scale, axis=-1)
+        return off / np.where(whole > 0, whole, 1.0)
 
     def _refused(self, layer: int) -> Exception:
         return np.linalg.LinAlgError(
@@ -250,33 +287,39 @@ class _Core:
                 f"{self.rtol:.0e}). Set some of them to NaN, or add inputs or layers."
             )
 
-    def _within(self, G, z, T, below, above):
+    def _within(self, loop, G, z, T, below, above):
         """The least w whose inputs keep within bounds, member by member."""
         layers, inputs = below.shape[-2:]
         batch = np.broadcast_shapes(G.shape[:-2], z.shape[:-1], T.shape[:-2], below.shape[:-2])
-        size = np.linalg.norm(G, axis=-1, keepdims=True)
+        size = _lengths(G)
         scale = np.where(size > 0, 1 / np.where(size > 0, size, 1.0), 0.0)
         core = [(G * scale, 2), (z, 1), (T, 2), (below, 2), (above, 2)]
+        if not G.any():  # bounds alone
+            core.append((loop.opened(), 2))
         arrays = [np.broadcast_to(a, (*batch, *a.shape[a.ndim - k :])) for a, k in core]
         results = []
         for member in np.ndindex(*batch):
-            g, start, t, low, high = (a[member] for a in arrays)
+            g, start, t, low, high, *inverse = (a[member] for a in arrays)
             low, high = low.ravel(), high.ravel()
             kept = [np.isfinite(low), np.isfinite(high)]
             lines = np.concatenate([t[kept[0]], -t[kept[1]]])
-            found = least_distance(
-                g, start, lines, np.concatenate([low[kept[0]], -high[kept[1]]]), self.rtol
-            )
+            least = np.concatenate([low[kept[0]], -high[kept[1]]])
+            exact = np.full(low.size, np.nan)
+            try:
+                found = least_distance(g, start, lines, least, self.rtol)
+            except np.linalg.LinAlgError:
+                if not inverse:
+                    raise
+                found = None
+            if found is None or (inverse and not found.found):
+                found, exact = least_in_box(inverse[0], low, high)
             if not found.found:
-                raise np.linalg.LinAlgError(
-                    "`lower` and `upper` must let some input reach the targets; got none"
-                    f"{f' for member {member}' if batch else ''}: "
-                    f"{_nearest(g, start, t, low, high)} Widen the bounds, or free some targets."
-                )
+                raise _none_within(g, start, t, low, high, f" for member {member}" * bool(batch))
             sides = np.zeros((2, low.size))
             sides[0, kept[0]] = found.unequal[: kept[0].sum()]
             sides[1, kept[1]] = found.unequal[kept[0].sum() :]
-            results.append((found, sides.reshape(2, layers, inputs)))
+            exact = exact.reshape(layers, inputs)
+            results.append((found, sides.reshape(2, layers, inputs), exact))
         shape = scale.shape[:-1]
 
         def gathered(values: list) -> np.ndarray:
@@ -284,12 +327,13 @@ class _Core:
             return stack.reshape((*batch, *stack.shape[1:]))
 
         return (
-            gathered([f.w for f, _ in results]),
-            gathered([f.equal for f, _ in results]) * np.broadcast_to(scale[..., 0], shape),
-            gathered([s[0] for _, s in results]),
-            gathered([s[1] for _, s in results]),
-            gathered([np.asarray(f.stationarity) for f, _ in results]),
-            gathered([np.asarray(f.violation) for f, _ in results]),
+            gathered([f.w for f, *_ in results]),
+            gathered([f.equal for f, *_ in results]) * np.broadcast_to(scale[..., 0], shape),
+            gathered([s[0] for _, s, _ in results]),
+            gathered([s[1] for _, s, _ in results]),
+            gathered([np.asarray(f.stationarity) for f, *_ in results]),
+            gathered([np.asarray(f.violation) for f, *_ in results]),
+            gathered([exact for *_, exact in results]),
         )
 
 
@@ -303,15 +347,21 @@ class _Loop:
     forward: list[np.ndarray]
     drift: list[np.ndarray]
 
-    def run(self, x: np.ndarray, w: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Inputs, states and outputs (..., layer or depth, size) from x (..., state, 1)."""
+    def run(
+        self, x: np.ndarray, w: np.ndarray | None = None, u: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """Inputs, states and outputs (..., layer or depth, size) from x (..., state, 1).
+
+        Under given inputs u, or those of the law with w.
+        """
         A, B, C, D = self.matrices
+        given = u
         inputs, states, outputs = [], [], []
         for k, read in enumerate(C):
             states.append(x)
             y = read @ x
             if k < len(A):
-                u = self.forward[k] - self.K[k] @ x
+                u = self.forward[k] - self.K[k] @ x if given is None else given[..., k, :, None]
                 if w is not None:
                     u = u + self.M[k] @ w[..., k, :, None]
                 y = y + D[k] @ u
@@ -322,6 +372,17 @@ class _Loop:
             np.stack(np.broadcast_arrays(*parts), axis=-3)[..., 0]
             for parts in (inputs, states, outputs)
         )
+
+    def terms(self, u: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes of what the last state and the outputs (..., depth, output) are sums of."""
+        A, B, C, D = self.matrices
+        u, x = np.abs(u)[..., None], np.abs(x)[..., None]
+        last = np.abs(A[-1]) @ x[..., -2, :, :] + np.abs(B[-1]) @ u[..., -1, :, :]
+        outputs = [np.abs(read) @ x[..., k, :, :] for k, read in enumerate(C)]
+        for k, direct in enumerate(D[: len(A)]):
+            outputs[k] = outputs[k] + np.abs(direct) @ u[..., k, :, :]
+        outputs = np.stack(np.broadcast_arrays(*outputs), axis=-3)
+        return (last + np.abs(self.drift[-1]))[..., 0], outputs[..., 0]
 
     def maps(self, x_rows: np.ndarray, y_rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Maps from w to the targets and to u (..., row, column), and the targets' rounding."""
@@ -349,9 +410,21 @@ class _Loop:
         rounding = 16 * EPS * n * _below([floor[..., x_rows, :], *floors])[..., 0]
         return G, _below(inputs), rounding
 
+    def opened(self) -> np.ndarray:
+        """The map from u to w (..., row, column), the inverse of the one from w to u."""
+        A, B = self.matrices[:2]
+        m, L = B[0].shape[-1], len(A)
+        x, rows = np.zeros((A[0].shape[-1], L * m)), []
+        for k in range(L):
+            own = np.zeros((m, L * m))
+            own[:, k * m : (k + 1) * m] = np.eye(m)
+            rows.append(np.linalg.solve(self.M[k], own + self.K[k] @ x))
+            x = A[k] @ x + B[k] @ own
+        return _below(rows)
+
 
 def _lengths(rows: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(rows, axis=-1, keepdims=True)
+    return lengths(rows)[..., None]
 
 
 def _below(matrices: list[np.ndarray]) -> np.ndarray:
@@ -378,13 +451,26 @@ def _scattered(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _nearest(G: np.ndarray, w: np.ndarray, T: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """How near the targets can be reached within the bounds."""
+def _none_within(
+    G: np.ndarray, w: np.ndarray, T: np.ndarray, low: np.ndarray, high: np.ndarray, member: str
+) -> Exception:
+    """The error that says how near the targets can be reached within the bounds."""
     from scipy.optimize import lsq_linear
 
     apart = high > low
     high = np.where(apart, high, low + 1e-12 * np.maximum(np.abs(low), 1e-300))
     per_input = np.linalg.solve(T.T, G.T).T  # T is square: one row per input
-    found = lsq_linear(per_input, G @ w, (low, high))
-    miss = np.linalg.norm(per_input @ found.x - G @ w) / np.linalg.norm(G @ w)
-    return f"the nearest one has a relative residual of {miss:.1e}."
+    goal = G @ w
+    off = np.linalg.norm(per_input @ lsq_linear(per_input, goal, (low, high)).x - goal)
+    size = np.linalg.norm(goal)
+    if off <= 1e-6 * size:
+        return np.linalg.LinAlgError(
+            "`lower` and `upper` must leave a problem that can be solved to rounding; got one"
+            f"{member} in which inputs reach the targets to {off / size:.1e}, and rounding hides "
+            "which are best. Widen the bounds, or free some targets."
+        )
+    how = f"relative residual of {off / size:.1e}" if size > 0 else f"residual of {off:.1e}"
+    return np.linalg.LinAlgError(
+        f"`lower` and `upper` must let some input reach the targets; got none{member}: the nearest "
+        f"one has a {how}. Widen the bounds, or free some targets."
+    )

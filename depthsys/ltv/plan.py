@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.labels import in_order_of
-from depthsys.ltv.system import as_named
+from depthsys.ltv.system import as_named, plain
 
 ENERGIES = ("absolute", "relative")
 
@@ -118,7 +118,7 @@ def simple_schedules(
     """
     G = gains.transpose("layer", "output", "input").values
     n_layers, _, n_inputs = G.shape
-    along = np.einsum("loi,o->li", G, np.atleast_1d(target))
+    along = np.einsum("loi,o->li", G, np.atleast_1d(plain(target, "target")))
     if weights is None:
         cost = np.ones(n_layers)
     else:

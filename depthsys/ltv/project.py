@@ -14,7 +14,7 @@ from depthsys.ltv.matrix_free import (
     state_size,
     transposed,
 )
-from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check
+from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check, in_memory
 
 BIORTHOGONAL = 1e-7
 BASIS_DIMS = ("depth", "feature", "state")
@@ -134,6 +134,7 @@ def _check_basis(system: System, basis: xr.Dataset) -> None:
         )
     wanted = {"depth": n_depths(system), "feature": state_size(system)}
     for name in ("V", "W"):
+        in_memory(basis[name], f"basis.{name}")
         got = dict(basis[name].sizes)
         if {d: got.get(d) for d in wanted} != wanted or "state" not in got:
             raise ValueError(

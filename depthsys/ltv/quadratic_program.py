@@ -11,6 +11,7 @@ import numpy as np
 from depthsys.ltv.gramians import used_values
 
 EPS = np.finfo(float).eps
+SWEEPS = 100
 
 
 class Solution(NamedTuple):
@@ -54,16 +55,10 @@ def least_distance(
     A, b = A[free] / size[free, None], b[free] / size[free]
     v, active = np.zeros(Z.shape[1]), np.zeros(len(b))
     if (b > 0).any():
-        scale = b.max()  # no v is shorter than that
-        stack = np.vstack([A.T, b[None] / scale])
-        goal = np.append(np.zeros(len(stack) - 1), 1.0)
-        active = _non_negative(stack, goal)
-        rest = goal - stack @ active
-        if rest @ rest < 1e3 * EPS * len(goal):
+        shortest = _shortest(A, b)
+        if shortest is None:
             return _nothing(G, w, T, b)
-        v = -scale * rest[:-1] / rest[-1]
-        active = active * scale / rest[-1]
-        v, active = _polished(A, b, v, active)
+        v, active = _polished(A, b, *shortest)
     unequal = np.zeros(len(T))
     unequal[free] = 2 * active / size[free]
     point = w + Z @ v
@@ -84,6 +79,76 @@ def least_distance(
         float(violation),
         True,
     )
+
+
+def least_in_box(
+    inverse: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[Solution, np.ndarray]:
+    """The shortest w = ``inverse`` v (square) with low <= v <= high, and v.
+
+    There always is one. It is sought as v, which keeps its digits where w is very long.
+    """
+    size = np.linalg.norm(inverse, axis=0)
+    v = _in_box(inverse, size, low, high)
+    for _ in range(SWEEPS):  # what costs little beside the rest is lost on a solver of all
+        before = v.copy()
+        point = inverse @ v
+        for i in reversed(range(len(v))):
+            best = min(max(v[i] - inverse[:, i] @ point / size[i] ** 2, low[i]), high[i])
+            point += inverse[:, i] * (best - v[i])
+            v[i] = best
+        if (np.abs(v - before) <= 4 * EPS * np.abs(v)).all():
+            break
+    point = inverse @ v
+    slope = 2 * inverse.T @ point
+    # an input on its bound is held there by the slope, any other one has none
+    held = np.array([np.where(v == low, slope, 0.0), np.where(v == high, -slope, 0.0)]).clip(0.0)
+    left = np.abs(slope - held[0] + held[1])
+    terms = 2 * np.abs(inverse).T @ np.abs(point)
+    off = float((left / np.where(terms > 0, terms, 1.0)).max(initial=0.0))
+    kept = np.concatenate([np.isfinite(low), np.isfinite(high)])
+    return Solution(point, np.zeros(0), held.ravel()[kept], off, 0.0, True), v
+
+
+def _in_box(inverse: np.ndarray, size: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    from scipy.optimize import lsq_linear
+
+    v, free = np.where(low == high, low, 0.0), low < high
+    if free.any():
+        options = {"method": "bvls", "tol": 1e-15, "max_iter": 50 * len(low)}
+        box = (low[free] * size[free], high[free] * size[free])
+        columns = inverse[:, free] / size[free]
+        found = lsq_linear(columns, -inverse @ v, box, **options)
+        v[free] = found.x / size[free]
+        sides = np.zeros(len(v))
+        sides[free] = found.active_mask
+        v = np.where(sides < 0, low, np.where(sides > 0, high, v))
+    return np.clip(v, low, high)
+
+
+def _shortest(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The shortest v with A v >= b (rows of unit size) and its multipliers; None if there is none.
+
+    That there is none is proved by multipliers y >= 0 with A' y = 0 and b' y > 0 (Farkas). A long
+    v leaves a small remainder too, in the unit of length that was tried: then a longer one is.
+    """
+    scale = b.max()  # no v is shorter than that
+    v, active = np.zeros(A.shape[1]), np.zeros(len(b))
+    for _ in range(8):
+        stack = np.vstack([A.T, b[None] / scale])
+        goal = np.append(np.zeros(len(stack) - 1), 1.0)
+        found = _non_negative(stack, goal)
+        rest = goal - stack @ found
+        if np.linalg.norm(rest[:-1]) <= 16 * EPS * len(goal) * found.sum() and rest[-1] < 0.5:
+            return None
+        if not found.any():  # the bounds are lost beside so long a v
+            break
+        if rest[-1] > 0:
+            v, active = -scale * rest[:-1] / rest[-1], found * scale / rest[-1]
+        if rest[-1] > 1e-4:
+            break
+        scale /= np.sqrt(max(rest[-1], 1e-8))
+    return v, active
 
 
 def _non_negative(stack: np.ndarray, goal: np.ndarray) -> np.ndarray:

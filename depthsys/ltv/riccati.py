@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from depthsys.ltv.matrix_free import transposed
+from depthsys.ltv.rounding import lengths
 
 EPS = np.finfo(float).eps
 Matrices = Sequence[np.ndarray]
@@ -59,9 +60,7 @@ def riccati(
         if affine is not None:
             top.append(-affine[0][layer])
             bottom.append(S[0] @ affine[1][layer] - g[0])
-        sizes = np.linalg.norm(top[0], axis=-2) + np.linalg.norm(
-            np.abs(S[0]) @ np.abs(B[layer]), axis=-2
-        )
+        sizes = lengths(transposed(top[0])) + lengths(transposed(np.abs(S[0]) @ np.abs(B[layer])))
         found: Any = np.linalg.qr(_stack(top, bottom), mode="r")
         n_states = A[layer].shape[-1]
         rows, columns = slice(n_inputs), slice(n_inputs, n_inputs + n_states)
@@ -101,7 +100,7 @@ def _singular(upper: np.ndarray, sizes: np.ndarray) -> bool:
     ``sizes`` (..., n) are those of the terms that the columns are sums of: what is below their
     rounding is zero.
     """
-    length = np.linalg.norm(upper, axis=-2)
+    length = lengths(transposed(upper))
     pivots = np.abs(np.diagonal(upper, axis1=-2, axis2=-1))
     allowed = 16 * EPS * (upper.shape[-1] + 4)
     nothing = (length <= allowed * sizes) | (pivots <= allowed * length)

@@ -232,11 +232,7 @@ def _check_labels(given: Mapping[str, Any]) -> None:
 
 def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
     """A DataArray in the order of its dims, which go by name; everything else as it is."""
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise ValueError(
-            f"`{name}` must have no masked values; got {int(np.ma.count_masked(value))}. Fill "
-            "them: `.filled(0)`."
-        )
+    unmasked(value, name)
     if not isinstance(value, xr.DataArray):
         return value
     in_memory(value, name)
@@ -250,9 +246,21 @@ def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
     return value.values
 
 
-def in_memory(value: xr.DataArray | xr.Variable, name: str) -> None:
+def unmasked(value: Any, name: str) -> None:
+    """ValueError for numpy's masked arrays and lists of them, whose masks are lost on the way."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    parts = [part for part in parts if isinstance(part, np.ma.MaskedArray)]
+    if count := sum(int(np.ma.count_masked(part)) for part in parts):
+        raise ValueError(
+            f"`{name}` must have no masked values; got {count}. Fill them: `.filled(0)`, or "
+            "`.filled(np.nan)` where NaN stands for what is free or missing."
+        )
+
+
+def in_memory(value: Any, name: str) -> None:
     """ValueError for an array in chunks (dask), which is not computed here behind the scenes."""
-    if value.chunks is not None:
+    chunks = getattr(value, "chunks", None)  # of dask a tuple per dim; a file's are whole numbers
+    if isinstance(chunks, tuple) and all(isinstance(sizes, tuple) for sizes in chunks):
         raise ValueError(
             f"`{name}` must be in memory; got an array in chunks (dask). Call `.load()` or "
             "`.compute()` first, part by part (`.isel`) where it is large."
@@ -549,7 +557,7 @@ def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.Da
         fitting.sort(key=len, reverse=True)
         got: Any = dict(value.sizes)
     else:
-        array = np.asarray(value)
+        array = plain(value, name)
         fitting = [dims for dims in options if len(dims) == array.ndim]
         got = f"shape {array.shape}"
         if fitting:
@@ -568,6 +576,13 @@ def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.Da
     if not np.isfinite(compact(value.values)).all():
         raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
     return value.transpose(..., *wanted).astype(np.float64)
+
+
+def plain(value: Any, name: str) -> np.ndarray:
+    """What has no named dims, as an array; ValueError where that would compute or unmask it."""
+    unmasked(value, name)
+    in_memory(value, name)
+    return np.asarray(value)
 
 
 def whole_number(value: Any, name: str) -> int:

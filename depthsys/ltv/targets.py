@@ -8,7 +8,7 @@ import xarray as xr
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import state_sizes
 from depthsys.ltv.response import as_state
-from depthsys.ltv.system import as_named
+from depthsys.ltv.system import as_named, in_memory, plain
 
 
 def final_state(system: xr.Dataset, value: Any) -> xr.DataArray:
@@ -16,7 +16,7 @@ def final_state(system: xr.Dataset, value: Any) -> xr.DataArray:
     n = system.sizes["state"]
     if value is None:
         return xr.DataArray(np.full(n, np.nan), dims=["state"])
-    named = as_named(_without_nan(value), "x_final", {"state": None})
+    named = as_named(_without_nan(value, "x_final"), "x_final", {"state": None})
     as_state(system, named, "x_final", -1)  # its size and labels
     free = _free(value, named)
     exists = xr.DataArray(np.arange(n), dims=["state"]) < state_sizes(system).isel(depth=-1)
@@ -31,7 +31,9 @@ def output_targets(system: xr.Dataset, value: Any) -> xr.DataArray:
     if value is None:
         return xr.DataArray(np.full(tuple(sizes.values()), np.nan), dims=list(sizes))
     part = isinstance(value, xr.DataArray)
-    named = as_named(_without_nan(value), "y_target", dict.fromkeys(sizes) if part else sizes)
+    named = as_named(
+        _without_nan(value, "y_target"), "y_target", dict.fromkeys(sizes) if part else sizes
+    )
     named = named.where(~_free(value, named))
     for dim in sizes:
         if dim in named.coords:
@@ -59,10 +61,11 @@ def _among(value: xr.DataArray, dim: str, system: xr.Dataset) -> xr.DataArray:
     return value.reindex({dim: every})
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: Any, name: str) -> Any:
     if isinstance(value, xr.DataArray):
+        in_memory(value, name)
         return value.fillna(0.0)
-    array = np.asarray(value)
+    array = plain(value, name)
     return np.nan_to_num(array, posinf=np.inf, neginf=-np.inf) if array.dtype.kind == "f" else array
 
 
@@ -77,8 +80,10 @@ def bound(system: xr.Dataset, value: Any, name: str, none: float) -> xr.DataArra
     """A bound (layer, input); ``none`` (infinite) where there is none."""
     sizes = {d: system.sizes[d] for d in ("layer", "input")}
     value = none if value is None else value
-    if not isinstance(value, xr.DataArray):
-        array = np.asarray(value)
+    if isinstance(value, xr.DataArray):
+        in_memory(value, name)
+    else:
+        array = plain(value, name)
         value = np.full(sizes["input"], array) if array.ndim == 0 else array
     away = value == none
     finite = (

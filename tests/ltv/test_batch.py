@@ -309,12 +309,26 @@ class Chunks:
         raise AssertionError("computed behind the scenes")
 
 
+def in_chunks(chunked, basis):
+    return basis.assign(W=chunked(basis.W))
+
+
 CHUNKED = {
     "a system": lambda a, s: ltv.gains(s.assign(A=a(s.A))),
     "matrices": lambda a, s: ltv.system(a(s.A), s.B.values, s.C.values),
     "inputs": lambda a, s: ltv.simulate(
         s, a(xr.DataArray(np.ones((4, 3)), dims=["layer", "input"]))
     ),
+    "a bound": lambda a, s: ltv.optimal_inputs(
+        s, upper=a(xr.DataArray(np.ones(3), dims=["input"]))
+    ),
+    "targets": lambda a, s: ltv.optimal_inputs(
+        s, x_final=a(xr.DataArray([np.nan, 1.0, 0.0], dims=["state"]))
+    ),
+    "a basis": lambda a, s: ltv.project(s, in_chunks(a, ltv.pod_basis(s, order=1))),
+    "an order": lambda a, s: ltv.error_bounds(s, a(ltv.balanced_basis(s, order=1).order)),
+    "inputs without dims": lambda a, s: ltv.simulate(s, a(xr.DataArray(np.ones((4, 3)))).data),
+    "targets without dims": lambda a, s: ltv.minimum_energy(s, a(xr.DataArray(np.ones(3))).data),
     "a map": lambda a, s: ltv.hankel_singular_values(a(ltv.io_matrix(s))),
 }
 

@@ -128,6 +128,34 @@ def test_masked_values_are_refused():
         ltv.system(np.ma.stack([masked, masked]), [B] * 2, [C] * 3)
 
 
+MASKED = np.ma.masked_equal([1.0, 99.0], 99.0)
+BESIDE = {
+    "u": lambda s: ltv.simulate(s, np.ma.stack([MASKED] * 3)[:, 1:]),
+    "x0": lambda s: ltv.simulate(s, x0=MASKED),
+    "Q": lambda s: ltv.lqr(s, np.ma.stack([MASKED] * 2), [[1.0]]),
+    "target": lambda s: ltv.minimum_energy(s, MASKED[1:]),
+    "weights": lambda s: ltv.minimum_energy(s, 1.0, weights=[MASKED[1:]] * 3),
+    "x_final": lambda s: ltv.optimal_inputs(s, x_final=MASKED),
+    "y_target": lambda s: ltv.optimal_inputs(s, y_target=np.ma.stack([MASKED[1:]] * 4)),
+    "lower": lambda s: ltv.optimal_inputs(s, lower=MASKED[1:]),
+    "y": lambda s: ltv.kalman_filter(
+        s, ltv.lqe(s, [[1.0]], [[1.0]], G=s.B.values[0]), [MASKED[1:]] * 4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_masked_values_beside_a_system_are_refused(name):
+    system = ltv.constant([[0.5, 1.0], [0.0, 0.25]], [[0.0], [1.0]], [[1.0, 0.0]], horizon=3)
+    with pytest.raises(ValueError, match=f"`{name}` must have no masked values; got [1234]. Fill"):
+        BESIDE[name](system)
+
+
+def test_a_masked_array_without_masked_values_is_an_array():
+    system = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=1)
+    assert ltv.simulate(system, np.ma.array([[2.0]])).y.values[-1, 0] == 2.0
+
+
 def test_labelled_arrays_go_by_their_dims():
     """A DataArray in another order of dims was read by position."""
     rng = np.random.default_rng(0)

@@ -337,7 +337,7 @@ def test_rtol_decides_which_directions_count():
     coarse = ltv.minimum_energy(system, [1.0, 2.0], rtol=1e-3, allow_residual=True)
     assert int(coarse["gain_rank"]) == 1
     np.testing.assert_allclose(coarse.u, [[0.5, 0.0]] * 3, atol=1e-4)
-    assert coarse.attrs == {"method": "minimum_energy", "rtol": 1e-3}
+    assert coarse.attrs == {"method": "minimum_energy", "rtol": 1e-3, "certified": "yes"}
 
 
 @pytest.mark.parametrize("unit", [1e-10, 1e-5, 1.0, 1e10])
@@ -469,3 +469,14 @@ def test_arrays_with_unnamed_batch_dims_and_other_labels_are_refused():
     for rtol in (0.0, 1.0, -1e-3):
         with pytest.raises(ValueError, match="`rtol` must be between 0 and 1"):
             ltv.minimum_energy(system, [1.0, 0.0], rtol=rtol)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_rounding_takes_away_from_the_target_is_said(whole):
+    goal = xr.DataArray([0.0], dims=["state"]) if whole else 0.0
+    for horizon, start in ((60, "not certified: rounding on the way takes the end"), (9, "yes")):
+        system = ltv.constant([[2.0]], [[1.0]], [[1.0]], horizon=horizon)
+        plan = ltv.minimum_energy(system, goal, x0=[0.3])
+        assert plan.attrs["certified"].startswith(start)
+        end = abs(float(ltv.simulate(system, plan.u, [0.3]).x[-1, 0]))
+        assert (end > 1.0) == (horizon == 60)

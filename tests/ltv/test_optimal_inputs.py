@@ -508,3 +508,133 @@ def test_targets_that_are_met_without_any_input():
     assert int(moved.gain_rank) == 1
     with pytest.raises(np.linalg.LinAlgError, match="must be reachable"):
         ltv.minimum_energy(idle, [1.0, 3.0 * 0.7**5 + 1e-9], x0=[0.5, 3.0])
+
+
+UNSTABLE = {"Q": [[1.0]], "terminal": [[1.0]], "x0": [1.0]}
+
+
+@pytest.mark.parametrize("horizon", [20, 25, 30, 60])
+def test_bounds_alone_leave_an_input_however_far_the_state_runs(horizon):
+    """x grows by 2 per layer and u can take off less than it gains: the bound is best always."""
+    system = ltv.constant([[2.0]], [[1.0]], [[1.0]], horizon=horizon)
+    plan = ltv.optimal_inputs(system, lower=-0.5, upper=0.5, **UNSTABLE)
+    np.testing.assert_allclose(plan.u, -0.5, rtol=1e-7)
+    x = 0.5 + 0.5 * 2.0 ** np.arange(horizon + 1)
+    np.testing.assert_allclose(plan.x.values.ravel(), x, rtol=1e-7)
+    np.testing.assert_allclose(plan.cost, (x**2).sum() + 0.25 * horizon, rtol=1e-7)
+    assert float(plan.stationarity) < 1e-7
+    assert float(plan.bound_violation) < 1e-7
+    slope = np.array([2 * (x[k + 1 :] * 2.0 ** np.arange(horizon - k)).sum() for k in range(9)])
+    np.testing.assert_allclose(plan.lower_multipliers[:9, 0], slope - 1.0, rtol=1e-6)
+
+
+def test_only_the_members_of_a_batch_that_need_it_are_sought_in_the_inputs():
+    system = ltv.constant([[2.0]], [[1.0]], [[1.0]], horizon=40)
+    upper = xr.DataArray([0.5, 1e6], dims=["case"]) * xr.DataArray([1.0], dims=["input"])
+    both = ltv.optimal_inputs(system, lower=-upper, upper=upper, **UNSTABLE)
+    np.testing.assert_allclose(both.u[0], -0.5)
+    np.testing.assert_allclose(both.u[1], ltv.optimal_inputs(system, **UNSTABLE).u, rtol=1e-9)
+    assert not both.lower_multipliers[1].any()
+
+
+def test_a_box_of_the_inputs_against_the_dual_problem():
+    """The same least distance, sought among the inputs and among the multipliers."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        T = rng.standard_normal((6, 6)) + 3 * np.eye(6)
+        low = rng.standard_normal(6)
+        high = low + np.where(rng.random(6) < 0.2, 0.0, rng.random(6))
+        high[0] = np.inf
+        kept = np.isfinite(high)
+        lines, least = np.vstack([T, -T[kept]]), np.concatenate([low, -high[kept]])
+        dual = quadratic_program.least_distance(np.zeros((0, 6)), np.zeros(6), lines, least, 1e-10)
+        found, v = quadratic_program.least_in_box(np.linalg.inv(T), low, high)
+        np.testing.assert_allclose(found.w, dual.w, atol=1e-9)
+        np.testing.assert_allclose(v, T @ dual.w, atol=1e-9)
+        assert found.stationarity < 1e-9
+        net = [m[:6] - np.r_[0.0, m[6:]] for m in (found.unequal, dual.unequal)]
+        np.testing.assert_allclose(*net, atol=1e-8)
+
+
+def test_what_costs_little_beside_the_rest_is_still_best():
+    inverse = np.diag([1e12, 1.0])
+    inverse[1, 0] = 2.0
+    found, v = quadratic_program.least_in_box(inverse, np.array([1.0, -5.0]), np.array([2.0, 5.0]))
+    np.testing.assert_allclose(v, [1.0, -2.0])
+    assert found.stationarity < 1e-15
+
+
+@pytest.mark.parametrize("weak", [1e-3, 1e-5, 1e-7, 1e-9])
+def test_long_inputs_are_found(weak):
+    """The third input has to undo the first alone, and hardly acts."""
+    system = ltv.constant([[1.0]], [[1.0, -1.0, weak]], [[1.0]], horizon=1)
+    inf = np.inf
+    plan = ltv.optimal_inputs(system, x_final=[0.0], lower=[1, -inf, -inf], upper=[inf, 0, inf])
+    np.testing.assert_allclose(plan.u[0], [1.0, 0.0, -1 / weak], rtol=1e-6, atol=1e-9)
+
+
+def test_nothing_is_infeasible_that_is_only_hard():
+    """Inputs within the bounds reach the target; which of them is best has no digit left."""
+    system = ltv.constant([[2.0]], [[1.0]], [[1.0]], horizon=60)
+    with pytest.raises(np.linalg.LinAlgError, match="a problem that can be solved to rounding"):
+        ltv.optimal_inputs(
+            system, x_final=[2.0**59], lower=-0.5, upper=0.5, **UNSTABLE | {"R": [[1e-3]]}
+        )
+
+
+def test_a_target_of_zero_out_of_reach_is_told_in_its_own_unit():
+    system = ltv.constant([[1.0]], [[1.0]], [[1.0]], horizon=3)
+    message = r"got none: the nearest one has a residual of 8\.7e-01"
+    with pytest.raises(np.linalg.LinAlgError, match=message):
+        ltv.optimal_inputs(system, x0=[0.0], x_final=[0.0], lower=0.5)
+
+
+def test_the_residual_is_that_of_the_states_and_outputs_returned():
+    system = ltv.constant([[2.0]], [[1.0]], [[1.0]], horizon=60)
+    plan = ltv.optimal_inputs(system, x0=[0.3], x_final=[0.0])
+    run = ltv.simulate(system, plan.u, [0.3])
+    np.testing.assert_array_equal(plan.x, run.x)
+    assert abs(float(run.x[-1, 0])) > 1.0  # rounding of u, doubled sixty times
+    assert float(plan.residual) > 0.1
+    assert plan.attrs["certified"].startswith("not certified: rounding on the way leaves the targ")
+    short = ltv.optimal_inputs(system.isel(layer=slice(10), depth=slice(11)), x0=[0.3], x_final=[0])
+    assert 0 <= float(short.residual) < 1e-9
+    assert short.attrs["certified"] == "yes"
+
+
+def test_the_residual_of_outputs_along_the_way_and_in_a_batch():
+    system = ltv.constant([[2.0]], [[1.0]], [[3.0]], [[1.0]], horizon=60)
+    y = np.full((61, 1), np.nan)
+    y[59] = 0.0
+    start = xr.DataArray([[0.0], [0.3]], dims=["start", "state"])
+    plan = ltv.optimal_inputs(system, x0=start, y_target=y)
+    assert float(plan.residual[0]) == 0.0
+    off = abs(float(plan.y[1, 59, 0]))
+    terms = 3 * abs(float(plan.x[1, 59, 0])) + abs(float(plan.u[1, 59, 0]))
+    np.testing.assert_allclose(plan.residual[1], off / terms, rtol=1e-12)
+    met = ltv.optimal_inputs(system, x0=start * 0, x_final=[1.0])
+    assert met.attrs["certified"] == "yes"
+    missed = ltv.optimal_inputs(system, x0=start, x_final=[0.0])
+    assert missed.attrs["certified"].startswith("not certified in 1 of 2 cases: rounding on the")
+
+
+def test_a_target_that_only_rounding_reaches_is_refused():
+    """0.1 + 0.2 - 0.3 is not zero in doubles, and no input acts on that output."""
+    system = ltv.constant(
+        np.eye(3), [[0.1], [0.2], [0.3]], [[1.0, 1.0, -1.0]], D=np.zeros((1, 1)), horizon=1
+    )
+    with pytest.raises(np.linalg.LinAlgError, match=r"must be reachable; got .*\(rank 0 of 1 targ"):
+        ltv.optimal_inputs(system, y_target=[[np.nan], [1.0]])
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-150])
+def test_inputs_whose_squares_overflow(size):
+    system = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=3)
+    other = system.assign(B=system.B * size)
+    for call in (
+        lambda s: ltv.optimal_inputs(s, x_final=[1.0]),
+        lambda s: ltv.minimum_energy(s, [1.0]),
+    ):
+        np.testing.assert_allclose(call(other).u * size, call(system).u, rtol=1e-12)
+    law = [ltv.lqr(s, [[1.0]], [[r]], [[1.0]]).K for s, r in ((system, 0.0), (other, 0.0))]
+    np.testing.assert_allclose(law[1] * size, law[0], rtol=1e-12)

@@ -213,3 +213,15 @@ A, B, C = [[0, 1], [-1, 0]], [[0], [1]], [[1, 0]]
 def test_what_cannot_be_sampled_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_functions_are_asked_inside_the_intervals_alone(late):
+    """At a sample a jump may be on either side; a stiff method asks there and would be misled."""
+
+    def A(t):
+        return [[-1.0 if t < 1.0 or (late and t == 1.0) else 5.0]]
+
+    for method, rtol in (("Radau", 1e-12), ("RK45", 2e-10)):
+        s = ltv.sample_system(A, [[1.0]], [[1.0]], times=[0.0, 1.0, 2.0], method=method)
+        np.testing.assert_allclose(s.A.values.ravel(), np.exp([-1.0, 5.0]), rtol=rtol)
