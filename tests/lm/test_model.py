@@ -240,7 +240,7 @@ def test_device_and_dtype(saved):
         lm.DepthModel.load(saved, device="no-device")
     with pytest.raises(ValueError, match="`dtype` must be one of"):
         lm.DepthModel.load(saved, dtype="bfloat16")
-    with pytest.raises(ValueError, match="`max_tokens` must be >= 1"):
+    with pytest.raises(ValueError, match="`max_tokens` must be a whole number >= 1"):
         lm.DepthModel(tiny_gpt2(), max_tokens=0)
 
 
