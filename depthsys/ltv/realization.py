@@ -217,14 +217,17 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     -------
     xr.Dataset
         ``A``, ``B``, ``C``, ``D`` and the coordinate ``order`` (depth), the sum of both orders;
-        attrs of ``first``. Other variables are dropped. MATLAB and python-control: `parallel`.
+        attrs and names of inputs and outputs of ``first``. Where both have names, those of
+        ``second`` are put in the same order. Names of states and other variables are dropped.
+        MATLAB and python-control: `parallel`.
 
     Raises
     ------
     TypeError
         If one of them is not a Dataset.
     ValueError
-        If layers, depths, inputs, outputs or the members of a common batch dim differ.
+        If layers, depths, inputs, outputs, their names or the members of a common batch dim
+        differ.
 
     Examples
     --------
@@ -240,6 +243,8 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     """
     check(first)
     check(second)
+    for dim in ("input", "output"):
+        second = _by_name(first, second, dim)
     for dim in dict.fromkeys(d for name in DIMS for d in second[name].dims):
         if dim not in _STATES:
             _check_same(first, second, str(dim))
@@ -257,8 +262,25 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
             layer=first["layer"].values,
             depth=first["depth"].values,
             order=total.transpose(..., "depth"),
+            **{name: first[name] for name in ("input_name", "output_name") if name in first.coords},
         ).assign_attrs(STAMP | first.attrs)
     )
+
+
+def _by_name(first: xr.Dataset, second: xr.Dataset, dim: str) -> xr.Dataset:
+    """``second`` with its inputs or outputs in the order of their names in ``first``."""
+    key = f"{dim}_name"
+    if key not in first.coords or key not in second.coords:
+        return second
+    wanted, given = (system[key].values.tolist() for system in (first, second))
+    if wanted == given:
+        return second
+    if sorted(wanted) != sorted(given) or len(set(wanted)) < len(wanted):
+        raise ValueError(
+            f"`second` must have the {dim} names of `first`, {wanted}; got {given}. Rename them, "
+            f"or drop them from one system: `.drop_vars({key!r})`."
+        )
+    return second.isel({dim: [given.index(name) for name in wanted]})
 
 
 def _check_same(first: xr.Dataset, second: xr.Dataset, dim: str) -> None:

@@ -637,3 +637,20 @@ def test_only_systems_are_added():
     for pair in ((system, 1), (ltv.io_matrix(system), system)):
         with pytest.raises(TypeError, match="`system` must be an xarray Dataset"):
             ltv.parallel(*pair)
+
+
+@pytest.mark.parametrize("dim", ["input", "output"])
+def test_systems_in_parallel_go_by_the_names_of_their_signals(dim):
+    rng = np.random.default_rng(3)
+    named = ltv.constant(
+        np.diag([0.5, 0.2]), rng.normal(size=(2, 2)), rng.normal(size=(2, 2)), horizon=4
+    ).assign_coords({f"{dim}_name": (dim, ["y", "z"])})
+    turned = named.isel({dim: [1, 0]})
+    difference = ltv.parallel(named, turned.assign(C=-turned.C, D=-turned.D))
+    assert float(ltv.induced_norm(difference)) < 1e-14
+    assert difference[f"{dim}_name"].values.tolist() == ["y", "z"]
+    other = named.assign_coords({f"{dim}_name": (dim, ["y", "x"])})
+    with pytest.raises(ValueError, match=f"must have the {dim} names of `first`"):
+        ltv.parallel(named, other)
+    without = other.drop_vars(f"{dim}_name")
+    assert ltv.parallel(named, without)[f"{dim}_name"].values.tolist() == ["y", "z"]
