@@ -69,7 +69,7 @@ def test_the_table_has_the_methods_orders_and_provenance_asked_for(table, texts)
         "model": "demo_48x4",
         "readout": "profile",
         "concept": "mean_difference",
-        "eps": 0.1,
+        "eps": 0.01,
         "texts": str(texts),
         "split": "20/10/10",
         "seed": 0,
