@@ -141,19 +141,28 @@ class _Cut:
 
 
 def _in_words(found: xr.Dataset, rounding: Rounding, top: xr.DataArray) -> str:
-    worst = xr.where(
-        rounding.model > rounding.values, rounding.model, rounding.values
-    ).reset_coords(drop=True)
-    text = certificate(found["upper_is_certified"], worst, top, "the largest Hankel value")
+    """What is not certified, and why: everything, or one of the bounds, or each for its reason."""
+    lost, model = (x.reset_coords(drop=True) for x in (rounding.values, rounding.model))
+    enough = (lost <= CERTIFIABLE * top) | (lost == 0)
+    text = certificate(enough, lost, top, "the largest Hankel value")
     if text != YES:
         return text
-    text = certificate(
+    upper = certificate(found["upper_is_certified"], model, top, "the largest Hankel value")
+    upper = upper.replace("not certified", "upper bound not certified", 1)
+    upper = upper.replace("(`resolution`)", "(`model_resolution` of `balanced_basis`)", 1)
+    lower = certificate(
         found["lower_is_certified"],
         found["resolution"],
         found["claim"],
         "the largest truncated Hankel value",
     )
-    return text.replace("not certified", "lower bound not certified", 1)
+    lower = lower.replace("not certified", "lower bound not certified", 1)
+    if upper != YES:
+        upper += (
+            ". Where inputs and outputs are few, `realization` of `io_matrix(system)` avoids that: "
+            "`error_bounds(io_matrix(system), order)`"
+        )
+    return "; ".join(part for part in (lower, upper) if part != YES) or YES
 
 
 def sum_of_distinct(values: np.ndarray) -> np.ndarray:

@@ -71,6 +71,37 @@ def in_order_of(value: xr.DataArray, name: str, dim: str, wanted: np.ndarray) ->
     return _bare(_in_order(value, name, dim, (wanted, None)), {dim})
 
 
+def in_order_like(other: xr.Dataset, name: str, first: xr.Dataset, dim: str) -> xr.Dataset:
+    """A system with its inputs or outputs (``dim``) in the order of those of the first.
+
+    Matched by names where both have them, by labels otherwise; what has neither goes by position.
+    ValueError where they are called differently.
+    """
+    ours, theirs = (_labels_of(one, dim)[::-1] for one in (first, other))
+    pairs = [*zip(ours, theirs, strict=True), (ours[0], theirs[1]), (ours[1], theirs[0])]
+    told = [(a, b) for a, b in pairs if a is not None and b is not None and _comparable(a, b)]
+    if not told:
+        return other
+    wanted, given = told[0]
+    same = np.array_equal(given, wanted)
+    at = np.arange(len(wanted)) if same else np.array(_order(given, wanted, name, dim, "first"))
+    if ours[1] is not None and theirs[1] is not None:
+        _check_equal(theirs[1][at], ours[1], name, dim)
+    return other if same else other.isel({dim: at})
+
+
+def _check_equal(given: np.ndarray, wanted: np.ndarray, name: str, dim: str) -> None:
+    if not np.array_equal(given, wanted):
+        raise ValueError(
+            f"`{name}` must have the labels of the first along {dim!r}, {wanted}, in the order of "
+            f"its names; got {given}. Drop the labels or the names of one of them."
+        )
+
+
+def _comparable(left: np.ndarray, right: np.ndarray) -> bool:
+    return _whole(left) == _whole(right)
+
+
 def beside_each_other(arrays: dict[str, xr.DataArray]) -> list[xr.DataArray]:
     """Arrays in the same order along the batch dims that they share; ValueError if they cannot."""
     first: dict[str, tuple[str, xr.DataArray]] = {}

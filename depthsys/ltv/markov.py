@@ -11,6 +11,7 @@ from depthsys.ltv.gramians import used_values
 from depthsys.ltv.system import DIMS, STAMP, as_named, check, whole_number
 
 RTOL = 1e-10
+OPEN = 1e-6  # of its terms: what an impulse response may miss in a relation that it satisfies
 _LAGS = ("lag", "output", "input")
 
 
@@ -52,15 +53,19 @@ def markov_parameters(
     xr.Dataset
         ``markov`` (lag, output, input) in output/input; ``residual`` (output), the root mean square
         of what the least squares leave, in the unit of the output; ``rank`` of their equations,
-        and ``unknowns``, how many it would have to be to fix each coefficient by itself (with an
-        observer and no noise it is smaller: the coefficients are then not unique, but the Markov
-        parameters are). python-control: `markov`, for ``observer=0``.
+        and ``unknowns``, how many it would have to be to fix each coefficient by itself. With an
+        observer and no noise it is often smaller: the coefficients are then not unique, but all of
+        them have the same Markov parameters, which is checked. python-control: `markov`, for
+        ``observer=0``.
 
     Raises
     ------
     ValueError
         If the record has other dims, is not finite or is too short for so many unknowns, or
         ``count`` or ``observer`` is no count.
+    numpy.linalg.LinAlgError
+        If the input does not excite enough to fix the Markov parameters: other ones fit the record
+        as well (a constant input or a single sine with an observer, an input that is zero).
 
     References
     ----------
@@ -129,15 +134,16 @@ def _check_start(u: xr.DataArray, y: xr.DataArray) -> None:
 
 def _from_rest(u: np.ndarray, y: np.ndarray, count: int, _: int) -> tuple[np.ndarray, ...]:
     past = np.concatenate([_delayed(u, j) for j in range(count)], axis=-1)
-    X, residual, rank = _least_squares(past, y)
+    X, residual, rank, _ = _least_squares(past, y)
     m = u.shape[-1]
+    _refuse_open(rank < past.shape[-1], rank, past.shape[-1], count)
     return np.swapaxes(X.reshape(*X.shape[:-2], count, m, -1), -1, -2), residual, rank
 
 
 def _by_observer(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.ndarray, ...]:
     parts = [u] + [part for j in range(1, p + 1) for part in (_delayed(u, j), _delayed(y, j))]
     past = np.concatenate(parts, axis=-1)[..., p:, :]
-    X, residual, rank = _least_squares(past, y[..., p:, :])
+    X, residual, rank, null = _least_squares(past, y[..., p:, :])
     m, q = u.shape[-1], y.shape[-1]
     coefficients = np.swapaxes(X, -1, -2)
     found = [coefficients[..., :m]]
@@ -148,7 +154,49 @@ def _by_observer(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.n
             start = 2 * m + (i - 1) * (m + q)
             M = M + coefficients[..., start : start + q] @ found[j - i]
         found.append(M)
-    return np.stack(found, axis=-3), residual, rank
+    markov = np.stack(found, axis=-3)
+    if (rank < past.shape[-1]).any():
+        _refuse_open(_changes(null, markov, p), rank, past.shape[-1], p + 1)
+    return markov, residual, rank
+
+
+def _changes(null: tuple[np.ndarray, ...], markov: np.ndarray, p: int) -> np.ndarray:
+    r"""Whether coefficients that the record leaves open change the Markov parameters.
+
+    A null vector of the regressor is a relation q(z) u + p(z) y = 0 of the record. Adding any
+    multiple of it to the coefficients leaves M as it is just where M satisfies the relation, too:
+    :math:`q_j + \sum_i p_i M_{j-i} = 0` for all j.
+    """
+    vectors, size, accuracy = null  # (..., vector, coefficient), each column on its own scale
+    count, q, m = markov.shape[-3:]
+    column = size[..., 0, :]
+    unit = np.maximum(column[..., :m], np.finfo(float).tiny)
+    scaled = markov * unit[..., None, None, :]
+    blocks = np.zeros((*markov.shape[:-3], column.shape[-1], count, m))
+    for j in range(min(p + 1, count)):  # an impulse on every delayed input ...
+        at = 0 if j == 0 else m + (j - 1) * (m + q)
+        blocks[..., at : at + m, j, :] = np.eye(m) * (unit / column[..., at : at + m])[..., None]
+    for i in range(1, min(p, count - 1) + 1):  # ... and what it does to every delayed output
+        at = 2 * m + (i - 1) * (m + q)
+        late = np.moveaxis(scaled[..., : count - i, :, :], -2, -3)
+        blocks[..., at : at + q, i:, :] = late / column[..., at : at + q, None, None]
+    flat = blocks.reshape(*blocks.shape[:-2], count * m)
+    with np.errstate(over="ignore", invalid="ignore"):
+        left = np.linalg.norm(vectors @ flat, axis=-1)
+        terms = np.linalg.norm(np.abs(vectors) @ np.abs(flat), axis=-1)
+    return (left > OPEN * terms + np.minimum(OPEN, 10 * accuracy)[..., None]).any(-1)
+
+
+def _refuse_open(is_open: np.ndarray, rank: np.ndarray, unknowns: int, least: int) -> None:
+    if is_open.any():
+        at = int(np.argmax(is_open.reshape(-1)))
+        part = "" if is_open.size == 1 else f" in record {at} of {is_open.size}"
+        raise np.linalg.LinAlgError(
+            f"`u` must excite the system enough to fix the Markov parameters; got equations of "
+            f"rank {int(rank.reshape(-1)[at])} for {unknowns} unknowns{part}, others fit, too. "
+            f"Record with a richer input (noise, or sines of at least {-(-least // 2)} frequencies "
+            "per input), or lower `observer` or `count`."
+        )
 
 
 def _delayed(signal: np.ndarray, steps: int) -> np.ndarray:
@@ -157,18 +205,27 @@ def _delayed(signal: np.ndarray, steps: int) -> np.ndarray:
     return late
 
 
-def _least_squares(past: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X of least norm with past X = y; root mean square of what is left; rank."""
+def _least_squares(
+    past: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
+    """X of least norm with past X = y; root mean square of what is left; rank; the null space.
+
+    The latter as vectors (zero where there are fewer), the scale of the columns, and how accurate
+    the vectors are.
+    """
     # every column on its own scale, so that the units of the signals decide nothing
     size = np.linalg.norm(past, axis=-2, keepdims=True)
     size = np.where(size > 0, size, 1.0)
     U, s, Zt = np.linalg.svd(past / size, full_matrices=False)
-    known = used_values(s, np.finfo(float).eps * max(past.shape[-2:]))
+    rounding = np.finfo(float).eps * max(past.shape[-2:])
+    known = used_values(s, rounding)
     inverse = known / np.where(known, s, 1.0)
     X = np.swapaxes(Zt, -1, -2) @ (inverse[..., None] * (np.swapaxes(U, -1, -2) @ y))
     X = X / np.swapaxes(size, -1, -2)
     left = np.sqrt(((y - past @ X) ** 2).mean(axis=-2))
-    return X, left, known.sum(-1)
+    smallest = np.where(known, s, np.inf).min(-1, initial=np.inf)
+    null = (Zt * ~known[..., None], size, rounding / np.minimum(smallest, 1.0))
+    return X, left, known.sum(-1), null
 
 
 def era(

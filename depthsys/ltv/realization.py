@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.basis import RTOL, RankError
 from depthsys.ltv.gramians import MAP_DIMS, checked_map, hankel_factors, in_rows, used_values
+from depthsys.ltv.labels import in_order_like
 from depthsys.ltv.matrix_free import in_parts, stacked, transposed
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.response import io_matrix
@@ -211,20 +212,25 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     first, second
-        Systems with the same layers, depths, inputs and outputs. Batch dims broadcast by name.
+        Systems with the same layers, depths, inputs and outputs. Inputs and outputs that have
+        names (``input_name``, ``output_name``) or labels in both systems are matched by them, in
+        the order of ``first``; others by position. Batch dims broadcast by name.
 
     Returns
     -------
     xr.Dataset
         ``A``, ``B``, ``C``, ``D`` and the coordinate ``order`` (depth), the sum of both orders;
-        attrs of ``first``. Other variables are dropped. MATLAB and python-control: `parallel`.
+        attrs of ``first``, names of inputs and outputs, and ``state_name`` where both have it and
+        ``order`` is constant (a name that both use ends in ``_2`` for ``second``). Other
+        variables are dropped. MATLAB and python-control: `parallel`.
 
     Raises
     ------
     TypeError
         If one of them is not a Dataset.
     ValueError
-        If layers, depths, inputs, outputs or the members of a common batch dim differ.
+        If layers, depths or the members of a common batch dim differ, or inputs or outputs do in
+        number or names.
 
     Examples
     --------
@@ -243,15 +249,20 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     for dim in dict.fromkeys(d for name in DIMS for d in second[name].dims):
         if dim not in _STATES:
             _check_same(first, second, str(dim))
+    for dim in ("input", "output"):
+        second = in_order_like(second, "second", first, dim)
     bare = [_bare(first), _bare(second)]
     sizes = [system.sizes["state"] for system in bare]
     joined = xr.Dataset({name: _beside(bare[0][name], bare[1][name]) for name in DIMS})
     orders = [system["order"] for system in bare]
-    if any(bool((order < n).any()) for order, n in zip(orders, sizes, strict=True)):
+    varying = any(bool((order < n).any()) for order, n in zip(orders, sizes, strict=True))
+    if varying:
         joined = _packed(joined, orders, sizes)
     total = orders[0] + orders[1]
     joined = joined.isel(dict.fromkeys(_STATES, slice(max(1, int(total.max())))))
     system = xr.Dataset({name: joined[name].transpose(..., *dims) for name, dims in DIMS.items()})
+    if not varying:  # the state of a packed system is not the same at all depths
+        system = system.assign_coords(_state_names(first, second))
     return check(
         system.assign_coords(
             layer=first["layer"].values,
@@ -271,12 +282,25 @@ def _check_same(first: xr.Dataset, second: xr.Dataset, dim: str) -> None:
             "part of both."
         )
     here, there = (system[dim].values for system in (first, second))
+    if dim in ("input", "output"):
+        return  # these are put in order
     both = dim in ("layer", "depth") or (dim in first.coords and dim in second.coords)
     if both and not np.array_equal(here, there):
         raise ValueError(
             f"`second` must have the labels of `first` along {dim!r}, {here}; got {there}. Select "
             "the same part of both, in the same order."
         )
+
+
+def _state_names(first: xr.Dataset, second: xr.Dataset) -> dict:
+    if not all("state_name" in system.coords for system in (first, second)):
+        return {}
+    names = first["state_name"].values.tolist()
+    for name in second["state_name"].values.tolist():
+        while name in names:
+            name = f"{name}_2"
+        names.append(name)
+    return {"state_name": ("state", np.array(names))}
 
 
 def _bare(system: xr.Dataset) -> xr.Dataset:
@@ -286,7 +310,7 @@ def _bare(system: xr.Dataset) -> xr.Dataset:
         every = np.full(bare.sizes["depth"], bare.sizes["state"])
         bare = bare.assign_coords(order=("depth", every))
     bare = bare.reset_coords("order")
-    return bare.drop_vars(["layer", "depth", *_STATES], errors="ignore")
+    return bare.drop_vars(["layer", "depth", "state_name", *_STATES], errors="ignore")
 
 
 def _beside(left: xr.DataArray, right: xr.DataArray) -> xr.DataArray:

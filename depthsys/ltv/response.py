@@ -78,13 +78,21 @@ def as_state(system: xr.Dataset | MatrixFree, value: Any, name: str, at: int) ->
     sizes = state_sizes(system).isel(depth=at)
     own, size = int(sizes.max()), state_size(system)
     value = aligned(as_named(value, name, {"state": None}), name, system)
-    if value.sizes["state"] == own:
+    got = value.sizes["state"]
+    if got == own:
         value = value.pad(state=(0, size - own), constant_values=0.0)
     missing = xr.DataArray(np.arange(size), dims=["state"]) >= sizes
-    if value.sizes["state"] != size or bool(((value != 0) & missing).any()):
+    if value.sizes["state"] != size:
+        padded = f", or {size} with the padding" if size != own else ""
         raise ValueError(
-            f"`{name}` must be a state of size {own}; got {value.sizes['state']} values. (A padded "
-            f"one of size {size} must be zero in the states that do not exist.)"
+            f"`{name}` must be a state of size {own}{padded}; got {got} values. Give one per state."
+        )
+    if bool(((value != 0) & missing).any()):
+        orders = np.unique(sizes.values).tolist()
+        several = f"{orders} over the batch" if len(orders) > 1 else f"{own}"
+        raise ValueError(
+            f"`{name}` must be zero in the states that do not exist; got other values, where the "
+            f"order is {several}. Give each member its own state, (..., state), padded with zeros."
         )
     return value
 

@@ -63,12 +63,13 @@ def concatenate(systems: Sequence[xr.Dataset]) -> xr.Dataset:
 
     At a joint there is one state and two readouts C: they must be equal, or one of them zero
     (then the other is used). Labels count on from those of the first system. Only A, B, C, D and
-    the coordinate ``order`` are kept.
+    the coordinate ``order`` are kept, with labels and names of states, inputs and outputs.
 
     Raises
     ------
     ValueError
-        If there is no system, the sizes differ, or two readouts disagree at a joint.
+        If there is no system, the sizes, labels or names differ, or two readouts disagree at a
+        joint.
 
     Examples
     --------
@@ -104,6 +105,36 @@ def _bare(system: xr.Dataset) -> xr.Dataset:
     return bare.reset_coords("order").copy(deep=True)
 
 
+def _check_label(left: xr.Dataset, right: xr.Dataset, dim: str, label: str, i: int) -> None:
+    if label not in left.coords or label not in right.coords:
+        return
+    here, there = left[label].values, right[label].values
+    if not np.array_equal(here, there):
+        kind = "labels" if label == dim else "names"
+        raise ValueError(
+            f"`systems[{i}]` must have the {kind} of the systems before it along {dim!r}, {here}; "
+            f"got {there}. Bring them into the same order, or drop the {kind}."
+        )
+
+
+def _same_coords(one: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+    """With the names that the other has and it has not, and without what they do not share."""
+    missing = {
+        name: (dim, other.coords[name].values)
+        for dim in ("state", "input", "output")
+        if (name := f"{dim}_name") in other.coords and name not in one.coords
+    }
+    one = one.assign_coords(missing)
+    own = {*one.dims, "state_name", "input_name", "output_name"}
+    gone = [
+        name
+        for name in one.coords
+        if name not in own
+        and not (name in other.coords and np.array_equal(one[name].values, other[name].values))
+    ]
+    return one.drop_vars(gone)
+
+
 def _joined(left: xr.Dataset, right: xr.Dataset, i: int) -> xr.Dataset:
     sizes = [{d: s.sizes[d] for d in ("state", "input", "output")} for s in (left, right)]
     if sizes[0] != sizes[1]:
@@ -111,12 +142,9 @@ def _joined(left: xr.Dataset, right: xr.Dataset, i: int) -> xr.Dataset:
             f"`systems[{i}]` must have sizes {sizes[0]}; got {sizes[1]}. Project or pad it first."
         )
     for dim in ("state", "input", "output"):
-        here, there = (s[dim].values if dim in s.coords else None for s in (left, right))
-        if here is not None and there is not None and not np.array_equal(here, there):
-            raise ValueError(
-                f"`systems[{i}]` must have the labels of the systems before it along {dim!r}, "
-                f"{here}; got {there}. Put them in the same order, `.sel({dim}=...)`."
-            )
+        for label in (dim, f"{dim}_name"):
+            _check_label(left, right, dim, label, i)
+    left, right = _same_coords(left, right), _same_coords(right, left)
     before, after = left["C"].isel(depth=-1), right["C"].isel(depth=0)
     if before.values.any() and after.values.any() and not bool((before == after).all()):
         raise ValueError(

@@ -333,3 +333,24 @@ def test_so_are_those_of_dask(call):
     pytest.importorskip("dask")
     with pytest.raises(ValueError, match=r"must be in memory; got an array in chunks \(dask\)"):
         call(lambda array: array.chunk(), square(0))
+
+
+def test_a_state_that_only_some_members_have_is_told_so():
+    one = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=3)
+    three = ltv.constant(0.5 * np.eye(3), np.ones((3, 1)), np.ones((1, 3)), horizon=3)
+    both = ltv.stack([one, three], "case")
+    rule = r"must be zero in the states that do not exist; .* the order is \[1, 3\] over the batch"
+    with pytest.raises(ValueError, match=f"`x0` {rule}"):
+        ltv.simulate(both, x0=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=f"`x_final` {rule}"):
+        ltv.optimal_inputs(both, x_final=[1.0, 2.0, 3.0], R=[[1.0]])
+    own = xr.DataArray([[1.0, 0, 0], [1.0, 2, 3]], dims=["case", "state"])
+    y = ltv.simulate(both, x0=own).y
+    np.testing.assert_allclose(y[1], ltv.simulate(three, x0=[1.0, 2.0, 3.0]).y)
+    with pytest.raises(ValueError, match="`x0` must be a state of size 3; got 2 values"):
+        ltv.simulate(both, x0=[1.0, 2.0])
+    last = ltv.system([[[1.0, 0.0]], [[1.0]]], [[[1.0]], [[1.0]]], [[[0, 0]], [[0]], [[1.0]]])
+    with pytest.raises(ValueError, match=r"`x_final` must be zero .* where the order is 1\."):
+        ltv.optimal_inputs(last, x_final=[1.0, 2.0], R=[[1.0]])
+    with pytest.raises(ValueError, match="a state of size 1, or 2 with the padding; got 3 values"):
+        ltv.optimal_inputs(last, x_final=[1.0, 2.0, 3.0], R=[[1.0]])

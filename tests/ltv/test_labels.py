@@ -308,3 +308,54 @@ def test_no_unit_of_another_output_hides_what_a_layer_can_do(unit):
     right = ltv.controllability(ltv.system(A, B, C)).energy_from_layer
     found = ltv.controllability(ltv.system(A, B, C * [[1.0], [unit]])).energy_from_layer
     np.testing.assert_allclose(found * np.array([1.0, unit**2]), right, rtol=1e-9)
+
+
+# sums and joints of systems with names
+
+
+def plant(names=("y", "z"), inputs=("f", "g"), **labels):
+    system = ltv.constant(np.diag([0.5, 0.2]), [[1.0, 0.5], [0.0, 1.0]], np.eye(2), horizon=4)
+    named = {"output_name": ("output", list(names)), "input_name": ("input", list(inputs))}
+    return system.assign_coords({k: v for k, v in named.items() if v[1]} | labels)
+
+
+def negative(system):
+    return system.assign(C=-system.C, D=-system.D)
+
+
+@pytest.mark.parametrize("dim", ["input", "output"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_sums_go_by_the_names_of_signals(dim, labelled):
+    one = plant()
+    if labelled:  # labels in place of names, or names beside labels, mean the same
+        one = one.assign_coords({dim: one[f"{dim}_name"].values}).drop_vars(f"{dim}_name")
+    turned = negative(one.isel({dim: [1, 0]}))
+    for other in (turned, negative(plant().isel({dim: [1, 0]}))):
+        nothing = ltv.parallel(one, other)
+        assert float(ltv.induced_norm(nothing)) == 0.0
+        kept = nothing[dim if labelled else f"{dim}_name"].values.tolist()
+        assert kept == one[dim if labelled else f"{dim}_name"].values.tolist()
+
+
+def test_a_sum_of_systems_with_other_names_is_refused():
+    with pytest.raises(ValueError, match=r"`second` must have the labels of the first along 'out"):
+        ltv.parallel(plant(), plant(names=("y", "w")))
+    with pytest.raises(ValueError, match=r"`second` must have the labels of the first along 'inp"):
+        ltv.parallel(plant(), plant(inputs=("g", "h")))
+    # names in another order, labels in the same: which one is meant?
+    twisted = plant(names=("z", "y"), output=[0, 1])
+    with pytest.raises(ValueError, match="in the order of its names; got"):
+        ltv.parallel(plant(output=[0, 1]), twisted)
+
+
+def test_names_on_one_side_only_go_by_position():
+    named, plain = plant(), plant(names=(), inputs=())
+    for pair in ((named, negative(plain)), (plain, negative(named))):
+        assert float(ltv.induced_norm(ltv.parallel(*pair))) == 0.0
+
+
+def test_a_sum_keeps_the_names_of_states():
+    one = plant().assign_coords(state_name=("state", ["a", "b"]))
+    two = plant().assign_coords(state_name=("state", ["b", "c"]))
+    assert ltv.parallel(one, two).state_name.values.tolist() == ["a", "b", "b_2", "c"]
+    assert "state_name" not in ltv.parallel(one, plant()).coords

@@ -130,6 +130,81 @@ def test_records_that_do_not_do_are_refused(change, message):
         ltv.markov_parameters(given.pop("u"), given.pop("y"), given.pop("count"), **given)
 
 
+# Records that leave the Markov parameters open
+
+TIMES = np.arange(200)
+POOR = {
+    "constant": np.ones(200),
+    "one sine": np.sin(0.3 * TIMES),
+    "impulse at the start": np.eye(200)[0],
+    "nothing": np.zeros(200),
+}
+RICH = {
+    "noise": np.random.default_rng(7).standard_normal(200),
+    "two sines": np.sin(0.3 * TIMES) + np.cos(1.1 * TIMES),
+    "impulse later": np.eye(200)[10],
+}
+
+
+def oscillator(horizon=200):
+    A = [[0.6, 0.5], [-0.5, 0.6]]
+    return ltv.constant(A, [[1.0], [0.5]], [[1.0, 0.3]], [[0.2]], horizon=horizon)
+
+
+@pytest.mark.parametrize("name", POOR)
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 1e7])
+def test_a_poor_input_is_refused(name, noise, unit):
+    u = unit * POOR[name][:, None]
+    y = ltv.simulate(oscillator(), u, [0.3, -1.0]).y.values[:200]
+    y = y + noise * np.random.default_rng(0).standard_normal(y.shape)
+    with pytest.raises(np.linalg.LinAlgError, match=r"`u` must excite .* of rank \d for 7 unk"):
+        ltv.markov_parameters(u, y, 8, observer=3)
+
+
+@pytest.mark.parametrize("name", RICH)
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("observer", [2, 3])
+def test_a_rich_input_is_enough_where_coefficients_are_not_unique(name, unit, observer):
+    u = unit * RICH[name][:, None]
+    y = ltv.simulate(oscillator(), u, [0.3, -1.0]).y
+    found = ltv.markov_parameters(u, y, 30, observer=observer)
+    assert int(found["rank"]) == observer + 3
+    np.testing.assert_allclose(found.markov, powers(*first(oscillator()), 30), atol=1e-7)
+
+
+def test_an_input_that_does_nothing_has_markov_parameters_zero():
+    system = oscillator()
+    system = system.assign(B=0 * system.B, D=0 * system.D)
+    u = RICH["noise"][:, None]
+    for x0 in ([0.0, 0.0], [1.0, 0.0]):
+        found = ltv.markov_parameters(u, ltv.simulate(system, u, x0).y, 10, observer=3)
+        np.testing.assert_allclose(found.markov, 0.0, atol=1e-12)
+
+
+def test_two_inputs_that_move_together_are_refused(vibration):
+    u = np.repeat(RICH["noise"][:, None], 2, axis=1)
+    y = ltv.simulate(vibration, u).y
+    for observer in (0, 4):
+        with pytest.raises(np.linalg.LinAlgError, match="`u` must excite the system enough"):
+            ltv.markov_parameters(u, y, 10, observer=observer)
+
+
+def test_a_poor_record_in_a_batch_is_named():
+    u = xr.DataArray(
+        np.stack([RICH["noise"], POOR["constant"]])[..., None], dims=["run", "layer", "input"]
+    )
+    y = ltv.simulate(oscillator(), u).y
+    with pytest.raises(np.linalg.LinAlgError, match="in record 1 of 2, others fit, too"):
+        ltv.markov_parameters(u, y, 8, observer=3)
+
+
+def test_without_an_observer_every_parameter_must_be_fixed():
+    y = ltv.simulate(oscillator(), np.zeros((200, 1)), [1.0, 0.0]).y
+    with pytest.raises(np.linalg.LinAlgError, match="of rank 0 for 5 unknowns"):
+        ltv.markov_parameters(np.zeros((200, 1)), y, 5)
+
+
 # ERA
 
 

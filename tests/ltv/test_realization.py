@@ -601,8 +601,8 @@ def test_what_a_sum_keeps():
             r"labels of `first` along 'layer', \[0 1 2 3\]; got \[1 2 3 4\]",
         ),
         (
-            ltv.system(*random_arrays(1)).assign_coords(output=["c", "b"]),
-            r"labels of `first` along 'output', \['b' 'c'\]; got \['c' 'b'\]",
+            ltv.system(*random_arrays(1)).assign_coords(output=["c", "d"]),
+            r"labels of the first along 'output', \['b' 'c'\]; got \['c' 'd'\]",
         ),
         (
             ltv.system(*random_arrays(1, batch=(3,)), batch_dims=["prompt"]),

@@ -122,3 +122,42 @@ def test_the_larger_order_holds_at_a_joint():
     joined = ltv.concatenate([left, right])
     assert joined.order.values.tolist() == [3, 2, 3]
     np.testing.assert_array_equal(ltv.gains(joined).values.ravel(), [3, 3])
+
+
+@pytest.mark.parametrize("dim", ["state", "input", "output"])
+def test_joints_of_systems_with_other_names_are_refused(dim):
+    left, right = (ltv.system(*random_arrays(0)) for _ in range(2))
+    right = right.assign(C=right.C.copy(data=np.zeros(right.C.shape)))
+    names, coord = [f"s{i}" for i in range(left.sizes[dim])], f"{dim}_name"
+    named = left.assign_coords({coord: (dim, names)})
+    other = right.assign_coords({coord: (dim, names[::-1])})
+    with pytest.raises(ValueError, match=rf"`systems\[1\]` must have the names .* along '{dim}'"):
+        ltv.concatenate([named, other])
+    same = right.assign_coords({coord: (dim, names)})
+    for pair in ((named, same), (named, right), (left, same), (named, same, same)):
+        joined = ltv.concatenate(pair)
+        assert joined[coord].values.tolist() == names
+        np.testing.assert_array_equal(joined.B[4:8], left.B)
+
+
+@pytest.mark.parametrize("extra", [{"prompt": 1}, {"site": ("output", [1, 2])}])
+def test_other_coordinates_do_not_stop_a_joint(extra):
+    system = ltv.system(*random_arrays(0))
+    left, right = ltv.window(system, 0, 2), ltv.window(system, 2, 4)
+    kept = ltv.concatenate([left.assign_coords(extra), right.assign_coords(extra)])
+    assert set(extra) <= set(kept.coords)
+    other = {name: ("output", [3, 4]) if isinstance(v, tuple) else 5 for name, v in extra.items()}
+    for theirs in (other, {}):
+        joined = ltv.concatenate([left.assign_coords(extra), right.assign_coords(theirs)])
+        np.testing.assert_array_equal(joined.A, system.A)
+        assert not set(extra) & set(joined.coords)
+
+
+def test_labels_on_one_side_of_a_joint():
+    system = ltv.system(*random_arrays(0))
+    left, right = ltv.window(system, 0, 2), ltv.window(system, 2, 4)
+    labelled = left.assign_coords(output=["p", "q"])
+    for pair in ((labelled, right), (left, right.assign_coords(output=["p", "q"]))):
+        joined = ltv.concatenate(pair)
+        assert joined.output.values.tolist() == ["p", "q"]
+        np.testing.assert_array_equal(joined.C, system.C)
