@@ -1,5 +1,7 @@
 """From records and Markov parameters to a time-invariant system."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The input of least cost that starts, passes and ends where it should, within bounds."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What a system does to its inputs: simulation, gains, the input-output matrix, embeddings."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
