@@ -134,9 +134,9 @@ def _check_start(u: xr.DataArray, y: xr.DataArray) -> None:
             )
 
 
-def _from_rest(u: np.ndarray, y: np.ndarray, count: int, _: int) -> tuple[np.ndarray, ...]:
+def _from_rest(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.ndarray, ...]:
     past = np.concatenate([_delayed(u, j) for j in range(count)], axis=-1)
-    X, residual, rank, _ = _least_squares(past, y)
+    X, residual, rank = _least_squares(past, y)[:3]
     m = u.shape[-1]
     _refuse_open(rank < past.shape[-1], rank, past.shape[-1], count)
     return np.swapaxes(X.reshape(*X.shape[:-2], count, m, -1), -1, -2), residual, rank
