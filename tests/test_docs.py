@@ -13,6 +13,16 @@ def test_the_guide_names_every_public_function():
     assert [name for name in ltv.__all__ if not re.search(rf"\b{name}\b", GUIDE)] == []
 
 
+def test_one_table_says_what_every_function_is_called_elsewhere():
+    assert GUIDE.count("| here |") == 1
+    table = GUIDE.split("## What you call it elsewhere")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows[:1] + rows[2:]} == {5}
+    named = " ".join(row[0] for row in rows)
+    no_functions = {"RankError", "SCHEMA_VERSION"}
+    assert {n for n in ltv.__all__ if not re.search(rf"\b{n}\b", named)} == no_functions
+
+
 def test_the_guide_is_run_by_this_suite(request):
     """Its numbers are doctests: they need `docs` in testpaths and the glob in addopts."""
     assert "docs" in request.config.getini("testpaths")

@@ -12,6 +12,8 @@ Every basis carries ``resolution``, what rounding leaves uncertain of ``W_k' V_k
 few eps where W = V, and large where a pair is oblique and its columns long.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +109,7 @@ def balanced_basis(
     return _basis(system, _balanced(rtol), order, tolerance)
 
 
-def _balanced(rtol: float) -> "_Method":
+def _balanced(rtol: float) -> _Method:
     def core(A, B, C, *, order):
         pair = balanced(A, B, C, rtol, order)
         top = in_rows(pair.values).max((-2, -1), initial=0.0)

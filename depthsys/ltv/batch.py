@@ -1,5 +1,7 @@
 """Several systems as one batch, also where the sizes of their states differ."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -143,7 +143,8 @@ class _Cut:
 def _in_words(found: xr.Dataset, rounding: Rounding, top: xr.DataArray) -> str:
     """What is not certified, and why: everything, or one of the bounds, or each for its reason."""
     lost, model = (x.reset_coords(drop=True) for x in (rounding.values, rounding.model))
-    enough = (lost <= CERTIFIABLE * top) | (lost == 0)
+    every = xr.zeros_like(found["upper_is_certified"])
+    enough = every | (lost <= CERTIFIABLE * top) | (lost == 0)
     text = certificate(enough, lost, top, "the largest Hankel value")
     if text != YES:
         return text
@@ -162,7 +163,7 @@ def _in_words(found: xr.Dataset, rounding: Rounding, top: xr.DataArray) -> str:
             ". Where inputs and outputs are few, `realization` of `io_matrix(system)` avoids that: "
             "`error_bounds(io_matrix(system), order)`"
         )
-    return "; ".join(part for part in (lower, upper) if part != YES) or YES
+    return "; ".join(part for part in (upper, lower) if part != YES) or YES
 
 
 def sum_of_distinct(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """One table of reduction methods against orders, with the certificates beside the exact errors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 

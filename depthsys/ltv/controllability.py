@@ -4,6 +4,8 @@ A Gramian is singular whenever there are fewer inputs so far than states. So eve
 on the reachable part, and its rank is reported beside it.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike

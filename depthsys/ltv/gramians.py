@@ -1,5 +1,7 @@
 """Square-root Gramians and Hankel singular values of a linear time-varying system."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

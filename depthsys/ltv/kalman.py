@@ -1,5 +1,7 @@
 """Estimation of the state from noisy outputs: time-varying gains by duality, and the filter."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

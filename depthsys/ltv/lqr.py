@@ -1,5 +1,7 @@
 """Finite-horizon linear-quadratic regulation and tracking, and systems under feedback."""
 
+from __future__ import annotations
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike

@@ -1,5 +1,7 @@
 """From records and Markov parameters to a time-invariant system."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
@@ -132,7 +134,7 @@ def _check_start(u: xr.DataArray, y: xr.DataArray) -> None:
             )
 
 
-def _from_rest(u: np.ndarray, y: np.ndarray, count: int, _: int) -> tuple[np.ndarray, ...]:
+def _from_rest(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.ndarray, ...]:
     past = np.concatenate([_delayed(u, j) for j in range(count)], axis=-1)
     X, residual, rank = _least_squares(past, y)[:3]
     m = u.shape[-1]
@@ -229,7 +231,7 @@ def _least_squares(
 
 
 def era(
-    markov: ArrayLike | xr.DataArray,
+    markov: ArrayLike | xr.DataArray | xr.Dataset,
     order: int | None = None,
     *,
     rows: int | None = None,
@@ -246,8 +248,10 @@ def era(
     Parameters
     ----------
     markov
-        :math:`M_0 = D`, :math:`M_j = C A^{j-1} B` (lag, output, input) in output/input, of
-        `markov_parameters` or of an `impulse_response`; may have batch dims.
+        :math:`M_0 = D`, :math:`M_j = C A^{j-1} B` (lag, output, input) in output/input; may have
+        batch dims. Also what `markov_parameters` or `impulse_response` return, or the ``markov`` or
+        ``y`` (depth, output, input) in it: a response counts from the layer of its impulse. Labels
+        of ``lag`` say which is which.
     order
         Number of states; by default the rank of the Hankel matrix.
     rows, columns
@@ -270,7 +274,8 @@ def era(
     RankError
         If ``order`` is above the rank.
     ValueError
-        If there are fewer than three lags, the parameters have other dims or are not finite, or the
+        If there are fewer than three lags, their labels do not count 0, 1, 2, ..., the response is
+        not that to an impulse, the parameters have other dims or are not finite, or the
         Hankel matrix needs more of them.
 
     References
@@ -290,13 +295,9 @@ def era(
     >>> s.sizes["state"], np.sort(np.linalg.eigvals(s.A[0]).real).round(6)
     (2, array([-0.618034,  1.618034]))
     """
-    if isinstance(markov, xr.Dataset):
-        raise TypeError(
-            "`markov` must be an array; got a Dataset. Take `.markov` of `ltv.markov_parameters`."
-        )
     if not 0 < rtol < 1:
         raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL:.0e}.")
-    given = as_named(markov, "markov", dict.fromkeys(_LAGS))
+    given = _by_lag(markov)
     last = given.sizes["lag"] - 1
     if last < 2:
         raise ValueError(
@@ -326,6 +327,49 @@ def era(
             | {"rows": rows, "columns": columns}
         )
     )
+
+
+def _by_lag(markov: ArrayLike | xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """Markov parameters (..., lag, output, input) in the order of their lags."""
+    value: ArrayLike | xr.DataArray
+    if isinstance(markov, xr.Dataset):
+        known = [name for name in ("markov", "y") if name in markov]
+        if not known:
+            raise TypeError(
+                "`markov` must be an array, or a result of `ltv.markov_parameters` or "
+                f"`ltv.impulse_response`; got a Dataset with {list(map(str, markov))}. Take the "
+                "array out of it."
+            )
+        value = markov[known[0]]
+    else:
+        value = markov
+    if isinstance(value, xr.DataArray) and "depth" in value.dims and "lag" not in value.dims:
+        value = _since_impulse(value)
+    given = as_named(value, "markov", dict.fromkeys(_LAGS))
+    if "lag" not in given.coords:
+        return given
+    lags = given["lag"].values
+    at = np.argsort(lags, kind="stable")
+    if not np.array_equal(lags[at], np.arange(len(lags))):
+        raise ValueError(
+            f"`markov` must have the lags 0..{len(lags) - 1}, each once; got {lags}. Start at lag "
+            "0, D, and leave none out, or drop the labels, `.drop_vars('lag')`."
+        )
+    return given.isel(lag=at)
+
+
+def _since_impulse(response: xr.DataArray) -> xr.DataArray:
+    """A response (depth, output, input) by the steps since its impulse."""
+    if (kind := response.attrs.get("response", "impulse")) != "impulse":
+        raise ValueError(
+            f"`markov` must be the response to an impulse; got that to a {kind}. Use "
+            "`ltv.impulse_response`."
+        )
+    if "depth" not in response.coords:
+        return response.rename(depth="lag")
+    steps = response["depth"].values - response.attrs.get("at", response["depth"].values.min())
+    lagged = response.drop_vars("depth").rename(depth="lag").assign_coords(lag=steps)
+    return lagged.isel(lag=steps >= 0)
 
 
 def _shape(rows: int | None, columns: int | None, last: int) -> tuple[int, int]:

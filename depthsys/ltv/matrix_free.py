@@ -1,5 +1,7 @@
 """One way to run a recursion over depth: on a Dataset with its batch dims, or matrix-free."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """The input of least energy that brings the last depth to a target."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

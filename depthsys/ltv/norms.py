@@ -1,5 +1,7 @@
 """Norms of a linear time-varying system, and certified bounds on the error of reducing it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

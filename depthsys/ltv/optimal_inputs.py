@@ -1,5 +1,7 @@
 """The input of least cost that starts, passes and ends where it should, within bounds."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -258,7 +260,7 @@ class _Core:
             over,
         )
 
-    def _residual(self, loop: "_Loop", targets, run, G, floor) -> np.ndarray:
+    def _residual(self, loop: _Loop, targets, run, G, floor) -> np.ndarray:
         """How far from the targets a run ends and passes, relative to what it is the sum of."""
         u, x, y = run
         rows = ((targets[0], x[..., -1, :]), (targets[1], y))

@@ -1,5 +1,7 @@
 """Systems from an input-output map alone, and the sum of two systems."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What a system does to its inputs: simulation, gains, the input-output matrix, embeddings."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -142,9 +144,7 @@ def impulse_response(system: xr.Dataset | MatrixFree, at: int | None = None) -> 
     array([0.   , 1.   , 0.5  , 0.25 , 0.125])
     """
     first, position = _layer(system, at)
-    return _response(system, position, position + 1).assign_attrs(
-        response="impulse", at=first + position
-    )
+    return _told(_response(system, position, position + 1), "impulse", first + position)
 
 
 def step_response(system: xr.Dataset | MatrixFree, at: int | None = None) -> xr.Dataset:
@@ -177,7 +177,13 @@ def step_response(system: xr.Dataset | MatrixFree, at: int | None = None) -> xr.
     """
     first, position = _layer(system, at)
     last = len(labels(system, "layer"))
-    return _response(system, position, last).assign_attrs(response="step", at=first + position)
+    return _told(_response(system, position, last), "step", first + position)
+
+
+def _told(found: xr.Dataset, response: str, at: int) -> xr.Dataset:
+    """With attrs that `y` keeps when it is taken alone: `era` reads them."""
+    about = {"response": response, "at": at}
+    return found.assign(y=found["y"].assign_attrs(about)).assign_attrs(about)
 
 
 def _layer(system: xr.Dataset | MatrixFree, at: int | None) -> tuple[int, int]:

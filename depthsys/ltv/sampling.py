@@ -1,5 +1,7 @@
 """A continuous-time system, varying or not, at the times at which it is sampled."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from inspect import isroutine
 from itertools import pairwise

@@ -1,5 +1,7 @@
 """Build, check, cut and join linear time-varying systems stored as xarray Datasets."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

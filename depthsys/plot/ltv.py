@@ -322,7 +322,9 @@ def error_lines(
 
 def _not_certified(table: xr.Dataset) -> str | None:
     """What the legend says of bounds that rounding explains."""
-    if str(table.attrs.get("certified", "")).startswith("not certified"):
+    if str(table.attrs.get("certified", "")).startswith(
+        ("not certified", "upper bound not certified")
+    ):
         return "bounds or errors not certified"
     if "lower_is_certified" not in table or bool(table["lower_is_certified"].all()):
         return None

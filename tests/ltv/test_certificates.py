@@ -226,3 +226,37 @@ def test_an_oblique_basis_says_what_it_loses(seed):
         lost = np.abs(off - np.eye(2) * (np.abs(V).sum(1) > 0)[:, None]).max()
         assert lost <= basis.resolution + 1e-15
         assert basis.attrs["certified"] == "yes"
+
+
+def test_where_only_the_model_is_lost_the_lower_bound_stands():
+    """Two growing modes, one not reached and one not seen: values are known, factors are not."""
+    rng = np.random.default_rng(1)
+    n, L = 5, 45
+    A = np.diag(np.r_[rng.uniform(-0.9, 0.9, n - 2), 2.5, 2.2])
+    b, c = rng.standard_normal((n, 1)), rng.standard_normal((1, n))
+    b[-1], c[:, -2] = 0, 0
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    system = ltv.constant(Q @ A @ Q.T, Q @ b, c @ Q.T, horizon=L)
+    bounds = ltv.error_bounds(system, 1)
+    lost = float(ltv.balanced_basis(system, 1).model_resolution)
+    top = float(ltv.hankel_norm(system))
+    assert float(bounds.resolution) < 1e-3 * top < lost
+    assert bounds.lower_is_certified
+    assert bounds.lower > 0
+    assert not bounds.upper_is_certified
+    said = bounds.attrs["certified"]
+    assert said.startswith(
+        f"upper bound not certified: rounding explains {lost:.1e} (`model_resolution` of "
+        f"`balanced_basis`), and the largest Hankel value is {top:.1e}"
+    )
+    assert said.endswith("avoids that: `error_bounds(io_matrix(system), order)`")
+    io = ltv.io_matrix(system)  # the way out
+    out = ltv.error_bounds(io, 1)
+    assert out.attrs["certified"] == "yes"
+    error = np.linalg.norm(
+        (io - ltv.io_matrix(ltv.realization(io, 1))).values.reshape(L + 1, L), ord=2
+    )
+    assert out.lower <= error <= out.upper < np.inf
+    both = ltv.error_bounds(system, 5).attrs["certified"]  # nothing is left out
+    assert "upper bound not certified" in both
+    assert "; lower bound not certified: rounding explains" in both

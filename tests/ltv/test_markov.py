@@ -269,6 +269,36 @@ def test_names_of_signals_are_kept(vibration):
     assert ltv.era(M).input_name.values.tolist() == ["f", "g"]
 
 
+@pytest.mark.parametrize("at", [None, 0, 5])
+def test_a_response_is_taken_as_it_comes(at):
+    """Whole, as `y` alone, or cut out of a window: the impulse is lag 0."""
+    system = oscillator(30)
+    expected = powers(*first(system), 31 - (at or 0))
+    whole = ltv.impulse_response(system, at)
+    later = ltv.impulse_response(ltv.window(system, 3, 30), (at or 0) + 3)
+    for given in (whole, whole.y, whole.y.isel(depth=slice(None, None, -1))):
+        found = ltv.era(given)
+        assert found.sizes["state"] == 2
+        np.testing.assert_allclose(ltv.impulse_response(found).y, expected, atol=1e-10)
+    np.testing.assert_allclose(
+        ltv.impulse_response(ltv.era(later)).y,
+        expected[: later.sizes["depth"] - (at or 0)],
+        atol=1e-10,
+    )
+
+
+def test_what_markov_parameters_return_is_taken_as_it_comes():
+    u = RICH["noise"][:, None]
+    found = ltv.markov_parameters(u, ltv.simulate(oscillator(), u).y, 20, observer=2)
+    np.testing.assert_allclose(eigenvalues(ltv.era(found, 2)), eigenvalues(oscillator()))
+
+
+def test_labels_of_lags_are_honoured():
+    numbers = np.array([0, 1, 1, 2, 3, 5, 8, 13, 21, 34.0])[:, None, None]
+    turned = labelled(numbers[::-1], ["lag", "output", "input"], range(9, -1, -1))
+    np.testing.assert_allclose(ltv.impulse_response(ltv.era(turned)).y, numbers, atol=1e-9)
+
+
 def test_a_system_that_does_nothing_has_no_state():
     found = ltv.era(np.zeros((6, 1, 1)))
     assert found.order.values.tolist() == [0] * 6
@@ -286,7 +316,22 @@ def test_a_system_that_does_nothing_has_no_state():
         ({"columns": 0}, ValueError, "`columns` must be a whole number >= 1"),
         ({"markov": np.ones((2, 1, 1))}, ValueError, "must have at least three lags; got 2"),
         ({"markov": np.ones(10)}, ValueError, "`markov` must have dims"),
-        ({"markov": xr.Dataset()}, TypeError, "`markov` must be an array; got a Dataset"),
+        ({"markov": xr.Dataset({"z": 1})}, TypeError, r"must be an array, or .* with \['z'\]"),
+        (
+            {"markov": ltv.step_response(oscillator(9))},
+            ValueError,
+            "`markov` must be the response to an impulse; got that to a step",
+        ),
+        (
+            {"markov": labelled(np.ones((4, 1, 1)), ["lag", "output", "input"], range(1, 5))},
+            ValueError,
+            r"`markov` must have the lags 0..3, each once; got \[1 2 3 4\]",
+        ),
+        (
+            {"markov": labelled(np.ones((4, 1, 1)), ["lag", "output", "input"], [0, 1, 2, 4])},
+            ValueError,
+            "`markov` must have the lags 0..3",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_realized_is_refused(change, error, message):

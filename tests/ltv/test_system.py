@@ -1,3 +1,4 @@
+import inspect
 import warnings
 
 import numpy as np
@@ -249,3 +250,12 @@ def test_states_beyond_the_order_must_be_empty(name):
     ltv.check(system.drop_vars("order"))
     system[name][place] = 0.0
     ltv.check(system)
+
+
+def test_signatures_are_short_enough_to_read():
+    """Of every function: types spelled out by Python fill a page each."""
+    for name in ltv.__all__:
+        if callable(found := getattr(ltv, name)) and not isinstance(found, type):
+            given = inspect.signature(found)
+            assert max(len(str(p)) for p in given.parameters.values()) < 100, name
+            assert len(str(given)) < 80 * (2 + len(given.parameters)), name
