@@ -34,7 +34,7 @@ from depthsys.lm.model import DepthModel
 from depthsys.lm.of_run import as_run
 from depthsys.lm.parts import Kept, Parts, begun_parts, identity_of, kept_in, of_concept
 from depthsys.lm.progress import is_shown
-from depthsys.lm.prompts import SPLITS, Splits, Texts, check_splits
+from depthsys.lm.prompts import SPLITS, Splits, Texts
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.references import RESOLUTION, References
 from depthsys.lm.run import Run
@@ -158,7 +158,6 @@ def compare(
     -----
     Times are single runs on whatever machine this is: informative, not a benchmark.
     """
-    check_splits(texts)
     concept = None if concept is None else as_concept(concept)
     named = named_methods(methods)
     sizes = checked_orders(orders, model.n_features)
@@ -377,7 +376,6 @@ def comparison_cost(
     xr.Dataset
         Per ``stage``: ``passes``, ``rows``, ``seconds``, ``bytes``, ``kept``.
     """
-    check_splits(texts)
     n_inputs = n_outputs = 1
     if concept is not None:
         channels = Channels.checked(model, concept, "concept", readout, None)

@@ -214,15 +214,6 @@ def _labels(part: Any) -> np.ndarray:
     return part.labels if hasattr(part, "labels") else part.texts.labels
 
 
-def check_splits(texts: object) -> None:
-    """TypeError unless these are splits, of texts or of runs."""
-    if not all(hasattr(texts, name) for name in SPLITS):
-        raise TypeError(
-            f"`texts` must be Splits with concept, operating and held_out; got "
-            f"{type(texts).__name__}. Write `texts.split(concept=80, operating=40, held_out=40)`."
-        )
-
-
 def read_texts(source: Any, *, positive: object = None) -> Texts:
     """Labelled texts from a file or from rows of Python, duplicates removed and counted.
 
