@@ -1,12 +1,13 @@
 """Compare the reduction methods on many models and tasks; write the tables of docs/reduction.md.
 
-    python examples/reduction_study.py --data ../shared/data --out out/reduction --jobs 2 --update
+    python examples/reduction_study.py --data ../shared/data --real ~/real --jobs 2 --update
 
-DATA has weights/ and tasks/*.csv (texts and models that are not redistributed). Each pair of model
-and task is `lm.compare` with the full 400/200/200 splits, in its own file under OUT; finished pairs
-are kept, so an interrupted study goes on where it stopped. With --update everything that the page
-shows is written anew: docs/reduction.nc, docs/figures/reduction_*.png and the tables between the
-page's markers. Without DATA only the demo family is run, on its synthetic tasks.
+DATA has weights/ and tasks/*.csv (texts and models that are not redistributed); REAL is what
+`depthsys fetch` has fetched: SmolLM2 and rated texts. Each pair of model and task is `lm.compare`
+with the full 400/200/200 splits, in its own file under OUT; finished pairs are kept, so an
+interrupted study goes on where it stopped. With --update everything that the page shows is written
+anew: docs/reduction.nc, docs/figures/reduction_*.png and the tables between the page's markers.
+Without DATA and REAL only the demo family is run, on its synthetic tasks.
 """
 
 import argparse
@@ -29,12 +30,17 @@ SHARED = ("stories260K", "gpt280K_tinystories", "gpt2_6x128")
 TASKS = ("sst2", "imdb", "amazon_polarity", "tweet_hate", "tweet_offensive", "cola")
 SYNTHETIC = ("synthetic sentiment", "synthetic domain")
 ABLATION = ("sst2", "synthetic sentiment")  # tasks on which other concept directions are tried
+REAL = "SmolLM2-135M-Instruct"
+REAL_TASKS = ("movies", "amazon", "tweets", "editorials")  # beside the model
+HARDER_TASKS = ("sst2", "imdb", "tweet_offensive", "cola")  # of DATA
 DRAWN = (("gpt2_6x128", "sst2"), ("demo_128x12", "synthetic sentiment"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with weights/ and tasks/")
+    parser.add_argument("--real", type=Path, help="folder of `depthsys fetch`")
+    parser.add_argument("--device", default="cpu", help="of the real model; the others run on cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "reduction")
     parser.add_argument("--jobs", type=int, default=1, help="pairs at a time, one thread each")
     parser.add_argument("--each", type=int, default=16, help="prompts with a system of their own")
@@ -51,7 +57,8 @@ def main() -> None:
         return
     from depthsys.study.many_comparisons import collected
 
-    pairs = [(m, t) for m, t in planned(options.data) if re.search(options.only, f"{m}-{t}")]
+    pairs = planned(options.data, options.real)
+    pairs = [(m, t) for m, t in pairs if re.search(options.only, f"{m}-{t}")]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda pair: in_a_process(pair, options), pairs))
     study = collected(load(file_of(*pair, options.out)) for pair in pairs)
@@ -62,10 +69,13 @@ def main() -> None:
         update(study, options.out)
 
 
-def planned(data: Path | None) -> list[tuple[str, str]]:
+def planned(data: Path | None, real: Path | None) -> list[tuple[str, str]]:
     pairs = [(model, task) for model in DEMOS for task in SYNTHETIC]
     if data is not None:
         pairs += [(model, task) for task in TASKS for model in SHARED]
+    if real is not None:
+        pairs += [(REAL, task) for task in REAL_TASKS]
+        pairs += [(REAL, task) for task in HARDER_TASKS if data is not None]
     return pairs
 
 
@@ -84,8 +94,10 @@ def in_a_process(pair: tuple[str, str], options) -> None:
         return
     command = [sys.executable, __file__, "--pair", *pair, "--out", str(options.out)]
     command += ["--each", str(options.each), "--split", options.split]
-    if options.data is not None:
-        command += ["--data", str(options.data)]
+    command += ["--device", options.device]
+    for name in ("data", "real"):
+        if getattr(options, name) is not None:
+            command += [f"--{name}", str(getattr(options, name))]
     print("...", *pair, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment)
@@ -103,25 +115,18 @@ def check_settings(path: Path, options) -> None:
 
 
 def run_pair(name: str, task: str, options) -> None:
-    from depthsys import demo, lm, study
-    from depthsys.demo import grammar
+    from depthsys import lm, study
     from depthsys.study.many_comparisons import pair
 
+    device = options.device if name == REAL else "cpu"
     settings = study.Settings.checked(
-        split=options.split,
-        n_each=options.each,
-        readout="profile",
-        device="cpu",
-        step="absolute",
-    )  # the paper's step
+        split=options.split, n_each=options.each, readout="profile", device=device
+    )
     concept, operating, held_out = settings.split
-    if task in SYNTHETIC:
-        source = grammar.labelled(1000, concept=task.split()[1], seed=2603)
-    else:
-        source = options.data / "tasks" / f"{task}.csv"
-    texts = lm.read_texts(source).split(concept=concept, operating=operating, held_out=held_out)
-    folder = demo.model_path(name) if name in DEMOS else options.data / "weights" / name
-    model = lm.DepthModel.load(folder, device="cpu", left_padding=True)
+    texts = lm.read_texts(source_of(task, options)).split(
+        concept=concept, operating=operating, held_out=held_out
+    )
+    model = lm.DepthModel.load(model_of(name, options), device=device)
     model.name = name
     cell = study.Cell(settings.for_width(model.n_features), model, texts)
     table = pair(cell, task, directions=task in ABLATION)
@@ -129,6 +134,24 @@ def run_pair(name: str, task: str, options) -> None:
     target = file_of(name, task, options.out)
     table.to_netcdf(target.with_suffix(".part"), engine="h5netcdf")
     target.with_suffix(".part").replace(target)
+
+
+def source_of(task: str, options):
+    """The labelled texts of a task, or the file that holds them."""
+    from depthsys.demo import grammar
+
+    if task in SYNTHETIC:
+        return grammar.labelled(1000, concept=task.split()[1], seed=2603)
+    beside = options.real if task in REAL_TASKS else options.data / "tasks"
+    return beside / f"{task}.csv"
+
+
+def model_of(name: str, options) -> Path:
+    from depthsys import demo
+
+    if name in DEMOS:
+        return demo.model_path(name)
+    return (options.real if name == REAL else options.data / "weights") / name
 
 
 def update(study: xr.Dataset, out: Path) -> None:

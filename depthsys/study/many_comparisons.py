@@ -32,7 +32,7 @@ def pair(cell: Cell, task: str, *, directions: bool = False) -> xr.Dataset:
     Returns
     -------
     xr.Dataset
-        The table of `steps.compare`, with ``terminal_relative_l2`` and ``reuse_expected``,
+        The table of `steps.compare`, with the agreement ``terminal_*`` and ``reuse_expected``,
         ``reuse_found`` of ensemble balancing where only the last depth is read, and the variables
         ``direction_*`` of the ablation.
     """
@@ -53,8 +53,9 @@ def _terminal_readout(cell: Cell, concept: xr.Dataset, table: xr.Dataset) -> dic
     linear.attrs = dict(system.attrs)
     expected = lm.expected_error(system, linear)["expected"]
     fixed = lm.corrected(system, cell.held_out, concept)  # pyright: ignore[reportArgumentType]
+    fit = lm.agreement(system, measured)
     return {
-        "terminal_relative_l2": lm.agreement(system, measured)["relative_l2"],
+        **{f"terminal_{name}": fit[name] for name in ("relative_l2", "spearman", "pearson")},
         "terminal_relative_l2_operating": lm.agreement(system, operating)["relative_l2"],
         "reuse_expected": expected,
         "reuse_found": fixed["error_before"].quantile(expected["quantile"].values, dim="prompt"),
