@@ -32,7 +32,7 @@ SYNTHETIC = ("synthetic sentiment", "synthetic domain")
 ABLATION = ("sst2", "synthetic sentiment")  # tasks on which other concept directions are tried
 REAL = "SmolLM2-135M-Instruct"
 REAL_TASKS = ("movies", "amazon", "tweets", "editorials")  # beside the model
-HARDER_TASKS = ("sst2", "imdb", "tweet_offensive", "cola")  # of DATA
+HARDER_TASKS = ("sst2", "tweet_hate", "tweet_offensive", "cola")  # of DATA
 DRAWN = (("gpt2_6x128", "sst2"), ("demo_128x12", "synthetic sentiment"))
 
 
@@ -49,8 +49,10 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")
     parser.add_argument("--pair", nargs=2, metavar=("MODEL", "TASK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.update and (options.only or options.data is None):
-        raise SystemExit("--update writes the page from the whole study: give --data, not --only")
+    if options.update and (options.only or None in (options.data, options.real)):
+        raise SystemExit(
+            "--update writes the page from the whole study: give --data and --real, not --only"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     if options.pair:
         run_pair(*options.pair, options)
@@ -174,6 +176,10 @@ def update(study: xr.Dataset, out: Path) -> None:
                 ("budget_", sheets.budget_and_range),
             ):
                 plot.save(draw(table), figures / f"reduction_{kind}{model}.png", "png")
+    tasks = {t: file_of(REAL, t, out) for t in (*REAL_TASKS, *HARDER_TASKS)}
+    real = {task: load(path) for task, path in tasks.items() if path.exists()}
+    plot.save(sheets.separation_of_tasks(real), figures / "real_separation.png", "png")
+    plot.save(sheets.gains_of_tasks(real), figures / "real_gains.png", "png")
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -32,6 +32,9 @@ def test_the_study_covers_what_the_page_says(stored):
     assert {(m, t) for m in study.SHARED for t in study.TASKS} <= pairs
     assert {(m, t) for m in study.DEMOS for t in study.SYNTHETIC} <= pairs
     assert len(study.TASKS) >= 6
+    real = {(study.REAL, t) for t in (*study.REAL_TASKS, *study.HARDER_TASKS)}
+    assert real <= pairs
+    assert len(real) == 8
     assert (stored.n_operating == 400).all()
     assert (stored.n_held_out == 400).all()
     assert stored.attrs["split"] == "400/200/200"

@@ -3,11 +3,23 @@
 Each function takes a Dataset and returns a figure, or None where the Dataset has nothing for it.
 """
 
+from collections.abc import Mapping
+
 import xarray as xr
 from matplotlib.figure import Figure
 
 from depthsys.plot import budget, comparison, control, gains, sizes
-from depthsys.plot.style import figure, shared_legend
+from depthsys.plot.separation import auc_by_depth
+from depthsys.plot.style import (
+    BLACK,
+    GREY,
+    ORANGE,
+    basis_styles,
+    figure,
+    layer_axis,
+    legend_beside,
+    shared_legend,
+)
 from depthsys.wording import small_order
 
 # ------------------------------------------------------------------------------ main job
@@ -38,6 +50,16 @@ def energy(energies: xr.Dataset) -> Figure:
     """Energies of all schedules on the full model."""
     fig, axes = figure(7.0, 3.4)
     control.energies(axes[0], energies)
+    return fig
+
+
+def separation(result: xr.Dataset) -> Figure | None:
+    """How well the concept direction separates held-out texts at every depth."""
+    if "auc_low" not in result:
+        return None
+    fig, axes = figure(6.4, 3.4)
+    auc_by_depth(axes[0], {"the concept direction": result})
+    axes[0].set_title("where the texts separate (ring: best depth; band: 95 %)")
     return fig
 
 
@@ -112,4 +134,53 @@ def budget_and_range(table: xr.Dataset) -> Figure:
     fig, axes = figure(12, 4.5, columns=2)
     budget.budget_bars(axes[0], table, order=4)
     comparison.linear_range(axes[1], table)
+    return fig
+
+
+def separation_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
+    """AUC against depth of several tasks on one model, without their intervals."""
+    fig, axes = figure(9.0, 4.2)
+    auc_by_depth(axes[0], tables, bands=False)
+    legend_beside(axes[0])
+    return fig
+
+
+# bases and orders whose gains are drawn beside the measured ones
+_DRAWN = (("ensemble", 4), ("krylov", 32), ("arnoldi", 32))
+
+
+def gains_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
+    """Measured gains of several tasks on one model, and those of three surrogates.
+
+    Without layer 0, whose gain dwarfs the others, see `gains.gain_curves`.
+    """
+    columns = min(len(tables), 4)
+    rows = -(-len(tables) // columns)
+    fig, axes = figure(3.4 * columns, 2.7 * rows, columns=columns, rows=rows)
+    styles = basis_styles([basis for basis, _ in _DRAWN])
+    styles[0] = styles[0] | {"color": ORANGE}  # the measured gains are black
+    styles[1] = styles[1] | {"ls": "--"}
+    for ax, (name, whole) in zip(axes, tables.items(), strict=False):
+        table = whole.isel(layer=slice(1, None))
+        low, high = table["measured_gain"].quantile([0.1, 0.9], "prompt", skipna=False).values
+        layers = table["layer"].values
+        ax.fill_between(layers, low, high, color=GREY, alpha=0.3, lw=0, label="80 % of prompts")
+        mean = table["measured_gain"].mean("prompt")
+        ax.plot(layers, mean, "o", color=BLACK, mfc="none", ms=6, label="measured, mean")
+        for (basis, order), style in zip(_DRAWN, styles, strict=True):
+            gain = table["surrogate_gain"].sel(basis=basis, order=order)
+            line = style | {
+                "marker": "",
+                "lw": 1.6,
+                "color": ORANGE if basis == "ensemble" else style["color"],
+            }
+            ax.plot(layers, gain, **line, label=f"{basis} {order}")
+        ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+        ax.set_title(name)
+        layer_axis(ax)
+    for ax in axes[len(tables) :]:
+        ax.set_visible(False)
+    for ax in axes[::columns]:
+        ax.set_ylabel("gain")
+    shared_legend(axes)
     return fig

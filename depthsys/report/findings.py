@@ -14,8 +14,6 @@ def findings(study: xr.Dataset) -> list[str]:
         f"{study.sizes['pair']} pairs of model and task.",
         *_where_errors_come_from(study),
         *_ensemble_beside_the_paper(study),
-        f"Rank correlation over the pairs between the number of parameters and the relative L2 "
-        f"error, with bootstrap intervals over pairs: {', '.join(_size_effects(study))}.",
         _without_layer_0(study),
         _certificates(study),
     ]
@@ -69,7 +67,7 @@ def _told_apart(study: xr.Dataset, layers: str) -> tuple[xr.DataArray, xr.DataAr
     return (gap.sel(bound="low") > 0).all("basis"), (gap.sel(bound="high") < 0).any("basis")
 
 
-def _size_effects(study: xr.Dataset) -> list[str]:
+def size_effects(study: xr.Dataset) -> list[str]:
     """Whether the error falls with the size of the model, per form."""
     size = study.n_parameters.values
     rows = [forms(row, "relative_l2") for row in pairs_of(study)]

@@ -10,8 +10,16 @@ import numpy as np
 import xarray as xr
 
 from depthsys import wording
-from depthsys.report.findings import findings
-from depthsys.report.pairs import ALL, criteria, forms, pairs_of
+from depthsys.report.findings import findings, size_effects
+from depthsys.report.pairs import (
+    ALL,
+    criteria,
+    forms,
+    of_real_models,
+    of_small_models,
+    pairs_of,
+)
+from depthsys.report.real_models import real_parts
 from depthsys.report.table import Table, markdown
 
 ORDERS = (1, 2, 4, 8, 16, 32)
@@ -22,9 +30,22 @@ _number = partial(wording.fixed, unknown="-")
 
 def page(study: xr.Dataset) -> dict[str, str]:
     """The parts of the page by the names of their markers, as markdown."""
-    told = "\n".join(f"* {line}" for line in findings(study))
-    tables = {name: markdown(table(study)) for name, table in TABLES.items()}
-    return {"intro": intro(study), "findings": told, **tables}
+    small, real = of_small_models(study), of_real_models(study)
+    parts = real_parts(real) | size_part(study) if real.sizes["pair"] else {}
+    if small.sizes["pair"]:
+        told = "\n".join(f"* {line}" for line in findings(small))
+        tables = {name: markdown(table(small)) for name, table in TABLES.items()}
+        parts |= {"intro": intro(small), "findings": told, **tables}
+    return parts
+
+
+def size_part(study: xr.Dataset) -> dict[str, str]:
+    """Whether the error falls with the size of the model, small and real ones together."""
+    return {
+        "size": f"Rank correlation over {study.sizes['pair']} pairs between the number of "
+        f"parameters and the relative L2 error, with bootstrap intervals over pairs: "
+        f"{', '.join(size_effects(study))}."
+    }
 
 
 def _percent(array) -> str:
@@ -47,11 +68,11 @@ def intro(study: xr.Dataset) -> str:
     return (
         f"{study.sizes['pair']} pairs of {len(models)} models ({', '.join(models)}) and "
         f"{len(tasks)} tasks ({', '.join(tasks)}), split {study.attrs['split']} per class "
-        f"({n_operating} operating, {n_held_out} held-out prompts), seed 0, eps "
-        f"{study.attrs['eps']:g}, float32, texts cut at 128 tokens. The models have "
+        f"({n_operating} operating, {n_held_out} held-out prompts), seed 0, steps of "
+        f"{wording.step_size(study.attrs['eps'], bool(study.attrs['relative']))}, float32, "
+        f"texts cut at {study.attrs['max_tokens']} tokens. The models have "
         f"{int(study.n_parameters.min()):,} to {int(study.n_parameters.max()):,} parameters and up "
-        f"to {int(study.n_layers.max())} layers: GPT-2 and larger models were not measured, "
-        f"because their weights are not at hand."
+        f"to {int(study.n_layers.max())} layers."
     )
 
 

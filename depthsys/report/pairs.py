@@ -2,9 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 ALL = {"layers": "all", "injection": "absolute"}
+# models of more parameters are called real: trained on a web's worth of texts
+REAL_SIZE = 10_000_000
+
+
+def of_small_models(study: xr.Dataset) -> xr.Dataset:
+    """The pairs of models that were made to be small."""
+    return study.isel(pair=np.flatnonzero(study.n_parameters.values < REAL_SIZE))
+
+
+def of_real_models(study: xr.Dataset) -> xr.Dataset:
+    """The pairs of real models."""
+    return study.isel(pair=np.flatnonzero(study.n_parameters.values >= REAL_SIZE))
 
 
 def pairs_of(study: xr.Dataset) -> list[xr.Dataset]:

@@ -140,12 +140,16 @@ def _summary(table: xr.Dataset) -> xr.Dataset:
         for name in ("prompt_relative_l2", "prompt_error_ratio")
         if name in table
     }
-    auc = {name: table[name].isel(depth=-1, drop=True) for name in ("auc", "auc_low", "auc_high")}
+    names = ["auc", "auc_low", "auc_high"]
+    auc = {name: table[name].isel(depth=-1, drop=True) for name in names}
+    # auc itself is kept at the last depth only
+    by_depth = xr.concat([table[name] for name in names], dim=table["bound"]).rename("auc_by_depth")
     # a search that overflow ended early has fewer steps
     chosen = table["step_error"].reindex(step=[0.01, 0.1, 0.5]).sel(bound="estimate")
     eps = {"nonlinearity_at": chosen.rename(step="eps").reset_coords(drop=True)}
     bare = table.drop_dims([d for d in _GONE if d in table.dims])
-    return bare.assign(medians | auc | eps | _mean_curves(table) | _gaps(table))
+    curves = _mean_curves(table)
+    return bare.assign(medians | auc | {"auc_by_depth": by_depth} | eps | curves | _gaps(table))
 
 
 def _gaps(table: xr.Dataset) -> dict[str, xr.DataArray]:
