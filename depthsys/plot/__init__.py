@@ -22,6 +22,7 @@ from depthsys.plot.ltv import (
     io_image,
 )
 from depthsys.plot.responses import responses
+from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.style import figure, save, shared_legend
 
@@ -30,6 +31,7 @@ __all__ = [
     "save",
     "shared_legend",
     "gain_curves",
+    "auc_by_depth",
     "error_budget",
     "schedule",
     "energies",

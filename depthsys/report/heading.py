@@ -41,27 +41,49 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
 
 
 def _separation(result: xr.Dataset, n_layers: int) -> str:
-    auc = result["auc"].values
-    first = f"{fixed([auc[0]])} at" if np.isfinite(auc[0]) else "no direction at"
-    last = [auc[-1]]
-    if "auc_low" in result:
-        last += [result["auc_low"].values[-1], result["auc_high"].values[-1]]
+    auc, best = result["auc"].values, _best_depth(result)
+    told = [f"{fixed([auc[0]])} at depth 0" if np.isfinite(auc[0]) else "no direction at depth 0"]
+    if best not in (None, 0, n_layers):
+        told.append(f"best {fixed(_auc_at(result, best))} at depth {best}")
+    told.append(f"{fixed(_auc_at(result, -1))} at depth {n_layers}")
     direction = f"the concept direction ({result.attrs['concept']})"
     verdict = "separates" if auc[-1] >= 0.8 else "weakly separates" if auc[-1] >= 0.6 else ""
     if "concept_warning" in result.attrs:
         text = "see the warning below"
     elif verdict:
-        text = f"{direction} {verdict} held-out texts"
+        text = f"{direction} {verdict} held-out texts there"
     else:
         text = (
-            f"{direction} hardly separates held-out texts: its gains are real, but do not call "
-            "them gains of the concept"
+            f"{direction} hardly separates held-out texts there: its gains are real, but do not "
+            "call them gains of the concept"
         )
     n_held_out = 2 * int(result.attrs["split"].split("/")[2])
-    return (
-        f"- AUC on {n_held_out} held-out texts: {first} depth 0, {fixed(last)} at "
-        f"depth {n_layers}; {text}"
-    )
+    return f"- AUC on {n_held_out} held-out texts: {', '.join(told)}; {text}"
+
+
+def _best_depth(result: xr.Dataset) -> int | None:
+    """Where held-out texts separate best; None if there is no direction at all."""
+    auc = result["auc"].values
+    return int(np.nanargmax(auc)) if np.isfinite(auc).any() else None
+
+
+def _auc_at(result: xr.Dataset, depth: int) -> list[float]:
+    names = [name for name in ("auc", "auc_low", "auc_high") if name in result]
+    return [float(result[name].values[depth]) for name in names]
+
+
+def better_depth(result: xr.Dataset) -> list[str]:
+    """A note where the concept is clearly seen better at a depth than where gains are read."""
+    best = _best_depth(result)
+    if best is None or "auc_low" not in result:
+        return []
+    last = _auc_at(result, -1)
+    if not _auc_at(result, best)[1] > last[2]:
+        return []
+    return [
+        f"the concept is seen better at depth {best} (AUC {fixed(_auc_at(result, best))}) than at "
+        f"the last depth (AUC {fixed(last)}), where gains are read"
+    ]
 
 
 def system_in_words(system: xr.Dataset) -> str:
@@ -93,6 +115,8 @@ def notes(result: xr.Dataset) -> list[str]:
         found.append(
             f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
         )
+    if "auc" in result:
+        found += better_depth(result)
     if "adapter" in attrs:
         found.append(f"the model is {attrs['adapter']}")
     return found + [str(attrs[n]) for n in _NOTES if n in attrs]

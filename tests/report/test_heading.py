@@ -34,7 +34,7 @@ def test_a_heading_names_model_texts_and_separation(system):
         "here: L = 4, H = 16, float32, Krylov, order 2, concept readout",
         "texts t.csv, 40/20/10 per class, seed 3; the readout grows from label 'bad' to 'good'",
         "- AUC on 20 held-out texts: 0.50 at depth 0, 0.90 [0.80, 1.00] at depth 4; the concept "
-        "direction (whitened) separates held-out texts",
+        "direction (whitened) separates held-out texts there",
     ]
 
 
@@ -45,9 +45,9 @@ def test_a_model_that_has_moved_is_named_where_it_is(system):
 @pytest.mark.parametrize(
     ("auc", "words"),
     [
-        (0.8, "(whitened) separates held-out texts"),
-        (0.7, "(whitened) weakly separates held-out texts"),
-        (0.5, "(whitened) hardly separates held-out texts: its gains are real, but do not call"),
+        (0.8, "(whitened) separates held-out texts there"),
+        (0.7, "(whitened) weakly separates held-out texts there"),
+        (0.5, "(whitened) hardly separates held-out texts there: its gains are real, but do not"),
     ],
 )
 def test_separation_in_words(system, auc, words):
@@ -56,6 +56,27 @@ def test_separation_in_words(system, auc, words):
     warned = system.assign_attrs(concept_warning="w")
     assert report.heading(warned)[-1].endswith("; see the warning below")
     assert "[" not in report.heading(system.drop_vars(["auc_low", "auc_high"]))[-1]
+
+
+def test_the_best_depth_is_named(system):
+    system["auc"][2] = 0.95
+    system["auc_low"][2], system["auc_high"][2] = 0.91, 0.99
+    assert "0.50 at depth 0, best 0.95 [0.91, 0.99] at depth 2, 0.90" in report.heading(system)[-1]
+    assert report.notes(system) == []  # the intervals overlap
+    system["auc_high"][-1] = 0.905
+    assert report.notes(system) == [
+        "the concept is seen better at depth 2 (AUC 0.95 [0.91, 0.99]) than at the last depth "
+        "(AUC 0.90 [0.80, 0.91]), where gains are read"
+    ]
+    assert report.notes(system.drop_vars("auc_low")) == []
+
+
+def test_without_any_direction_no_depth_is_best(system):
+    for name in ("auc", "auc_low", "auc_high"):
+        system[name][:] = np.nan
+    text = report.heading(system.assign_attrs(concept_warning="w"))[-1]
+    assert "no direction at depth 0, not known at depth 4" in text
+    assert len(report.notes(system)) == 0
 
 
 @pytest.mark.parametrize(
