@@ -18,6 +18,7 @@ from depthsys.lm.hf.blocks import Blocks
 from depthsys.lm.hf.causes import first_line, memory_error, out_of_memory
 from depthsys.lm.hf.checkpoint import (
     DTYPES,
+    begin_backward,
     check_padding,
     checked_device,
     checked_dtype,
@@ -104,6 +105,7 @@ class DepthModel:
         refuse_config(hf.config)
         # weights may be spread over devices or quantised; the embedding sets where states live
         self.device, self.dtype = input_device(hf), hf.get_input_embeddings().weight.dtype
+        begin_backward(self.device)
         if self.dtype not in DTYPES.values():
             raise ValueError(
                 f"`model` must compute in {sorted(DTYPES)}; got {self.dtype}. Call `.float()`."

@@ -353,6 +353,14 @@ def input_device(hf: Any) -> torch.device:
     return embedding.weight.device
 
 
+def begin_backward(device: torch.device) -> None:
+    """Let the thread of backward passes open its CUDA context, or cuBLAS would warn there."""
+    if device.type != "cuda":
+        return
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        (2 * torch.ones(1, device=device, requires_grad=True)).sum().backward()
+
+
 def checked_fingerprint(hf: Any) -> str:
     """SHA-256 over configuration and weights; refuses weights that are not finite.
 
