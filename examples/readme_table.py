@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 TASKS = ("sst2", "rotten_tomatoes")
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
+PAPERS_FORM = ("--basis", "krylov", "--step", "absolute")
 SHIFTS = (0.1, 1.0)  # in standard deviations of the readout
 MARKERS = "<!-- tables: examples/readme_table.py -->", "<!-- end of tables -->"
 
@@ -52,13 +53,13 @@ def render(rows: list[dict]) -> str:
 
 def demo_row(name: str, folder: Path) -> dict:
     if not (folder / "demo.txt").exists():
-        depthsys("demo", "--model", name, "--step", "absolute", "--out", folder, "--force")
+        depthsys("demo", "--model", name, *PAPERS_FORM, "--out", folder, "--force")
     return collect(name, "synthetic sentiment", folder)
 
 
 def job_row(model: str, task: str, source: tuple[Path, Path], folder: Path) -> dict:
     if not (folder / "gains.txt").exists():
-        depthsys("gains", *source, "--step", "absolute", "--out", folder, "--force")
+        depthsys("gains", *source, *PAPERS_FORM, "--out", folder, "--force")
     return collect(model, task, folder)
 
 

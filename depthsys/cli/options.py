@@ -86,7 +86,10 @@ class Reduction:
 
     basis: Annotated[
         str | None,
-        typer.Option(help=f"Reduction method: {', '.join(METHODS)}.  [default: krylov]"),
+        typer.Option(
+            help=f"Reduction method: {', '.join(METHODS)}; krylov is the paper's.  "
+            "[default: ensemble]"
+        ),
     ] = None
     order: Annotated[
         int | None, typer.Option(help="Largest reduced order.  [default: 32 or H]")

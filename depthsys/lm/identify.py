@@ -13,7 +13,7 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.directions import as_concept
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
-from depthsys.lm.methods import Krylov, Method, Reduce
+from depthsys.lm.methods import Ensemble, Method, Reduce
 from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
@@ -46,8 +46,9 @@ def identify(
         ``direction`` (depth, feature), unit length: injected at the input of each block, and
         read at the end; (depth, input, feature) for several.
     method
-        The basis: `Krylov()` (the default), `Arnoldi`, `Pod`, `Adjoint`, `TwoSided`, `Balanced`,
-        `Random` or `Ensemble`, with their settings.
+        How it is reduced: `Ensemble()` (the default: it has the mean response of the prompts),
+        `Krylov` (the paper's form, of order 32), `Arnoldi`, `Pod`, `Adjoint`, `TwoSided`,
+        `Balanced` or `Random`, with their settings. All but `Ensemble` store their bases.
     inputs
         "concept": B = A v; "free": every direction of R^H may be pushed, B = A (for `Adjoint`,
         `Balanced`, `Random` and `Ensemble`).
@@ -90,7 +91,7 @@ def identify(
     The full-order system restricted to what the injections can reach has few states per depth, so
     it is propagated whole and reduced by the functions of `depthsys.ltv` (see `exact_system`).
     """
-    method = Krylov() if method is None else method
+    method = Ensemble() if method is None else method
     if not isinstance(method, Method):
         raise TypeError(
             f"`method` must be one of the methods of lm, such as lm.Krylov(order=4); got "

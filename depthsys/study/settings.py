@@ -48,7 +48,7 @@ class Settings:
         Names of those that were given.
     """
 
-    basis: str = "krylov"
+    basis: str = "ensemble"
     order: int | None = None
     tolerance: float | None = None
     concept: str = "mean_difference"

@@ -145,6 +145,7 @@ def test_dropped_and_cut_texts_are_reported(run, tmp_path, texts):
 
 def test_identify_gains_and_control_from_a_model(run, tmp_path, texts):
     common = ["demo_48x4", texts, *SMALL, "--order", "3", "--seed", "7", "--max-tokens", "9"]
+    common += ["--basis", "krylov"]
     code, shown, _ = run("identify", *common, "--per-prompt", "--out", tmp_path / "a")
     assert code == 0
     assert "cut on the right" in shown

@@ -76,7 +76,7 @@ def test_more_directions_than_features(tokens):
     v = np.random.default_rng(0).standard_normal((8, 4))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     concept = xr.Dataset({"direction": (("depth", "feature"), v)})
-    system = lm.identify(model, tokens, concept)
+    system = lm.identify(model, tokens, concept, lm.Krylov())
     assert system.order.values.max() == 4
     mean = np.mean([whole_sequence.jacobians(model.hf, ids) for ids in tokens.ids], axis=0)
     h = ltv.gains(system).values.ravel()
@@ -95,8 +95,17 @@ def test_per_prompt_systems_reproduce_each_prompts_linear_gains(tiny, tokens, co
     np.testing.assert_array_equal(systems.prompt, np.arange(len(tokens)))
 
 
+def test_the_ensemble_is_the_default_and_has_the_mean_exact_gains(tiny, tokens, concept):
+    system = lm.identify(tiny, tokens, concept)
+    assert system.attrs["method"] == "Ensemble"
+    assert system.order.values.max() == 1  # all that one input and one readout need
+    exact = lm.linear_gains(tiny, tokens, concept).gain.mean("prompt")
+    np.testing.assert_allclose(ltv.gains(system).values.ravel(), exact, rtol=1e-4, atol=1e-6)
+    xr.testing.assert_equal(system, lm.identify(tiny, tokens, concept, lm.Ensemble()))
+
+
 def test_profile_readout_reads_every_depth_but_the_first(tiny, tokens, concept):
-    system = lm.identify(tiny, tokens, concept, readout="profile")
+    system = lm.identify(tiny, tokens, concept, lm.Krylov(), readout="profile")
     rows = [np.einsum("os,fs->of", system.C[k], system.V[k])[0] for k in range(4)]
     np.testing.assert_allclose(rows[0], 0)
     np.testing.assert_allclose(rows[1:], concept.direction[1:], atol=1e-6)
@@ -162,7 +171,7 @@ def test_identification_costs_one_prefill_and_l_plus_one_directions_per_layer(
         return product
 
     monkeypatch.setattr(Linearised, "jvp", counted)
-    lm.identify(model, tokens, concept)
+    lm.identify(model, tokens, concept, lm.Krylov())
     prefill = sum(len(ids) for ids in tokens.ids)
     for layer in range(3):
         assert sum(n for at, n in rows if at == layer) == prefill + len(tokens)
@@ -213,7 +222,7 @@ def test_dependent_directions_are_left_out(tokens):
     # four directions at depth 5 are all there are: nothing is lost before the last layer
     h = ltv.gains(lm.identify(model, tokens, concept, lm.Krylov(order=5))).values.ravel()
     np.testing.assert_allclose(h, whole_sequence.chain_gains(mean, v), rtol=1e-8)
-    each = lm.identify(model, tokens, concept, per_prompt=True)
+    each = lm.identify(model, tokens, concept, lm.Krylov(), per_prompt=True)
     assert each.order.dims == ("prompt", "depth")
     assert (each.order.isel(depth=5) == 4).all()
     linear = lm.linear_gains(model, tokens, concept).gain

@@ -12,7 +12,7 @@ from depthsys.study.settings import IDENTIFICATION
 
 def test_what_is_not_given_has_its_default_and_is_not_asked():
     settings = Settings.checked(order=3, seed=None, split="40/20/10")
-    assert (settings.basis, settings.order, settings.seed) == ("krylov", 3, 0)
+    assert (settings.basis, settings.order, settings.seed) == ("ensemble", 3, 0)
     assert settings.split == (40, 20, 10)
     assert settings.asked == {"order", "split"}
     assert settings.n_each == 20  # all held-out prompts, as there are fewer than 64

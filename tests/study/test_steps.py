@@ -38,7 +38,7 @@ def test_steps_are_those_of_the_library(cell, system, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     model, texts = cell.model, cell.texts
     concept = lm.mean_difference(model, texts.concept, held_out=texts.held_out)
-    own = lm.identify(model, texts.operating, concept, lm.Krylov(order=3))
+    own = lm.identify(model, texts.operating, concept, lm.Ensemble(order=3))
     np.testing.assert_allclose(system["A"], own["A"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(system["auc"], concept["auc"])
     gains = steps.gains(cell, system)
