@@ -31,7 +31,7 @@ from depthsys.lm.measure import Step, check_step, measure_gains_at
 from depthsys.lm.methods import METHODS, Method, checked_orders, named_methods
 from depthsys.lm.model import DepthModel
 from depthsys.lm.of_run import as_run
-from depthsys.lm.parts import Kept, Parts, begun_parts, identity_of, kept_in, of_concept
+from depthsys.lm.parts import WHOLE, Kept, Parts, begun_parts, identity_of, kept_in, of_concept
 from depthsys.lm.progress import is_shown
 from depthsys.lm.prompt_rows import each_prompt, filled
 from depthsys.lm.prompts import SPLITS, Splits, Texts
@@ -62,6 +62,7 @@ def compare(
     seed: int = 0,
     partial: str | os.PathLike[str] | None = None,
     force: bool = False,
+    keep_partial: bool = False,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -97,10 +98,13 @@ def compare(
         Of the 95 % percentile intervals, which resample prompts.
     partial
         Folder in which what is finished is kept until all of it is: the same call after an
-        interruption goes on there, see `kept_parts`. It is removed at the end. None keeps nothing.
+        interruption goes on there, see `kept_parts`. None keeps nothing.
     force
         Drop what is in ``partial`` if it was begun with another model, other texts or settings,
         instead of refusing to go on.
+    keep_partial
+        Leave ``partial`` at the end, which else is removed: the same call takes all from there, as
+        long as what is made of the table is not written.
 
     Returns
     -------
@@ -165,9 +169,12 @@ def compare(
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
     settings = _settings(named, sizes, step, n_each, ablate_eps, n_bootstrap, seed)
-    with begun_parts(partial, model, texts, concept, readout, settings, force=force) as parts:
-        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
-    return table
+    kept: dict[str, Any] = {"force": force, "keep": keep_partial}
+    with begun_parts(partial, model, texts, concept, readout, settings, **kept) as parts:
+        return parts(
+            WHOLE,
+            lambda: _compared(model, texts, named, sizes, concept, readout, parts, **settings),
+        )
 
 
 def kept_parts(
