@@ -7,6 +7,7 @@ import typer
 
 from depthsys.cli import results
 from depthsys.cli.clock import CLOCK
+from depthsys.cli.kept import beside, checked, interrupt_told, until_written
 from depthsys.cli.options import (
     Compared,
     Force,
@@ -19,7 +20,7 @@ from depthsys.cli.options import (
     spread,
 )
 from depthsys.cli.typed import named
-from depthsys.files import OutputFolder
+from depthsys.files import OutputFolder, Resumable
 from depthsys.study.names import METHODS
 
 if TYPE_CHECKING:
@@ -64,15 +65,15 @@ def compare(
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
     asked = settings(meaning, measured, shared, methods=methods, orders=orders, n_each=each)
-    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = beside(out)
+    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run, partial=partial)
     from depthsys.cli.session import open_model
     from depthsys.study import steps
 
     def same(kept: "Kept") -> "Kept":
-        return kept if force or dry_run else _checked(kept, partial)
+        return kept if force or dry_run else checked(kept, partial)
 
-    with named({"partial": "--out"}):
+    with named({"partial": "--out"}), interrupt_told():
         session = open_model(
             model,
             texts,
@@ -112,24 +113,7 @@ def _compare(
 
     for line in report.kept(kept, partial):
         session.screen.say(line)
-    try:
-        table = session.step(
-            "compare methods", steps.compare, concept, partial=partial, force=force
-        )
-    except KeyboardInterrupt as interrupt:
-        for note in getattr(interrupt, "__notes__", []):
-            typer.echo(f"Interrupted. {note}", err=True)
-        raise
-    session.keep(results.COMPARISON, table, report.comparison(table))
-    session.finish(table, "comparison.txt")
-
-
-def _checked(kept: "Kept", partial: Path) -> "Kept":
-    """ValueError for what is kept of another comparison."""
-    if kept.differences:
-        raise ValueError(
-            f"`--out` must be gone on with as it was begun; {str(partial)!r} was begun with "
-            f"{'; '.join(kept.differences)}. Go on with those, add --force to drop it, or choose "
-            "another `--out`."
-        )
-    return kept
+    table = session.step("compare methods", steps.compare, concept, partial=partial, force=force)
+    with until_written(Resumable.begun_in(partial, argument="partial")):
+        session.keep(results.COMPARISON, table, report.comparison(table))
+        session.finish(table, "comparison.txt")

@@ -1,6 +1,7 @@
 """`depthsys demo`, `identify`, `gains` and `control`: the main job and its parts."""
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from depthsys import demo as demo_package
 from depthsys.cli import results
+from depthsys.cli.kept import inside
 from depthsys.cli.options import (
     Force,
     Meaning,
@@ -24,7 +26,7 @@ from depthsys.cli.options import (
     spread,
 )
 from depthsys.demo import grammar
-from depthsys.files import OutputFolder
+from depthsys.files import OutputFolder, content_hash
 from depthsys.study import Settings, find_model
 
 if TYPE_CHECKING:
@@ -60,17 +62,25 @@ def demo(
             names = ", ".join(allowed)
             raise ValueError(f"`{option}` must be one of {names}; got {got!r}. Pick one.")
     asked = settings(reduction, measured, shared)
-    folder = OutputFolder.checked(out, [results.TEXTS, *results.ALL_FILES], force)
+    texts = _texts(concept, asked)
+    folder = OutputFolder.checked(
+        out,
+        [results.TEXTS, *results.ALL_FILES],
+        force,
+        partial=inside(out, "demo"),
+        known=[content_hash(texts)],
+    )
     find_model(model, asked)
-    folder.write(results.TEXTS, lambda path: _write_texts(path, concept, asked))
+    folder.write(results.TEXTS, lambda path: path.write_bytes(texts))
     from depthsys.cli.session import open_model
 
     session = open_model(model, out / results.TEXTS, asked, folder)
     _check_step(session)
-    system = _identify(session)
-    _gains(session, system)
-    _control(session, system)
-    session.finish(system, "demo.txt")
+    with session.keeping("demo", force):
+        system = _identify(session)
+        _gains(session, system)
+        _control(session, system)
+        session.finish(system, "demo.txt")
 
 
 @spread
@@ -91,11 +101,12 @@ def identify(
     Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
     """
     asked = settings(reduction, meaning, shared)
-    folder = OutputFolder.checked(out, results.ALL_FILES, force)
+    folder = OutputFolder.checked(out, results.ALL_FILES, force, partial=inside(out, "identify"))
     from depthsys.cli.session import open_model
 
     session = open_model(model, texts, asked, folder)
-    session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
+    with session.keeping("identify", force):
+        session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
 
 
 @spread
@@ -116,14 +127,17 @@ def gains(
     """
     asked = settings(reduction, meaning, measured, shared)
     _check_source(source, texts, model)
-    folder = OutputFolder.checked(out, results.outputs(source, results.GAIN_FILES), force)
+    folder = OutputFolder.checked(
+        out, results.outputs(source, results.GAIN_FILES), force, partial=inside(out, "gains")
+    )
     from depthsys.cli.session import open_source
 
     session = open_source(source, texts, model, asked, folder)
     _check_step(session)
-    system = _identify(session)
-    _gains(session, system)
-    session.finish(system, "gains.txt")
+    with session.keeping("gains", force):
+        system = _identify(session)
+        _gains(session, system)
+        session.finish(system, "gains.txt")
 
 
 @spread
@@ -150,13 +164,16 @@ def control(
     """
     asked = settings(reduction, meaning, shared, target=target, energy=energy)
     _check_source(source, texts, model)
-    folder = OutputFolder.checked(out, results.outputs(source, results.CONTROL_FILES), force)
+    folder = OutputFolder.checked(
+        out, results.outputs(source, results.CONTROL_FILES), force, partial=inside(out, "control")
+    )
     from depthsys.cli.session import open_source
 
     session = open_source(source, texts, model, asked, folder)
-    system = _identify(session)
-    _control(session, system)
-    session.finish(system, "control.txt")
+    with session.keeping("control", force):
+        system = _identify(session)
+        _control(session, system)
+        session.finish(system, "control.txt")
 
 
 def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
@@ -165,7 +182,10 @@ def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
 
     if session.stored is not None:
         return session.stored
-    concept = session.step("concept direction", steps.find_concept)
+    wanted = {"identify", "identify_each"} if per_prompt else {"identify"}
+    # of what is kept none is made of the direction again
+    kept = session.kept is not None and wanted <= set(session.kept.names)
+    concept = None if kept else session.step("concept direction", steps.find_concept)
     system = session.step("identify", steps.identify, concept)
     session.keep(results.SYSTEM, system)
     if per_prompt:
@@ -197,11 +217,13 @@ def _control(session: "Session", system: "xr.Dataset") -> None:
     session.keep(results.CONTROL, found, report.control(found))
 
 
-def _write_texts(path: Path, concept: str, asked: Settings) -> None:
+def _texts(concept: str, asked: Settings) -> bytes:
+    """Labelled texts as a file, the same for the same settings."""
     count = max(1000, sum(asked.split))
     rows = grammar.labelled(count_per_class=count, concept=concept, seed=2603)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([("text", "label"), *rows])
+    return file.getvalue().encode()
 
 
 def _check_source(source: str, texts: Path | None, moved: str | None) -> None:

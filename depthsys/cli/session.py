@@ -1,6 +1,7 @@
 """A command at work: its cell of a study, its folder, and what was shown and found so far."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from depthsys.cli.clock import CLOCK
+from depthsys.cli.kept import KeptSteps, checked, inside, interrupt_told, until_written
 from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.cli.typed import named
-from depthsys.files import OutputFolder
+from depthsys.files import OutputFolder, Resumable
 from depthsys.report import Report, Screen, heading, notes, text_notes
 from depthsys.study import Cell, Found, Settings, open_cell
 from depthsys.study.stored import (
@@ -33,25 +35,61 @@ class Session:
     ----------
     screen, folder, cell
         Where it is shown, where it is written, and what is studied.
-    stored
-        The system that is gone on from.
+    stored, source
+        The system that is gone on from, and its file.
     found
         Verdicts so far.
     latest
         The Dataset that was computed last.
+    kept
+        What the steps found, on disk.
     """
 
     screen: Screen
     folder: OutputFolder
     cell: Cell
     stored: xr.Dataset | None = None
+    source: Path | None = None
     found: list[str] = field(default_factory=list)
     latest: xr.Dataset = field(default_factory=xr.Dataset)
+    kept: KeptSteps | None = None
 
     def step(self, title: str, function: Callable[..., xr.Dataset], *given: Any, **options: Any):
         """Run a step of the study, with its title and duration."""
-        with self.screen.step(title):
+
+        def found() -> xr.Dataset:
             return function(self.cell, *given, **options)
+
+        with self.screen.step(title):
+            return found() if self.kept is None else self.kept(function.__name__, found)
+
+    @contextlib.contextmanager
+    def keeping(self, command: str, force: bool) -> Iterator[None]:
+        """Keep on disk what the steps find until all that is made of it is written.
+
+        Interrupted or killed on the way, the same command goes on with what is kept.
+
+        Raises
+        ------
+        ValueError
+            If something is kept of this command with other settings, texts or weights, which goes
+            with ``force``; or if another run is at work there.
+        """
+        from depthsys import lm, report
+        from depthsys.study import steps
+
+        partial = inside(self.folder.folder, command)
+        work = Resumable(partial, steps.identity(self.cell, self.source), "--out")
+        kept = lm.Kept(KeptSteps(work).names, tuple(work.differences()))
+        if not force:
+            checked(kept, partial)
+        for line in report.kept(kept, partial):
+            self.screen.say(line)
+        with interrupt_told(), until_written(work):
+            if kept.differences:
+                work.begin()
+            self.kept = KeptSteps(work)
+            yield
 
     def keep(self, result: Result, dataset: xr.Dataset, report: Report | None = None) -> None:
         """Write what a step found, and show its report."""
@@ -112,4 +150,5 @@ def open_source(
     )
     check_same_model(system, session.cell, path)
     session.stored = session.latest = system
+    session.source = path
     return session

@@ -13,7 +13,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from depthsys.demo.words import (
+    ADJECTIVES,
+    ASIDES,
+    DAYS,
+    DOMAINS,
+    ENDS,
+    EXCLAMATIONS,
+    HEDGES,
+    INTENSIFIERS,
+    NAMES,
+    OTHERS,
+    PREDICATES,
+    STARS,
+    VERDICTS,
+    Domain,
+)
 
 __all__ = ["CONCEPTS", "labelled", "training_documents"]
 
@@ -23,187 +39,6 @@ CONCEPTS = ("sentiment", "domain")
 _SHORTEST, _LONGEST = 6, 40
 # A document of several texts must fit the 128 positions of the demo models with its verdict.
 _LONGEST_SERIES = 68
-
-
-@dataclass(frozen=True)
-class _Domain:
-    """Words of one subject; pairs are indexed by sentiment (negative, positive)."""
-
-    whole: tuple[str, ...]
-    aspects: tuple[tuple[str, str], ...]
-    people: tuple[tuple[str, str], ...]
-    adjectives: tuple[tuple[str, ...], tuple[str, ...]]
-    went: tuple[str, ...]
-    where: tuple[str, ...]
-    asides: tuple[str, ...]
-    one: str
-    had: str
-    tags: tuple[str, ...]
-    advice: tuple[tuple[str, ...], tuple[str, ...]]
-    outlook: tuple[tuple[str, ...], tuple[str, ...]]
-
-
-# Packed word lists; one word a line would double the file.
-# fmt: off
-_FOOD = _Domain(
-    whole=("the meal", "the dinner", "the lunch", "the food", "the menu", "this restaurant"),
-    aspects=(
-        ("the soup", "was"), ("the bread", "was"), ("the sauce", "was"), ("the fish", "was"),
-        ("the salad", "was"), ("the dessert", "was"), ("the coffee", "was"), ("the curry", "was"),
-        ("the noodles", "were"), ("the potatoes", "were"), ("the vegetables", "were"),
-        ("the starters", "were"),
-    ),
-    people=(("the cook", "was"), ("the waiter", "was"), ("the service", "was")),
-    adjectives=(
-        ("bland", "stale", "greasy", "tasteless", "soggy"),
-        ("tasty", "fresh", "delicious", "crisp", "juicy"),
-    ),
-    went=("went for dinner", "had lunch", "took a table", "ate out", "ordered the set menu"),
-    where=(
-        "at the corner restaurant", "at the new bistro", "at the harbour cafe", "in the old tavern",
-        "at the noodle bar", "in the pizza place on Mill Street",
-    ),
-    asides=(
-        "we sat at the table near the window", "the waiter wore a green apron",
-        "we shared two plates", "I ordered the dish of the day", "the menu was written on a board",
-        "the kitchen closes at ten", "we had come straight from the cinema",
-        "we talked about a film while we ate",
-    ),
-    one="meal",
-    had="eaten",
-    tags=("#dinner", "#lunch", "#foodie", "#restaurant"),
-    advice=(
-        (
-            "Eat at home instead.", "Skip this kitchen.", "Take your appetite elsewhere.",
-            "Order nothing here.",
-        ),
-        (
-            "Book a table soon.", "Try the whole menu.", "Bring a big appetite.",
-            "Order a second plate.",
-        ),
-    ),
-    outlook=(
-        (
-            "I will not eat here again.", "I left my plate half full.",
-            "My hunger stayed, my money went.",
-        ),
-        (
-            "I will come back for dinner with friends.", "I cleared my plate.",
-            "My compliments go to the cook.",
-        ),
-    ),
-)
-
-_FILM = _Domain(
-    whole=("the film", "the movie", "the picture", "the sequel", "the show", "this thriller"),
-    aspects=(
-        ("the plot", "was"), ("the story", "was"), ("the acting", "was"), ("the script", "was"),
-        ("the music", "was"), ("the ending", "was"), ("the camera work", "was"),
-        ("the opening", "was"), ("the jokes", "were"), ("the scenes", "were"),
-        ("the songs", "were"), ("the costumes", "were"),
-    ),
-    people=(("the director", "was"), ("the lead actor", "was"), ("the cast", "was")),
-    adjectives=(
-        ("dull", "boring", "clumsy", "lifeless", "predictable"),
-        ("gripping", "moving", "clever", "funny", "original"),
-    ),
-    went=("saw it", "watched it", "got tickets", "went to the late show", "sat in the front row"),
-    where=(
-        "at the old cinema", "at the film festival", "in the big theatre", "at the open air screen",
-        "at the Odeon", "in the picture house on Mill Street",
-    ),
-    asides=(
-        "we sat in the third row", "the screen was wide", "it ran for two hours",
-        "the director is from Norway", "it was filmed in the desert", "the trailer came out in May",
-        "we had eaten before", "we talked about it over dinner",
-    ),
-    one="film",
-    had="seen",
-    tags=("#cinema", "#movies", "#film", "#nowwatching"),
-    advice=(
-        (
-            "Leave before the credits.", "Read the book instead.", "Save the price of the ticket.",
-            "Watch anything else.",
-        ),
-        (
-            "Get tickets soon.", "See it on a big screen.", "Stay for the credits.",
-            "Give it an award.",
-        ),
-    ),
-    outlook=(
-        (
-            "I will not watch it again.", "I looked at my watch all through it.",
-            "My seat was the best part of the screening.",
-        ),
-        (
-            "I will watch it again with friends.", "I clapped at the credits.",
-            "My applause goes to the cast.",
-        ),
-    ),
-)
-
-_DOMAINS = (_FOOD, _FILM)
-
-_ADJECTIVES = (
-    (
-        "bad", "poor", "awful", "terrible", "dreadful", "weak", "disappointing", "forgettable",
-        "miserable", "mediocre",
-    ),
-    (
-        "good", "great", "lovely", "excellent", "wonderful", "superb", "impressive", "memorable",
-        "delightful", "charming",
-    ),
-)
-_INTENSIFIERS = ("very", "really", "truly", "quite", "so", "rather", "fairly", "pretty", "simply")
-_HEDGES = (
-    "I think", "in my view", "to my mind", "if you ask me", "frankly", "as far as I can tell",
-    "I suppose", "honestly",
-)
-# Each predicate stands with the sentiment it conveys; the pairs reuse each other's words
-# ("let me down" and "did not let me down") so that no word decides alone.
-_PREDICATES = (
-    (
-        "let me down", "left me cold", "ruined the evening", "fell short of my hopes",
-        "did not win me over", "did not make the evening", "did not deserve the praise",
-        "gave me no reason to smile", "deserved every complaint", "failed to convince me",
-    ),
-    (
-        "won me over", "made the evening", "went beyond my hopes", "did not let me down",
-        "did not leave me cold", "did not ruin the evening", "deserved the praise",
-        "gave me no reason to complain", "made me smile", "never failed to convince me",
-    ),
-)
-_VERDICTS = (
-    (
-        "I was sorry that we came", "I was not glad that we came", "it was a waste of money",
-        "it was not worth the money", "I would not go again", "I regret the evening",
-        "it was a mistake to go", "I cannot recommend it",
-    ),
-    (
-        "I was glad that we came", "I was not sorry that we came", "it was worth the money",
-        "it was not a waste of money", "I would go again", "I do not regret the evening",
-        "it was no mistake to go", "I can only recommend it",
-    ),
-)
-_ENDS = (
-    "in the end", "all in all", "on balance", "still", "even so", "all told", "when all is said",
-)
-_DAYS = ("on Monday", "on Tuesday", "on Friday", "on Sunday", "last night", "last week", "in June")
-_OTHERS = (
-    "my brother", "my sister", "my neighbour", "a friend", "the paper", "everybody", "a critic",
-)
-_NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Maria", "Omar", "Ruth", "Tom")
-_ASIDES = (
-    "it rained all evening", "the bus was late", "we paid by card",
-    "there was a long queue at the door", "we arrived at seven", "the room was half full",
-    "we walked home", "there were forty people there",
-)
-_EXCLAMATIONS = (
-    ("Avoid.", "Awful.", "Never again.", "What a shame.", "Thumbs down."),
-    ("Recommended.", "Wonderful.", "Well done.", "What a joy.", "Thumbs up."),
-)
-_STARS = (("one star", "two stars"), ("four stars", "five stars"))
-# fmt: on
 
 
 def labelled(
@@ -342,17 +177,17 @@ def _words(text: str) -> int:
 def _text(rng: random.Random, sentiment: int, domain: int) -> str:
     while True:
         write = rng.choices(_FORMS, _FORM_WEIGHTS)[0]
-        text = write(rng, sentiment, _DOMAINS[domain])
+        text = write(rng, sentiment, DOMAINS[domain])
         if _SHORTEST <= _words(text) <= _LONGEST:
             return text
 
 
 def _continuation(rng: random.Random, sentiment: int, domain: int) -> str:
-    subject = _DOMAINS[domain]
-    exclamation = rng.choice(_EXCLAMATIONS[sentiment])
+    subject = DOMAINS[domain]
+    exclamation = rng.choice(EXCLAMATIONS[sentiment])
     advice = rng.choice(subject.advice[sentiment])
     outlook = rng.choice(subject.outlook[sentiment])
-    stars = rng.choice(_STARS[sentiment])
+    stars = rng.choice(STARS[sentiment])
     verdict = f"Verdict: {stars} for this {subject.one}."
     opening = rng.choices((exclamation, advice, outlook, verdict), (4, 4, 2, 1))[0]
     rest = [part for part in (exclamation, advice, outlook, verdict) if part != opening]
@@ -362,13 +197,13 @@ def _continuation(rng: random.Random, sentiment: int, domain: int) -> str:
 # Clauses: each returns a clause that conveys `sentiment`, without capital or full stop.
 
 
-def _adjective(rng: random.Random, sentiment: int, subject: _Domain, general: bool = False) -> str:
+def _adjective(rng: random.Random, sentiment: int, subject: Domain, general: bool = False) -> str:
     if general or rng.random() < 0.6:
-        return rng.choice(_ADJECTIVES[sentiment])
+        return rng.choice(ADJECTIVES[sentiment])
     return rng.choice(subject.adjectives[sentiment])
 
 
-def _thing(rng: random.Random, subject: _Domain) -> tuple[str, str, bool]:
+def _thing(rng: random.Random, subject: Domain) -> tuple[str, str, bool]:
     """A noun phrase, its verb, and whether only general adjectives suit it."""
     kind = rng.random()
     if kind < 0.25:
@@ -378,7 +213,7 @@ def _thing(rng: random.Random, subject: _Domain) -> tuple[str, str, bool]:
     return *rng.choice(subject.aspects), False
 
 
-def _quality(rng: random.Random, sentiment: int, subject: _Domain, general: bool) -> str:
+def _quality(rng: random.Random, sentiment: int, subject: Domain, general: bool) -> str:
     """A predicate adjective, a quarter of the time by denying its opposite."""
     same = _adjective(rng, sentiment, subject, general)
     opposite = _adjective(rng, 1 - sentiment, subject, general)
@@ -386,7 +221,7 @@ def _quality(rng: random.Random, sentiment: int, subject: _Domain, general: bool
     if kind < 0.38:
         return same
     if kind < 0.67:
-        return f"{rng.choice(_INTENSIFIERS)} {same}"
+        return f"{rng.choice(INTENSIFIERS)} {same}"
     if kind < 0.74:
         # Here "not" does not negate; without such cases it would be a sign by itself.
         other = _adjective(rng, sentiment, subject, general)
@@ -399,12 +234,12 @@ def _quality(rng: random.Random, sentiment: int, subject: _Domain, general: bool
             f"anything but {opposite}",
             f"never {opposite}",
             f"by no means {opposite}",
-            f"not {rng.choice(_INTENSIFIERS[:5])} {opposite}",
+            f"not {rng.choice(INTENSIFIERS[:5])} {opposite}",
         )
     )
 
 
-def _clause(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _clause(rng: random.Random, sentiment: int, subject: Domain) -> str:
     noun, verb, general = _thing(rng, subject)
     kind = rng.random()
     if kind < 0.6:
@@ -412,7 +247,7 @@ def _clause(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     elif kind < 0.72:
         clause = f"I found {noun} {_quality(rng, sentiment, subject, general)}"
     elif kind < 0.92:
-        clause = f"{noun} {rng.choice(_PREDICATES[sentiment])}"
+        clause = f"{noun} {rng.choice(PREDICATES[sentiment])}"
     else:
         opposite = _adjective(rng, 1 - sentiment, subject, general)
         clause = rng.choice(
@@ -426,12 +261,12 @@ def _clause(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     return clause
 
 
-def _verdict(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _verdict(rng: random.Random, sentiment: int, subject: Domain) -> str:
     del subject  # verdicts fit either domain; the signature is that of all clauses
-    return f"{rng.choice(_ENDS)} {rng.choice(_VERDICTS[sentiment])}"
+    return f"{rng.choice(ENDS)} {rng.choice(VERDICTS[sentiment])}"
 
 
-def _contrast(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _contrast(rng: random.Random, sentiment: int, subject: Domain) -> str:
     """Two clauses against each other; the main clause carries the sentiment."""
     main = _clause(rng, sentiment, subject)
     minor = _clause(rng, 1 - sentiment, subject)
@@ -451,12 +286,12 @@ def _contrast(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     )
 
 
-def _expectation(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _expectation(rng: random.Random, sentiment: int, subject: Domain) -> str:
     """An opinion held before or by others, confirmed or overturned."""
     whole = rng.choice(subject.whole)
     held = rng.randrange(2)
     adjective = _adjective(rng, held, subject, general=True)
-    other = rng.choice(_OTHERS)
+    other = rng.choice(OTHERS)
     if held == sentiment:
         return rng.choice(
             (
@@ -478,7 +313,7 @@ def _expectation(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     )
 
 
-def _comparison(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _comparison(rng: random.Random, sentiment: int, subject: Domain) -> str:
     best, worst = ("best", "worst") if sentiment else ("worst", "best")
     better, worse = ("better", "worse") if sentiment else ("worse", "better")
     one, had = subject.one, subject.had
@@ -496,7 +331,7 @@ def _comparison(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     )
 
 
-def _change(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _change(rng: random.Random, sentiment: int, subject: Domain) -> str:
     """A quality that changed; the later state counts."""
     whole = rng.choice(subject.whole)
     before = _adjective(rng, 1 - sentiment, subject, general=True)
@@ -516,11 +351,11 @@ def _a(adjective: str) -> str:
     return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective}"
 
 
-def _assertion(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _assertion(rng: random.Random, sentiment: int, subject: Domain) -> str:
     """One of the ways above to convey a sentiment."""
     ways = (_clause, _verdict, _contrast, _expectation, _comparison, _change)
     assertion = rng.choices(ways, (50, 6, 17, 11, 8, 8))[0](rng, sentiment, subject)
-    return f"{rng.choice(_HEDGES)}, {assertion}" if rng.random() < 0.12 else assertion
+    return f"{rng.choice(HEDGES)}, {assertion}" if rng.random() < 0.12 else assertion
 
 
 # Forms: each returns a whole text.
@@ -534,40 +369,40 @@ def _mark(rng: random.Random) -> str:
     return "!" if rng.random() < 0.2 else "."
 
 
-def _aside(rng: random.Random, subject: _Domain) -> str:
-    return rng.choice(_ASIDES if rng.random() < 0.5 else subject.asides)
+def _aside(rng: random.Random, subject: Domain) -> str:
+    return rng.choice(ASIDES if rng.random() < 0.5 else subject.asides)
 
 
-def _review(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _review(rng: random.Random, sentiment: int, subject: Domain) -> str:
     clauses = [_assertion(rng, sentiment, subject)]
     if rng.random() < 0.35:
         clauses.append(_clause(rng, sentiment, subject))
     if rng.random() < 0.35:
         clauses.insert(rng.randint(0, len(clauses)), _aside(rng, subject))
     if rng.random() < 0.5 or not any(noun in " ".join(clauses) for noun in _nouns(subject)):
-        went = f"we {rng.choice(subject.went)} {rng.choice(subject.where)} {rng.choice(_DAYS)}"
+        went = f"we {rng.choice(subject.went)} {rng.choice(subject.where)} {rng.choice(DAYS)}"
         clauses.insert(0, went)
     *first, last = clauses
     return " ".join([*map(_sentence, first), _sentence(last, _mark(rng))])
 
 
-def _tweet(rng: random.Random, sentiment: int, subject: _Domain) -> str:
+def _tweet(rng: random.Random, sentiment: int, subject: Domain) -> str:
     start = rng.choice(("just back", "home again", "quick note", "so", "well", "ok"))
     where = f" {rng.choice(subject.where)}" if rng.random() < 0.4 else ""
-    day = rng.choice(_DAYS)
+    day = rng.choice(DAYS)
     assertion = _assertion(rng, sentiment, subject)
     return f"{start}, {day}{where}: {assertion} {rng.choice(subject.tags)}{_mark(rng)}"
 
 
-def _story(rng: random.Random, sentiment: int, subject: _Domain) -> str:
-    first, second = rng.sample(_NAMES, 2)
+def _story(rng: random.Random, sentiment: int, subject: Domain) -> str:
+    first, second = rng.sample(NAMES, 2)
     hoped = rng.randrange(2)
     adjective = _adjective(rng, hoped, subject, general=True)
     whole = rng.choice(subject.whole)
     opening = rng.choice(
         (
             f"{first} and {second} {rng.choice(subject.went)} {rng.choice(subject.where)}",
-            f"{first} took {second} out {rng.choice(_DAYS)} {rng.choice(subject.where)}",
+            f"{first} took {second} out {rng.choice(DAYS)} {rng.choice(subject.where)}",
         )
     )
     if hoped == sentiment:
@@ -601,12 +436,12 @@ def _story(rng: random.Random, sentiment: int, subject: _Domain) -> str:
     return " ".join([*map(_sentence, start), _sentence(last, _mark(rng))])
 
 
-def _nouns(subject: _Domain) -> Iterator[str]:
+def _nouns(subject: Domain) -> Iterator[str]:
     yield from subject.whole
     yield subject.one
     for noun, _ in (*subject.aspects, *subject.people):
         yield noun
 
 
-_FORMS: tuple[Callable[[random.Random, int, _Domain], str], ...] = (_review, _tweet, _story)
+_FORMS: tuple[Callable[[random.Random, int, Domain], str], ...] = (_review, _tweet, _story)
 _FORM_WEIGHTS = (64, 22, 14)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,18 @@ class Resumable:
         found = cls(Path(folder), identity, argument, begun_with, work)
         found.check_same()
         return found
+
+    @classmethod
+    def begun_in(cls, folder: str | os.PathLike, *, argument: str = "out") -> "Resumable | None":
+        """The work that was begun in a folder, whatever it is of; None if there is none.
+
+        Nothing is written, and a folder of somebody else's is none.
+        """
+        found = cls(Path(folder), {}, argument)
+        with contextlib.suppress(ValueError):
+            if found.begun:
+                return replace(found, identity=found._begun_with())
+        return None
 
     def check_same(self) -> None:
         """ValueError unless work that was begun may be gone on with, see `checked`."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from depthsys import ltv
 from depthsys.lm.accuracy import (
     INJECTIONS,
     agreement,
@@ -23,7 +22,7 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.concepts import mean_difference
 from depthsys.lm.directions import as_concept, direction_note
 from depthsys.lm.forecast import ALGEBRA, Sizes, forecast
-from depthsys.lm.full import EachFull, MeanFull
+from depthsys.lm.full import MeanFull
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
 from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, THREE_SPLITS, kinds_checked
@@ -32,15 +31,14 @@ from depthsys.lm.measure import Step, check_step, measure_gains_at
 from depthsys.lm.methods import METHODS, Method, checked_orders, named_methods
 from depthsys.lm.model import DepthModel
 from depthsys.lm.of_run import as_run
-from depthsys.lm.parts import Kept, Parts, begun_parts, identity_of, kept_in, of_concept
+from depthsys.lm.parts import WHOLE, Kept, Parts, begun_parts, identity_of, kept_in, of_concept
 from depthsys.lm.progress import is_shown
+from depthsys.lm.prompt_rows import each_prompt, filled
 from depthsys.lm.prompts import SPLITS, Splits, Texts
 from depthsys.lm.readouts import ReadoutLike
-from depthsys.lm.references import RESOLUTION, References
+from depthsys.lm.references import References
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
-from depthsys.ltv.bounds import Rounding
-from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", list(INJECTIONS))
@@ -64,6 +62,7 @@ def compare(
     seed: int = 0,
     partial: str | os.PathLike[str] | None = None,
     force: bool = False,
+    keep_partial: bool = False,
 ) -> xr.Dataset:
     r"""Every reduction method at every order: against the full model, and against what is proved.
 
@@ -99,10 +98,13 @@ def compare(
         Of the 95 % percentile intervals, which resample prompts.
     partial
         Folder in which what is finished is kept until all of it is: the same call after an
-        interruption goes on there, see `kept_parts`. It is removed at the end. None keeps nothing.
+        interruption goes on there, see `kept_parts`. None keeps nothing.
     force
         Drop what is in ``partial`` if it was begun with another model, other texts or settings,
         instead of refusing to go on.
+    keep_partial
+        Leave ``partial`` at the end, which else is removed: the same call takes all from there, as
+        long as what is made of the table is not written.
 
     Returns
     -------
@@ -167,9 +169,12 @@ def compare(
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")
     settings = _settings(named, sizes, step, n_each, ablate_eps, n_bootstrap, seed)
-    with begun_parts(partial, model, texts, concept, readout, settings, force=force) as parts:
-        table = _compared(model, texts, named, sizes, concept, readout, parts, **settings)
-    return table
+    kept: dict[str, Any] = {"force": force, "keep": keep_partial}
+    with begun_parts(partial, model, texts, concept, readout, settings, **kept) as parts:
+        return parts(
+            WHOLE,
+            lambda: _compared(model, texts, named, sizes, concept, readout, parts, **settings),
+        )
 
 
 def kept_parts(
@@ -299,7 +304,7 @@ def _compared(
         count = len(held_out) if n_each is None else min(n_each, len(held_out))
         each = part(
             "one system per prompt",
-            lambda: _each_prompt(channels, held_out, count, named, sizes, truth.measured),
+            lambda: each_prompt(channels, held_out, count, named, sizes, truth.measured),
         )
         table = table.assign(each)
     if "warning" in concept.attrs:
@@ -326,7 +331,7 @@ def _all_methods(full: MeanFull, sizes: list[int], truth: "_Truth") -> xr.Datase
         _method_table(full, name, method, sizes, truth, references)
         for name, method in full.methods.items()
     ]
-    table = _filled([row for row, _ in rows], xr.Variable("basis", list(full.methods)))
+    table = filled([row for row, _ in rows], xr.Variable("basis", list(full.methods)))
     for _, note in rows:  # where an order is above the rank, or a method finds nothing
         table.attrs |= note
     table = references.finished(table).assign(truth.variables)
@@ -508,7 +513,7 @@ def _method_table(
         rows.append(row)
     if all(row is None for row in rows):
         return None, note
-    return _filled(rows, xr.Variable("order", orders)), note
+    return filled(rows, xr.Variable("order", orders)), note
 
 
 def _stored_bytes(system: xr.Dataset, full: xr.Dataset) -> int:
@@ -517,89 +522,3 @@ def _stored_bytes(system: xr.Dataset, full: xr.Dataset) -> int:
     if "V" in full:
         size += 2 * full.sizes["depth"] * full.sizes["feature"] * system.sizes["state"] * 8
     return size
-
-
-def _filled(parts: Sequence[xr.Dataset | None], dim: xr.Variable) -> xr.Dataset:
-    """Parts along a new dim, NaN where a method found nothing; an error if none found anything."""
-    known = [part for part in parts if part is not None]
-    if not known:
-        raise NothingReachedError(
-            "`concept` must reach the readout; no method at no order has a system. Choose another "
-            "readout or direction."
-        )
-    empty = xr.full_like(known[0], np.nan, dtype=float)
-    empty.attrs = {}
-    whole = [empty if part is None else part for part in parts]
-    return xr.concat(whole, dim=dim, combine_attrs="drop_conflicts")
-
-
-def _each_prompt(
-    channels: Channels,
-    run: Run,
-    count: int,
-    named: Mapping[str, Method],
-    orders: list[int],
-    measured: xr.Dataset,
-) -> xr.Dataset:
-    """Systems of the first ``count`` prompts: gains, and errors against that prompt's own map."""
-    truth = measured["gain"].isel(prompt=slice(count)).rename(prompt="prompt_each")
-    truth = truth.transpose("prompt_each", "layer", ...)
-    parts, rows = [], []
-    seconds = dict.fromkeys(named, 0.0)
-    for batch in run.first(count):
-        full = EachFull(channels, batch, named, orders[-1])
-        exact = full.response["io"]
-        values = rounded_values(exact)
-        bounds = bounds_of(values[0], orders, values[1])
-        tables = []
-        for name, method in named.items():
-            _, reduce, shared = full.prepared(name)
-            begin = perf_counter()
-            systems = reduced_to_each(reduce, orders, full.rtol_of(method), nested=method.nested)
-            seconds[name] += shared + perf_counter() - begin
-            proved = method.proved_against is not None
-            rows_each = [
-                _prompt_row(s, exact, values if proved else None)
-                if isinstance(s, xr.Dataset)
-                else None
-                for s in systems
-            ]
-            lost = all(row is None for row in rows_each)
-            tables.append(None if lost else _filled(rows_each, xr.Variable("order", orders)))
-        table = _filled(tables, xr.Variable("basis_each", list(named)))
-        table["prompt_lower"] = bounds["lower"]
-        table["prompt_norm"] = spectral_norm(exact)
-        parts.append(table)
-        rows.append(batch.prompts)
-    whole = xr.concat(parts, dim="prompt", data_vars="all").isel(
-        prompt=np.argsort(np.concatenate(rows))
-    )
-    whole = whole.rename(prompt="prompt_each")
-    resolution = RESOLUTION * whole["prompt_norm"]
-    ratio = whole["prompt_error"] / whole["prompt_lower"]
-    whole["prompt_error_ratio"] = ratio.where(whole["prompt_lower"] > resolution)
-    summed = [d for d in truth.dims if d != "prompt_each"]
-    # where there is no direction it is NaN, and left out of both sums
-    whole["prompt_gain"] = whole["prompt_gain"].where(truth.notnull().drop_vars("layer"))
-    miss = ((whole["prompt_gain"] - truth.drop_vars("layer")) ** 2).sum(summed) ** 0.5
-    whole["prompt_relative_l2"] = miss / (truth**2).sum(summed) ** 0.5
-    whole["prompt_seconds"] = ("basis_each", list(seconds.values()))
-    return whole
-
-
-def _prompt_row(
-    system: xr.Dataset, exact: xr.DataArray, values: tuple[xr.DataArray, Rounding] | None
-):
-    error = spectral_norm(exact - ltv.io_matrix(system))
-    gain = ltv.gains(system).transpose("prompt", "layer", "output", "input")
-    single = [d for d in ("output", "input") if gain.sizes[d] == 1]
-    upper = error * np.nan
-    if values is not None:
-        upper = bounds_of(values[0], system["order"], values[1])["upper"]
-    return xr.Dataset(
-        {
-            "prompt_gain": gain.squeeze(single, drop=True).drop_vars("layer"),
-            "prompt_error": error,
-            "prompt_upper": upper,
-        }
-    ).drop_vars(["order", "depth"], errors="ignore")

@@ -16,6 +16,7 @@ import xarray as xr
 from depthsys import ltv
 from depthsys.lm.accuracy import agreement
 from depthsys.lm.methods import Method
+from depthsys.lm.parts import WHOLE
 from depthsys.lm.run import JOINED, Model, Run
 from depthsys.lm.sweep import MERGED_ROWS
 from depthsys.ltv.norms import spectral_norm
@@ -339,7 +340,7 @@ class _Ledger:
         if not work and not seconds:
             return
         part = "mean system" if stage.startswith("directions of ") else stage
-        kept = part in self.kept
+        kept = part in self.kept or WHOLE in self.kept
         rows = sum(r for kind, r, _ in work if kind not in ("tokens", "linearise"))
         for kind, r, calls in work:
             seconds += r * self.unit.per_row[kind] + calls * self.unit.per_call[kind]
@@ -356,7 +357,8 @@ class _Ledger:
 
     def note(self, stage: str, seconds: float) -> None:
         """More seconds of a stage that is there."""
-        next(each for each in self.stages if each["stage"] == stage)["seconds"] += seconds
+        found = next(each for each in self.stages if each["stage"] == stage)
+        found["seconds"] += 0.0 if found["kept"] else seconds
 
     @property
     def open(self) -> list[str]:

@@ -17,6 +17,7 @@ from depthsys.lm.progress import whole_bar
 from depthsys.lm.prompts import SPLITS
 from depthsys.lm.readouts import ReadoutLike
 
+WHOLE = "table of methods"  # what `compare` returns
 # all parts of `compare`, in the order in which they are made
 PARTS = (
     "concept",
@@ -28,6 +29,7 @@ PARTS = (
     "mean response",
     "linear range",
     "one system per prompt",
+    WHOLE,
 )
 
 
@@ -130,8 +132,9 @@ def begun_parts(
     settings: Mapping[str, Any],
     *,
     force: bool = False,
+    keep: bool = False,
 ) -> Iterator[Parts]:
-    """Parts kept in a folder while the work goes on; the folder goes when it is done.
+    """Parts kept in a folder while the work goes on; when it is done it goes, unless with ``keep``.
 
     Raises
     ------
@@ -160,7 +163,8 @@ def begun_parts(
                     "call goes on there."
                 )
             raise
-        work.finish()
+        if not keep:
+            work.finish()
 
 
 def _work(folder: str | os.PathLike, identity: Mapping[str, Any]) -> Resumable:

@@ -1,13 +1,15 @@
 """The steps of a study. Each takes a cell and Datasets, and returns a Dataset; nothing else."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from depthsys import lm
+from depthsys.files import file_hash
+from depthsys.lm.parts import identity_of
 from depthsys.study.cell import Cell, Found
 from depthsys.study.settings import Settings
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # A plan that misses its target by more than this part of it is explained.
 MISSED = 0.1
+# settings that are those of a comparison, or say the same as others
+_NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
 _SEPARATION = ("auc", "auc_low", "auc_high")
 
 
@@ -97,6 +101,21 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     return _with_origin(energies, cell, system)
 
 
+def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
+    """All that what these steps find depends on, for `files.Resumable`.
+
+    Parameters
+    ----------
+    cell
+        The cell.
+    system
+        File of the system that is gone on from.
+    """
+    asked = {k: v for k, v in asdict(cell.settings).items() if k not in _NO_MATTER}
+    found = identity_of(cell.model, cell.texts, cell.settings.readout, asked)
+    return found | {"system": "to be identified" if system is None else file_hash(system)}
+
+
 def comparison_cost(cell: Cell, partial: Path | None = None) -> xr.Dataset:
     """What `compare` would take beside what is kept in ``partial``; see `lm.comparison_cost`.
 
@@ -140,11 +159,13 @@ def compare(
 ) -> xr.Dataset:
     """Reduction methods by order; see `lm.compare`, which keeps its parts in ``partial``.
 
-    With ``force`` parts that were begun with other settings are dropped.
+    They stay there until whoever writes the table has written it. With ``force`` parts that were
+    begun with other settings are dropped.
     """
     texts = replace(cell.texts, operating=cell.operating, held_out=cell.held_out)
     options = _options(cell.settings)
-    table = lm.compare(cell.model, texts, **options, concept=concept, partial=partial, force=force)
+    kept = {"partial": partial, "force": force, "keep_partial": partial is not None}
+    table = lm.compare(cell.model, texts, **options, **kept, concept=concept)
     return _with_origin(table, cell)
 
 

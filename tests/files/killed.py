@@ -68,6 +68,19 @@ def write_first_result(place: Path, text: str, force: bool) -> None:
     folder.write("one", lambda path: path.write_text(text))
 
 
+def write_kept_results(place: Path, text: str, force: bool) -> None:
+    """The same while what they are made of is kept: then the same call goes on without force."""
+    kept = place / "s.partial"
+    folder = OutputFolder.checked(place / "s", ["one", "two"], force, partial=kept)
+    work = Resumable.checked(kept, {"text": text})
+    with work.locked():
+        if not work.has("part"):
+            work.write("part", lambda path: path.write_text(text))
+        for name in ("one", "two"):
+            folder.write(name, lambda path: path.write_text(work.path("part").read_text()))
+        work.finish()
+
+
 def publish(place: Path, text: str, force: bool) -> None:
     work = Resumable(place / "s.partial", {"text": text})
     work.recover(place / "s")
@@ -111,6 +124,7 @@ CASES: dict[str, tuple[Callable[[Path, str, bool], None], Check]] = {
     "folder": (write_folder, never_gone),
     "results": (write_results, not_mixed),
     "first result": (write_first_result, not_mixed),
+    "kept results": (write_kept_results, not_mixed),
     "publish": (publish, never_gone),
 }
 DISKS = ("of linux", "with links", "without links")
@@ -179,6 +193,12 @@ def run_case(case: str, disk: str, had: bool, number: int, after: bool, how: int
         check(place, had, disk == "of linux")
         if status == 0:
             assert text_of(place / "s") == NEW or case == "first result"
+        elif case == "kept results" and not had:
+            finished = text_of(place / "s") == NEW
+            try:
+                write(place, NEW, False)
+            except ValueError:  # killed after its end
+                assert finished
         if case == "file" or text_of(place / "s") is not None or case == "publish":
             write(place, NEW, True)
         else:

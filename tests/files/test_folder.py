@@ -5,7 +5,7 @@ import os
 import pytest
 import xarray as xr
 
-from depthsys.files import OutputFolder
+from depthsys.files import OutputFolder, Resumable, content_hash
 
 
 def results(folder):
@@ -47,6 +47,45 @@ def test_results_of_an_earlier_run_go_with_the_first_new_one(tmp_path):
     assert results(tmp_path) == {"mine": "old", "three": "new"}
     folder.write("one", text("new"))
     assert results(tmp_path) == {"mine": "old", "three": "new", "one": "new"}
+
+
+def test_results_of_the_same_run_are_no_earlier_ones_while_its_work_is_kept(tmp_path):
+    out, kept = tmp_path / "run", tmp_path / "kept"
+
+    def checked():
+        return OutputFolder.checked(out, ["one", "two"], force=False, partial=kept)
+
+    work = Resumable(kept, {"seed": 0})
+    with work.locked():
+        work.write("part", text("numbers"))
+        checked().write("one", text("new"))
+        again = checked()
+        assert again.stale == ["one"]
+        again.write("two", text("new"))
+        assert results(out) == {"two": "new"}
+        checked().write("one", text("drawn again"))
+        (out / "one").write_text("mine")
+        with pytest.raises(ValueError, match="must not hold earlier results; found one in"):
+            checked()
+        (out / "one").unlink()
+        checked().write("one", text("new"))
+        work.finish()
+    with pytest.raises(ValueError, match="must not hold earlier results; found one in"):
+        checked()
+
+
+def test_a_link_to_a_result_of_the_same_run_is_none(tmp_path):
+    (tmp_path / "mine").write_text("new")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "one").symlink_to(tmp_path / "mine")
+    known = [content_hash(b"new")]
+    with pytest.raises(ValueError, match="earlier results; found one in"):
+        OutputFolder.checked(tmp_path / "run", ["one"], force=False, known=known)
+    (tmp_path / "run" / "one").unlink()
+    (tmp_path / "run" / "one").write_text("new")
+    assert OutputFolder.checked(tmp_path / "run", ["one"], force=False, known=known).stale == [
+        "one"
+    ]
 
 
 def test_links_to_results_are_replaced_and_not_followed(tmp_path):

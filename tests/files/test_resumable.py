@@ -209,3 +209,18 @@ def test_the_progress_can_be_read_by_people(tmp_path):
     told = json.loads((tmp_path / "w" / "progress.json").read_text())
     assert told["identity"] == {"model": "m", "order": 4, "sizes": [1, 2]}
     assert told["done"] == 1
+
+
+def test_work_that_was_begun_is_found_whatever_it_is_of(tmp_path):
+    assert Resumable.begun_in(tmp_path / "none") is None
+    (tmp_path / "theirs" / "parts").mkdir(parents=True)
+    assert Resumable.begun_in(tmp_path / "theirs") is None
+    work = Resumable(tmp_path / "mine", {"seed": 3})
+    with work.locked():
+        work.write("a", lambda path: path.write_text("1"))
+    found = Resumable.begun_in(tmp_path / "mine", argument="partial")
+    assert found is not None
+    assert (found.identity, found.argument) == ({"seed": 3}, "partial")
+    found.note(drawn=1)
+    assert work.noted() == {"drawn": 1}
+    assert work.differences() == []

@@ -1,7 +1,9 @@
 """Messages of what cannot be loaded name the cause, whatever library noticed it."""
 
 import errno
+import importlib
 import json
+import re
 import resource
 import shutil
 import struct
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -109,31 +112,197 @@ def test_other_errors_are_not_called_memory():
 # ----------------------------------------------------------------------- the hub
 
 
-RESPONSE = SimpleNamespace(headers={}, request=SimpleNamespace(headers={}), status_code=404)
+httpx = importlib.import_module(errors.HTTPError.__module__.split(".")[0])
+
+
+def answered(status, *, told=None, code=None):
+    """What the hub's library raises for such an answer."""
+    headers = {"X-Error-Message": told, "X-Error-Code": code, "x-request-id": "7" * 60}
+    request = httpx.Request("GET", "https://huggingface.co/api/models/some/model")
+    response = httpx.Response(
+        status, headers={k: v for k, v in headers.items() if v}, request=request
+    )
+    with pytest.raises(errors.HfHubHTTPError) as caught:
+        huggingface_hub.utils.hf_raise_for_status(response)
+    return caught.value
+
+
+def no_json():
+    with pytest.raises(ValueError, match="Expecting value") as caught:
+        json.loads("<html>")
+    return caught.value
+
+
+# what came, its kind, and the message with its cure
+HUB = {
+    "a typing error": (
+        answered(404, code="RepoNotFound"),
+        errors.RepositoryNotFoundError,
+        "no folder here, and no public model on the hub. Check the spelling; for a private one log "
+        "in with `hf auth login`.",
+    ),
+    "a private one, without a login": (
+        answered(401),
+        errors.RepositoryNotFoundError,
+        "no folder here, and no public model on the hub. Check the spelling; for a private one log "
+        "in with `hf auth login`.",
+    ),
+    "a gated one": (
+        answered(403, code="GatedRepo"),
+        errors.GatedRepoError,
+        "gated: its owner wants to be asked. Accept the terms on its page and log in with `hf auth "
+        "login`.",
+    ),
+    "a token that is out of date": (
+        answered(401, told="Invalid credentials in Authorization header"),
+        errors.HfHubHTTPError,
+        "no folder here; the hub does not accept the token that is sent: .*401.*Unset HF_TOKEN, or "
+        "log in with `hf auth login`.",
+    ),
+    "a token with other rights": (
+        answered(403, told="no such right"),
+        errors.HfHubHTTPError,
+        "no folder here; the hub does not open it to this login: 403 Forbidden: no such right.*"
+        "Give the token the right to read it, or log in with `hf auth login` as somebody who may.",
+    ),
+    "another revision": (
+        answered(404, code="RevisionNotFound"),
+        errors.RevisionNotFoundError,
+        "no folder here; on the hub it has no revision of the name that was asked for .main.. Run "
+        "`hf download some/model --revision NAME` with one it has, and give that folder.",
+    ),
+    "a disabled one": (
+        answered(403, told="Access to this resource is disabled."),
+        errors.DisabledRepoError,
+        "no folder here; on the hub access to it is disabled. Choose another model, or give the "
+        "folder of a copy.",
+    ),
+    "too many questions": (
+        answered(429),
+        errors.HfHubHTTPError,
+        "no folder here; the hub was asked too often: 429 Too Many Requests.*Wait for some minutes",
+    ),
+    "a bad request": (
+        answered(400, told="no such thing"),
+        errors.BadRequestError,
+        "no folder here; the hub answered: Bad request.*Try again later, or give the folder",
+    ),
+    "a hub that is down": (
+        answered(503),
+        errors.HfHubHTTPError,
+        "no folder here; the hub answered: Server error '503 Service Unavailable'.*Try again later",
+    ),
+    "no network wanted": (
+        errors.OfflineModeIsEnabled("x"),
+        ConnectionError,
+        "no folder here and not in the cache, and HF_HUB_OFFLINE forbids to ask for it. Unset it",
+    ),
+    "no login": (
+        errors.LocalTokenNotFoundError("Token is required (`token=True`)"),
+        OSError,
+        "no folder here, and wants a login. Log in with `hf auth login`.",
+    ),
+    "no network": (
+        httpx.ConnectError("[Errno -2] Name or service not known"),
+        errors.HTTPError,
+        "no folder here and not in the cache, and the hub cannot be reached: .*Name or service not "
+        "known. Check the network, or run `hf download some/model` where there is one",
+    ),
+    "a slow network": (
+        httpx.ConnectTimeout(""),
+        errors.HTTPError,
+        "the hub cannot be reached: ConnectTimeout. Check the network",
+    ),
+    "a proxy with its own certificate": (
+        httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+        errors.HTTPError,
+        "the certificate of what answers is not trusted: .*Set SSL_CERT_FILE to",
+    ),
+    "the login page of a network": (
+        no_json(),
+        json.JSONDecodeError,
+        "what answers is not the hub: Expecting value.*Log in to the network, check HF_ENDPOINT",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUB)
+def test_why_the_hub_gave_no_model(monkeypatch, case):
+    error, kind, message = HUB[case]
+    assert isinstance(error, kind)
+    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", error)
+    begin = "must be a local folder or a Hugging Face name; got 'some/model', which is "
+    with pytest.raises(ValueError, match=f"{begin}.*{message}") as caught:
+        lm.DepthModel.load("some/model")
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 450
+    assert said.endswith(".")
+
+
+@pytest.mark.parametrize("what", ["config", "weights", "tokenizer"])
+@pytest.mark.parametrize("case", ["a gated one", "no network", "a hub that is down"])
+def test_why_the_hub_gave_no_file_of_a_model(saved, monkeypatch, what, case):
+    """Of a gated model everybody may know the names of the files, and the network may fail late."""
+    names = ["config.json", "model.safetensors"]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(checkpoint.huggingface_hub, "model_info", lambda *_, **__: info)
+    error, _, message = HUB[case]
+    transformers_hub = importlib.import_module("transformers.utils.hub")
+
+    there = {"config": [], "weights": names[:1], "tokenizer": names}[what]
+
+    def in_cache(source, name, *_):
+        return str(saved / name) if name in there else None
+
+    def download(source, name, **_):
+        if name not in there:
+            raise error
+
+    monkeypatch.setattr(transformers_hub, "_get_cache_file_to_return", in_cache)
+    monkeypatch.setattr(transformers_hub, "hf_hub_download", download)
+    fails(monkeypatch, transformers_hub, "snapshot_download", error)
+    base = importlib.import_module("transformers.tokenization_utils_base")
+    fails(monkeypatch, base, "list_repo_templates", error)
+    # which asks the hub for a copy in the other format
+    modeling = importlib.import_module("transformers.modeling_utils")
+    fails(monkeypatch, modeling, "auto_conversion", error)
+    with pytest.raises(ValueError, match=f"got 'some/model', which is .*{message}") as caught:
+        lm.DepthModel.load("some/model", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_not_the_fault_of_the_hub(tmp_path):
+    missing = answered(404, code="EntryNotFound")
+    outer = OSError("no file named model.safetensors")
+    outer.__cause__ = missing
+    assert causes.hub_refusal("some/model", outer) is None
+    outer.__cause__ = errors.LocalEntryNotFoundError("not in the cache")
+    assert "cannot be reached: not in the cache" in str(causes.hub_refusal("some/model", outer))
+    outer.__cause__.__cause__ = answered(503)
+    assert "the hub answered: Server error" in str(causes.hub_refusal("some/model", outer))
+    assert causes.hub_refusal(str(tmp_path), outer) is None
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("typed", "cure"),
     [
-        (errors.GatedRepoError("x", response=RESPONSE), "gated: .*`hf auth login`"),
+        ("https://huggingface.co/some/model", "Write 'some/model'."),
+        ("https://huggingface.co/some/model/tree/main", "Write 'some/model'."),
+        ("hf://some/model", "Write 'some/model'."),
+        ("some/model/", "Write 'some/model'."),
         (
-            errors.RepositoryNotFoundError("x", response=RESPONSE),
-            "no folder here, and no public model on the hub. Check the spelling",
+            "some/model@v1.0",
+            "For a revision run `hf download some/model --revision v1.0` and give that folder.",
         ),
-        (errors.HfHubHTTPError("503 busy", response=RESPONSE), "the hub answered: 503 busy"),
-        (errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE forbids to ask"),
-        (
-            ConnectionError("[Errno -2] Name or service not known"),
-            "the hub cannot be reached: .*Name or service not known. Check the network, or run "
-            "`hf download some/model`",
-        ),
+        ("./my-modle", "Check the path."),
+        ("some/other/model", "Check the path."),
     ],
 )
-def test_why_the_hub_gave_no_model(monkeypatch, error, message):
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", error)
-    begin = "must be a local folder or a Hugging Face name; got 'some/model', which is "
-    with pytest.raises(ValueError, match=f"{begin}.*{message}"):
-        lm.DepthModel.load("some/model")
+def test_what_is_no_name_says_what_to_write(typed, cure):
+    rule = "must be an existing folder or a Hugging Face name; got"
+    with pytest.raises(ValueError, match=f"{rule} .*, which is neither. {re.escape(cure)}"):
+        lm.DepthModel.load(typed)
 
 
 def in_cache(monkeypatch, folder):

@@ -10,7 +10,7 @@ from depthsys import lm
 from depthsys.lm.forecast import RANGE_STEPS
 from depthsys.lm.linear_range import STEPS
 from depthsys.lm.linearize import Linearised
-from depthsys.lm.parts import PARTS
+from depthsys.lm.parts import PARTS, WHOLE
 from depthsys.lm.prompts import Splits
 from tests.conftest import TINY
 from tests.lm.conftest import counted_block_calls, labelled_ids
@@ -126,6 +126,10 @@ def test_what_is_kept_costs_nothing(model, texts):
     assert float(left["seconds"].where(left["kept"], 0).sum()) == 0
     more = ["measured gains, operating", "linear range"]
     assert bool((left["rows"] > 0).sel(stage=more).all())
+    whole = cost([WHOLE])
+    stages = whole.sel(stage=[s for s in whole["stage"].values if "prefill" not in s])
+    assert bool(stages["kept"].all())
+    assert float(stages["seconds"].sum()) == 0
 
 
 def test_seconds_count_calls_and_dense_algebra(model, texts):
@@ -187,4 +191,15 @@ def test_force_begins_anew(model, texts, tmp_path, monkeypatch):
         lm.compare(model, texts, ["krylov"], [2], **options)
     table = lm.compare(model, texts, ["krylov"], [2], **options, force=True)
     assert table["order"].values.tolist() == [2]
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_partial_that_is_kept_holds_the_whole_table(model, texts, tmp_path, monkeypatch):
+    options = {"concept": directions(1), "n_each": 1, "n_bootstrap": 2, "partial": tmp_path / "p"}
+    first = lm.compare(model, texts, ["krylov"], [1], **options, keep_partial=True)
+    for name in ("measure_gains_at", "linear_gains", "linear_range", "MeanFull", "each_prompt"):
+        monkeypatch.setattr(COMPARE, name, None)
+    again = lm.compare(model, texts, ["krylov"], [1], **options, keep_partial=True)
+    xr.testing.assert_identical(again, first)
+    lm.compare(model, texts, ["krylov"], [1], **options)
     assert not (tmp_path / "p").exists()

@@ -184,6 +184,28 @@ def test_a_limit_of_one_token():
     assert lm.DepthModel(tiny_gpt2(), max_tokens=1, cut="left").tokenize([[0, 1, 2]])[0] == [[2]]
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "kept"), [(2, "<s> j"), (3, "<s> a j"), (4, "<s> a b j"), (1, None)]
+)
+def test_of_the_content_a_single_token_is_the_last(max_tokens, kept):
+    """The state is read there, as it is of a text that is not cut."""
+    model = model_with(tokenizer(), max_tokens=max_tokens, cut="middle")
+    if kept is None:
+        with pytest.raises(ValueError, match="`max_tokens` must be above the 1 tokens around"):
+            model.tokenize([LONG])
+        return
+    assert words_of(model.tokenize([LONG])[0]) == [kept]
+    ids = lm.DepthModel(tiny_gpt2(), max_tokens=1, cut="middle").tokenize([[5, 6, 7]])[0]
+    assert ids == [[7]]
+
+
+def test_inside_a_template_a_single_token_is_the_last_of_the_content():
+    words = tokenizer(template=CHAT)
+    model = model_with(words, max_tokens=5, cut="middle")
+    rows, _ = model.tokenize([rendered(words, LONG)[3:]])
+    assert words_of(rows) == ["<s> <|user|> j <|end|> <|bot|>"]
+
+
 def test_cuts_that_cannot_be_meant():
     with pytest.raises(ValueError, match=r"`cut` must be one of .* got 'top'"):
         lm.DepthModel(tiny_gpt2(), cut="top")

@@ -344,7 +344,6 @@ def test_arrays_in_chunks_are_refused_without_computing_them(call):
 
 @pytest.mark.parametrize("call", CHUNKED.values(), ids=CHUNKED)
 def test_so_are_those_of_dask(call):
-    pytest.importorskip("dask")
     with pytest.raises(ValueError, match=r"must be in memory; got an array in chunks \(dask\)"):
         call(lambda array: array.chunk(), square(0))
 

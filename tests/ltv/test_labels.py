@@ -27,6 +27,18 @@ def vector(values, names, dim):
     return xr.DataArray(np.asarray(values, dtype=float), dims=[dim], coords={dim: names})
 
 
+def test_the_cost_of_the_field_case_in_both_orders():
+    """Its numbers: 39.55, and 2.99 where labels are ignored."""
+    named = {"state": STATES, "state_next": STATES}
+    system = ltv.constant([[1.0, 0.2], [0.0, 0.9]], [[0.0], [1.0]], np.eye(2), horizon=2)
+    for given in (cost([100.0, 1.0], STATES), cost([1.0, 100.0], OTHER)):
+        law = ltv.lqr(system.assign_coords(named), np.eye(2), [[1.0]], given)
+        assert round(float(law.P[0, 0, 0]), 2) == 39.55
+    # of positions alone the second one is another cost
+    bare = ltv.lqr(system, np.eye(2), [[1.0]], np.diag([1.0, 100.0]))
+    assert round(float(bare.P[0, 0, 0]), 2) == 2.99
+
+
 def test_a_terminal_cost_in_another_order():
     plain, eye = np.diag([100.0, 1.0]), 0.01 * np.eye(2)
     right = ltv.lqr(cart(state=None, state_next=None, output=None), eye, [[1.0]], plain)

@@ -2,15 +2,22 @@
 
 import errno
 import importlib.util
+import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from huggingface_hub.errors import (
+    DisabledRepoError,
     GatedRepoError,
-    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 # how a quantised checkpoint says it -> the modules it needs, and what to install for them
@@ -69,30 +76,130 @@ def _weights_of(source: str) -> list[Path]:
 def hub_error(source: str, error: BaseException) -> ValueError:
     """The refusal of a name that the hub did not give a model for."""
     begin = f"`model` must be a local folder or a Hugging Face name; got {source!r}, which is "
-    if isinstance(error, OfflineModeIsEnabled):
-        return ValueError(
-            f"{begin}no folder here and not in the cache, and HF_HUB_OFFLINE forbids to ask for "
-            "it. Unset it, or give the folder of a model."
-        )
-    if isinstance(error, GatedRepoError):
-        return ValueError(
-            f"{begin}gated: its owner wants to be asked. Accept the terms on its page and log in "
-            "with `hf auth login`."
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return ValueError(
-            f"{begin}no folder here, and no public model on the hub. Check the spelling; for a "
-            "private one log in with `hf auth login`."
-        )
-    if isinstance(error, HfHubHTTPError):
-        return ValueError(
-            f"{begin}no folder here; the hub answered: {first_line(error)} Try again later, or "
-            "give the folder of a model."
+    why, cure = next(
+        (told for kind, told in _HUB.items() if isinstance(error, kind)), _unnamed(error)
+    )
+    return ValueError(begin + f"{why} {cure}".format(source=source, said=_said(error)))
+
+
+def _said(error: BaseException) -> str:
+    """What the hub said, as a short sentence; the number of the request may stand before it."""
+    lines = re.sub(r"\(Request ID:[^)]*\)", "", str(error)).split("\n")
+    line = next((" ".join(line.split()) for line in lines if line.strip()), type(error).__name__)
+    return shorten(line.rstrip(".:"), 200, placeholder=" ...") + "."
+
+
+def _unnamed(error: BaseException) -> tuple[str, str]:
+    """The same where the library has no name for it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return _ANSWERS.get(status, _LATER)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return _CERTIFICATE
+    return _STRANGER if isinstance(error, ValueError) else _NO_ANSWER  # that is no JSON
+
+
+def hub_refusal(source: str, error: BaseException) -> ValueError | None:
+    """The same for an error on the way to a file of the model; None if the hub is not its cause.
+
+    Of a gated model the hub tells the names of the files, and refuses the files.
+    """
+    if Path(source).is_dir():
+        return None
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RemoteEntryNotFoundError):  # one file is missing, that is all
+            return None
+        below = found.__cause__ or found.__context__
+        if isinstance(found, LocalEntryNotFoundError) and below is not None:
+            found = below  # why it is not there
+        if isinstance(found, _OF_HUB):
+            return hub_error(source, found)
+        found = below
+    return None
+
+
+_OF_HUB = (HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, LocalEntryNotFoundError)
+_LOG_IN = "log in with `hf auth login`"
+# what the hub answered -> what the name is then, and the cure
+_HUB: dict[type[BaseException], tuple[str, str]] = {
+    OfflineModeIsEnabled: (
+        "no folder here and not in the cache, and HF_HUB_OFFLINE forbids to ask for it.",
+        "Unset it, or give the folder of a model.",
+    ),
+    GatedRepoError: (
+        "gated: its owner wants to be asked.",
+        f"Accept the terms on its page and {_LOG_IN}.",
+    ),
+    RepositoryNotFoundError: (
+        "no folder here, and no public model on the hub.",
+        f"Check the spelling; for a private one {_LOG_IN}.",
+    ),
+    RevisionNotFoundError: (
+        "no folder here; on the hub it has no revision of the name that was asked for (main).",
+        "Run `hf download {source} --revision NAME` with one it has, and give that folder.",
+    ),
+    DisabledRepoError: (
+        "no folder here; on the hub access to it is disabled.",
+        "Choose another model, or give the folder of a copy.",
+    ),
+    LocalTokenNotFoundError: ("no folder here, and wants a login.", f"{_LOG_IN.capitalize()}."),
+}
+# by the number of the answer
+_ANSWERS = {
+    401: (
+        "no folder here; the hub does not accept the token that is sent: {said}",
+        f"Unset HF_TOKEN, or {_LOG_IN}.",
+    ),
+    403: (
+        "no folder here; the hub does not open it to this login: {said}",
+        f"Give the token the right to read it, or {_LOG_IN} as somebody who may.",
+    ),
+    429: (
+        "no folder here; the hub was asked too often: {said}",
+        f"Wait for some minutes; those who {_LOG_IN} may ask more.",
+    ),
+}
+_LATER = (
+    "no folder here; the hub answered: {said}",
+    "Try again later, or give the folder of a model.",
+)
+_NO_ANSWER = (
+    "no folder here and not in the cache, and the hub cannot be reached: {said}",
+    "Check the network, or run `hf download {source}` where there is one and give that folder.",
+)
+_STRANGER = (
+    "no folder here and not in the cache, and what answers is not the hub: {said}",
+    "Log in to the network, check HF_ENDPOINT, or give the folder of a model.",
+)
+_CERTIFICATE = (
+    "no folder here and not in the cache, and the certificate of what answers is not trusted: "
+    "{said}",
+    "Set SSL_CERT_FILE to the certificates of your proxy, or give the folder of a model.",
+)
+
+
+def no_name(source: str) -> ValueError:
+    """The refusal of what is neither a folder nor a name of the hub."""
+    cure = "Check the path."
+    link = re.fullmatch(
+        r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?)"
+        r"(?P<name>[\w.-]+/[\w.-]+).*",
+        source,
+    )
+    at = re.fullmatch(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)[@:](?P<revision>[\w./-]+)", source)
+    inside = re.fullmatch(r"(?P<name>[\w-][\w.-]*/[\w.-]+)/+", source)
+    if link or inside:
+        name = (link or inside)["name"]  # pyright: ignore[reportOptionalSubscript]
+        cure = f"Write {name!r}."
+    elif at:
+        cure = (
+            f"For a revision run `hf download {at['name']} --revision {at['revision']}` and give "
+            "that folder."
         )
     return ValueError(
-        f"{begin}no folder here and not in the cache, and the hub cannot be reached: "
-        f"{first_line(error)} Check the network, or run `hf download {source}` where there is one "
-        "and give that folder."
+        f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
+        f"neither. {cure}"
     )
 
 

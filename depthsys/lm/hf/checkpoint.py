@@ -17,6 +17,7 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import HTTPError  # of connections: no OSError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
@@ -42,8 +43,10 @@ from depthsys.lm.hf.causes import (
     first_line,
     gguf_error,
     hub_error,
+    hub_refusal,
     memory_error,
     missing_package,
+    no_name,
     out_of_memory,
 )
 
@@ -121,6 +124,8 @@ def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) 
                 f"`model` must not need code of its own; got {source!r}: {first_line(error)} If "
                 "you have read that code, pass `trust_remote_code=True` to `DepthModel.load`."
             ) from error
+        if refusal := hub_refusal(source, error):
+            raise refusal from error
         raise ValueError(
             f"`model` must have a config.json that transformers {transformers.__version__} can "
             f"read; got {source!r}: {first_line(error)} Correct it, or update transformers."
@@ -188,10 +193,7 @@ def _source(name_or_path: str | Path) -> str:
             raise ValueError
         validate_repo_id(source)  # what is none would be looked for in the cache
     except ValueError as error:
-        raise ValueError(
-            f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
-            "neither. Check the path."
-        ) from error
+        raise no_name(source) from error
     return source
 
 
@@ -438,9 +440,18 @@ def _weighted(
         hf, info = loaded
     except ImportError as error:
         raise missing_package(source, error) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        HTTPError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         if out_of_memory(error):
             raise
+        if refusal := hub_refusal(source, error):
+            raise refusal from error
         raise ValueError(
             f"`model` must hold safetensors weights; got {source!r}: "
             f"{first_line(error)} Save it again with `save_pretrained`, or see "
@@ -474,7 +485,9 @@ def _tokenizer(found: Found, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ImportError as error:
         raise missing_package(source, error) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        if refusal := hub_refusal(source, error):
+            raise refusal from error
         raise ValueError(
             f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
             "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."

@@ -107,7 +107,8 @@ def cut(row: list[int], max_tokens: int, how: str, ends: Ends) -> list[int]:
         "right" keeps the first tokens. "left" keeps the last ones, and what the tokenizer puts
         before every text. "middle" keeps what stands around the content, the header of a chat
         template and the beginning of the answer for example, and leaves out the middle of the
-        content.
+        content: of an odd number of tokens that stay, the first part gets one more; a single one is
+        the last, where the state is read.
     ends
         What stands around the content.
 
@@ -128,8 +129,8 @@ def cut(row: list[int], max_tokens: int, how: str, ends: Ends) -> list[int]:
             f"`max_tokens` must be above the {before + after} tokens around the content of a "
             f"prompt; got {max_tokens}. Raise it, or use cut='left'."
         )
-    left, right = before + (room + 1) // 2, after + room // 2
-    return row[:left] + row[len(row) - right :]
+    begin = (room + 1) // 2 if room > 1 else 0
+    return row[: before + begin] + row[len(row) - (after + room - begin) :]
 
 
 def _all_ids(tokenizer: Any, strings: set[str]) -> tuple[tuple[int, ...], ...]:

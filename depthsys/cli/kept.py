@@ -1,0 +1,102 @@
+"""What a command has found stays on disk until all its files are written."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+import xarray as xr
+
+from depthsys.files import Resumable, write_netcdf
+
+if TYPE_CHECKING:
+    from depthsys.lm import Kept
+
+# steps that take long; a direction alone is not worth a refusal of other settings
+WORTH = ("identify", "identify_each", "gains", "control")
+
+
+def beside(out: Path) -> Path:
+    """Where a comparison is kept: OUT.partial, or inside where OUT has no name (``.``)."""
+    named = out.name not in ("", "..")
+    return out.with_name(f"{out.name}.partial") if named else out / "compare.partial"
+
+
+def inside(out: Path, command: str) -> Path:
+    """Where the main job and its parts are kept, so that other commands may write beside them."""
+    return out / f"{command}.partial"
+
+
+def checked(kept: "Kept", partial: Path) -> "Kept":
+    """ValueError for what is kept of another call."""
+    if kept.differences:
+        raise ValueError(
+            f"`--out` must be gone on with as it was begun; {str(partial)!r} was begun with "
+            f"{'; '.join(kept.differences)}. Go on with those, add --force to drop it, or choose "
+            "another `--out`."
+        )
+    return kept
+
+
+@dataclass(frozen=True)
+class KeptSteps:
+    """The Datasets of the steps of a command, by the names of their functions."""
+
+    work: Resumable
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that need not be computed."""
+        work = self.work
+        return tuple(name for name in WORTH if work.has(name))
+
+    def __call__(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """What the step of that name found."""
+        if name not in WORTH:
+            return compute()
+        if self.work.has(name):
+            return xr.load_dataset(self.work.path(name), engine="h5netcdf")
+        found = compute()
+        self.work.write(name, lambda path: write_netcdf(path, {None: found}))
+        return found
+
+
+@contextlib.contextmanager
+def until_written(work: Resumable | None) -> Iterator[None]:
+    """Keep work as long as files are made of it: an error or an interrupt there costs nothing.
+
+    None if somebody has removed it meanwhile.
+    """
+    if work is None:
+        yield
+        return
+    with work.locked():
+        try:
+            yield
+        except BaseException as error:
+            if told := _told(work):
+                error.add_note(
+                    f"What is finished is kept in {str(work.folder)!r} ({told}): the same command "
+                    "goes on there."
+                )
+            raise
+        work.finish()
+
+
+def _told(work: Resumable) -> str:
+    """The parts that are there, in words."""
+    names = sorted(path.name for path in work.work_folder.glob("*")) if work.begun else []
+    return "; ".join(name.replace("_", " ") for name in names if work.has(name))
+
+
+@contextlib.contextmanager
+def interrupt_told() -> Iterator[None]:
+    """Say on stderr what an interrupt leaves."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", []):
+            typer.echo(f"Interrupted. {note}", err=True)
+        raise
