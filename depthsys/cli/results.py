@@ -44,13 +44,20 @@ class Result:
         return [self.data, *drawn, *(name for name, _ in self.others)]
 
 
-SYSTEM = Result("system.nc")
+SYSTEM = Result("system.nc", ("separation",))
 EACH = Result("systems_per_prompt.nc")
 GAINS = Result("gains.nc", ("gain_curves", "error_budget"))
 CONTROL = Result("schedule.nc", ("schedule", "energy"), (("energy.csv", _energies),))
 COMPARISON = Result(
     "comparison.nc",
-    ("agreement_by_order", "certified_errors", "budget_bars", "linear_range", "prompt_spread"),
+    (
+        "agreement_by_order",
+        "certified_errors",
+        "budget_bars",
+        "linear_range",
+        "prompt_spread",
+        "separation",
+    ),
 )
 TEXTS = "texts.csv"
 # what a command makes out of date, with its summary
