@@ -47,6 +47,14 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
 TINY = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_fails():
+    """A busy disk takes 20 ms to say that all is written; tests/files/test_whole.py counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session", params=list(TINY))
 def tiny(request) -> lm.DepthModel:
     """A tiny random model in float64."""
