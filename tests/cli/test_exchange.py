@@ -39,9 +39,10 @@ def finished(tmp_path_factory) -> Path:
         csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
     settings = ["--split", "12/6/6", "--device", "cpu", "--order", "3", "--readout", "profile"]
     command = ["depthsys", "control", "demo_48x4", str(folder / "texts.csv"), *settings]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, "--out", str(folder / "run")])
-        cli.main()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
     assert not exit_.value.code
     return folder / "run"
 

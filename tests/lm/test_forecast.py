@@ -20,12 +20,6 @@ COMPARE = sys.modules["depthsys.lm.compare"]
 SIZES = {"concept": 6, "operating": 5, "held_out": 4}
 
 
-@pytest.fixture(autouse=True)
-def short_calibration(monkeypatch):
-    """Seconds are forecast roughly: rows and passes are what is compared here."""
-    monkeypatch.setattr("depthsys.lm.forecast._SECONDS", 0.05)
-
-
 @pytest.fixture(scope="module")
 def model():
     return lm.DepthModel(TINY["gpt2"]().double())
