@@ -248,7 +248,7 @@ def test_left_padding_gives_fewer_batches_and_the_same_numbers():
 def small():
     """A model, a run, and a call of every function of `lm` that takes a run."""
     model = lm.DepthModel(tiny_gpt2().double(), name="gpt2")
-    texts = labelled_ids(4, 2)
+    texts = labelled_ids(6, 2)
     v = np.random.default_rng(0).standard_normal((4, 16))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     concept = xr.Dataset({"direction": (("depth", "feature"), v)})
@@ -292,7 +292,7 @@ def test_what_is_neither_a_run_nor_a_model_with_texts_is_refused(small, name, st
     model, texts, run, works = small
     work = works[name]
     called = work.function.__name__
-    for wrong, kind in ((texts, "a LabelledIds of 4"), ("gpt2", "'gpt2'"), (None, "None")):
+    for wrong, kind in ((texts, "a LabelledIds of 6"), ("gpt2", "'gpt2'"), (None, "None")):
         with pytest.raises(
             TypeError, match=rf"`{called}` must get a run, or a model and texts; got {kind}\. Wri"
         ):
