@@ -47,6 +47,19 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
 TINY = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobody_waits():
+    """No power fails, and a forecast of seconds may be rough.
+
+    A busy disk takes 20 ms to say that a file is on it; that it is asked before a file gets its
+    name is shown in tests/files/test_whole.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr("depthsys.lm.forecast._SECONDS", 0.05)
+        yield
+
+
 @pytest.fixture(scope="session", params=list(TINY))
 def tiny(request) -> lm.DepthModel:
     """A tiny random model in float64."""

@@ -518,7 +518,7 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
 def _check_order(system: xr.Dataset) -> None:
     """States beyond the order of a padded system do not exist: nothing enters or leaves them."""
     n = system.sizes["state"]
-    order = system["order"].reset_coords(drop=True).drop_vars("depth", errors="ignore")
+    order = system.variables["order"]  # variables, not arrays with labels: this is called often
     if not bool(((order >= 0) & (order <= n)).all()):
         raise ValueError(
             f"`order` must be in 0..{n}, the size of the state; got {order.values}. Drop the "
@@ -526,16 +526,19 @@ def _check_order(system: xr.Dataset) -> None:
         )
     if bool((order == n).all()):
         return
-    missing = xr.DataArray(np.arange(n), dims=["state"]) >= order
-    before = missing.isel(depth=slice(-1)).rename(depth="layer")
-    after = missing.isel(depth=slice(1, None)).rename(depth="layer", state="state_next")
+    missing = xr.Variable("state", np.arange(n)) >= order
+    before = _renamed(missing.isel(depth=slice(-1)), depth="layer")
+    after = _renamed(missing.isel(depth=slice(1, None)), depth="layer", state="state_next")
     for name, beyond in (("A", before | after), ("B", after), ("C", missing)):
-        values = system[name].drop_vars(["layer", "depth"], errors="ignore")
-        if bool(((values != 0) & beyond).any()):
+        if bool(((system.variables[name] != 0) & beyond).any()):
             raise ValueError(
                 f"`{name}` must be zero in states beyond `order`; got other values. Drop the "
                 "coordinate `order` if these states exist."
             )
+
+
+def _renamed(variable: xr.Variable, **names: str) -> xr.Variable:
+    return xr.Variable([names.get(str(dim), dim) for dim in variable.dims], variable.values)
 
 
 def _check_counts(system: xr.Dataset, dim: str) -> None:

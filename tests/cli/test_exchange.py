@@ -1,7 +1,6 @@
 """`depthsys export` and `depthsys import`: the round trip of an engineer, and what is refused."""
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import scipy.io
 import xarray as xr
 
-from depthsys import export, ltv
+from depthsys import cli, export, ltv
 from depthsys.export.formats import FORMATS
 from depthsys.export.receivers import load_control
 
@@ -39,12 +38,12 @@ def finished(tmp_path_factory) -> Path:
     with (folder / "texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
     settings = ["--split", "12/6/6", "--device", "cpu", "--order", "3", "--readout", "profile"]
-    command = [sys.executable, "-m", "depthsys.cli", "control", "demo_48x4"]
-    subprocess.run(
-        [*command, str(folder / "texts.csv"), *settings, "--out", str(folder / "run")],
-        check=True,
-        capture_output=True,
-    )
+    command = ["depthsys", "control", "demo_48x4", str(folder / "texts.csv"), *settings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*command, "--out", str(folder / "run")])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+    assert not exit_.value.code
     return folder / "run"
 
 

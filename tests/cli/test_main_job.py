@@ -143,7 +143,7 @@ def test_dropped_and_cut_texts_are_reported(run, tmp_path, texts):
     assert attrs["n_cut_concept"] <= 24
 
 
-def test_identify_gains_and_control_from_a_model(run, tmp_path, texts):
+def test_identify_gains_and_control_from_a_model(run, tmp_path, texts, drawn):
     common = ["demo_48x4", texts, *SMALL, "--order", "3", "--seed", "7", "--max-tokens", "9"]
     common += ["--basis", "krylov"]
     code, shown, _ = run("identify", *common, "--per-prompt", "--out", tmp_path / "a")
@@ -160,6 +160,9 @@ def test_identify_gains_and_control_from_a_model(run, tmp_path, texts):
     assert run("control", *common, *relative, "--out", tmp_path / "c")[0] == 0
     assert load(tmp_path / "c" / "system.nc").attrs["readout"] == "profile"
     assert load(tmp_path / "c" / "schedule.nc").attrs["energy"] == "relative"
+    for figure in ("b/gain_curves", "b/error_budget", "c/schedule", "c/energy"):
+        assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{figure}.svg").read_text().strip().endswith("</svg>")
 
 
 def test_basis_tolerance_and_concept_reach_the_stored_system(run, tmp_path, texts):

@@ -6,7 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from depthsys import export
-from depthsys.files import contents, files_below, renames, whole_file, whole_folder
+from depthsys.files import (
+    OutputFolder,
+    Resumable,
+    contents,
+    files_below,
+    renames,
+    whole_file,
+    whole_folder,
+)
 from tests.export.conftest import random_system, with_companions
 
 
@@ -173,3 +181,20 @@ def test_an_empty_folder_may_be_filled(tmp_path):
     (tmp_path / "s").mkdir()
     export.to_csv(random_system(), tmp_path / "s")
     assert (tmp_path / "s" / "A.csv").is_file()
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A file alone, a result in a folder, and the progress of resumable work."""
+    before = {}  # what was there when a file was flushed last
+    monkeypatch.setattr(
+        os, "fsync", lambda file: before.update({os.fstat(file).st_ino: [*tmp_path.rglob("*")]})
+    )
+    with whole_file(tmp_path / "alone", force=False) as partial:
+        partial.write_text("all")
+    folder = OutputFolder.checked(tmp_path, ["result"], force=False)
+    folder.write("result", lambda path: path.write_text("all"))
+    work = Resumable.checked(tmp_path / "p.partial", {"text": "all"})
+    with work.locked():
+        work.begin()
+    for path in (tmp_path / "alone", tmp_path / "result", work.folder / "progress.json"):
+        assert path not in before[path.stat().st_ino]

@@ -29,7 +29,7 @@ L, H = 3, 16
 def runs(request):
     """The same prompts with their context in every place, and a call of every function."""
     model = lm.DepthModel(TINY[request.param]().double(), name=request.param)
-    texts = labelled_ids(6, 2)
+    texts = labelled_ids(4, 2)
     v = np.random.default_rng(0).standard_normal((L + 1, H))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     concept = xr.Dataset({"direction": (("depth", "feature"), v)})
@@ -49,7 +49,7 @@ def test_results_do_not_depend_on_the_place(runs, name):
 
 def test_maps_and_states_do_not_depend_on_the_place(runs):
     found, _ = runs
-    V = np.random.default_rng(1).standard_normal((6, 2, H))
+    V = np.random.default_rng(1).standard_normal((4, 2, H))
     for run_ in found.values():
         np.testing.assert_array_equal(run_.states, found["host"].states)
         np.testing.assert_array_equal(run_.jvp(1, V), found["host"].jvp(1, V))
@@ -69,7 +69,7 @@ def test_margins_of_experts_do_not_depend_on_the_place():
 
 def test_comparisons_do_not_depend_on_the_place(concept):
     model = lm.DepthModel(TINY["gpt2"]().double())
-    parts = {name: labelled_ids(6, seed) for seed, name in enumerate(prompts.SPLITS)}
+    parts = {name: labelled_ids(4, seed) for seed, name in enumerate(prompts.SPLITS)}
     tables = []
     for budget in PLACES.values():
         splits = SimpleNamespace(**{n: model.run(t, budget=budget) for n, t in parts.items()})

@@ -17,6 +17,12 @@ L, H = 3, 16
 
 
 @pytest.fixture(scope="module")
+def tokens() -> LabelledIds:
+    """Fewer than elsewhere: every method runs on them many times."""
+    return labelled_ids(4, 0)
+
+
+@pytest.fixture(scope="module")
 def dense(tiny, tokens):
     """Jacobians (prompt, layer, H, H)."""
     return np.stack([whole_sequence.jacobians(tiny.hf, ids) for ids in tokens.ids])
@@ -467,7 +473,7 @@ def unlike():
 @pytest.mark.parametrize("name", list(methods.METHODS))
 def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name):
     model, tokens, concept = unlike
-    for order in (1, 2, 16):
+    for order in (2, 16):
         chosen = method(name, order=order)
         if name == "pod":
             chosen = lm.Pod(order=order, eps=1e-3, rtol=1e-5)  # snapshots are differences

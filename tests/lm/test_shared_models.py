@@ -58,12 +58,12 @@ def check(path, texts):
 @pytest.mark.parametrize("task", ["sst2", pytest.param("tweet_hate", marks=pytest.mark.slow)])
 def test_order_one_has_the_mean_exact_gains_of_shared_models(shared_model_path, data, task):
     texts = lm.read_texts(data / "tasks" / f"{task}.csv")
-    check(shared_model_path, texts.split(concept=40, operating=30, held_out=10))
+    check(shared_model_path, texts.split(concept=30, operating=16, held_out=10))
 
 
 @pytest.mark.parametrize("name", list(demo.MODELS))
 def test_order_one_has_the_mean_exact_gains_of_demo_models(name):
     check(
         demo.model_path(name),
-        lm.read_texts(grammar.labelled(100, seed=3)).split(concept=40, operating=30, held_out=10),
+        lm.read_texts(grammar.labelled(100, seed=3)).split(concept=30, operating=16, held_out=10),
     )
