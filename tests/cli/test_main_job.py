@@ -39,7 +39,7 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     code, shown, _ = run(*command)
     assert code == 0
     names = {path.name for path in out.iterdir()}
-    figures = ["gain_curves", "error_budget", "schedule", "energy"]
+    figures = ["separation", "gain_curves", "error_budget", "schedule", "energy"]
     expected = {"texts.csv", "system.nc", "gains.nc", "schedule.nc", "energy.csv", "demo.txt"}
     assert names == expected | {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
     system = ltv.check(load(out / "system.nc"))
@@ -125,7 +125,7 @@ def test_force_never_mixes_an_old_and_a_new_run(run, tmp_path, texts, monkeypatc
     assert "gains.nc" in err
     assert run("identify", *common, "--force")[0] == 0
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"system.nc", "identify.txt", "mine.txt"}
+    assert names == {"system.nc", "separation.png", "separation.svg", "identify.txt", "mine.txt"}
 
 
 def test_dropped_and_cut_texts_are_reported(run, tmp_path, texts):
