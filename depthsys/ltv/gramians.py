@@ -17,7 +17,6 @@ from depthsys.ltv.matrix_free import (
     beside,
     check_finite,
     in_parts,
-    labels,
     over_depth,
     stacked,
     state_size,
@@ -90,7 +89,7 @@ def reachability_factors(
         extra_dims=extra_dims,
         exclude=["column"],
     )
-    return factor.rename("R").assign_coords(depth=labels(system, "depth"))
+    return factor.rename("R")
 
 
 def observability_factors(system: System) -> xr.DataArray:
@@ -125,7 +124,7 @@ def observability_factors(system: System) -> xr.DataArray:
         return _padded(observability(A, C))
 
     factor = over_depth(padded, system, "AC", [["depth", "state", "column"]])
-    return factor.rename("S").assign_coords(depth=labels(system, "depth"))
+    return factor.rename("S")
 
 
 def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
@@ -247,7 +246,6 @@ def values_and_resolution(system: System | xr.DataArray) -> tuple[xr.DataArray, 
         )
         return found[0], found[1].rename("resolution")
     values, resolution = over_depth(_hankel_values, system, "ABC", outputs)
-    values = values.assign_coords(depth=labels(system, "depth"))
     return values, resolution.rename("resolution")
 
 

@@ -72,7 +72,7 @@ def simulate(
         x0,
         extra_dims=[["layer", "input"], ["state"]],
     )
-    return xr.Dataset({"x": x, "y": y}, coords={"depth": system["depth"]})
+    return xr.Dataset({"x": x, "y": y})
 
 
 def as_state(system: xr.Dataset | MatrixFree, value: Any, name: str, at: int) -> xr.DataArray:
@@ -218,7 +218,7 @@ def _response(system: xr.Dataset | MatrixFree, start: int, stop: int) -> xr.Data
     x, y = over_depth(
         core, system, "ABCD", [["depth", "state", "input"], ["depth", "output", "input"]]
     )
-    return xr.Dataset({"x": x, "y": y}).assign_coords(depth=labels(system, "depth"))
+    return xr.Dataset({"x": x, "y": y})
 
 
 def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
@@ -274,7 +274,7 @@ def gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
         layer l. One row of products from the output side: no L x L matrix is formed.
     """
     gain = over_depth(_gains, system, "ABC", [["layer", "output", "input"]])
-    return gain.rename("gain").assign_coords(layer=labels(system, "layer"))
+    return gain.rename("gain")
 
 
 def _gains(A, B, C):
@@ -306,9 +306,7 @@ def io_matrix(system: xr.Dataset | MatrixFree) -> xr.DataArray:
         if affordable(L, n, m, p, int(np.prod([1, *batch_sizes(system).values()]))):
             return known_map(system)[0]
     matrix = over_depth(map_of, system, "ABCD", [["depth", "output", "layer", "input"]])
-    return matrix.rename("io_matrix").assign_coords(
-        depth=labels(system, "depth"), layer=labels(system, "layer")
-    )
+    return matrix.rename("io_matrix")
 
 
 def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
@@ -329,8 +327,7 @@ def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
 
     outputs = [["depth", "output", "layer", "input"], []]
     io, resolution = over_depth(core, system, "ABCD", outputs)
-    coords = {dim: labels(system, dim) for dim in ("depth", "layer")}
-    return io.rename("io_matrix").assign_coords(coords), resolution.rename("resolution")
+    return io.rename("io_matrix"), resolution.rename("resolution")
 
 
 def size_of_map(G: np.ndarray) -> np.ndarray:

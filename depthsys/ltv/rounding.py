@@ -158,9 +158,9 @@ def certificate(
     ok: xr.DataArray, resolution: xr.DataArray, claim: xr.DataArray | float, what: str
 ) -> str:
     """The text of ``attrs["certified"]``: "yes", or "not certified" with the reason."""
-    ok, resolution, claim = xr.broadcast(ok, resolution, xr.DataArray(claim))
-    if bool(ok.all()):
+    if ok.values.all():
         return YES
+    ok, resolution, claim = xr.broadcast(ok, resolution, xr.DataArray(claim))
     at = np.argmax(np.where(ok.values, -np.inf, resolution.values))
     part = "" if ok.size == 1 else f" in {int((~ok).sum())} of {ok.size} cases"
     return (
