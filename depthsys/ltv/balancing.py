@@ -10,9 +10,10 @@ from depthsys.ltv.matrix_free import check_finite, transposed
 from depthsys.ltv.rounding import (
     EPS,
     lengths,
-    local_noise,
+    local_noises,
     resolution_of,
     resolution_of_map,
+    row_lengths,
 )
 
 HELD = 1e-9  # of W' V = I, where `project` asks for 1e-7
@@ -42,6 +43,8 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
     """
     R, S = reachability(A, B), observability(A, C)
     V, W, values, floors = [], [], [], []
+    rows = row_lengths(R), row_lengths(S)
+    noise = 10 * local_noises(R, S, rows)
     for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
@@ -52,7 +55,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
             values.append(np.zeros((*product.shape[:-2], 0)))
             floors.append(np.zeros(product.shape[:-2]))
             continue
-        floor = 10 * local_noise(r, s)
+        floor = noise[..., k]
         if order == 0:
             sigma = np.linalg.svd(product, compute_uv=False)
             floor = np.maximum(rtol * sigma[..., 0], floor)
@@ -66,7 +69,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
         values.append(sigma)
         floors.append(floor)
     size = in_rows(values).max((-2, -1), initial=0.0)
-    resolution = resolution_of(A, B, C, R, S)
+    resolution = resolution_of(A, B, C, R, S, rows)
     model = resolution.copy()
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
         one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)

@@ -212,5 +212,4 @@ def _existing(system: System | xr.DataArray) -> xr.DataArray:
     count = xr.DataArray(np.minimum(k * m, (L + 1 - k) * p), dims=["depth"])
     if isinstance(system, xr.DataArray):
         return count
-    sizes = checked_sizes(system)
-    return count.where(count < sizes, sizes)
+    return xr.apply_ufunc(np.minimum, count, checked_sizes(system))

@@ -25,11 +25,21 @@ BLOCK = 2**18  # numbers that fit a cache
 SAMPLES = 8
 
 
-def resolution_of(A, B, C, R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
-    """What rounding explains in S' R and in the input-output map, (...), inf where it overflows."""
+def resolution_of(
+    A,
+    B,
+    C,
+    R: Sequence[np.ndarray],
+    S: Sequence[np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """What rounding explains in S' R and in the input-output map, (...), inf where it overflows.
+
+    ``rows`` are the `row_lengths` of R and of S, if they are known.
+    """
     sizes = max(f.shape[-2] + f.shape[-1] for f in R) + max(f.shape[-1] for f in S)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        r, s = row_lengths(R), row_lengths(S)
+        r, s = (row_lengths(R), row_lengths(S)) if rows is None else rows
         total = (s[..., 1:, :] * row_lengths(B)).sum((-2, -1))
         total = total + (row_lengths([transposed(c) for c in C]) * r).sum((-2, -1))
         if isinstance(A[0], LinearOperator):
@@ -102,9 +112,16 @@ def resolution_of_map(G: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndar
 
 def local_noise(R: np.ndarray, S: np.ndarray) -> np.ndarray:
     """What the product S' R at one depth loses by itself, (...)."""
-    sizes = R.shape[-2] + R.shape[-1] + S.shape[-1]
+    return local_noises([R], [S], (row_lengths([R]), row_lengths([S])))[..., 0]
+
+
+def local_noises(
+    R: Sequence[np.ndarray], S: Sequence[np.ndarray], rows: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """`local_noise` at every depth, (..., depth), from the `row_lengths` of R and of S."""
+    sizes = [r.shape[-2] + r.shape[-1] + s.shape[-1] for r, s in zip(R, S, strict=True)]
     with np.errstate(over="ignore", under="ignore"):
-        return EPS * sizes * (lengths(R) * lengths(S)).sum(-1)
+        return EPS * np.array(sizes) * (rows[0] * rows[1]).sum(-1)
 
 
 def lengths(matrix: np.ndarray) -> np.ndarray:
@@ -114,9 +131,12 @@ def lengths(matrix: np.ndarray) -> np.ndarray:
 
 def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
     """The lengths of the rows of some matrices, (..., matrix, row), padded with zeros."""
-    if sum(x.size for x in matrices) <= BLOCK and len({x.shape for x in matrices}) == 1:
-        whole = np.stack(matrices, axis=-3)  # one call in place of many
+    small = sum(x.size for x in matrices) <= BLOCK  # then one call in place of many is faster
+    if small and len({x.shape for x in matrices}) == 1:
+        whole = np.stack(matrices, axis=-3)
         found = np.einsum("...ij,...ij->...i", whole, whole)
+    elif small and len({x.shape[:-1] for x in matrices}) == 1:
+        found = _side_by_side(matrices)
     else:
         squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
         batch = np.broadcast_shapes(*(x.shape[:-1] for x in squares))
@@ -134,6 +154,18 @@ def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
             exact = scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
             found[..., k, : exact.shape[-1]] = exact
     return found
+
+
+def _side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Squared lengths of rows, (..., matrix, row), of matrices that differ in columns only."""
+    widths = [x.shape[-1] for x in matrices]
+    filled = [k for k, width in enumerate(widths) if width]
+    whole = np.concatenate(matrices, axis=-1)
+    found = np.zeros((*whole.shape[:-1], len(widths)))
+    if filled:
+        starts = np.cumsum([0, *widths])[filled]
+        found[..., filled] = np.add.reduceat(whole * whole, starts, axis=-1)
+    return np.swapaxes(found, -1, -2)
 
 
 def frobenius(matrix: np.ndarray) -> np.ndarray:
