@@ -253,7 +253,7 @@ def _bare(variable: xr.Variable, coords: dict[str, xr.Variable]) -> xr.DataArray
 
 
 def _labelled(values: Sequence[xr.DataArray], own: dict[str, xr.Variable]) -> list[xr.DataArray]:
-    """The arrays with coordinates of dims that they have: in one Dataset, so that it is one work."""
+    """The arrays with the coordinates of dims that they have, put on in one Dataset for all."""
     dims = {dim for value in values for dim in value.dims}
     coords = {c: v for c, v in own.items() if dims.issuperset(v.dims)}
     for value in values:

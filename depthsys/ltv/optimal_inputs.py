@@ -11,11 +11,10 @@ from numpy.typing import ArrayLike
 from depthsys.ltv.costs import RTOL, Costs, as_costs, checked_rtol
 from depthsys.ltv.labels import beside_each_other, with_labels_of
 from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
-from depthsys.ltv.lqr import lists
 from depthsys.ltv.matrix_free import labels, over_depth
 from depthsys.ltv.quadratic_program import least_distance, least_in_box
 from depthsys.ltv.response import as_state
-from depthsys.ltv.riccati import riccati
+from depthsys.ltv.riccati import lists, riccati
 from depthsys.ltv.rounding import YES, lengths
 from depthsys.ltv.system import check
 from depthsys.ltv.targets import bound, final_state, output_targets, pattern
