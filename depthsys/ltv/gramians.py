@@ -18,6 +18,7 @@ from depthsys.ltv.matrix_free import (
     check_finite,
     in_parts,
     over_depth,
+    propagated,
     stacked,
     state_size,
     transposed,
@@ -132,8 +133,7 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     size = A[0].shape[-1]
     factors = [np.zeros((*B[0].shape[:-2], size, 0)) if initial is None else compressed(initial)]
     for layer, a in enumerate(A):
-        propagated = a @ factors[-1] if factors[-1].shape[-1] else None
-        factors.append(compressed(beside(propagated, B[layer])))
+        factors.append(compressed(propagated(a, factors[-1], B[layer])))
     _check_factors(factors, "reachability", A)
     return factors
 
@@ -142,8 +142,8 @@ def observability(A, C) -> list[np.ndarray]:
     """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
     factors = [compressed(transposed(C[-1]))]
     for layer in reversed(range(len(A))):
-        propagated = transposed(A[layer]) @ factors[-1]
-        factors.append(compressed(beside(propagated, transposed(C[layer]))))
+        new = transposed(C[layer])
+        factors.append(compressed(propagated(transposed(A[layer]), factors[-1], new)))
     _check_factors(factors, "observability", A)
     return factors[::-1]
 

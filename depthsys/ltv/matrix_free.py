@@ -367,6 +367,20 @@ def beside(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
     return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
+def propagated(a: Any, columns: np.ndarray, new: np.ndarray, *, first: bool = False) -> np.ndarray:
+    """``a @ columns`` with ``new`` columns after it, or before it, multiplied into its place."""
+    width = columns.shape[-1]
+    if isinstance(a, LinearOperator) or width == 0:
+        older = a @ columns if width else None
+        return beside(new, older) if first else beside(older, new)
+    batch = np.broadcast_shapes(a.shape[:-2], columns.shape[:-2], new.shape[:-2])
+    whole = np.empty((*batch, a.shape[-2], width + new.shape[-1]))
+    start = new.shape[-1] if first else 0
+    np.matmul(a, columns, out=whole[..., start : start + width])
+    whole[..., slice(start) if first else slice(width, None)] = new
+    return whole
+
+
 def stacked(matrices: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
     """Matrices of varying size in one array (..., depth, rows, columns), padded with zeros."""
     batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))

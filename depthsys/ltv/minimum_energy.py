@@ -18,9 +18,9 @@ from depthsys.ltv.labels import (
 from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
 from depthsys.ltv.matrix_free import (
     MatrixFree,
-    beside,
     labels,
     over_depth,
+    propagated,
     state_size,
     state_sizes,
     transposed,
@@ -232,12 +232,12 @@ def state_gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
     def core(A, B):
         columns = B[0]
         for layer in range(1, len(A)):
-            columns = beside(A[layer] @ columns, B[layer])
+            columns = propagated(A[layer], columns, B[layer])
         blocks = columns.reshape(*columns.shape[:-1], len(A), B[0].shape[-1])
         return np.moveaxis(blocks, -2, -3)
 
     gain = over_depth(core, system, "AB", [["layer", "state_next", "input"]])
-    return gain.rename("gain", state_next="state").assign_coords(layer=labels(system, "layer"))
+    return gain.rename("gain", state_next="state")
 
 
 def _gains_and_rounding(system: xr.Dataset | MatrixFree) -> tuple[xr.DataArray, xr.DataArray]:
@@ -257,7 +257,7 @@ def _gains_and_rounding(system: xr.Dataset | MatrixFree) -> tuple[xr.DataArray, 
 
     dims = [["layer", "output", "input"], ["output"]]
     gain, floor = over_depth(core, system, "ABC", dims)
-    return gain.assign_coords(layer=labels(system, "layer")), floor
+    return gain, floor
 
 
 def _alone(system: xr.Dataset | MatrixFree, start: xr.DataArray, goal: str) -> xr.DataArray:
