@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthsys.ltv.gramians import in_rows, long_maps, observability, reachability
+from depthsys.ltv.gramians import in_rows, long_maps, observability, reachability, singular_values
 from depthsys.ltv.long_arithmetic import LongMap
 from depthsys.ltv.matrix_free import check_finite, transposed
 from depthsys.ltv.rounding import (
@@ -41,7 +41,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
 
     ``order`` cuts V and W; at 0 only the numbers are made.
     """
-    R, S = reachability(A, B), observability(A, C)
+    R, S = reachability(A, B), observability(A, C, start=False)
     V, W, values, floors = [], [], [], []
     rows = row_lengths(R), row_lengths(S)
     noise = 10 * local_noises(R, S, rows)
@@ -57,7 +57,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
             continue
         floor = noise[..., k]
         if order == 0:
-            sigma = np.linalg.svd(product, compute_uv=False)
+            sigma = singular_values(product)
             floor = np.maximum(rtol * sigma[..., 0], floor)
         else:
             U, sigma, Zt = np.linalg.svd(product, full_matrices=False)

@@ -138,13 +138,18 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     return factors
 
 
-def observability(A, C) -> list[np.ndarray]:
-    """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
+def observability(A, C, *, start: bool = True) -> list[np.ndarray]:
+    """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth.
+
+    Without ``start`` S_0 has no columns: no input comes before it.
+    """
     factors = [compressed(transposed(C[-1]))]
-    for layer in reversed(range(len(A))):
+    for layer in reversed(range(0 if start else 1, len(A))):
         new = transposed(C[layer])
         factors.append(compressed(propagated(transposed(A[layer]), factors[-1], new)))
     _check_factors(factors, "observability", A)
+    if not start:
+        factors.append(np.zeros((*factors[-1].shape[:-2], C[0].shape[-1], 0)))
     return factors[::-1]
 
 
@@ -250,15 +255,13 @@ def values_and_resolution(system: System | xr.DataArray) -> tuple[xr.DataArray, 
 
 
 def _hankel_values(A, B, C) -> tuple[np.ndarray, np.ndarray]:
-    R, S = reachability(A, B), observability(A, C)
+    R, S = reachability(A, B), observability(A, C, start=False)
     values = []
     for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
         values.append(
-            np.linalg.svd(product, compute_uv=False)
-            if r.shape[-1]
-            else np.zeros((*product.shape[:-2], 0))
+            singular_values(product) if r.shape[-1] else np.zeros((*product.shape[:-2], 0))
         )
     found = in_rows(values)
     size = found.max((-2, -1), initial=0.0)
@@ -300,6 +303,12 @@ def values_of_map(G: np.ndarray, error: float = 0.0) -> tuple[np.ndarray, np.nda
     """Hankel singular values (..., depth, index) of a map with an error, and their rounding."""
     values = in_rows([np.linalg.svd(f, compute_uv=False) for f in hankel_factors(G)])
     return values, resolution_of_map(G, error)
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """Of (..., rows, columns), largest first; LAPACK is faster with a tall matrix."""
+    tall = matrix.shape[-2] >= matrix.shape[-1]
+    return np.linalg.svd(matrix if tall else transposed(matrix), compute_uv=False)
 
 
 def in_rows(values: list[np.ndarray]) -> np.ndarray:

@@ -69,7 +69,7 @@ def h2_norm(system: System) -> xr.DataArray:
     """
 
     def core(A, B, C, D):
-        R, S = reachability(A, B), observability(A, C)
+        R, S = reachability(A, B), observability(A, C, start=False)
         direct = [frobenius(d) for d in D]
         parts = [frobenius(c @ r) for c, r in zip(C, R, strict=True) if r.shape[-1]]
         norm = np.array(_root_sum(parts + direct))

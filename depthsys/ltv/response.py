@@ -313,7 +313,7 @@ def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
     """The `io_matrix`, in long arithmetic where it is needed and possible; its rounding (...)."""
 
     def core(A, B, C, D):
-        R, S = reachability(A, B), observability(A, C)
+        R, S = reachability(A, B), observability(A, C, start=False)
         G = map_of(A, B, C, D, R, S)
         size = size_of_map(G)
         lost = resolution_of(A, B, C, R, S)
@@ -351,7 +351,7 @@ def map_of(A, B, C, D, R=None, S=None) -> np.ndarray:
         for k in range(1, L + 1):
             y = C[k] @ R[k]
             G[..., k, :, :k, :] = y.reshape(*y.shape[:-1], k, m)
-    elif S is not None and S[0].shape[-1] == (L + 1) * p:
+    elif S is not None and S[1].shape[-1] == L * p:
         for layer in range(L):
             y = transposed(S[layer + 1]) @ B[layer]
             y = y.reshape(*y.shape[:-2], L - layer, p, m)[..., ::-1, :, :]  # the last depth first

@@ -74,8 +74,12 @@ def _unseen(R: Sequence[np.ndarray], S: Sequence[np.ndarray]) -> np.ndarray:
     return np.maximum(frobenius(S[1]) * frobenius(R[1]), frobenius(S[0]) * frobenius(R[0]))
 
 
-def noise_of_factors(A, B, R: Sequence[np.ndarray]) -> list[np.ndarray]:
+def noise_of_factors(
+    A, B, R: Sequence[np.ndarray], rows: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Random samples (..., state, sample) of what rounding leaves in the factors R_k.
+
+    ``rows`` are the `row_lengths` of R, if they are known.
 
     The rounding errors made at every depth, with random signs, are carried on by A: a length of the
     samples estimates that of the error, where a bound by norms would grow with ||A||^k.
@@ -83,11 +87,13 @@ def noise_of_factors(A, B, R: Sequence[np.ndarray]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     sizes = max(f.shape[-2] + f.shape[-1] for f in R)
     noise = [np.zeros((*R[0].shape[:-1], SAMPLES))]
+    rows = row_lengths(R) if rows is None else rows
+    new = row_lengths(B)
     for layer, a in enumerate(A):
-        r = lengths(R[layer])
-        made = lengths(B[layer])
+        r = rows[..., layer, : R[layer].shape[-2]]
+        made = new[..., layer, : B[layer].shape[-2]]
         if isinstance(a, LinearOperator):
-            made = made + lengths(R[layer + 1])
+            made = made + rows[..., layer + 1, : R[layer + 1].shape[-2]]
         else:
             made = made + _reached(a, r)
         signs = rng.standard_normal((made.shape[-1], SAMPLES))
