@@ -22,6 +22,7 @@ EPS = float(np.finfo(float).eps)
 CERTIFIABLE = 1e-3  # of the Hankel norm: above it a first-order estimate of rounding proves nothing
 YES = "yes"
 BLOCK = 2**18  # numbers that fit a cache
+FEW = 2**14  # numbers for which a call costs more than the work
 SAMPLES = 8
 
 
@@ -45,7 +46,7 @@ def resolution_of(
         if isinstance(A[0], LinearOperator):
             total = total + sum(_unseen(R[k : k + 2], S[k : k + 2]) for k in range(len(A)))
             return _lost(sizes * total)
-        if sum(a.size for a in A) <= BLOCK and len({a.shape for a in A}) == 1:
+        if sum(a.size for a in A) <= FEW and len({a.shape for a in A}) == 1:
             reached = _reached(np.stack(A, axis=-3), r[..., :-1, :])
             return _lost(sizes * (total + (s[..., 1:, :] * reached).sum((-2, -1))))
         parts = [_through(a, r[..., k, :], s[..., k + 1, :]) for k, a in enumerate(A)]
@@ -137,12 +138,9 @@ def lengths(matrix: np.ndarray) -> np.ndarray:
 
 def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
     """The lengths of the rows of some matrices, (..., matrix, row), padded with zeros."""
-    small = sum(x.size for x in matrices) <= BLOCK  # then one call in place of many is faster
-    if small and len({x.shape for x in matrices}) == 1:
-        whole = np.stack(matrices, axis=-3)
+    if sum(x.size for x in matrices) <= FEW and len({x.shape for x in matrices}) == 1:
+        whole = np.stack(matrices, axis=-3)  # one call in place of many
         found = np.einsum("...ij,...ij->...i", whole, whole)
-    elif small and len({x.shape[:-1] for x in matrices}) == 1:
-        found = _side_by_side(matrices)
     else:
         squares = [np.einsum("...ij,...ij->...i", x, x) for x in matrices]
         batch = np.broadcast_shapes(*(x.shape[:-1] for x in squares))
@@ -160,18 +158,6 @@ def row_lengths(matrices: Sequence[np.ndarray]) -> np.ndarray:
             exact = scale[..., 0] * np.linalg.norm(matrix / scale, axis=-1)
             found[..., k, : exact.shape[-1]] = exact
     return found
-
-
-def _side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Squared lengths of rows, (..., matrix, row), of matrices that differ in columns only."""
-    widths = [x.shape[-1] for x in matrices]
-    filled = [k for k, width in enumerate(widths) if width]
-    whole = np.concatenate(matrices, axis=-1)
-    found = np.zeros((*whole.shape[:-1], len(widths)))
-    if filled:
-        starts = np.cumsum([0, *widths])[filled]
-        found[..., filled] = np.add.reduceat(whole * whole, starts, axis=-1)
-    return np.swapaxes(found, -1, -2)
 
 
 def frobenius(matrix: np.ndarray) -> np.ndarray:
