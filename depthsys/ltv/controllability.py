@@ -20,7 +20,6 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
-from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
 from depthsys.ltv.rounding import (
     YES,
@@ -31,6 +30,7 @@ from depthsys.ltv.rounding import (
     size_of_noise,
 )
 from depthsys.ltv.system import as_named, check
+from depthsys.ltv.terminal_gains import state_gains
 
 RTOL = 1e-10
 COORDINATES = (

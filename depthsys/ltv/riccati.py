@@ -9,6 +9,7 @@ from depthsys.ltv.matrix_free import transposed
 from depthsys.ltv.rounding import lengths
 
 EPS = np.finfo(float).eps
+SMALL = 1e-250  # of a square: from here on products of it lose digits
 TAME = 1e-3  # part of its own diagonal that the recursion of products must keep
 Matrices = Sequence[np.ndarray]
 
@@ -104,7 +105,7 @@ def by_products(
         on_input = R[..., layer, :, :] + seen @ b
         on_state = q + transposed(a) @ (P[0] @ a)
         kept = least[..., layer, None] * _diagonal(q)
-        if not (kept >= TAME * _diagonal(on_state)).all():
+        if not (kept >= TAME * _diagonal(on_state)).all() or not _is_far(on_input, on_state):
             return None
         try:
             lower = np.linalg.cholesky((on_input + transposed(on_input)) / 2)
@@ -118,6 +119,12 @@ def by_products(
         P.insert(0, (left + transposed(left)) / 2)
         U.insert(0, transposed(lower))
     return K, P, U
+
+
+def _is_far(*matrices: np.ndarray) -> bool:
+    """Whether the squares on the diagonals are far from overflow and, but for zero, underflow."""
+    sizes = [_diagonal(matrix) for matrix in matrices]
+    return all((((x > SMALL) & (x < 1 / SMALL)) | (x == 0)).all() for x in sizes)
 
 
 def _diagonal(matrix: np.ndarray) -> np.ndarray:
