@@ -254,7 +254,8 @@ def test_what_it_says_about_itself():
     assert (found.attrs["order"], found.attrs["rtol"]) == (2, 1e-9)
     assert "tolerance" not in found.attrs
     assert found.attrs["schema_version"] == ltv.SCHEMA_VERSION
-    assert set(found.data_vars) == {"A", "B", "C", "D", "hankel_singular_values"}
+    own = {"hankel_singular_values", "resolution", "rank_is_certified"}
+    assert set(found.data_vars) == {"A", "B", "C", "D"} | own
     assert all(found[name].dtype == np.float64 for name in "ABCD")
     assert ltv.realization(io.astype(np.float32)).A.dtype == np.float64
 
