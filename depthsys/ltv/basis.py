@@ -516,6 +516,7 @@ def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
 
 def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     """Orthonormal columns with the leading spans of ``columns``, dependent ones left out."""
+    columns = _in_range(columns)
     wide = columns[..., : columns.shape[-2]]
     if wide.shape[-1] == 0:
         return wide
@@ -525,6 +526,14 @@ def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
         return (Q * np.sign(part)[..., None, :])[..., :order]  # along the columns, not against
     empty = np.zeros((*columns.shape[:-1], 0))
     return _packed(extended(empty, columns, rtol))[..., :order]
+
+
+def _in_range(columns: np.ndarray) -> np.ndarray:
+    """The same directions, with lengths whose squares neither vanish nor overflow."""
+    size = np.abs(columns).max(-2, initial=0.0)
+    if (((size > 1e-140) & (size < 1e140)) | (size == 0)).all():
+        return columns
+    return columns / np.where(size > 0, size, 1.0)[..., None, :]
 
 
 def extended(Q: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:

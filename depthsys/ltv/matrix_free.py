@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes, counts
+from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes, counts, unmasked
 
 PART = 64  # systems of a batch per part
 
@@ -113,6 +113,7 @@ def _operator(value: Any, layer: int) -> LinearOperator:
 
 
 def _arrays(matrices: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
+    unmasked(matrices, name)
     arrays = []
     for k, matrix in enumerate(matrices):
         array = np.asarray(matrix)

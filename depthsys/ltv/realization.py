@@ -242,9 +242,10 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     -------
     xr.Dataset
         ``A``, ``B``, ``C``, ``D`` and the coordinate ``order`` (depth), the sum of both orders;
-        attrs of ``first``, names of inputs and outputs, and ``state_name`` where both have it and
-        ``order`` is constant (a name that both use ends in ``_2`` for ``second``). Other
-        variables are dropped. MATLAB and python-control: `parallel`.
+        attrs of ``first``, names of inputs and outputs, and ``state_name`` and labels of ``state``
+        where both have them and ``order`` is constant (a name that both use ends in ``_2`` for
+        ``second``; labels that are no strings are dropped where both use one). Other variables
+        are dropped. MATLAB and python-control: `parallel`.
 
     Raises
     ------
@@ -315,14 +316,27 @@ def _check_same(first: xr.Dataset, second: xr.Dataset, dim: str) -> None:
 
 
 def _state_names(first: xr.Dataset, second: xr.Dataset) -> dict:
-    if not all("state_name" in system.coords for system in (first, second)):
-        return {}
-    names = first["state_name"].values.tolist()
-    for name in second["state_name"].values.tolist():
-        while name in names:
+    found = {}
+    if all("state_name" in system.coords for system in (first, second)):
+        found["state_name"] = ("state", _different(first["state_name"], second["state_name"]))
+    labelled = [
+        next((one[dim] for dim in _STATES if dim in one.coords), None) for one in (first, second)
+    ]
+    if labelled[0] is not None and labelled[1] is not None:
+        labels = _different(*labelled)
+        if len(set(labels.tolist())) == len(labels):
+            found |= {dim: (dim, labels) for dim in _STATES}
+    return found
+
+
+def _different(first: xr.DataArray, second: xr.DataArray) -> np.ndarray:
+    """The labels of both, those of the second marked where the first has the same string."""
+    names = first.values.tolist()
+    for name in second.values.tolist():
+        while isinstance(name, str) and name in names:
             name = f"{name}_2"
         names.append(name)
-    return {"state_name": ("state", np.array(names))}
+    return np.array(names)
 
 
 def _bare(system: xr.Dataset) -> xr.Dataset:

@@ -8,7 +8,8 @@ where r, s, b and c hold the lengths of the rows of R, S, B and of the columns o
 first order) what the rounding errors of all products and QRs on the way do to any S' R and to any
 entry of the input-output map, since the error made at state i of depth k is seen by the outputs
 through row i of S_k. No scaling of states, inputs or outputs changes it. It is far above eps ||G||
-when there are states that are easy to reach and hard to see.
+when there are states that are easy to reach and hard to see. Near the smallest numbers it is
+widened by what products lose in underflow.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 EPS = float(np.finfo(float).eps)
+TINY = float(np.finfo(float).smallest_subnormal)  # what a product loses at most below 1e-308
 CERTIFIABLE = 1e-3  # of the Hankel norm: above it a first-order estimate of rounding proves nothing
 YES = "yes"
 BLOCK = 2**18  # numbers that fit a cache
@@ -38,23 +40,49 @@ def resolution_of(
 
     ``rows`` are the `row_lengths` of R and of S, if they are known.
     """
+    rows = (row_lengths(R), row_lengths(S)) if rows is None else rows
     sizes = max(f.shape[-2] + f.shape[-1] for f in R) + max(f.shape[-1] for f in S)
+    total = _terms(A, B, C, R, S, rows)
+    with np.errstate(over="ignore", under="ignore"):
+        lost = EPS * sizes * total
+        r, s = rows
+        parts = (r.max((-2, -1)), s.max((-2, -1)), 1.0)
+        below = TINY * sizes * sum(f.shape[-2] for f in R) * sum(parts)
+        lost = np.where(below > 1e-3 * lost, lost + below * _meet(A, B, r, s), lost)
+    return np.where(np.isnan(total), np.inf, lost)
+
+
+def _meet(A, B, r: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Whether anything that is reached is seen, by which entries are not zero, (...).
+
+    Where nothing is, the map is zero and no product can have vanished in underflow.
+    """
+    seen = s > 0
+    found = (seen & (r > 0)).any((-2, -1))
+    for k, a in enumerate(A):
+        made = (B[k] != 0).any(-1)
+        found = found | (seen[..., k + 1, : made.shape[-1]] & made).any(-1)
+        if isinstance(a, LinearOperator):
+            continue
+        moved = ((a != 0) & (r[..., k, None, : a.shape[-1]] > 0)).any(-1)
+        found = found | (seen[..., k + 1, : moved.shape[-1]] & moved).any(-1)
+    return found
+
+
+def _terms(A, B, C, R, S, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The sizes of all terms, seen by the outputs, summed over times (...)."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        r, s = (row_lengths(R), row_lengths(S)) if rows is None else rows
+        r, s = rows
         total = (s[..., 1:, :] * row_lengths(B)).sum((-2, -1))
         total = total + (row_lengths([transposed(c) for c in C]) * r).sum((-2, -1))
         if isinstance(A[0], LinearOperator):
             total = total + sum(_unseen(R[k : k + 2], S[k : k + 2]) for k in range(len(A)))
-            return _lost(sizes * total)
+            return total
         if sum(a.size for a in A) <= FEW and len({a.shape for a in A}) == 1:
             reached = _reached(np.stack(A, axis=-3), r[..., :-1, :])
-            return _lost(sizes * (total + (s[..., 1:, :] * reached).sum((-2, -1))))
+            return total + (s[..., 1:, :] * reached).sum((-2, -1))
         parts = [_through(a, r[..., k, :], s[..., k + 1, :]) for k, a in enumerate(A)]
-        return _lost(sizes * (total + sum(parts)))
-
-
-def _lost(total: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(total), np.inf, EPS * total)
+        return total + sum(parts)
 
 
 def _through(a: np.ndarray, r: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -114,7 +142,8 @@ def resolution_of_map(G: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndar
     """
     rows = G.reshape(*G.shape[:-4], G.shape[-4] * G.shape[-3], -1)
     with np.errstate(over="ignore"):
-        return np.array(EPS * sum(rows.shape[-2:]) * frobenius(rows) + error)
+        size = frobenius(rows)
+        return np.array(sum(rows.shape[-2:]) * (EPS * size + TINY * (size > 0)) + error)
 
 
 def local_noise(R: np.ndarray, S: np.ndarray) -> np.ndarray:
@@ -128,7 +157,8 @@ def local_noises(
     """`local_noise` at every depth, (..., depth), from the `row_lengths` of R and of S."""
     sizes = [r.shape[-2] + r.shape[-1] + s.shape[-1] for r, s in zip(R, S, strict=True)]
     with np.errstate(over="ignore", under="ignore"):
-        return EPS * np.array(sizes) * (rows[0] * rows[1]).sum(-1)
+        meet = ((rows[0] > 0) & (rows[1] > 0)).any(-1)
+        return np.array(sizes) * (EPS * (rows[0] * rows[1]).sum(-1) + TINY * meet)
 
 
 def lengths(matrix: np.ndarray) -> np.ndarray:

@@ -250,13 +250,20 @@ def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
 
 def unmasked(value: Any, name: str) -> None:
     """ValueError for numpy's masked arrays and lists of them, whose masks are lost on the way."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    parts = [part for part in parts if isinstance(part, np.ma.MaskedArray)]
-    if count := sum(int(np.ma.count_masked(part)) for part in parts):
+    if count := _masked(value):
         raise ValueError(
             f"`{name}` must have no masked values; got {count}. Fill them: `.filled(0)`, or "
             "`.filled(np.nan)` where NaN stands for what is free or missing."
         )
+
+
+def _masked(value: Any) -> int:
+    """How many values are masked, in lists at any depth."""
+    if isinstance(value, np.ma.MaskedArray):
+        return int(np.ma.count_masked(value))
+    if isinstance(value, (list, tuple)):
+        return sum(_masked(part) for part in value if not isinstance(part, (int, float)))
+    return 0
 
 
 def in_memory(value: Any, name: str) -> None:
@@ -318,6 +325,7 @@ def _matrices(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def _list_of_matrices(matrices: Any, name: str) -> list[np.ndarray]:
+    unmasked(matrices, name)
     arrays = [np.asarray(m) for m in matrices]
     for k, array in enumerate(arrays):
         if array.ndim != 2:
