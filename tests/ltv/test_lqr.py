@@ -1,8 +1,7 @@
+import sys
 from fractions import Fraction
 
 import control
-import sys
-
 import numpy as np
 import pytest
 import scipy.linalg
