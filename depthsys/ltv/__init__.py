@@ -42,7 +42,7 @@ from depthsys.ltv.lti import (
 from depthsys.ltv.markov import era, markov_parameters
 from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.minimal import balreal, minimal_realization
-from depthsys.ltv.minimum_energy import minimum_energy, state_gains
+from depthsys.ltv.minimum_energy import minimum_energy
 from depthsys.ltv.norms import error_bounds, h2_norm, hankel_norm, induced_norm
 from depthsys.ltv.optimal_inputs import optimal_inputs
 from depthsys.ltv.periodic import cyclic, floquet_multipliers, lift, repeat
@@ -59,6 +59,7 @@ from depthsys.ltv.response import (
 )
 from depthsys.ltv.sampling import sample_system
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
+from depthsys.ltv.terminal_gains import state_gains
 from depthsys.ltv.window import concatenate, window
 
 __all__ = [

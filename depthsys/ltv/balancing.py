@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthsys.ltv.gramians import in_rows, long_maps, observability, reachability
+from depthsys.ltv.gramians import in_rows, long_maps, observability, reachability, singular_values
 from depthsys.ltv.long_arithmetic import LongMap
 from depthsys.ltv.matrix_free import check_finite, transposed
 from depthsys.ltv.rounding import (
     EPS,
+    TINY,
     lengths,
-    local_noise,
+    local_noises,
     resolution_of,
     resolution_of_map,
+    row_lengths,
 )
 
+FAINT = 1e-200  # of the largest Hankel value: below it products would underflow
 HELD = 1e-9  # of W' V = I, where `project` asks for 1e-7
 
 
@@ -40,8 +43,10 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
 
     ``order`` cuts V and W; at 0 only the numbers are made.
     """
-    R, S = reachability(A, B), observability(A, C)
+    R, S = reachability(A, B), observability(A, C, start=False)
     V, W, values, floors = [], [], [], []
+    rows = row_lengths(R), row_lengths(S)
+    noise = 10 * local_noises(R, S, rows)
     for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
@@ -52,9 +57,9 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
             values.append(np.zeros((*product.shape[:-2], 0)))
             floors.append(np.zeros(product.shape[:-2]))
             continue
-        floor = 10 * local_noise(r, s)
+        floor = noise[..., k]
         if order == 0:
-            sigma = np.linalg.svd(product, compute_uv=False)
+            sigma = singular_values(product)
             floor = np.maximum(rtol * sigma[..., 0], floor)
         else:
             U, sigma, Zt = np.linalg.svd(product, full_matrices=False)
@@ -66,7 +71,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
         values.append(sigma)
         floors.append(floor)
     size = in_rows(values).max((-2, -1), initial=0.0)
-    resolution = resolution_of(A, B, C, R, S)
+    resolution = resolution_of(A, B, C, R, S, rows)
     model = resolution.copy()
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
         one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)
@@ -74,7 +79,39 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
         for whole, part in ((V, one.V), (W, one.W), (values, one.values), (floors, one.floor)):
             for k, new in enumerate(part):
                 whole[k] = _with(whole[k], resolution.shape, member, new)
+    if (in_rows(values).max((-2, -1), initial=0.0) < FAINT).any():
+        units = [_power_of_four(row_lengths(part).max((-2, -1))) for part in (B, C)]
+        if (units[0] * units[1] < FAINT).any():
+            return _balanced_faint(A, B, C, rtol, order, *units)
     return Balanced(V, W, values, floors, resolution, model)
+
+
+def _power_of_four(size: np.ndarray) -> np.ndarray:
+    """The one next to a size, which has an exact root; 1 for zero."""
+    known = size > 0
+    half = np.round(np.log2(np.where(known, size, 1.0)) / 2)
+    return np.where(known, 4.0**half, 1.0)
+
+
+def _balanced_faint(A, B, C, rtol, order, reach: np.ndarray, seen: np.ndarray) -> Balanced:
+    """`balanced` of inputs and outputs in such units (...), then in their own: none underflows."""
+    r, s = reach[..., None, None], seen[..., None, None]
+    found = balanced(A, [b / r for b in B], [c / s for c in C], rtol, order)
+    root, size = np.sqrt(r) / np.sqrt(s), reach * seen
+
+    def back(value: np.ndarray) -> np.ndarray:
+        return np.asarray(np.where(value > 0, reach * (seen * value) + 8 * TINY, value))
+
+    states = len(C) * max(v.shape[-2] for v in found.V)
+    terms = 8 * TINY * states * (size > 0)
+    return Balanced(
+        [v * root for v in found.V],
+        [w / root for w in found.W],
+        [reach[..., None] * (seen[..., None] * value) for value in found.values],
+        [back(floor) for floor in found.floor],
+        back(found.resolution),
+        back(found.model) + np.where(found.model > 0, terms, 0.0),
+    )
 
 
 def _with(whole: np.ndarray, batch: tuple[int, ...], member: tuple[int, ...], new: np.ndarray):

@@ -27,7 +27,6 @@ from depthsys.ltv.gramians import System, in_rows, observability, reachability, 
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     beside,
-    labels,
     n_depths,
     over_depth,
     stacked,
@@ -405,28 +404,32 @@ def _built(system: System, method: _Method, order: int) -> xr.Dataset:
         shape = (max(v.shape[-2] for v in V), max(1, *(v.shape[-1] for v in V)))
         lost = [EPS * v.shape[-2] * _condition(v, w) for v, w in zip(V, W, strict=True)]
         resolution = np.stack(np.broadcast_arrays(*lost), axis=-1).max(-1)
-        return stacked(V, *shape), stacked(W, *shape), resolution, *model
+        whole = stacked(V, *shape)
+        count = (whole != 0).any(-2).sum(-1)
+        return whole, stacked(W, *shape), count, resolution, *model
 
     dims = [[d for d in g.dims if d in ("depth", "state", "column")] for g in method.given.values()]
-    V, W, resolution, *model = over_depth(
+    V, W, count, resolution, *model = over_depth(
         padded,
         system,
         method.matrices,
-        [["depth", "feature", "column_out"]] * 2 + [[]] * (3 if method.models else 1),
+        [["depth", "feature", "column_out"]] * 2 + [["depth"]] + [[]] * (3 if method.models else 1),
         *method.given.values(),
         extra_dims=dims,
         exclude=["column"] if any("column" in d for d in dims) else [],
     )
-    basis = xr.Dataset({"V": V, "W": W}).rename(column_out="state").assign(resolution=resolution)
+    basis = {"V": V, "W": W, "order": count.drop_vars("order", errors="ignore")}
+    basis["resolution"] = resolution
     ok, lost, claim, what = resolution <= CERTIFIABLE, resolution, xr.DataArray(1.0), "W' V = I"
     if model:
         lost, claim = model
-        basis = basis.assign(model_resolution=lost)
+        basis["model_resolution"] = lost
         ok, what = (lost <= CERTIFIABLE * claim) | (lost == 0), "the largest Hankel value"
     certified = certificate(ok, lost, claim, what)
-    return basis.assign_coords(
-        depth=labels(system, "depth"), order=(basis["V"] != 0).any("feature").sum("state")
-    ).assign_attrs(method=method.name, rtol=method.rtol, order=order, certified=certified)
+    about = {"method": method.name, "rtol": method.rtol, "order": order, "certified": certified}
+    for name in "VW":
+        basis[name] = basis[name].drop_vars("order", errors="ignore")
+    return xr.Dataset(basis, attrs=about).rename(column_out="state").set_coords("order")
 
 
 def _condition(V: np.ndarray, W: np.ndarray) -> np.ndarray:
@@ -513,6 +516,7 @@ def _leading(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
 
 def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
     """Orthonormal columns with the leading spans of ``columns``, dependent ones left out."""
+    columns = _in_range(columns)
     wide = columns[..., : columns.shape[-2]]
     if wide.shape[-1] == 0:
         return wide
@@ -522,6 +526,14 @@ def orthonormal(columns: np.ndarray, order: int, rtol: float) -> np.ndarray:
         return (Q * np.sign(part)[..., None, :])[..., :order]  # along the columns, not against
     empty = np.zeros((*columns.shape[:-1], 0))
     return _packed(extended(empty, columns, rtol))[..., :order]
+
+
+def _in_range(columns: np.ndarray) -> np.ndarray:
+    """The same directions, with lengths whose squares neither vanish nor overflow."""
+    size = np.abs(columns).max(-2, initial=0.0)
+    if (((size > 1e-140) & (size < 1e140)) | (size == 0)).all():
+        return columns
+    return columns / np.where(size > 0, size, 1.0)[..., None, :]
 
 
 def extended(Q: np.ndarray, columns: np.ndarray, rtol: float) -> np.ndarray:

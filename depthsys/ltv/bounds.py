@@ -63,10 +63,8 @@ def _bounds(
     """The bounds with a dim ``order_``; one of size 1 where ``order`` varies with the depth."""
     several = isinstance(order, np.ndarray)
     kept = xr.DataArray(np.zeros(values.sizes["depth"]), dims=["depth"]) if several else order
-    bare = [
-        x.reset_coords(drop=True).drop_vars("depth", errors="ignore")
-        for x in (values, rounding.values, rounding.model, rounding.count, rounding.floor, kept)
-    ]
+    given = (values, rounding.values, rounding.model, rounding.count, rounding.floor, kept)
+    bare = [_of_batch(x) for x in given]
 
     def core(values, lost, model, count, floor, kept):
         cuts = [_Cut(values, lost, model, count, floor)]
@@ -83,11 +81,16 @@ def _bounds(
         input_core_dims=[_TWO, [], [], ["depth"], ["depth"], ["depth"]],
         output_core_dims=[["order_"]] * len(names),
     )
-    found = xr.Dataset(dict(zip(names, parts, strict=True)))
-    found = found.assign(resolution=rounding.values.reset_coords(drop=True))
-    return found.drop_vars("claim").assign_attrs(
-        certified=_in_words(found, rounding, bare[0].max(_TWO))
-    )
+    *parts, claim = parts
+    found = xr.Dataset(dict(zip(names, parts, strict=False)) | {"resolution": bare[1]})
+    found.attrs["certified"] = _in_words(found, claim, *bare[:3])
+    return found
+
+
+def _of_batch(value: xr.DataArray) -> xr.DataArray:
+    """The array with labels of batch dims only."""
+    coords = {c: v.variable for c, v in value.coords.items() if c in value.dims and c not in _TWO}
+    return xr.DataArray(value.variable, coords=coords)
 
 
 class _Cut:
@@ -140,9 +143,17 @@ class _Cut:
         return lower, *uppers, proved, certain, np.isfinite(uppers[2]), claim
 
 
-def _in_words(found: xr.Dataset, rounding: Rounding, top: xr.DataArray) -> str:
+def _in_words(
+    found: xr.Dataset,
+    claim: xr.DataArray,
+    values: xr.DataArray,
+    lost: xr.DataArray,
+    model: xr.DataArray,
+) -> str:
     """What is not certified, and why: everything, or one of the bounds, or each for its reason."""
-    lost, model = (x.reset_coords(drop=True) for x in (rounding.values, rounding.model))
+    if all(found[f"{bound}_is_certified"].values.all() for bound in ("lower", "upper")):
+        return YES
+    top = values.max(_TWO)
     every = xr.zeros_like(found["upper_is_certified"])
     enough = every | (lost <= CERTIFIABLE * top) | (lost == 0)
     text = certificate(enough, lost, top, "the largest Hankel value")
@@ -154,7 +165,7 @@ def _in_words(found: xr.Dataset, rounding: Rounding, top: xr.DataArray) -> str:
     lower = certificate(
         found["lower_is_certified"],
         found["resolution"],
-        found["claim"],
+        claim,
         "the largest truncated Hankel value",
     )
     lower = lower.replace("not certified", "lower bound not certified", 1)

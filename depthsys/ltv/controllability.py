@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.gramians import System, reachability, used_values
+from depthsys.ltv.gramians import System, reachability, singular_values, used_values
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrix_free import (
     MatrixFree,
@@ -20,16 +20,17 @@ from depthsys.ltv.matrix_free import (
     state_sizes,
     transposed,
 )
-from depthsys.ltv.minimum_energy import state_gains
 from depthsys.ltv.response import gains
 from depthsys.ltv.rounding import (
     YES,
     certificate,
-    local_noise,
+    local_noises,
     noise_of_factors,
+    row_lengths,
     size_of_noise,
 )
 from depthsys.ltv.system import as_named, check
+from depthsys.ltv.terminal_gains import state_gains
 
 RTOL = 1e-10
 COORDINATES = (
@@ -109,11 +110,14 @@ def controllability(system: System, *, rtol: float = RTOL) -> xr.Dataset:
 
     def core(A, B, C):
         rows, factors = [], reachability(A, B)
-        for c, R, noise in zip(C, factors, noise_of_factors(A, B, factors), strict=True):
+        reached, read = row_lengths(factors), row_lengths([transposed(c) for c in C])
+        lost = local_noises(factors, [transposed(c) for c in C], (reached, read))
+        noises = noise_of_factors(A, B, factors, reached)
+        for k, (c, R, noise) in enumerate(zip(C, factors, noises, strict=True)):
             seen = c @ R if R.shape[-1] else R
             scale = np.linalg.norm(c, axis=(-2, -1)) * np.linalg.norm(R, axis=(-2, -1))
             state, output = size_of_noise(noise), size_of_noise(c @ noise)
-            output = output + local_noise(R, transposed(c))
+            output = output + lost[..., k]
             rows.append(
                 [
                     *_measures(R, rtol, None, state),
@@ -195,7 +199,7 @@ def _measures(
     if factor.shape[-1] == 0:
         zero = np.zeros(factor.shape[:-2])
         return [zero.astype(int), zero, zero, zero, zero, zero == 0]
-    s = np.linalg.svd(factor, compute_uv=False)
+    s = singular_values(factor)
     used, limit = used_values(s, rtol), rtol * s[..., :1]
     if scale is not None:
         used &= s > rtol * scale[..., None]

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.labels import aligned, beside_each_other
-from depthsys.ltv.matrix_free import state_sizes, transposed
+from depthsys.ltv.matrix_free import checked_sizes, transposed
 from depthsys.ltv.system import as_named
 
 RTOL = 1e-10
@@ -28,6 +28,9 @@ class Costs:
     F is ``on_state`` (layer, row, state), E ``on_input`` (layer, row, input), S ``end`` (last_row,
     state); ``f`` (layer, row), ``g`` (last_row) and ``drift`` (layer, state), which is added to
     the next state, are None without targets and drift. ``terminal`` is S'S as it was given.
+
+    ``squares`` are Q, R and the least eigenvalues of Q (layer) and of ``terminal``, relative to
+    their own diagonals; None where there is more to a cost than Q and R.
     """
 
     on_state: xr.DataArray
@@ -35,6 +38,7 @@ class Costs:
     end: xr.DataArray
     terminal: xr.DataArray
     affine: tuple[xr.DataArray, ...] | None  # f, drift, g
+    squares: tuple[xr.DataArray, ...] | None = None
 
     DIMS = (
         ("layer", "row", "state"),
@@ -42,6 +46,7 @@ class Costs:
         ("last_row", "state"),
     )
     AFFINE_DIMS = (("layer", "row"), ("layer", "state"), ("last_row",))
+    SQUARES_DIMS = (("layer", *STATES), ("layer", *INPUTS), ("layer",), ())
 
 
 def as_costs(
@@ -59,19 +64,19 @@ def as_costs(
     """Costs on states and inputs, checked and aligned with the system."""
     targets = {"x_target": x_target, "u_target": u_target, "drift": drift}
     given = _given(system, "state", Q, R, N, terminal, targets)
-    here, end = _existing(system)
-    given["Q"] = _ordered(given["Q"] * here * here.rename(state="state_2"))
-    given["terminal"] = _ordered(given["terminal"] * end * end.rename(state="state_2"))
-    if "N" in given:
-        given["N"] = _ordered(given["N"] * here)
-    on_state, on_input, last = _factors(system, given, "state", rtol)
-    return Costs(
-        on_state,
-        on_input,
-        last,
-        given["terminal"],
-        _affine(system, given, "x_target", on_state, on_input, last),
-    )
+    sizes = checked_sizes(system)
+    if (sizes.values < system.sizes["state"]).any():
+        here, end = _existing(system.sizes["state"], sizes)
+        given["Q"] = _ordered(given["Q"] * here * here.rename(state="state_2"))
+        given["terminal"] = _ordered(given["terminal"] * end * end.rename(state="state_2"))
+        if "N" in given:
+            given["N"] = _ordered(given["N"] * here)
+    least = _least(system, given, "state", rtol)
+    on_state, on_input, last = _factors(given, "state")
+    affine = _affine(system, given, "x_target", on_state, on_input, last)
+    alone = affine is None and "N" not in given
+    squares = (given["Q"], given["R"], least["Q"], least["terminal"]) if alone else None
+    return Costs(on_state, on_input, last, given["terminal"], affine, squares)
 
 
 def from_outputs(
@@ -89,7 +94,8 @@ def from_outputs(
     """Costs on outputs and inputs as costs on states and inputs, with ``y = Cx + Du``."""
     targets = {"y_target": y_target, "u_target": u_target, "drift": drift}
     given = _given(system, "output", Q, R, N, terminal, targets)
-    on_output, on_input, last = _factors(system, given, "output", rtol)
+    _least(system, given, "output", rtol)
+    on_output, on_input, last = _factors(given, "output")
     C, D = (bare(system[name]) for name in "CD")
     end = xr.dot(last, C.isel(depth=-1), dim="output")
     return Costs(
@@ -134,13 +140,12 @@ def per_layer(
     return value if along in value.dims else value.expand_dims({along: count})
 
 
-def _existing(system: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def _existing(n: int, sizes: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """1 for states that exist and 0 for padding, (layer, state) and of the last depth (state).
 
     A padded state does not exist and costs nothing.
     """
-    n = system.sizes["state"]
-    exists = (xr.DataArray(np.arange(n), dims=["state"]) < state_sizes(system)).astype(float)
+    exists = (xr.DataArray(np.arange(n), dims=["state"]) < sizes).astype(float)
     return at_layers(exists), exists.isel(depth=-1)
 
 
@@ -168,19 +173,30 @@ def _affine(
     return tuple(_ordered(value) for value in (f, drift, g))
 
 
-def _factors(
+def _least(
     system: xr.Dataset, given: dict[str, xr.DataArray], on: str, rtol: float
-) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
-    """Factors of [Q N; N' R] per layer and of the terminal cost, after checking them."""
+) -> dict[str, xr.DataArray]:
+    """The least eigenvalue of each cost relative to its own diagonal, after checking them."""
     checked_rtol(rtol)
     scales: dict[str, xr.DataArray] = {}
+    found = {}
     for name, dim in (("Q", on), ("terminal", on), ("R", "input")):
-        if not _is_semidefinite(given[name], dim, rtol):  # on its own scale
+        matrix = given[name]
+        asymmetry, least = _deviations(matrix.values, np.zeros(matrix.shape[:-1]))
+        found[name] = xr.DataArray(least, dims=matrix.dims[:-2])
+        if not ((asymmetry <= rtol).all() and (least >= -rtol * matrix.sizes[dim]).all()):
             scales = scales or _other_scales(system, given, on)
             refuse_indefinite(given[name], name, dim, scales[dim], rtol)
     if "N" in given:
         scales = scales or _other_scales(system, given, on)
         _refuse_joint(given, on, scales[on], scales["input"], rtol)
+    return found
+
+
+def _factors(
+    given: dict[str, xr.DataArray], on: str
+) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
+    """Factors of [Q N; N' R] per layer and of the terminal cost."""
     joint = joined(given["Q"], given.get("N"), given["R"], on)
     factor = factored(joint, "both")
     n = given["Q"].sizes[on]
@@ -251,11 +267,9 @@ def _factor(matrix: np.ndarray) -> np.ndarray:
 
 def _one_for_all(matrices: np.ndarray) -> bool:
     """Whether matrices (..., layer, n, n) are one, given once for all layers."""
-    return (
-        matrices.ndim > 2
-        and matrices.shape[-3] > 1
-        and bool((matrices == matrices[..., :1, :, :]).all())
-    )
+    if matrices.ndim < 3 or matrices.shape[-3] < 2:
+        return False
+    return matrices.strides[-3] == 0 or bool((matrices == matrices[..., :1, :, :]).all())
 
 
 def _own_scale(matrix: np.ndarray) -> np.ndarray:
@@ -305,11 +319,6 @@ def _diagonal(matrix: xr.DataArray, dim: str) -> xr.DataArray:
     )
 
 
-def _is_semidefinite(matrix: xr.DataArray, dim: str, rtol: float) -> bool:
-    asymmetry, least = _deviations(matrix.values, np.zeros(matrix.shape[:-1]))
-    return bool((asymmetry <= rtol).all() and (least >= -rtol * matrix.sizes[dim]).all())
-
-
 def refuse_indefinite(
     matrix: xr.DataArray, name: str, dim: str, other: xr.DataArray | float, rtol: float
 ) -> None:
@@ -347,7 +356,9 @@ def _deviations(matrix: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.n
     scale = np.where(scale > 0, scale, 1.0)
     scaled = matrix / scale[..., None] / scale[..., None, :]
     flipped = transposed(scaled)
-    least = np.linalg.eigvalsh((scaled + flipped) / 2).min(-1)
+    empty = ~(matrix.any(-1) | matrix.any(-2))  # a state without a cost is no direction
+    own = np.eye(matrix.shape[-1]) * empty[..., None]
+    least = np.linalg.eigvalsh((scaled + flipped) / 2 + own).min(-1)
     return np.abs(scaled - flipped).max((-2, -1)), least
 
 

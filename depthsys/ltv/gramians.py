@@ -17,8 +17,8 @@ from depthsys.ltv.matrix_free import (
     beside,
     check_finite,
     in_parts,
-    labels,
     over_depth,
+    propagated,
     stacked,
     state_size,
     transposed,
@@ -90,7 +90,7 @@ def reachability_factors(
         extra_dims=extra_dims,
         exclude=["column"],
     )
-    return factor.rename("R").assign_coords(depth=labels(system, "depth"))
+    return factor.rename("R")
 
 
 def observability_factors(system: System) -> xr.DataArray:
@@ -125,7 +125,7 @@ def observability_factors(system: System) -> xr.DataArray:
         return _padded(observability(A, C))
 
     factor = over_depth(padded, system, "AC", [["depth", "state", "column"]])
-    return factor.rename("S").assign_coords(depth=labels(system, "depth"))
+    return factor.rename("S")
 
 
 def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
@@ -133,19 +133,23 @@ def reachability(A, B, initial: np.ndarray | None = None) -> list[np.ndarray]:
     size = A[0].shape[-1]
     factors = [np.zeros((*B[0].shape[:-2], size, 0)) if initial is None else compressed(initial)]
     for layer, a in enumerate(A):
-        propagated = a @ factors[-1] if factors[-1].shape[-1] else None
-        factors.append(compressed(beside(propagated, B[layer])))
+        factors.append(compressed(propagated(a, factors[-1], B[layer])))
     _check_factors(factors, "reachability", A)
     return factors
 
 
-def observability(A, C) -> list[np.ndarray]:
-    """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth."""
+def observability(A, C, *, start: bool = True) -> list[np.ndarray]:
+    """S_k (..., state, column) at depths 0..L, with the columns that exist at that depth.
+
+    Without ``start`` S_0 has no columns: no input comes before it.
+    """
     factors = [compressed(transposed(C[-1]))]
-    for layer in reversed(range(len(A))):
-        propagated = transposed(A[layer]) @ factors[-1]
-        factors.append(compressed(beside(propagated, transposed(C[layer]))))
+    for layer in reversed(range(0 if start else 1, len(A))):
+        new = transposed(C[layer])
+        factors.append(compressed(propagated(transposed(A[layer]), factors[-1], new)))
     _check_factors(factors, "observability", A)
+    if not start:
+        factors.append(np.zeros((*factors[-1].shape[:-2], C[0].shape[-1], 0)))
     return factors[::-1]
 
 
@@ -247,20 +251,17 @@ def values_and_resolution(system: System | xr.DataArray) -> tuple[xr.DataArray, 
         )
         return found[0], found[1].rename("resolution")
     values, resolution = over_depth(_hankel_values, system, "ABC", outputs)
-    values = values.assign_coords(depth=labels(system, "depth"))
     return values, resolution.rename("resolution")
 
 
 def _hankel_values(A, B, C) -> tuple[np.ndarray, np.ndarray]:
-    R, S = reachability(A, B), observability(A, C)
+    R, S = reachability(A, B), observability(A, C, start=False)
     values = []
     for k, (r, s) in enumerate(zip(R, S, strict=True)):
         product = transposed(s) @ r
         check_finite(product, f"S' R at depth {k}")
         values.append(
-            np.linalg.svd(product, compute_uv=False)
-            if r.shape[-1]
-            else np.zeros((*product.shape[:-2], 0))
+            singular_values(product) if r.shape[-1] else np.zeros((*product.shape[:-2], 0))
         )
     found = in_rows(values)
     size = found.max((-2, -1), initial=0.0)
@@ -302,6 +303,12 @@ def values_of_map(G: np.ndarray, error: float = 0.0) -> tuple[np.ndarray, np.nda
     """Hankel singular values (..., depth, index) of a map with an error, and their rounding."""
     values = in_rows([np.linalg.svd(f, compute_uv=False) for f in hankel_factors(G)])
     return values, resolution_of_map(G, error)
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """Of (..., rows, columns), largest first; LAPACK is faster with a tall matrix."""
+    tall = matrix.shape[-2] >= matrix.shape[-1]
+    return np.linalg.svd(matrix if tall else transposed(matrix), compute_uv=False)
 
 
 def in_rows(values: list[np.ndarray]) -> np.ndarray:

@@ -20,10 +20,9 @@ from depthsys.ltv.costs import (
     refuse_indefinite,
 )
 from depthsys.ltv.labels import aligned, beside_each_other, in_order_of, with_labels_of
-from depthsys.ltv.lqr import lists, stacked_up
 from depthsys.ltv.matrix_free import labels, over_depth, state_sizes, transposed
 from depthsys.ltv.response import as_state
-from depthsys.ltv.riccati import riccati, squares
+from depthsys.ltv.riccati import lists, riccati, squares, stacked_up
 from depthsys.ltv.system import as_named, check
 
 Array = ArrayLike | xr.DataArray

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from depthsys.ltv.gramians import used_values
 from depthsys.ltv.matrix_free import transposed
-from depthsys.ltv.rounding import lengths
+from depthsys.ltv.rounding import YES, certificate, lengths
 
 EPS = np.finfo(float).eps
 
@@ -16,7 +17,8 @@ class LeastNorm(NamedTuple):
 
     ``reached`` (..., row) is what of d can be reached, without the rounding of G z; ``miss`` (...)
     its relative distance from d with rows in units of their own size, ``multipliers`` (..., row)
-    the derivative of ``|z|^2`` with respect to d, ``rank`` (...).
+    the derivative of ``|z|^2`` with respect to d, ``rank`` (...) with ``resolution`` (...), what
+    rounding explains in a singular value of the scaled rows, and whether it is ``certain`` (...).
     """
 
     z: np.ndarray
@@ -24,9 +26,13 @@ class LeastNorm(NamedTuple):
     miss: np.ndarray
     multipliers: np.ndarray
     rank: np.ndarray
+    resolution: np.ndarray
+    certain: np.ndarray
 
 
-def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> LeastNorm:
+def least_norm(
+    G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray, lost: np.ndarray
+) -> LeastNorm:
     """Of rows (..., row, column), each scaled to unit size before ranks are decided.
 
     Parameters
@@ -37,16 +43,19 @@ def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> 
         Singular values of the scaled rows below ``rtol`` of the largest count as zero.
     floor
         Sizes (..., row) below which a row is rounding and counts as zero.
+    lost
+        Sizes (..., row) of what rounding leaves in a row.
 
     Notes
     -----
     Where d cannot be reached, z is the least-squares solution in the units of d.
     """
-    G, d, floor = np.asarray(G), np.asarray(d), np.asarray(floor)
+    G, d, floor, lost = (np.asarray(x) for x in (G, d, floor, lost))
     if G.shape[-2] == 0:
         batch = np.broadcast_shapes(G.shape[:-2], d.shape[:-1])
         nothing, none = np.zeros(batch), np.zeros((*batch, 0))
-        return LeastNorm(np.zeros((*batch, G.shape[-1])), none, nothing, none, nothing.astype(int))
+        z = np.zeros((*batch, G.shape[-1]))
+        return LeastNorm(z, none, nothing, none, nothing.astype(int), nothing, nothing == 0)
     size = lengths(G)
     alive = size > floor
     scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)
@@ -66,9 +75,30 @@ def least_norm(G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray) -> 
         share = _times(np.linalg.pinv(seen, rcond=EPS * max(G.shape[-2:])), d)
         z = np.where(far[..., None], _times(transposed(Vt), share * used), z)
         reached = np.where(far[..., None], _times(seen, share), reached)
-    multipliers = 2 * scale * _times(U, inverse * _times(Vt, z))
-    rank = np.broadcast_to(used.sum(-1), miss.shape).copy()
-    return LeastNorm(z, reached, miss, multipliers, rank)
+    with np.errstate(over="ignore"):  # as does the square of z, which is what is refused
+        multipliers = 2 * scale * _times(U, inverse * _times(Vt, z))
+    resolution = np.linalg.norm(lost * scale, axis=-1) + EPS * sum(G.shape[-2:])
+    limit, doubt = rtol * s[..., :1], resolution[..., None]
+    certain = ((s > limit + doubt) == (s > limit - doubt)).all(-1) & (alive | (size == 0)).all(-1)
+    known = (np.broadcast_to(x, miss.shape).copy() for x in (used.sum(-1), resolution, certain))
+    return LeastNorm(z, reached, miss, multipliers, *known)
+
+
+def rank_in_words(
+    name: str, certain: xr.DataArray, resolution: xr.DataArray, rtol: float, also: str
+) -> str:
+    """The text of ``attrs["certified"]`` for a rank, and ``also`` for the rest."""
+    text = certificate(certain, resolution, rtol, "`rtol`")
+    parts = [f"{name} is {text}"] if text != YES else []
+    return "; ".join([*parts, *([also] if also != YES else [])]) or YES
+
+
+def overflowing(what: str, u: np.ndarray) -> str:
+    """The message about a cost of inputs u that is beyond the largest number."""
+    return (
+        f"`{what}` must be a finite number; got inf, since the targets ask for inputs of "
+        f"{np.abs(u).max():.1e}. Give the inputs a larger unit (multiply B by it), or the targets."
+    )
 
 
 def left_to_reach(wanted: np.ndarray, alone: np.ndarray, n_states: int) -> np.ndarray:

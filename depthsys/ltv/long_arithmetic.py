@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depthsys.ltv.rounding import EPS, frobenius, lengths, transposed
+from depthsys.ltv.rounding import EPS, TINY, frobenius, lengths, transposed
 
 LIMIT = 3_000_000  # products of long numbers, about half a second
 WIDEST = 8192  # bits behind the binary point
@@ -51,7 +51,7 @@ def long_map(A, B, C, R, S, *, both: bool = False) -> LongMap | None:
     while bits <= WIDEST:
         first = _forwards(A, B, C, S, bits) if forwards else _backwards(A, B, C, R, bits)
         size = frobenius(first.G.reshape(-1, L * m))
-        missing = first.error / (EPS * size) if size > 0 else np.inf
+        missing = first.error / max(EPS * size, TINY) if size > 0 else np.inf
         if missing <= 2.0**-GUARD or (size == 0 and bits >= 1024):
             break
         more = int(np.log2(missing)) + 2 * GUARD if np.isfinite(missing) else bits
@@ -63,7 +63,7 @@ def long_map(A, B, C, R, S, *, both: bool = False) -> LongMap | None:
         parts.append(_backwards(A, B, C, R, bits) if forwards else _forwards(A, B, C, S, bits))
     return LongMap(
         first.G,
-        float(first.error + EPS * size),
+        float(first.error + max(EPS * size, TINY * first.G.size)),
         next((part.reached for part in parts if part.reached), []),
         next((part.seen for part in parts if part.seen), []),
     )

@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.basis import RankError
 from depthsys.ltv.gramians import used_values
+from depthsys.ltv.rounding import EPS, certificate, frobenius
 from depthsys.ltv.system import DIMS, STAMP, as_named, check, whole_number
 
 RTOL = 1e-10
 OPEN = 1e-6  # of its terms: what an impulse response may miss in a relation that it satisfies
+_LARGEST = "the largest value"
 _LAGS = ("lag", "output", "input")
 
 
@@ -55,7 +57,10 @@ def markov_parameters(
     xr.Dataset
         ``markov`` (lag, output, input) in output/input; ``residual`` (output), the root mean square
         of what the least squares leave, in the unit of the output; ``rank`` of their equations,
-        and ``unknowns``, how many it would have to be to fix each coefficient by itself. With an
+        with ``resolution``, what rounding explains in a singular value of them (columns scaled to
+        unit size), and ``rank_is_certified``, True where all that count are above it; attrs
+        ``certified``, and ``unknowns``, how many it would have to be to fix each coefficient by
+        itself. With an
         observer and no noise it is often smaller: the coefficients are then not unique, but all of
         them have the same Markov parameters, which is checked. python-control: `markov`, for
         ``observer=0``.
@@ -116,12 +121,14 @@ def markov_parameters(
         u.drop_vars("layer", errors="ignore"),
         y.drop_vars("depth", errors="ignore"),
         input_core_dims=[["layer", "input"], ["depth", "output"]],
-        output_core_dims=[list(_LAGS), ["output"], []],
+        output_core_dims=[list(_LAGS), ["output"], [], [], []],
     )
-    return xr.Dataset(
-        dict(zip(("markov", "residual", "rank"), found, strict=True)),
-        attrs={"observer": p, "unknowns": unknowns},
-    )
+    names = ("markov", "residual", "rank", "resolution", "rank_is_certified")
+    named = dict(zip(names, found, strict=True))
+    certain, resolution = named["rank_is_certified"], named["resolution"]
+    said = certificate(certain, resolution, 1.0, "a column of the equations")
+    about = {"observer": p, "unknowns": unknowns, "certified": said}
+    return xr.Dataset(named, attrs=about)
 
 
 def _check_start(u: xr.DataArray, y: xr.DataArray) -> None:
@@ -136,16 +143,16 @@ def _check_start(u: xr.DataArray, y: xr.DataArray) -> None:
 
 def _from_rest(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.ndarray, ...]:
     past = np.concatenate([_delayed(u, j) for j in range(count)], axis=-1)
-    X, residual, rank = _least_squares(past, y)[:3]
+    X, residual, rank, _, known = _least_squares(past, y)
     m = u.shape[-1]
     _refuse_open(rank < past.shape[-1], rank, past.shape[-1], count)
-    return np.swapaxes(X.reshape(*X.shape[:-2], count, m, -1), -1, -2), residual, rank
+    return np.swapaxes(X.reshape(*X.shape[:-2], count, m, -1), -1, -2), residual, rank, *known
 
 
 def _by_observer(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.ndarray, ...]:
     parts = [u] + [part for j in range(1, p + 1) for part in (_delayed(u, j), _delayed(y, j))]
     past = np.concatenate(parts, axis=-1)[..., p:, :]
-    X, residual, rank, null = _least_squares(past, y[..., p:, :])
+    X, residual, rank, null, known = _least_squares(past, y[..., p:, :])
     m, q = u.shape[-1], y.shape[-1]
     coefficients = np.swapaxes(X, -1, -2)
     found = [coefficients[..., :m]]
@@ -159,7 +166,7 @@ def _by_observer(u: np.ndarray, y: np.ndarray, count: int, p: int) -> tuple[np.n
     markov = np.stack(found, axis=-3)
     if (rank < past.shape[-1]).any():
         _refuse_open(_changes(null, markov, p), rank, past.shape[-1], p + 1)
-    return markov, residual, rank
+    return markov, residual, rank, *known
 
 
 def _changes(null: tuple[np.ndarray, ...], markov: np.ndarray, p: int) -> np.ndarray:
@@ -209,11 +216,12 @@ def _delayed(signal: np.ndarray, steps: int) -> np.ndarray:
 
 def _least_squares(
     past: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple, tuple[np.ndarray, np.ndarray]]:
     """X of least norm with past X = y; root mean square of what is left; rank; the null space.
 
     The latter as vectors (zero where there are fewer), the scale of the columns, and how accurate
-    the vectors are.
+    the vectors are. Last, what rounding explains in a singular value, and whether all that count
+    are above it.
     """
     # every column on its own scale, so that the units of the signals decide nothing
     size = np.linalg.norm(past, axis=-2, keepdims=True)
@@ -227,7 +235,9 @@ def _least_squares(
     left = np.sqrt(((y - past @ X) ** 2).mean(axis=-2))
     smallest = np.where(known, s, np.inf).min(-1, initial=np.inf)
     null = (Zt * ~known[..., None], size, rounding / np.minimum(smallest, 1.0))
-    return X, left, known.sum(-1), null
+    lost = np.array(EPS * sum(past.shape[-2:]) * np.linalg.norm(s, axis=-1))
+    certain = np.array(((s > lost[..., None]) | ~known).all(-1))
+    return X, left, known.sum(-1), null, (lost, certain)
 
 
 def era(
@@ -265,7 +275,9 @@ def era(
     -------
     xr.Dataset
         A system as `constant` makes it, over so many layers as there are lags after the first: its
-        `impulse_response` are the given parameters. Also ``hankel_singular_values`` (index). For a
+        `impulse_response` are the given parameters. Also ``hankel_singular_values`` (index), with
+        ``resolution``, what rounding explains in them, and ``rank_is_certified``, True where all
+        that count are above it; attrs ``certified``: "yes", or "not certified" and why. For a
         longer horizon: ``ltv.constant(s.A[0], s.B[0], s.C[0], s.D[0], horizon=L)``. MATLAB: `era`,
         python-control: `eigensys_realization`.
 
@@ -310,9 +322,9 @@ def era(
         lambda M: _realized(M, rows, columns, rtol, wanted),
         given.drop_vars("lag", errors="ignore"),
         input_core_dims=[list(_LAGS)],
-        output_core_dims=[*(list(DIMS[name][1:]) for name in "ABC"), ["index"], []],
+        output_core_dims=[*(list(DIMS[name][1:]) for name in "ABC"), ["index"], [], [], []],
     )
-    A, B, C, values, rank = found
+    A, B, C, values, rank, resolution, certain = found
     if wanted is not None and (most := int(rank.max())) < wanted:
         raise RankError(
             f"`order` must be at most the rank, {most} (method era, rtol {rtol:.0e}); got {order}. "
@@ -321,9 +333,10 @@ def era(
         )
     return (
         _over(last, A, B, C, given.isel(lag=0, drop=True), rank)
-        .assign(hankel_singular_values=values)
+        .assign(hankel_singular_values=values, resolution=resolution, rank_is_certified=certain)
         .assign_attrs(
             {"method": "era", "order": int(A.sizes["state"]), "rtol": rtol}
+            | {"certified": certificate(certain, resolution, values.max("index"), _LARGEST)}
             | {"rows": rows, "columns": columns}
         )
     )
@@ -405,7 +418,9 @@ def _realized(
     A = inner / root[..., :, None] / root[..., None, :]
     B = (right * root[..., None])[..., :m]
     C = (left * root[..., None, :])[..., :p, :]
-    return A, B, C, s, rank
+    lost = EPS * sum(s.shape[-1:] + U.shape[-2:-1]) * frobenius(hankel(1))
+    certain = ((s > lost[..., None]) | ~used_values(s, rtol)).all(-1)
+    return A, B, C, s, rank, lost, certain
 
 
 def _over(

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes
+from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes, counts, unmasked
 
 PART = 64  # systems of a batch per part
 
@@ -113,6 +113,7 @@ def _operator(value: Any, layer: int) -> LinearOperator:
 
 
 def _arrays(matrices: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
+    unmasked(matrices, name)
     arrays = []
     for k, matrix in enumerate(matrices):
         array = np.asarray(matrix)
@@ -135,19 +136,27 @@ def state_size(system: xr.Dataset | MatrixFree) -> int:
 
 def state_sizes(system: xr.Dataset | MatrixFree) -> xr.DataArray:
     """The number of states that exist at every depth."""
+    if not isinstance(system, MatrixFree):
+        check(system)
+    return checked_sizes(system)
+
+
+def checked_sizes(system: xr.Dataset | MatrixFree) -> xr.DataArray:
+    """`state_sizes` of a system that has been checked."""
     if isinstance(system, MatrixFree):
         return xr.DataArray(system.order, dims=["depth"])
-    check(system)
-    if "order" in system.coords:
-        return system["order"].reset_coords(drop=True).drop_vars("depth", errors="ignore")
-    return xr.DataArray(np.full(system.sizes["depth"], system.sizes["state"]), dims=["depth"])
+    order = system.variables.get("order")
+    if order is None:
+        return xr.DataArray(np.full(system.sizes["depth"], system.sizes["state"]), dims=["depth"])
+    batch = {d: system.variables[d] for d in order.dims if d != "depth" and d in system.variables}
+    return xr.DataArray(order, coords=batch)
 
 
 def labels(system: xr.Dataset | MatrixFree, dim: str) -> np.ndarray:
     """The labels of the dim layer or depth."""
     if isinstance(system, MatrixFree):
         return np.arange(len(system.A) + (dim == "depth"))
-    return system[dim].values
+    return counts(system, dim)
 
 
 def n_depths(system: xr.Dataset | MatrixFree) -> int:
@@ -168,7 +177,8 @@ def over_depth(
 
     ``core(*lists, *extra)`` gets one list per letter of ``names``: of stacks (..., rows, columns)
     from a Dataset, of operators and matrices from `MatrixFree`. It may use only ``@`` and
-    `transposed`, so one text of every algorithm serves both.
+    `transposed`, so one text of every algorithm serves both. Results have the labels and names of
+    the system along the dims that they share.
     """
     if isinstance(system, MatrixFree):
         given = [_unbatched(array, dims) for array, dims in zip(extra, extra_dims, strict=True)]
@@ -180,8 +190,9 @@ def over_depth(
                 "operator without. Give its products with the transpose."
             ) from error
         several = isinstance(found, tuple)
+        counted = {dim: (dim, labels(system, dim)) for dim in ("layer", "depth")}
         arrays = [
-            xr.DataArray(value, dims=list(dims))
+            xr.DataArray(value, {c: counted[c] for c in dims if c in counted}, list(dims))
             for value, dims in zip(found if several else (found,), output_dims, strict=True)
         ]
         return tuple(arrays) if several else arrays[0]
@@ -201,14 +212,58 @@ def over_depth(
         )
         return whole if isinstance(found, tuple) else whole[0]
 
-    return xr.apply_ufunc(
+    of_batch, own = _coordinates(system, exclude)
+    found = xr.apply_ufunc(
         lambda *arrays: in_parts(on_stacks, arrays, core_dims, output_dims),
-        *(system[name].astype(np.float64, copy=False) for name in names),
+        *(_bare(system.variables[name], of_batch) for name in names),
         *extra,
         input_core_dims=core_dims,
         output_core_dims=[list(dims) for dims in output_dims],
         exclude_dims=set(exclude),
     )
+    several = found if isinstance(found, tuple) else (found,)
+    labelled = _labelled(several, own)
+    return tuple(labelled) if isinstance(found, tuple) else labelled[0]
+
+
+def _coordinates(
+    system: xr.Dataset, exclude: Sequence[str]
+) -> tuple[dict[str, xr.Variable], dict[str, xr.Variable]]:
+    """Coordinates of the batch dims, and those of a system's own dims, counted where not given.
+
+    The latter are put on the results alone: to align them with themselves takes longer than the
+    matrices of a small system.
+    """
+    dims_of_systems = {dim for dims in DIMS.values() for dim in dims}
+    of_batch, own = {}, {}
+    for name in system.coords:
+        variable = system.variables[name]
+        if dims_of_systems.isdisjoint(variable.dims):
+            of_batch[name] = variable
+        elif not set(variable.dims) & set(exclude):
+            own[name] = variable
+    for dim in ("layer", "depth"):
+        if dim not in own:
+            own[dim] = xr.IndexVariable(dim, counts(system, dim))
+    return of_batch, own
+
+
+def _bare(variable: xr.Variable, coords: dict[str, xr.Variable]) -> xr.DataArray:
+    here = {c: v for c, v in coords.items() if set(v.dims) <= set(variable.dims)}
+    return xr.DataArray(variable.astype(np.float64, copy=False), coords=here)
+
+
+def _labelled(values: Sequence[xr.DataArray], own: dict[str, xr.Variable]) -> list[xr.DataArray]:
+    """The arrays with the coordinates of dims that they have, put on in one Dataset for all."""
+    dims = {dim for value in values for dim in value.dims}
+    coords = {c: v for c, v in own.items() if dims.issuperset(v.dims)}
+    for value in values:
+        coords |= {str(c): v.variable for c, v in value.coords.items()}
+    whole = xr.Dataset({f"result {i}": v.variable for i, v in enumerate(values)}, coords)
+    found = [whole[f"result {i}"] for i in range(len(values))]
+    for value in found:
+        value.name = None
+    return found
 
 
 def _finite(core: Callable, *arguments: Any) -> Any:
@@ -311,6 +366,20 @@ def beside(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
     batch = np.broadcast_shapes(*(matrix.shape[:-2] for matrix in given))
     parts = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in given]
     return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+
+def propagated(a: Any, columns: np.ndarray, new: np.ndarray, *, first: bool = False) -> np.ndarray:
+    """``a @ columns`` with ``new`` columns after it, or before it, multiplied into its place."""
+    width = columns.shape[-1]
+    if isinstance(a, LinearOperator) or width == 0:
+        older = a @ columns if width else None
+        return beside(new, older) if first else beside(older, new)
+    batch = np.broadcast_shapes(a.shape[:-2], columns.shape[:-2], new.shape[:-2])
+    whole = np.empty((*batch, a.shape[-2], width + new.shape[-1]))
+    start = new.shape[-1] if first else 0
+    np.matmul(a, columns, out=whole[..., start : start + width])
+    whole[..., slice(start) if first else slice(width, None)] = new
+    return whole
 
 
 def stacked(matrices: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:

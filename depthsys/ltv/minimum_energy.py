@@ -15,19 +15,24 @@ from depthsys.ltv.labels import (
     positions_of,
     with_labels_of,
 )
-from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
+from depthsys.ltv.least_norm import (
+    LeastNorm,
+    least_norm,
+    left_to_reach,
+    overflowing,
+    rank_in_words,
+)
 from depthsys.ltv.matrix_free import (
     MatrixFree,
-    beside,
     labels,
     over_depth,
     state_size,
     state_sizes,
-    transposed,
 )
 from depthsys.ltv.response import as_state
-from depthsys.ltv.rounding import YES, lengths
+from depthsys.ltv.rounding import YES
 from depthsys.ltv.system import as_named, plain
+from depthsys.ltv.terminal_gains import known_gains
 
 MET = 1e-6  # relative distance below which a target counts as met
 Positions = int | str | Sequence[int] | Sequence[str]
@@ -81,8 +86,11 @@ def minimum_energy(
         (output, of those steered and held; or state), ``residual`` (relative distance of the
         target from what can be reached, in its own units; rounding of G u is not in it),
         ``multipliers`` (like the target): the derivative of the energy with respect to it,
-        ``gain_rank`` of G. attrs: ``certified``, "yes", or "not certified" and why, where u, run
-        through the layers, ends elsewhere: rounding of u grows with the modes that grow.
+        ``gain_rank`` of G; ``resolution``, what rounding explains in a singular value of G with
+        its rows scaled to unit size, and ``gain_rank_is_certified``, False where one is nearer to
+        ``rtol`` than that. attrs: ``certified``, "yes", or "not certified" and why: where the rank
+        is not, or where u, run through the layers, ends elsewhere, since rounding of u grows with
+        the modes that grow.
 
     Raises
     ------
@@ -90,7 +98,8 @@ def minimum_energy(
         If ``target``, ``x0``, ``outputs``, ``hold`` or ``weights`` is not finite, not positive,
         not there, of the wrong size or with other labels than the system.
     numpy.linalg.LinAlgError
-        If the target is not reachable and ``allow_residual`` is False.
+        If the target is not reachable and ``allow_residual`` is False, or the energy is beyond the
+        largest number.
 
     References
     ----------
@@ -114,14 +123,16 @@ def minimum_energy(
                 f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
             )
         goal, rows, size = "state", None, int(state_sizes(system)[-1].max())
-        gain, floor, wanted, alone = _whole_state(system, target, start)
+        gain, floor, lost = known_gains(system, goal)
+        wanted, alone = _whole_state(system, target, start, gain.sizes[goal])
     else:
         goal = "output"
-        gain, floor = _gains_and_rounding(system)
+        gain, floor, lost = known_gains(system, goal)
         rows, wanted, alone = _outputs(system, target, outputs, hold, start)
-        gain, floor, size = gain.isel(output=rows), floor.isel(output=rows), len(rows)
+        gain, floor, lost = (x.isel(output=rows) for x in (gain, floor, lost))
+        size = len(rows)
     cost = _weights(weights, system, gain)
-    bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor)]
+    bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor, lost)]
     wanted, alone, cost = beside_each_other({"target": wanted, "x0": alone, "weights": cost})
     gap = xr.apply_ufunc(left_to_reach, wanted, alone, kwargs={"n_states": state_size(system)})
     found = xr.apply_ufunc(
@@ -129,12 +140,12 @@ def minimum_energy(
         bare[0],
         gap,
         cost,
-        bare[1],
+        *bare[1:],
         kwargs={"rtol": rtol},
-        input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"], [goal]],
-        output_core_dims=[["layer", "input"], [goal], [goal], [], [goal], []],
+        input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"], [goal], [goal]],
+        output_core_dims=[["layer", "input"], [goal], [goal], [], [goal], [], [], []],
     )
-    u, shift, reached, miss, multipliers, rank = found
+    u, shift, reached, miss, multipliers, rank, resolution, certain = found
     if not allow_residual and not bool((miss <= rtol).all()):
         worst = miss.argmax(...) if miss.ndim else {}
         raise np.linalg.LinAlgError(
@@ -142,19 +153,26 @@ def minimum_energy(
             f"{labels(system, 'depth')[-1]} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
             f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
         )
+    with np.errstate(over="ignore"):
+        energy = (cost * u**2).sum(["layer", "input"])
+    if not np.isfinite(energy.values).all():
+        raise np.linalg.LinAlgError(overflowing("energy", u.values))
     plan = xr.Dataset(
         {
             "u": u,
-            "energy": (cost * u**2).sum(["layer", "input"]),
+            "energy": energy,
             "predicted": shift + alone,
             "residual": _residual(reached, gap, goal),
             "target": wanted,
             "multipliers": multipliers,
             "gain_rank": rank,
+            "resolution": resolution,
+            "gain_rank_is_certified": certain,
         },
         attrs={"method": "minimum_energy", "rtol": rtol},
     )
-    plan.attrs["certified"] = _in_words(system, start, plan, goal, rows)
+    said = _in_words(system, start, plan, goal, rows)
+    plan.attrs["certified"] = rank_in_words("gain_rank", certain, resolution, rtol, said)
     return with_labels_of(plan, system) if rows is None else _named_rows(plan, system, rows)
 
 
@@ -205,17 +223,12 @@ def _in_words(
 
 
 def _whole_state(
-    system: xr.Dataset | MatrixFree, target: xr.DataArray, start: xr.DataArray | None
-) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray]:
-    """`state_gains`, what is rounding in them, where the state should end, and where it ends."""
-    gain = state_gains(system)
-    n = gain.sizes["state"]
-    largest = ((gain**2).sum(["layer", "input"]) ** 0.5).max("state")
-    floor = 16 * EPS * state_size(system) * largest.expand_dims({"state": n}, -1)
+    system: xr.Dataset | MatrixFree, target: xr.DataArray, start: xr.DataArray | None, n: int
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Where the state should end, and where it ends alone."""
     wanted = as_state(system, target, "target", -1).isel(state=slice(n))
     alone = 0.0 * wanted if start is None else _alone(system, start, "state")
-    wanted, alone = xr.broadcast(wanted, alone.isel(state=slice(n)))
-    return gain, floor, wanted, alone
+    return xr.broadcast(wanted, alone.isel(state=slice(n)))
 
 
 def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.DataArray:
@@ -224,40 +237,6 @@ def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.Data
     norm = ((wanted / scale) ** 2).sum(goal) ** 0.5
     miss = (((reached - wanted) / scale) ** 2).sum(goal) ** 0.5
     return (miss / norm).where(norm > 0, miss)
-
-
-def state_gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
-    """``gain`` (layer, state, input): the shift of x_L per unit input at each layer."""
-
-    def core(A, B):
-        columns = B[0]
-        for layer in range(1, len(A)):
-            columns = beside(A[layer] @ columns, B[layer])
-        blocks = columns.reshape(*columns.shape[:-1], len(A), B[0].shape[-1])
-        return np.moveaxis(blocks, -2, -3)
-
-    gain = over_depth(core, system, "AB", [["layer", "state_next", "input"]])
-    return gain.rename("gain", state_next="state").assign_coords(layer=labels(system, "layer"))
-
-
-def _gains_and_rounding(system: xr.Dataset | MatrixFree) -> tuple[xr.DataArray, xr.DataArray]:
-    """`gains`, and what rounding leaves of a row whose products all cancel (output)."""
-
-    def core(A, B, C):
-        column, rows, sizes = transposed(C[-1]), [], []
-        for layer in reversed(range(len(A))):
-            row = transposed(column)
-            rows.append(row @ B[layer])
-            sizes.append(lengths(np.abs(row) @ np.abs(B[layer])))
-            if layer:
-                column = transposed(A[layer]) @ column
-        gain = np.stack(np.broadcast_arrays(*rows[::-1]), axis=-3)
-        largest = np.stack(np.broadcast_arrays(*sizes), axis=-1).max(-1)
-        return gain, 16 * EPS * B[0].shape[-2] * largest
-
-    dims = [["layer", "output", "input"], ["output"]]
-    gain, floor = over_depth(core, system, "ABC", dims)
-    return gain.assign_coords(layer=labels(system, "layer")), floor
 
 
 def _alone(system: xr.Dataset | MatrixFree, start: xr.DataArray, goal: str) -> xr.DataArray:
@@ -352,18 +331,20 @@ def _weights(
     return aligned(weights, "weights", system)
 
 
-def _least_energy(gain, target, cost, floor, *, rtol):
+def _least_energy(gain, target, cost, floor, lost, *, rtol):
     # z = sqrt(cost) u turns the weighted problem into a plain least-norm one
     scale = 1.0 / np.sqrt(cost)
     n_layers, n_rows, n_inputs = gain.shape[-3:]
     G = np.moveaxis(gain * scale[..., None, :], -3, -2)
     G = G.reshape(*G.shape[:-3], n_rows, n_layers * n_inputs)
     # the largest weight says by how much a row of rounding may have grown
-    found: LeastNorm = least_norm(G, target, rtol, floor * scale.max((-2, -1))[..., None])
+    most = scale.max((-2, -1))[..., None]
+    found: LeastNorm = least_norm(G, target, rtol, floor * most, lost * most)
     shift = (G @ found.z[..., None])[..., 0]
     u = found.z.reshape(*found.z.shape[:-1], n_layers, n_inputs) * scale
     batch = found.miss.shape
     multipliers, reached = (
         np.broadcast_to(x, (*batch, n_rows)).copy() for x in (found.multipliers, found.reached)
     )
-    return u, shift, reached, found.miss, multipliers, found.rank
+    known = found.rank, found.resolution, found.certain
+    return u, shift, reached, found.miss, multipliers, *known

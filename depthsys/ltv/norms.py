@@ -17,7 +17,7 @@ from depthsys.ltv.gramians import (
     reachability,
     values_and_resolution,
 )
-from depthsys.ltv.matrix_free import MatrixFree, labels, over_depth, state_sizes
+from depthsys.ltv.matrix_free import MatrixFree, checked_sizes, over_depth
 from depthsys.ltv.response import known_map, size_of_map
 from depthsys.ltv.rounding import (
     CERTIFIABLE,
@@ -69,7 +69,7 @@ def h2_norm(system: System) -> xr.DataArray:
     """
 
     def core(A, B, C, D):
-        R, S = reachability(A, B), observability(A, C)
+        R, S = reachability(A, B), observability(A, C, start=False)
         direct = [frobenius(d) for d in D]
         parts = [frobenius(c @ r) for c, r in zip(C, R, strict=True) if r.shape[-1]]
         norm = np.array(_root_sum(parts + direct))
@@ -199,7 +199,6 @@ def rounded_values(system: System | xr.DataArray) -> tuple[xr.DataArray, Roundin
         )
 
     values, floor, resolution, model = over_depth(core, system, "ABC", outputs)
-    values = values.assign_coords(depth=labels(system, "depth"))
     return values, Rounding(resolution, model, _existing(system), floor)
 
 
@@ -213,5 +212,4 @@ def _existing(system: System | xr.DataArray) -> xr.DataArray:
     count = xr.DataArray(np.minimum(k * m, (L + 1 - k) * p), dims=["depth"])
     if isinstance(system, xr.DataArray):
         return count
-    sizes = state_sizes(system)
-    return count.where(count < sizes, sizes)
+    return xr.apply_ufunc(np.minimum, count, checked_sizes(system))

@@ -10,13 +10,19 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.costs import RTOL, Costs, as_costs, checked_rtol
 from depthsys.ltv.labels import beside_each_other, with_labels_of
-from depthsys.ltv.least_norm import EPS, LeastNorm, least_norm, left_to_reach
-from depthsys.ltv.lqr import lists
+from depthsys.ltv.least_norm import (
+    EPS,
+    LeastNorm,
+    least_norm,
+    left_to_reach,
+    overflowing,
+    rank_in_words,
+)
 from depthsys.ltv.matrix_free import labels, over_depth
 from depthsys.ltv.quadratic_program import least_distance, least_in_box
 from depthsys.ltv.response import as_state
-from depthsys.ltv.riccati import riccati
-from depthsys.ltv.rounding import YES, lengths
+from depthsys.ltv.riccati import lists, riccati
+from depthsys.ltv.rounding import SAMPLES, YES, lengths
 from depthsys.ltv.system import check
 from depthsys.ltv.targets import bound, final_state, output_targets, pattern
 
@@ -76,6 +82,9 @@ def optimal_inputs(
             relative to the targets and to the terms that these states and outputs are sums of.
         ``target_rank``
             Number of independent targets.
+        ``resolution``, ``target_rank_is_certified``
+            What rounding explains in a singular value of the targets' map with its rows scaled to
+            unit size; False where one is nearer to ``rtol`` than that.
         ``x_multipliers`` (state), ``y_multipliers`` (depth, output)
             Derivative of the cost with respect to each target, zero where there is none.
         ``lower_multipliers``, ``upper_multipliers`` (layer, input)
@@ -85,8 +94,9 @@ def optimal_inputs(
             What is left of the optimality conditions: the gradient of the Lagrangian relative to
             that of the cost, and by how much u passes a bound, in units of u.
 
-        attrs: ``certified``, "yes", or "not certified" and why, where ``residual`` is above 1e-6:
-        where modes grow over many layers, rounding of u takes x away from any plan.
+        attrs: ``certified``, "yes", or "not certified" and why: where the rank is not, or where
+        ``residual`` is above 1e-6: with modes that grow over many layers, rounding of u takes x
+        away from any plan.
 
         nctpy: `get_control_inputs(A, T, B, x0, xf, "discrete", rho, S, xr)` is ``x_final=xf, Q=S,
         R=rho I, x_target=xr`` (``Q`` zero at layer 0: nctpy counts no cost there, a constant).
@@ -96,7 +106,8 @@ def optimal_inputs(
     ValueError
         If an argument has the wrong size or labels or is not valid.
     numpy.linalg.LinAlgError
-        If no input within the bounds reaches the targets, or some input costs nothing.
+        If no input within the bounds reaches the targets, some input costs nothing, or the cost
+        is beyond the largest number.
 
     Notes
     -----
@@ -163,16 +174,22 @@ def optimal_inputs(
     )
     plan = xr.Dataset(dict(zip(_RESULTS, found, strict=True)))
     return with_labels_of(plan, system).assign_attrs(
-        method="optimal_inputs", rtol=rtol, certified=_in_words(plan["residual"])
+        method="optimal_inputs", rtol=rtol, certified=_in_words(plan, rtol)
     )
 
 
-def _in_words(residual: xr.DataArray) -> str:
+def _in_words(plan: xr.Dataset, rtol: float) -> str:
     """The text of ``attrs["certified"]``."""
-    missed = ~(residual <= MET)
-    if not bool(missed.any()):
-        return YES
-    part = "" if residual.size == 1 else f" in {int(missed.sum())} of {residual.size} cases"
+    residual = plan["residual"]
+    missed, also = ~(residual <= MET), YES
+    if bool(missed.any()):
+        also = _missed(residual, int(missed.sum()))
+    certain, resolution = plan["target_rank_is_certified"], plan["resolution"]
+    return rank_in_words("target_rank", certain, resolution, rtol, also)
+
+
+def _missed(residual: xr.DataArray, count: int) -> str:
+    part = "" if residual.size == 1 else f" in {count} of {residual.size} cases"
     return (
         f"not certified{part}: rounding on the way leaves the targets off by "
         f"{float(residual.max()):.1e} of their size (`residual`)"
@@ -187,6 +204,8 @@ _RESULTS = {
     "cost": [],
     "residual": [],
     "target_rank": [],
+    "resolution": [],
+    "target_rank_is_certified": [],
     "x_multipliers": ["state"],
     "y_multipliers": ["depth", "output"],
     "lower_multipliers": ["layer", "input"],
@@ -224,13 +243,13 @@ class _Core:
         )
         start = x0[..., None]
         u, x, y = loop.run(start)
-        G, T, floor = loop.maps(self.x_rows, self.y_rows)
+        G, T, floor, lost = loop.maps(self.x_rows, self.y_rows)
         gap = left_to_reach(
             _beside(x_final[..., self.x_rows], y_target[..., self.y_rows]),
             _beside(x[..., -1, :][..., self.x_rows], y[..., self.y_rows]),
             A[0].shape[-1],
         )
-        found = least_norm(G, gap, self.rtol, floor)
+        found = least_norm(G, gap, self.rtol, floor, lost)
         self._refuse_unreachable(found, G)
         sides = np.broadcast_arrays(lower - u, upper - u)
         w, rows, low, high, off, over, *exact = (
@@ -244,6 +263,7 @@ class _Core:
             u, x, y = loop.run(start, u=np.where(np.isnan(exact[0]), u, alone + exact[0]))
         cost = ((law.S[0] @ start - (law.g[0] if affine else 0.0)) ** 2).sum((-2, -1))
         cost = cost + (law.rest[0][..., 0, 0] if affine else 0.0) + (w**2).sum(-1)
+        self._refuse_overflow(cost, u)
         n_x = int(self.x_rows.sum())
         return (
             u,
@@ -252,6 +272,8 @@ class _Core:
             cost,
             self._residual(loop, (x_final, y_target), (u, x, y), G, floor),
             found.rank,
+            found.resolution,
+            found.certain,
             _scattered(rows[..., :n_x], self.x_rows),
             _scattered(rows[..., n_x:], self.y_rows),
             low,
@@ -279,6 +301,10 @@ class _Core:
             "`R` must leave R + B' P B positive definite; got a singular one at layer "
             f"{self.layers[layer]}, where some input costs nothing. Give it a cost in R."
         )
+
+    def _refuse_overflow(self, cost: np.ndarray, u: np.ndarray) -> None:
+        if not np.isfinite(cost).all() and np.isfinite(u).all():
+            raise np.linalg.LinAlgError(overflowing("cost", u))
 
     def _refuse_unreachable(self, found: LeastNorm, G: np.ndarray) -> None:
         if not (found.miss <= self.rtol).all():
@@ -387,11 +413,15 @@ class _Loop:
         return (last + np.abs(self.drift[-1]))[..., 0], outputs[..., 0]
 
     def maps(self, x_rows: np.ndarray, y_rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Maps from w to the targets and to u (..., row, column), and the targets' rounding."""
+        """Maps from w to the targets and to u (..., row, column), and the targets' rounding.
+
+        The latter of the last products alone, and on all the way, estimated with random errors.
+        """
         A, B, C, D = self.matrices
         m, L, n = B[0].shape[-1], len(A), A[0].shape[-1]
-        x, targets, floors, inputs = np.zeros((n, L * m)), [], [], []
-        floor = np.zeros(n)
+        x, targets, floors, inputs, carried = np.zeros((n, L * m)), [], [], [], []
+        floor, off = np.zeros(n), np.zeros((n, SAMPLES))
+        rng = np.random.default_rng(0)
         for k, read in enumerate(C):
             rows = y_rows[k]
             y = read[..., rows, :] @ x
@@ -408,9 +438,14 @@ class _Loop:
                 x = A[k] @ x + B[k] @ u
             targets.append(y)
             floors.append(noise)
+            carried.append(_lengths(read[..., rows, :] @ off))
+            if k < L:
+                new = EPS * n * floor * rng.standard_normal((n, SAMPLES))
+                off = A[k] @ off - B[k] @ (self.K[k] @ off) + new
         G = _below([x[..., x_rows, :], *targets])
-        rounding = 16 * EPS * n * _below([floor[..., x_rows, :], *floors])[..., 0]
-        return G, _below(inputs), rounding
+        local = EPS * n * _below([floor[..., x_rows, :], *floors])[..., 0]
+        lost = _below([_lengths(off[..., x_rows, :]), *carried])[..., 0] * 3 / np.sqrt(SAMPLES)
+        return G, _below(inputs), 16 * local, local + lost
 
     def opened(self) -> np.ndarray:
         """The map from u to w (..., row, column), the inverse of the one from w to u."""

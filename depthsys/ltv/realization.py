@@ -14,10 +14,17 @@ from depthsys.ltv.labels import in_order_like
 from depthsys.ltv.matrix_free import in_parts, stacked, transposed
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.response import io_matrix
+from depthsys.ltv.rounding import certificate, resolution_of_map
 from depthsys.ltv.system import DIMS, STAMP, check, whole_number
 
 _STATES = ("state", "state_next")
-_OUTPUTS = {**DIMS, "hankel_singular_values": ("depth", "index"), "rank": ("depth",)}
+_OUTPUTS = {
+    **DIMS,
+    "hankel_singular_values": ("depth", "index"),
+    "rank": ("depth",),
+    "resolution": (),
+    "rank_is_certified": ("depth",),
+}
 
 
 def realization(
@@ -61,7 +68,9 @@ def realization(
     xr.Dataset
         A system with the coordinate ``order`` (depth), the number of states in use, and
         ``hankel_singular_values`` (depth, index) of the map, in output/input. There is no state
-        at depth 0.
+        at depth 0. ``resolution``, output/input: what rounding explains in these values;
+        ``rank_is_certified`` (depth): True where all values that count are above it, so that fewer
+        states do not do. attrs ``certified``: "yes", or "not certified" and why.
 
     Raises
     ------
@@ -135,13 +144,21 @@ def _realized(io: xr.DataArray, rtol: float, order: int | None) -> xr.Dataset:
     system = xr.Dataset({n: x.rename(None) for n, x in zip(_OUTPUTS, found, strict=True)})
     most = int(system["rank"].max())
     about = {"method": "realization", "order": most if order is None else order, "rtol": rtol}
-    return system.assign_coords(layer=io["layer"], depth=io["depth"]).assign_attrs(STAMP | about)
+    system = system.assign_coords(layer=io["layer"], depth=io["depth"])
+    return system.assign_attrs(STAMP | about | {"certified": _in_words(system)})
+
+
+def _in_words(system: xr.Dataset) -> str:
+    values, lost = system["hankel_singular_values"], system["resolution"]
+    ok = system["rank_is_certified"].all("depth")
+    return certificate(ok, lost, values.max(["depth", "index"]), "the largest value")
 
 
 def _balanced(G: np.ndarray, rtol: float, order: int | None) -> tuple[np.ndarray, ...]:
-    """A, B, C, D, all Hankel singular values and the ranks of a stack of maps."""
+    """A, B, C, D, all Hankel singular values and the ranks of a stack of maps, and rounding."""
     n_layers, (p, m) = G.shape[-2], G.shape[-3::2]
-    readouts, inverses, values, ranks = [], [], [], []
+    readouts, inverses, values, ranks, certain = [], [], [], [], []
+    resolution = resolution_of_map(G)
     for factor in hankel_factors(G):
         U, s, _ = np.linalg.svd(factor, full_matrices=False)
         known = used_values(s, max(rtol, np.finfo(float).eps * sum(factor.shape[-2:])))
@@ -153,6 +170,7 @@ def _balanced(G: np.ndarray, rtol: float, order: int | None) -> tuple[np.ndarray
         inverses.append(transposed(used / root))
         values.append(s)
         ranks.append(rank)
+        certain.append(((s > resolution[..., None]) | ~known).all(-1))
     A = [inverses[k + 1] @ readouts[k][..., p:, :] for k in range(n_layers)]
     B = [
         inverses[k + 1] @ G[..., k + 1 :, :, k, :].reshape(*G.shape[:-4], -1, m)
@@ -168,6 +186,8 @@ def _balanced(G: np.ndarray, rtol: float, order: int | None) -> tuple[np.ndarray
         stacked([*D, np.zeros_like(D[0])], p, m),
         in_rows(values),
         np.stack(ranks, axis=-1),
+        resolution,
+        np.stack(certain, axis=-1),
     )
 
 
@@ -222,9 +242,10 @@ def parallel(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     -------
     xr.Dataset
         ``A``, ``B``, ``C``, ``D`` and the coordinate ``order`` (depth), the sum of both orders;
-        attrs of ``first``, names of inputs and outputs, and ``state_name`` where both have it and
-        ``order`` is constant (a name that both use ends in ``_2`` for ``second``). Other
-        variables are dropped. MATLAB and python-control: `parallel`.
+        attrs of ``first``, names of inputs and outputs, and ``state_name`` and labels of ``state``
+        where both have them and ``order`` is constant (a name that both use ends in ``_2`` for
+        ``second``; labels that are no strings are dropped where both use one). Other variables
+        are dropped. MATLAB and python-control: `parallel`.
 
     Raises
     ------
@@ -295,14 +316,27 @@ def _check_same(first: xr.Dataset, second: xr.Dataset, dim: str) -> None:
 
 
 def _state_names(first: xr.Dataset, second: xr.Dataset) -> dict:
-    if not all("state_name" in system.coords for system in (first, second)):
-        return {}
-    names = first["state_name"].values.tolist()
-    for name in second["state_name"].values.tolist():
-        while name in names:
+    found = {}
+    if all("state_name" in system.coords for system in (first, second)):
+        found["state_name"] = ("state", _different(first["state_name"], second["state_name"]))
+    labelled = [
+        next((one[dim] for dim in _STATES if dim in one.coords), None) for one in (first, second)
+    ]
+    if labelled[0] is not None and labelled[1] is not None:
+        labels = _different(*labelled)
+        if len(set(labels.tolist())) == len(labels):
+            found |= {dim: (dim, labels) for dim in _STATES}
+    return found
+
+
+def _different(first: xr.DataArray, second: xr.DataArray) -> np.ndarray:
+    """The labels of both, those of the second marked where the first has the same string."""
+    names = first.values.tolist()
+    for name in second.values.tolist():
+        while isinstance(name, str) and name in names:
             name = f"{name}_2"
         names.append(name)
-    return {"state_name": ("state", np.array(names))}
+    return np.array(names)
 
 
 def _bare(system: xr.Dataset) -> xr.Dataset:

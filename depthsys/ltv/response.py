@@ -13,9 +13,9 @@ from depthsys.ltv.labels import aligned, beside_each_other
 from depthsys.ltv.long_arithmetic import affordable
 from depthsys.ltv.matrix_free import (
     MatrixFree,
-    beside,
     labels,
     over_depth,
+    propagated,
     stacked,
     state_size,
     state_sizes,
@@ -72,7 +72,7 @@ def simulate(
         x0,
         extra_dims=[["layer", "input"], ["state"]],
     )
-    return xr.Dataset({"x": x, "y": y}, coords={"depth": system["depth"]})
+    return xr.Dataset({"x": x, "y": y})
 
 
 def as_state(system: xr.Dataset | MatrixFree, value: Any, name: str, at: int) -> xr.DataArray:
@@ -218,7 +218,7 @@ def _response(system: xr.Dataset | MatrixFree, start: int, stop: int) -> xr.Data
     x, y = over_depth(
         core, system, "ABCD", [["depth", "state", "input"], ["depth", "output", "input"]]
     )
-    return xr.Dataset({"x": x, "y": y}).assign_coords(depth=labels(system, "depth"))
+    return xr.Dataset({"x": x, "y": y})
 
 
 def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
@@ -274,7 +274,7 @@ def gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
         layer l. One row of products from the output side: no L x L matrix is formed.
     """
     gain = over_depth(_gains, system, "ABC", [["layer", "output", "input"]])
-    return gain.rename("gain").assign_coords(layer=labels(system, "layer"))
+    return gain.rename("gain")
 
 
 def _gains(A, B, C):
@@ -306,16 +306,15 @@ def io_matrix(system: xr.Dataset | MatrixFree) -> xr.DataArray:
         if affordable(L, n, m, p, int(np.prod([1, *batch_sizes(system).values()]))):
             return known_map(system)[0]
     matrix = over_depth(map_of, system, "ABCD", [["depth", "output", "layer", "input"]])
-    return matrix.rename("io_matrix").assign_coords(
-        depth=labels(system, "depth"), layer=labels(system, "layer")
-    )
+    return matrix.rename("io_matrix")
 
 
 def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
     """The `io_matrix`, in long arithmetic where it is needed and possible; its rounding (...)."""
 
     def core(A, B, C, D):
-        G, R, S = map_of(A, B, C, D), reachability(A, B), observability(A, C)
+        R, S = reachability(A, B), observability(A, C, start=False)
+        G = map_of(A, B, C, D, R, S)
         size = size_of_map(G)
         lost = resolution_of(A, B, C, R, S)
         resolution = resolution_of_map(G, lost)
@@ -329,8 +328,7 @@ def known_map(system: System) -> tuple[xr.DataArray, xr.DataArray]:
 
     outputs = [["depth", "output", "layer", "input"], []]
     io, resolution = over_depth(core, system, "ABCD", outputs)
-    coords = {dim: labels(system, dim) for dim in ("depth", "layer")}
-    return io.rename("io_matrix").assign_coords(coords), resolution.rename("resolution")
+    return io.rename("io_matrix"), resolution.rename("resolution")
 
 
 def size_of_map(G: np.ndarray) -> np.ndarray:
@@ -338,31 +336,40 @@ def size_of_map(G: np.ndarray) -> np.ndarray:
     return frobenius(G.reshape(*G.shape[:-4], G.shape[-4] * G.shape[-3], -1))
 
 
-def map_of(A, B, C, D) -> np.ndarray:
-    """The input-output map (..., depth, output, layer, input) of lists of matrices."""
+def map_of(A, B, C, D, R=None, S=None) -> np.ndarray:
+    """The input-output map (..., depth, output, layer, input) of lists of matrices.
+
+    ``R`` and ``S`` are `reachability` and `observability`, if they are known: while they have a
+    column per input or output, the map can be read off.
+    """
     L, m, p = len(A), B[0].shape[-1], C[0].shape[-2]
     batch = np.broadcast_shapes(*(x.shape[:-2] for x in (A[0], B[0], C[0], D[0])))
     G = np.zeros((*batch, L + 1, p, L, m))
     for k in range(L):
         G[..., k, :, k, :] = D[k]
-    if L * m <= (L + 1) * p:
+    if R is not None and R[-1].shape[-1] == L * m:
+        for k in range(1, L + 1):
+            y = C[k] @ R[k]
+            G[..., k, :, :k, :] = y.reshape(*y.shape[:-1], k, m)
+    elif S is not None and S[1].shape[-1] == L * p:
+        for layer in range(L):
+            y = transposed(S[layer + 1]) @ B[layer]
+            y = y.reshape(*y.shape[:-2], L - layer, p, m)[..., ::-1, :, :]  # the last depth first
+            G[..., layer + 1 :, :, layer, :] = y
+    elif L * m <= (L + 1) * p:
         states = None  # responses at the current depth to a unit input at every earlier layer
         for k in range(L + 1):
             if states is not None:
                 y = C[k] @ states
                 G[..., k, :, :k, :] = y.reshape(*y.shape[:-1], k, m)
             if k < L:
-                states = beside(A[k] @ states if states is not None else None, B[k])
+                states = B[k] if states is None else propagated(A[k], states, B[k])
     else:
         readouts = None  # the transposed rows by which later outputs read the current state
         for layer in reversed(range(L)):
-            if readouts is not None:
-                readouts = transposed(A[layer + 1]) @ readouts
-            readouts = (
-                beside(transposed(C[layer + 1]), readouts)
-                if readouts is not None
-                else (transposed(C[layer + 1]))
-            )
+            new = transposed(C[layer + 1])
+            older = None if readouts is None else (transposed(A[layer + 1]), readouts)
+            readouts = new if older is None else propagated(*older, new, first=True)
             y = transposed(readouts) @ B[layer]
             G[..., layer + 1 :, :, layer, :] = y.reshape(*y.shape[:-2], L - layer, p, m)
     return G

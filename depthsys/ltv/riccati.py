@@ -9,6 +9,8 @@ from depthsys.ltv.matrix_free import transposed
 from depthsys.ltv.rounding import lengths
 
 EPS = np.finfo(float).eps
+SMALL = 1e-250  # of a square: from here on products of it lose digits
+TAME = 1e-3  # part of its own diagonal that the recursion of products must keep
 Matrices = Sequence[np.ndarray]
 
 
@@ -77,6 +79,66 @@ def riccati(
             below = found[..., n_inputs + n_states :, n_inputs + n_states :]
             rest.insert(0, rest[0] + (below**2).sum((-2, -1), keepdims=True))
     return Law(K, S, U, k, g, rest)
+
+
+def by_products(
+    A: Matrices,
+    B: Matrices,
+    Q: np.ndarray,
+    R: np.ndarray,
+    least: np.ndarray,
+    least_at_end: np.ndarray,
+    terminal: np.ndarray,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] | None:
+    r"""K, P and U by products and one Cholesky factor per layer, which squares the costs.
+
+    Returned only where that loses nothing, else None. With ``least`` :math:`\lambda` (..., layer),
+    :math:`P \ge Q \ge \lambda \,\mathrm{diag}\, Q`, so that in units of its own diagonal P is at
+    least :math:`\lambda \min_i q_i / p_i`: known before anything has cancelled.
+    """
+    if not (least_at_end >= TAME).all():
+        return None
+    K, P, U = [], [terminal], []
+    for layer in reversed(range(len(A))):
+        a, b, q = A[layer], B[layer], Q[..., layer, :, :]
+        seen = transposed(P[0] @ b)
+        on_input = R[..., layer, :, :] + seen @ b
+        on_state = q + transposed(a) @ (P[0] @ a)
+        kept = least[..., layer, None] * _diagonal(q)
+        if not (kept >= TAME * _diagonal(on_state)).all() or not _is_far(on_input, on_state):
+            return None
+        try:
+            lower = np.linalg.cholesky((on_input + transposed(on_input)) / 2)
+        except np.linalg.LinAlgError:
+            return None
+        if not (_diagonal(lower) ** 2 >= TAME * _diagonal(on_input)).all():
+            return None
+        half = np.linalg.solve(lower, seen @ a)
+        left = on_state - transposed(half) @ half
+        K.insert(0, np.linalg.solve(transposed(lower), half))
+        P.insert(0, (left + transposed(left)) / 2)
+        U.insert(0, transposed(lower))
+    return K, P, U
+
+
+def _is_far(*matrices: np.ndarray) -> bool:
+    """Whether the squares on the diagonals are far from overflow and, but for zero, underflow."""
+    sizes = [_diagonal(matrix) for matrix in matrices]
+    return all((((x > SMALL) & (x < 1 / SMALL)) | (x == 0)).all() for x in sizes)
+
+
+def _diagonal(matrix: np.ndarray) -> np.ndarray:
+    return np.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def lists(stack: np.ndarray) -> list[np.ndarray]:
+    """The matrices of a stack (..., layer, rows, columns)."""
+    return [stack[..., k, :, :] for k in range(stack.shape[-3])]
+
+
+def stacked_up(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """A list of matrices as (..., layer, rows, columns)."""
+    return np.stack(np.broadcast_arrays(*matrices), axis=-3)
 
 
 def _stack(top: list[np.ndarray], bottom: list[np.ndarray]) -> np.ndarray:

@@ -250,13 +250,20 @@ def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
 
 def unmasked(value: Any, name: str) -> None:
     """ValueError for numpy's masked arrays and lists of them, whose masks are lost on the way."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    parts = [part for part in parts if isinstance(part, np.ma.MaskedArray)]
-    if count := sum(int(np.ma.count_masked(part)) for part in parts):
+    if count := _masked(value):
         raise ValueError(
             f"`{name}` must have no masked values; got {count}. Fill them: `.filled(0)`, or "
             "`.filled(np.nan)` where NaN stands for what is free or missing."
         )
+
+
+def _masked(value: Any) -> int:
+    """How many values are masked, in lists at any depth."""
+    if isinstance(value, np.ma.MaskedArray):
+        return int(np.ma.count_masked(value))
+    if isinstance(value, (list, tuple)):
+        return sum(_masked(part) for part in value if not isinstance(part, (int, float)))
+    return 0
 
 
 def in_memory(value: Any, name: str) -> None:
@@ -318,6 +325,7 @@ def _matrices(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def _list_of_matrices(matrices: Any, name: str) -> list[np.ndarray]:
+    unmasked(matrices, name)
     arrays = [np.asarray(m) for m in matrices]
     for k, array in enumerate(arrays):
         if array.ndim != 2:
@@ -422,10 +430,11 @@ def check(system: xr.Dataset) -> xr.Dataset:
         )
     for dim in ("layer", "depth"):
         _check_counts(system, dim)
-    if system["layer"].values[0] != system["depth"].values[0]:
+    first = [counts(system, dim)[0] for dim in ("layer", "depth")]
+    if first[0] != first[1]:
         raise ValueError(
-            f"`depth` must start where `layer` starts; got {system['depth'].values[0]} and "
-            f"{system['layer'].values[0]}. Layer l maps the state at depth l to depth l + 1."
+            f"`depth` must start where `layer` starts; got {first[1]} and {first[0]}. Layer l maps "
+            "the state at depth l to depth l + 1."
         )
     if sizes["state_next"] != sizes["state"]:
         raise ValueError(
@@ -433,11 +442,17 @@ def check(system: xr.Dataset) -> xr.Dataset:
             f"state={sizes['state']}. Pad varying sizes with zeros (`ltv.system` does)."
         )
     _check_state_labels(system)
-    if "order" in system.coords:
+    if "order" in system.variables:
         _check_order(system)
     if np.any(compact(system.variables["D"].isel(depth=-1).values)):
         raise ValueError(LAST_D)
     return system
+
+
+def counts(system: xr.Dataset, dim: str) -> np.ndarray:
+    """The labels of the layers or depths; positions where there are none."""
+    known = system.variables.get(dim)
+    return np.arange(system.sizes[dim]) if known is None else known.values
 
 
 def batch_sizes(system: xr.Dataset) -> dict[str, int]:
@@ -518,32 +533,34 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
 def _check_order(system: xr.Dataset) -> None:
     """States beyond the order of a padded system do not exist: nothing enters or leaves them."""
     n = system.sizes["state"]
-    order = system.variables["order"]  # variables, not arrays with labels: this is called often
-    if not bool(((order >= 0) & (order <= n)).all()):
+    order = system.variables["order"]  # variables know no labels, and need none here
+    values = order.values
+    if (values == n).all():
+        return
+    if not ((values >= 0) & (values <= n)).all():
         raise ValueError(
-            f"`order` must be in 0..{n}, the size of the state; got {order.values}. Drop the "
+            f"`order` must be in 0..{n}, the size of the state; got {values}. Drop the "
             "coordinate, or build the system again."
         )
-    if bool((order == n).all()):
-        return
-    missing = xr.Variable("state", np.arange(n)) >= order
-    before = _renamed(missing.isel(depth=slice(-1)), depth="layer")
-    after = _renamed(missing.isel(depth=slice(1, None)), depth="layer", state="state_next")
+    missing = xr.Variable(["state"], np.arange(n)) >= order
+    before = _at_layers(missing, slice(-1))
+    after = _at_layers(missing, slice(1, None), state="state_next")
     for name, beyond in (("A", before | after), ("B", after), ("C", missing)):
-        if bool(((system.variables[name] != 0) & beyond).any()):
+        if ((system.variables[name] != 0) & beyond).values.any():
             raise ValueError(
                 f"`{name}` must be zero in states beyond `order`; got other values. Drop the "
                 "coordinate `order` if these states exist."
             )
 
 
-def _renamed(variable: xr.Variable, **names: str) -> xr.Variable:
-    return xr.Variable([names.get(str(dim), dim) for dim in variable.dims], variable.values)
+def _at_layers(value: xr.Variable, part: slice, **names: str) -> xr.Variable:
+    names = {"depth": "layer", **names}
+    return xr.Variable([names.get(d, d) for d in value.dims], value.isel(depth=part).values)
 
 
 def _check_counts(system: xr.Dataset, dim: str) -> None:
     """The labels of layers and depths count up by one: a shuffled system is not this system."""
-    labels = system[dim].values
+    labels = counts(system, dim)
     if not np.issubdtype(labels.dtype, np.integer) or (np.diff(labels) != 1).any():
         raise ValueError(
             f"`{dim}` must count up by one; got {labels}. Use `.sortby({dim!r})`, and `ltv.window` "

@@ -260,3 +260,35 @@ def test_where_only_the_model_is_lost_the_lower_bound_stands():
     both = ltv.error_bounds(system, 5).attrs["certified"]  # nothing is left out
     assert "upper bound not certified" in both
     assert "; lower bound not certified: rounding explains" in both
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_no_certificate_is_false_near_the_smallest_numbers(seed):
+    """Inputs and outputs by 1e-150 to 1e-160 each: products are near 1e-308, with few digits."""
+    hidden, rng = hidden_system(seed, longest=20), np.random.default_rng(seed)
+    ins, outs = (2.0 ** -int(rng.integers(498, 533)) for _ in range(2))
+    B, C = [ins * b for b in hidden.B], [outs * c for c in hidden.C]
+    system, G = ltv.system(hidden.A, B, C), exact_map(hidden.A, B, C)
+    norm, least = exact_distance(G, 0 * G), float(np.finfo(float).smallest_subnormal)
+    visible = 3 if hidden.core is None else len(hidden.core[0][0])
+    bounds = ltv.error_bounds(system, [0, 1, 2, 3])
+    lower, upper = bounds.lower.values, bounds.upper.values
+    assert lower[0] <= norm * (1 + 1e-12) + least
+    assert norm <= upper[0]
+    assert norm == 0 or bounds.resolution > 0
+    assert abs(ltv.induced_norm(system) - norm) <= bounds.resolution + 1e-12 * norm
+    if hidden.core is not None:
+        assert lower[visible] == 0
+    for order, proved, model in models(system, seed, visible):
+        error = exact_distance(G, exact_map(*lists(model)))
+        assert lower[order] <= error * (1 + 1e-12) + least, order
+        if proved:
+            assert error <= upper[order], order
+
+
+def test_a_map_that_underflows_is_not_certified_to_be_zero():
+    system = ltv.constant([[0.5]], [[1e-170]], [[1e-170]], horizon=3)
+    for found in (ltv.induced_norm(system), ltv.hankel_norm(system)):
+        assert found == 0
+        assert 0 < found.attrs["resolution"] < 1e-300
+        assert found.attrs["certified"].startswith("not certified")

@@ -128,6 +128,21 @@ def test_masked_values_are_refused():
         ltv.system(np.ma.stack([masked, masked]), [B] * 2, [C] * 3)
 
 
+@pytest.mark.parametrize("nested", [lambda m: [m], lambda m: [[m[0], m[1]]], lambda m: ([*m],)])
+def test_masked_arrays_deep_in_lists_are_refused(nested):
+    masked = np.ma.masked_equal([[0.5, 99.0], [0.0, 0.25]], 99.0)
+    with pytest.raises(ValueError, match="`A` must have no masked values; got 1"):
+        ltv.system(nested(masked), [B], [C] * 2)
+
+
+def test_masked_arrays_in_lists_of_varying_size_are_refused():
+    masked = np.ma.masked_equal([[0.5, 99.0]], 99.0)
+    with pytest.raises(ValueError, match="`A` must have no masked values; got 1"):
+        ltv.system([masked, [[1.0]]], [[[1.0]]] * 2, [C, [[1.0]], [[1.0]]])
+    with pytest.raises(ValueError, match="`B` must have no masked values; got 1"):
+        ltv.MatrixFree([np.eye(2)], [np.ma.masked_equal([[1.0], [99.0]], 99.0)], [C, C])
+
+
 MASKED = np.ma.masked_equal([1.0, 99.0], 99.0)
 BESIDE = {
     "u": lambda s: ltv.simulate(s, np.ma.stack([MASKED] * 3)[:, 1:]),

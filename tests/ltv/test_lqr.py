@@ -1,3 +1,4 @@
+import sys
 from fractions import Fraction
 
 import control
@@ -409,3 +410,36 @@ def test_states_that_do_not_exist_cost_nothing():
     labelled = xr.DataArray(np.stack([EYE] * 2), dims=["layer", "state", "state_2"])
     with pytest.raises(ValueError, match="`Q` must have the labels of the system along 'layer'"):
         ltv.lqr(system, labelled.assign_coords(layer=[5, 6]), [[1.0]])
+
+
+def test_products_and_factors_give_the_same_law(monkeypatch):
+    """Where Q keeps P well conditioned products are taken; a QR per layer gives the same."""
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((5, 12, 6, 6)) / 2, rng.standard_normal((5, 12, 6, 2))
+    system = ltv.system(A, B, np.zeros((5, 13, 1, 6)), batch_dims=["prompt"])
+    costs = [np.diag(10.0 ** rng.uniform(-8, 8, n)) for n in (6, 2, 6)]
+    for Q, R, end in (
+        costs,
+        (np.eye(6), np.zeros((2, 2)), np.eye(6)),
+        (np.eye(6), np.eye(2), None),
+    ):
+        quick = ltv.lqr(system, Q, R, end)
+        with monkeypatch.context() as m:
+            m.setattr(sys.modules["depthsys.ltv.lqr"], "by_products", lambda *_: None)
+            whole = ltv.lqr(system, Q, R, end)
+        np.testing.assert_allclose(quick.K, whole.K, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(quick.P, whole.P, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("Q", "R", "size"), [(np.diag([1.0, 0.0]), 1.0, 1.0), (np.eye(2), 0.0, 1e-160)]
+)
+def test_products_are_not_taken_where_they_lose_digits(Q, R, size):
+    from depthsys.ltv.riccati import by_products
+
+    A, B = [np.array([[0.5, 1.0], [0.0, 0.9]])], [size * np.array([[0.0], [1.0]])]
+    least = np.array([np.linalg.eigvalsh(Q)[0]])
+    R = np.array([[[R]]])
+    assert by_products(A, B, Q[None], R, least, np.array(1.0), np.eye(2)) is None
+    good = by_products(A, B, np.eye(2)[None], R + 1.0, np.array([1.0]), np.array(1.0), np.eye(2))
+    assert good is not None

@@ -254,7 +254,8 @@ def test_what_it_says_about_itself():
     assert (found.attrs["order"], found.attrs["rtol"]) == (2, 1e-9)
     assert "tolerance" not in found.attrs
     assert found.attrs["schema_version"] == ltv.SCHEMA_VERSION
-    assert set(found.data_vars) == {"A", "B", "C", "D", "hankel_singular_values"}
+    own = {"hankel_singular_values", "resolution", "rank_is_certified"}
+    assert set(found.data_vars) == {"A", "B", "C", "D"} | own
     assert all(found[name].dtype == np.float64 for name in "ABCD")
     assert ltv.realization(io.astype(np.float32)).A.dtype == np.float64
 
@@ -637,3 +638,22 @@ def test_only_systems_are_added():
     for pair in ((system, 1), (ltv.io_matrix(system), system)):
         with pytest.raises(TypeError, match="`system` must be an xarray Dataset"):
             ltv.parallel(*pair)
+
+
+def test_parallel_keeps_labels_of_states():
+    """They were dropped; a label that both use is marked, as a name is."""
+    one = ltv.constant([[0.5]], [[1.0]], [[1.0]], horizon=2)
+    two = ltv.constant(np.diag([0.2, 0.1]), np.ones((2, 1)), np.ones((1, 2)), horizon=2)
+
+    def labelled(system, labels):
+        return system.assign_coords(state=labels, state_next=labels)
+
+    both = ltv.parallel(labelled(one, ["p"]), labelled(two, ["q", "r"]))
+    assert both.state.values.tolist() == both.state_next.values.tolist() == ["p", "q", "r"]
+    assert both.A.sel(layer=0, state="q", state_next="q") == 0.2
+    marked = ltv.parallel(labelled(one, ["p"]), labelled(two, ["q", "p"]))
+    assert marked.state.values.tolist() == ["p", "q", "p_2"]
+    numbers = ltv.parallel(labelled(one, [3]), labelled(two, [7, 5]))
+    assert numbers.state.values.tolist() == [3, 7, 5]
+    for other in (labelled(two, [3, 5]), two):
+        assert "state" not in ltv.parallel(labelled(one, [3]), other).coords
