@@ -137,7 +137,8 @@ class DepthModel:
         self.n_features = text_config.hidden_size
         context = getattr(text_config, "max_position_embeddings", None)
         fits = prompting.max_tokens if context is None else min(prompting.max_tokens, context)
-        self._prompting = replace(prompting, max_tokens=fits)
+        # as they are, while the check runs prompts of its own
+        self._prompting = Prompting(max_tokens=fits)
         if left_padding:
             check_padding(hf.config, self.max_tokens)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
@@ -155,6 +156,7 @@ class DepthModel:
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
                 f"not: {type(error).__name__}: {first_line(error)} It cannot be used."
             ) from error
+        self._prompting = replace(prompting, max_tokens=fits)
 
     @classmethod
     def load(

@@ -110,8 +110,8 @@ def _without_first(texts: Sequence[str], tokenizer: Any) -> tuple[list[str], str
         return list(texts), ""
     kept = []
     for text in texts:
-        while text.startswith(first):
-            text = text.removeprefix(first)
+        while (bare := text.lstrip()).startswith(first):
+            text = bare.removeprefix(first)
         kept.append(text)
     count = sum(a != b for a, b in zip(texts, kept, strict=True))
     if not count:
