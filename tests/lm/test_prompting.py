@@ -295,6 +295,19 @@ def test_only_the_text_is_cut(cut, kept, eos):
     assert words_of(chat) == [f"<s> <|user|> {kept} <|end|> <|bot|> d"]
 
 
+def test_the_space_before_a_text_goes_with_its_first_word():
+    tok = real("gpt2")
+    (row,) = rows_of(tok, ["good bad"], template="So: {text}.", cut="left", max_tokens=4)
+    assert tok.convert_ids_to_tokens(row) == ["So", ":", "Ġbad", "."]
+    # a line break is no such space
+    (row,) = rows_of(tok, ["\ngood bad"], template="{text}.", cut="left", max_tokens=2)
+    assert tok.convert_ids_to_tokens(row) == ["Ġbad", "."]
+    options = {"template": "So\n{text}.", "cut": "left", "max_tokens": 4}
+    assert tok.convert_ids_to_tokens(tok("So\n\n\ngood bad.")["input_ids"])[1:3] == ["ĊĊ", "Ċ"]
+    (row,) = rows_of(tok, ["\n\ngood bad"], **options)
+    assert tok.convert_ids_to_tokens(row) == ["So", "ĊĊ", "Ġbad", "."]
+
+
 def test_what_is_not_fed_takes_no_room():
     words = tokenizer()
     long = "a b c d e f g h i j"
