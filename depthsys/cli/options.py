@@ -15,7 +15,8 @@ import typer
 
 from depthsys import demo
 from depthsys.cli import typed
-from depthsys.study.names import CONCEPTS, CUTS, METHODS, READABLE, READOUTS
+from depthsys.prompting import CUTS
+from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS
 from depthsys.study.settings import Settings
 
 MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
@@ -64,6 +65,32 @@ class Shared:
         typer.Option(
             help=f"Where: {', '.join(CUTS)} (which keeps the header of a chat template and the "
             "beginning of the answer).  [default: right]"
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help=r"What stands around every text, as in 'Review: {text}\nSentiment:'; with --chat, "
+            "in the user's message."
+        ),
+    ] = None
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat",
+            help="Put every text into the tokenizer's chat template: the user's message, followed "
+            "by the header of the answer.",
+        ),
+    ] = None
+    system_message: Annotated[
+        str | None, typer.Option("--system", help="With --chat: what the system says before.")
+    ] = None
+    answer: Annotated[str | None, typer.Option(help="With --chat: how the answer begins.")] = None
+    read_at: Annotated[
+        str | None,
+        typer.Option(
+            help="The token whose state is meant: last; text, the last one of the text; its number "
+            "(-1 is the last one); or a marker, the token where these words end.  [default: last]"
         ),
     ] = None
     positive: Annotated[
@@ -139,9 +166,14 @@ class Measured:
     ] = None
 
 
+# words of a prompt, which may have line breaks
+_WRITTEN = ("template", "system_message", "answer", "read_at")
+
+
 def settings(*groups: Any, **others: Any) -> Settings:
     """The options of some groups, and others, checked together."""
     given = {name: value for group in groups for name, value in vars(group).items()}
+    given |= {name: typed.unescaped(given[name]) for name in _WRITTEN if given.get(name)}
     return Settings.checked(**given | others)
 
 

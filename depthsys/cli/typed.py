@@ -4,6 +4,7 @@ Below the command line the same things are arguments of functions, and are named
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -61,6 +62,18 @@ def names_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
         else:
             found[each.name] = about.metavar or each.name.upper()
     return found
+
+
+def unescaped(text: str) -> str:
+    r"""What was typed, with the line breaks, tabs and backslashes that \n, \t and \\ stand for.
+
+    Examples
+    --------
+    >>> unescaped(r"Review: {text}\nSentiment:")
+    'Review: {text}\nSentiment:'
+    """
+    meant = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)
 
 
 def numeric(parameter: inspect.Parameter) -> inspect.Parameter:

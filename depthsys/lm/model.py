@@ -6,6 +6,7 @@ because the last token influences no earlier one. What knows Hugging Face lies i
 """
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,17 @@ from depthsys.lm.hf.checkpoint import (
     refuse_config,
 )
 from depthsys.lm.hf.messages import TokensWarning
-from depthsys.lm.hf.template import CUTS
+from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.kinds import short
 from depthsys.lm.run import Run
+from depthsys.prompting import Prompting
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
 
 
 class DepthModel:
-    """A causal language model, wrapped so that its blocks act on the last token's state.
+    r"""A causal language model, wrapped so that its blocks act on the last token's state.
 
     Parameters
     ----------
@@ -48,12 +50,26 @@ class DepthModel:
         Its tokenizer; needed only for texts, not for token ids.
     name
         What to call it in results.
+    template
+        What stands around every text, for example ``"Review: {text}\nSentiment:"``; with ``chat``,
+        around the text in the user's message.
+    chat
+        Put every text into the tokenizer's chat template: as the message of a user, followed by
+        the header of the answer.
+    system_message, answer
+        With ``chat``: what the system says before, and how the answer begins.
+    read_at
+        Whose state is meant: that of the "last" token of the prompt; of the last token of the
+        "text"; of the token with that index, counted from the end if it is negative; or of the
+        token where a marker ends, any other string. Later tokens are not fed: they do not
+        influence it.
     max_tokens
         Longer prompts are cut; never above the model's context.
     cut
         How: "right" keeps the first tokens. "left" keeps the last ones, and a token that begins
         every text. "middle" leaves out the middle of the content and keeps what a chat template
         puts around it: its header, and the beginning of the answer, whose last token is the state.
+        What ``template`` and ``chat`` put around a text is never cut, nor counted as text.
     left_padding
         Run prompts of unlike length in one batch, padded on the left by at most 15 %, instead of
         one batch per length: fewer and larger batches for short texts. Exact either way. None
@@ -86,6 +102,11 @@ class DepthModel:
         tokenizer: Any = None,
         *,
         name: str = "model",
+        template: str | None = None,
+        chat: bool = False,
+        system_message: str | None = None,
+        answer: str | None = None,
+        read_at: str | int = "last",
         max_tokens: int = 128,
         cut: str = "right",
         left_padding: bool | None = None,
@@ -95,13 +116,9 @@ class DepthModel:
                 f"`hf` must be a Hugging Face model; got {short(hf)}. To load one, use "
                 "`DepthModel.load(name_or_folder)`."
             )
-        if not isinstance(max_tokens, int | np.integer) or max_tokens < 1:
-            raise ValueError(
-                f"`max_tokens` must be a whole number >= 1; got {short(max_tokens)}. "
-                "The default is 128."
-            )
-        if cut not in CUTS:
-            raise ValueError(f"`cut` must be one of {CUTS}; got {cut!r}. The default is 'right'.")
+        prompting = Prompting(template, chat, system_message, answer, read_at, cut, max_tokens)
+        if not prompting.is_plain and tokenizer is not None:
+            around(tokenizer, prompting)  # before any work
         refuse_config(hf.config)
         # weights may be spread over devices or quantised; the embedding sets where states live
         self.device, self.dtype = input_device(hf), hf.get_input_embeddings().weight.dtype
@@ -113,14 +130,15 @@ class DepthModel:
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.cut = cut
         self._has_said_note = False
         self.left_padding = bool(left_padding)
         text_config: Any = hf.config.get_text_config(decoder=True)
         self.n_layers = text_config.num_hidden_layers
         self.n_features = text_config.hidden_size
         context = getattr(text_config, "max_position_embeddings", None)
-        self._max_tokens = max_tokens if context is None else min(max_tokens, context)
+        fits = prompting.max_tokens if context is None else min(prompting.max_tokens, context)
+        # as they are, while the check runs prompts of its own
+        self._prompting = Prompting(max_tokens=fits)
         if left_padding:
             check_padding(hf.config, self.max_tokens)
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
@@ -138,6 +156,7 @@ class DepthModel:
                 f"`model` must be replayable block by block; {name!r} ({type(hf).__name__}) is "
                 f"not: {type(error).__name__}: {first_line(error)} It cannot be used."
             ) from error
+        self._prompting = replace(prompting, max_tokens=fits)
 
     @classmethod
     def load(
@@ -146,6 +165,11 @@ class DepthModel:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
+        template: str | None = None,
+        chat: bool = False,
+        system_message: str | None = None,
+        answer: str | None = None,
+        read_at: str | int = "last",
         max_tokens: int = 128,
         cut: str = "right",
         left_padding: bool | None = None,
@@ -163,7 +187,7 @@ class DepthModel:
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
             "float32" or "float64"; or torch's and numpy's own.
-        max_tokens, cut, left_padding
+        template, chat, system_message, answer, read_at, max_tokens, cut, left_padding
             See the class.
         trust_remote_code
             Run Python code that comes with the model. Never done unless asked for here: it can do
@@ -196,6 +220,11 @@ class DepthModel:
             hf,
             tokenizer,
             name=source,
+            template=template,
+            chat=chat,
+            system_message=system_message,
+            answer=answer,
+            read_at=read_at,
             max_tokens=max_tokens,
             cut=cut,
             left_padding=left_padding,
@@ -206,7 +235,12 @@ class DepthModel:
     @property
     def max_tokens(self) -> int:
         """Longer prompts are cut; never above the model's context."""
-        return self._max_tokens
+        return self._prompting.max_tokens
+
+    @property
+    def prompting(self) -> Prompting:
+        """How texts become prompts: template, the token that is read, where long ones are cut."""
+        return self._prompting
 
     def __repr__(self) -> str:
         return (
@@ -228,7 +262,7 @@ class DepthModel:
     # ---------------------------------------------------------------- texts and runs
 
     def tokenize(self, prompts: Prompts) -> tuple[list[list[int]], int]:
-        """Token ids of every text, cut, and how many were cut.
+        """Token ids of every text up to the one that is read, cut, and how many were cut.
 
         Takes token ids as well as texts; they are only checked and cut.
         """
@@ -240,9 +274,8 @@ class DepthModel:
         found = tokenized(
             prompts,
             self.tokenizer,
+            self.prompting,
             n_tokens=self.hf.get_input_embeddings().num_embeddings,
-            max_tokens=self.max_tokens,
-            how=self.cut,
             bos=getattr(self.hf.config, "bos_token_id", None),
         )
         if found.note and not self._has_said_note:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ def identity_of(
         "model_fingerprint": model.fingerprint,
         "model_width": model.n_features,
         "dtype": model.dtype_name,
-        "max_tokens": model.max_tokens,
+        **asdict(model.prompting),
     }
 
 

@@ -21,6 +21,7 @@ from depthsys.lm.linearize import Linearisation, as_directions, check_directions
 from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.progress import bar
 from depthsys.lm.sweep import Sweep
+from depthsys.prompting import Prompting
 
 # Prompts of several batches that are joined for work on a few of them.
 JOINED = 16
@@ -56,8 +57,8 @@ class Model(Protocol):
         ...
 
     @property
-    def cut(self) -> str:
-        """Where they are cut."""
+    def prompting(self) -> Prompting:
+        """How texts become prompts."""
         ...
 
     def tokens(self, prompts) -> Tokens:

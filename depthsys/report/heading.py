@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from depthsys.prompting import Prompting, in_words
 from depthsys.wording import counted, fixed
 
 _NOTES = ("direction_note", "note", "step_note", "import_note")
@@ -127,7 +128,8 @@ _WHERE = {"right": "on the right", "left": "on the left", "middle": "in the midd
 
 def text_notes(attrs: Mapping[str, Any]) -> list[str]:
     """What was done to texts, from the attrs of what was computed from them: dropped, cut."""
-    found = []
+    said = in_words(Prompting.stored(attrs))
+    found = [said] if said else []
     if attrs["n_duplicates"] or attrs["n_conflicts"]:
         found.append(
             f"dropped before splitting: {attrs['n_duplicates']} duplicates, "

@@ -1,6 +1,6 @@
 """One cell of a study: a model, its texts and what is asked of them. A main job is one cell."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,8 +122,7 @@ class Found:
             self.source,
             device=self.settings.device,
             dtype=self.settings.dtype or "float32",
-            max_tokens=self.settings.max_tokens,
-            cut=self.settings.cut,
+            **asdict(self.settings.prompting),
         )
         if self.name in demo.MODELS:
             model.name = self.name

@@ -22,8 +22,6 @@ READOUTS = ("concept", "profile")
 ENERGIES = ("absolute", "relative")
 # how the step of a measured gain is counted, see depthsys.lm.Step
 STEPS = ("relative", "absolute")
-# depthsys.lm.hf.template.CUTS
-CUTS = ("right", "left", "middle")
 # depthsys.lm.hf.checkpoint.DTYPES
 DTYPES = ("float32", "float64")
 # depthsys.export.formats.FORMATS, and what files that are read back end in

@@ -1,12 +1,14 @@
 """What a main job or a comparison is asked for, checked once, before any work."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from depthsys.prompting import CUTS, Prompting
 from depthsys.splits import split_sizes
-from depthsys.study.names import CONCEPTS, CUTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
+from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
 
 if TYPE_CHECKING:
     from depthsys.lm import Method
@@ -16,7 +18,7 @@ DEFAULT_EACH = 64
 # what a stored system has been identified with already
 IDENTIFICATION = (
     "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
-    "positive",
+    "template", "chat", "system_message", "answer", "read_at", "positive",
 )  # fmt: skip
 
 
@@ -33,6 +35,8 @@ class Settings:
     split, seed, max_tokens, cut
         Texts per class (concept, operating, held out), seed of the splits, length of texts, and
         where longer ones are cut.
+    template, chat, system_message, answer, read_at
+        What is put around texts, and which token is the state; see `prompting`.
     positive
         The label that the readout grows towards; None for the one that sorts last.
     device, dtype
@@ -57,6 +61,11 @@ class Settings:
     seed: int = 0
     max_tokens: int = 128
     cut: str = "right"
+    template: str | None = None
+    chat: bool = False
+    system_message: str | None = None
+    answer: str | None = None
+    read_at: str | int = "last"
     positive: str | None = None
     device: str = "auto"
     dtype: str | None = None
@@ -109,6 +118,7 @@ class Settings:
             )
         parsed = {name: parse(given[name]) for name, parse in _PARSERS.items() if name in given}
         made = cls(**given | parsed, asked=frozenset(given))
+        _ = made.prompting  # checks what goes with what
         return replace(made, n_each=_checked_each(given.get("n_each"), 2 * made.split[2]))
 
     def for_width(self, n_features: int) -> "Settings":
@@ -121,6 +131,11 @@ class Settings:
                 f"{self.orders[-1]}. Leave it out."
             )
         return self
+
+    @property
+    def prompting(self) -> Prompting:
+        """How texts become prompts."""
+        return Prompting(**{each.name: getattr(self, each.name) for each in fields(Prompting)})
 
     def method(self) -> "Method":
         """The reduction method with its settings."""
@@ -153,6 +168,20 @@ _RULES = {
         "finite and not zero; got {got}. Give a shift.", lambda x: 0 < abs(x) < float("inf"),
     ),
 }  # fmt: skip
+
+
+def typed(name: str) -> str:
+    """An attribute of `Settings` as it is typed.
+
+    Examples
+    --------
+    >>> typed("max_tokens"), typed("system_message")
+    ('--max-tokens', '--system')
+    """
+    return "--" + _TYPED.get(name, name).replace("_", "-")
+
+
+_TYPED = {"system_message": "system", "n_each": "each"}
 
 
 def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:
@@ -195,7 +224,13 @@ def _orders(text: str) -> tuple[int, ...]:
     return tuple(orders)
 
 
-_PARSERS = {"split": _split, "methods": _methods, "orders": _orders}
+def _read_at(given: str | int) -> str | int:
+    """A whole number, however it was written, is an index."""
+    is_index = isinstance(given, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", given.strip())
+    return int(given) if is_index else given
+
+
+_PARSERS = {"split": _split, "methods": _methods, "orders": _orders, "read_at": _read_at}
 
 
 def _checked_each(n_each: int | None, n_held_out: int) -> int:

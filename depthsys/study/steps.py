@@ -148,7 +148,7 @@ def kept_for(found: Found, texts: "lm.Splits", partial: Path) -> lm.Kept:
     known = {
         "concept": found.settings.concept,
         "dtype": found.settings.dtype or "float32",
-        "max_tokens": found.max_tokens,
+        **asdict(replace(found.settings.prompting, max_tokens=found.max_tokens)),
         "model_width": found.width,
     }
     return lm.kept_parts(partial, texts, **_options(found.settings), known=known)
@@ -201,8 +201,7 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
         "seed": cell.settings.seed,
         "n_duplicates": texts.n_duplicates,
         "n_conflicts": texts.n_conflicts,
-        "max_tokens": cell.model.max_tokens,
-        "cut": cell.model.cut,
+        **cell.model.prompting.attrs,
     }
     notes = {}
     for name in ("concept", "operating", "held_out"):

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depthsys.prompting import Prompting
 from depthsys.study.cell import Cell
-from depthsys.study.settings import IDENTIFICATION, Settings
+from depthsys.study.settings import IDENTIFICATION, Settings, typed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,7 +67,7 @@ def read_system(path: Path, settings: Settings) -> "xr.Dataset":
 def _typed(settings: Settings) -> str:
     """Options that are stored with a system, as they were typed."""
     asked = [name for name in IDENTIFICATION if name in settings.asked]
-    return ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+    return ", ".join(map(typed, asked))
 
 
 def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
@@ -76,8 +77,6 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         readout=attrs["readout"],
         split=attrs["split"],
         seed=int(attrs["seed"]),
-        max_tokens=int(attrs["max_tokens"]),
-        cut=attrs.get("cut", "right"),
         positive=_positive(attrs),
     )
     return replace(
@@ -85,8 +84,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         readout=stored.readout,
         split=stored.split,
         seed=stored.seed,
-        max_tokens=stored.max_tokens,
-        cut=stored.cut,
+        **asdict(Prompting.stored(attrs)),
         positive=stored.positive,
         dtype=settings.dtype or attrs["dtype"],
     )

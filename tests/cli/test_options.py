@@ -13,6 +13,7 @@ from depthsys.cli import options, results
 from depthsys.cli.app import COMMANDS
 from depthsys.plot import sheets
 from depthsys.study import Settings
+from depthsys.study.settings import typed
 
 MODEL_COMMANDS = ("demo", "identify", "gains", "control", "compare")
 
@@ -44,7 +45,7 @@ def test_every_command_shows_what_all_share(run, command):
     assert code == 0
     asked = {name for group in (options.Shared,) for name in (f.name for f in fields(group))}
     for name in asked | {"out", "force"}:
-        assert re.search(rf"--{name.replace('_', '-')}\b", shown), name
+        assert re.search(rf"{typed(name)}\b", shown), name
 
 
 def test_every_field_of_a_group_is_a_setting():

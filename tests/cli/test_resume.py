@@ -102,6 +102,9 @@ OTHER = {
     "readout profile, now concept": ["--readout", "concept"],
     "concept mean_difference, now pca": ["--concept", "pca"],
     "max_tokens 128, now 9": ["--max-tokens", "9"],
+    "cut right, now left": ["--cut", "left"],
+    "template None, now a {text}": ["--template", "a {text}"],
+    "read_at last, now text": ["--read-at", "text"],
     "dtype float32, now float64": ["--dtype", "float64"],
     "seed 0, now 1; another texts of concept": ["--seed", "1"],
 }

@@ -9,7 +9,7 @@ import pytest
 from depthsys import export, lm
 from depthsys.export.formats import FORMATS, READABLE
 from depthsys.lm import concepts, methods, readouts
-from depthsys.lm.hf import checkpoint, template
+from depthsys.lm.hf import checkpoint
 from depthsys.ltv import plan
 from depthsys.study import names
 
@@ -19,7 +19,6 @@ def test_names_are_those_of_the_library():
     assert names.READOUTS == readouts.READOUTS
     assert names.ENERGIES == plan.ENERGIES
     assert names.DTYPES == tuple(checkpoint.DTYPES)
-    assert names.CUTS == template.CUTS
     assert names.FORMATS == tuple(FORMATS)
     assert names.READABLE == READABLE
 

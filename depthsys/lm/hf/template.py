@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-CUTS = ("right", "left", "middle")
 # two messages that begin and end unlike each other
 _PROBES = ("depth", "layer of a model")
 
@@ -51,25 +50,29 @@ def added(tokenizer: Any) -> Ends:
     return Ends()
 
 
-def undoubled(rows: list[list[int]], ends: Ends, tokenizer: Any) -> tuple[list[list[int]], str]:
-    """Rows without the second copy of what the tokenizer adds, and what was done, in words.
+def undoubled(rows: list[list[int]], ends: Ends, tokenizer: Any) -> tuple[list[slice], str]:
+    """Of every row what is no second copy of what the tokenizer adds; and that in words.
 
     A text that was made with a chat template, for example, may begin with the token that the
     tokenizer puts before every text.
     """
     first, last = list(ends.first), list(ends.last)
-    told = []
     begins = [bool(first) and row[: 2 * len(first)] == 2 * first for row in rows]
-    rows = [row[len(first) :] if double else row for row, double in zip(rows, begins, strict=True)]
-    stops = [bool(last) and row[-2 * len(last) :] == 2 * last for row in rows]
-    rows = [row[: -len(last)] if double else row for row, double in zip(rows, stops, strict=True)]
+    starts = [len(first) if double else 0 for double in begins]
+    rests = [row[start:] for row, start in zip(rows, starts, strict=True)]
+    stops = [bool(last) and row[-2 * len(last) :] == 2 * last for row in rests]
+    told = []
     for double, verb, ids in ((begins, "began", first), (stops, "ended", last)):
         if any(double):
             told.append(
                 f"{sum(double)} of {len(rows)} texts {verb} with {tokenizer.decode(ids)!r}, which "
                 "the tokenizer adds by itself: the second one was left out"
             )
-    return rows, "; ".join(told)
+    kept = [
+        slice(start, len(row) - len(last) if stop else len(row))
+        for row, start, stop in zip(rows, starts, stops, strict=True)
+    ]
+    return kept, "; ".join(told)
 
 
 def template_ends(tokenizer: Any, ends: Ends) -> Ends:
@@ -95,7 +98,7 @@ def template_ends(tokenizer: Any, ends: Ends) -> Ends:
 
 
 def cut(row: list[int], max_tokens: int, how: str, ends: Ends) -> list[int]:
-    """A prompt that is too long, cut to ``max_tokens``.
+    """A prompt that is too long, cut to ``max_tokens``, where it is not known what the text is.
 
     Parameters
     ----------
@@ -117,20 +120,31 @@ def cut(row: list[int], max_tokens: int, how: str, ends: Ends) -> list[int]:
     ValueError
         If no token of the content would be left.
     """
-    if how == "right":
-        return row[:max_tokens]
-    if how == "left":
-        before = _shared(row, ends.first) if max_tokens > len(ends.first) else 0
-        return row[:before] + row[before - max_tokens :]
-    before, after = ends.before(row), ends.after(row)
+    before = after = 0
+    if how == "left" and max_tokens > len(ends.first):
+        before = _shared(row, ends.first)
+    elif how == "middle":
+        before, after = ends.before(row), ends.after(row)
+    return cut_between(row, before, after, max_tokens, how)
+
+
+def cut_between(row: list[int], before: int, after: int, max_tokens: int, how: str) -> list[int]:
+    """The same, where so many tokens before and after the content stay.
+
+    Raises
+    ------
+    ValueError
+        If no token of the content would be left.
+    """
     room = max_tokens - before - after
     if room < 1:
         raise ValueError(
             f"`max_tokens` must be above the {before + after} tokens around the content of a "
-            f"prompt; got {max_tokens}. Raise it, or use cut='left'."
+            f"prompt; got {max_tokens}. Raise it, or put less around it."
         )
-    begin = (room + 1) // 2 if room > 1 else 0
-    return row[: before + begin] + row[len(row) - (after + room - begin) :]
+    end = len(row) - after
+    left = {"right": room, "left": 0, "middle": (room + 1) // 2 if room > 1 else 0}[how]
+    return row[: before + left] + row[end - room + left : end] + row[end:]
 
 
 def _all_ids(tokenizer: Any, strings: set[str]) -> tuple[tuple[int, ...], ...]:

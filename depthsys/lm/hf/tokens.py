@@ -1,4 +1,4 @@
-"""Texts -> token ids, checked and cut."""
+"""Texts -> token ids, checked, cut, and up to the token that is read."""
 
 import hashlib
 import json
@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from depthsys.lm.hf.template import Ends, added, cut, template_ends, undoubled
+from depthsys.lm.hf.reading import (
+    Row,
+    check_marker_stays,
+    check_tokenizer,
+    read_row,
+    spans_wanted,
+    until_index,
+)
+from depthsys.lm.hf.rendering import rendered
+from depthsys.lm.hf.template import Ends, added, template_ends, undoubled
 from depthsys.lm.kinds import short
 from depthsys.lm.prompts import Splits, Texts
+from depthsys.prompting import Prompting
 
 Prompts = Texts | Sequence[str] | Sequence[Sequence[int]]
 
@@ -38,13 +48,14 @@ class Tokens:
 def tokenized(
     prompts: Prompts,
     tokenizer: Any,
+    prompting: Prompting,
     *,
     n_tokens: int,
-    max_tokens: int,
-    how: str = "right",
     bos: int | None = None,
 ) -> Tokens:
-    """Token ids of texts, or token ids as they are, checked and cut.
+    """Token ids of texts, or token ids as they are, checked and cut; the last is the state's.
+
+    What follows the token that is read influences nothing that is known of it, so it is left out.
 
     Parameters
     ----------
@@ -52,12 +63,10 @@ def tokenized(
         Texts, or token ids, to which nothing is added.
     tokenizer
         Only needed for texts.
+    prompting
+        What is put around texts, which token is read, and where long prompts are cut.
     n_tokens
         Token ids must be below it.
-    max_tokens
-        Longer prompts are cut.
-    how
-        "right", "left" or "middle", see `depthsys.lm.hf.template.cut`.
     bos
         The token that begins a text, where no tokenizer tells it.
 
@@ -71,13 +80,67 @@ def tokenized(
     if isinstance(given[0], str):
         if tokenizer is None:
             raise ValueError("`tokenizer` must be given for texts; got None. Pass token ids.")
-        # verbose=False: a text above the tokenizer's own limit is cut and counted here
-        ids: Any = tokenizer(given, verbose=False)["input_ids"]
+        rows, note = _rows_of(given, tokenizer, prompting)
         ends = added(tokenizer)
-        ids, note = undoubled(ids, ends, tokenizer)
     else:
-        ids = [_token_ids(row) for row in given]
-    for number, row in enumerate(ids):
+        _check_for_ids(prompting)
+        rows = [Row(_token_ids(row)) for row in given]
+    _check_ids(rows, given, n_tokens)
+    long = [number for number, row in enumerate(rows) if len(row.ids) > prompting.max_tokens]
+    if long and not prompting.is_plain:
+        check_tokenizer(tokenizer, "cutting the texts in a template")
+    if long and prompting.cut == "middle":
+        ends = template_ends(tokenizer, ends)
+    for number in long:
+        check_marker_stays(rows[number], number, prompting)
+        rows[number] = rows[number].cut(prompting.max_tokens, prompting.cut, ends)
+    ids = [row.ids for row in rows]
+    if isinstance(prompting.read_at, int):
+        ids = [until_index(row, number, prompting.read_at) for number, row in enumerate(ids)]
+    return Tokens(ids, len(long), note)
+
+
+def _rows_of(texts: list[str], tokenizer: Any, prompting: Prompting) -> tuple[list[Row], str]:
+    """Rows of texts with what stands around them, and what was done, in words."""
+    made = rendered(texts, tokenizer, prompting)
+    is_located = spans_wanted(tokenizer, prompting)
+    # verbose=False: a text above the tokenizer's own limit is cut and counted here. A chat
+    # template writes all special tokens by itself
+    found: Any = tokenizer(
+        made.strings,
+        verbose=False,
+        add_special_tokens=not prompting.chat,
+        **({"return_offsets_mapping": True} if is_located else {}),
+    )
+    ids = found["input_ids"]
+    kept, note = [slice(None)] * len(ids), ""
+    if not prompting.chat:
+        kept, note = undoubled(ids, added(tokenizer), tokenizer)
+    ids = [row[part] for row, part in zip(ids, kept, strict=True)]
+    rows = [Row(row) for row in ids]
+    if is_located:
+        spans = [row[part] for row, part in zip(found["offset_mapping"], kept, strict=True)]
+        rows = [read_row(ids[n], spans[n], made, n, prompting) for n in range(len(ids))]
+    return rows, "; ".join(filter(None, (made.note, note)))
+
+
+def _check_for_ids(prompting: Prompting) -> None:
+    """ValueError if something is asked for that token ids do not say."""
+    for name, asked in (("template", prompting.template), ("chat", prompting.chat)):
+        if asked:
+            raise ValueError(
+                f"`{name}` must be left out for token ids, to which nothing is added; got "
+                f"{short(asked)}. Give texts, or put it into the ids."
+            )
+    if isinstance(prompting.read_at, str) and prompting.read_at != "last":
+        raise ValueError(
+            "`read_at` must be 'last' or a whole number for token ids, which do not say where a "
+            f"text ends; got {short(prompting.read_at)}. Give texts, or an index."
+        )
+
+
+def _check_ids(rows: list[Row], given: list, n_tokens: int) -> None:
+    for number, row in enumerate(row.ids for row in rows):
         if not row:
             raise ValueError(
                 f"`prompts` must have at least one token each; got none for number {number}, "
@@ -88,12 +151,6 @@ def tokenized(
                 f"`prompts` must have token ids in 0..{n_tokens - 1}; number {number} has "
                 f"{min(row)}..{max(row)}. Use the tokenizer of this model."
             )
-    long = [number for number, row in enumerate(ids) if len(row) > max_tokens]
-    if long and how == "middle":
-        ends = template_ends(tokenizer, ends)
-    for number in long:
-        ids[number] = cut(ids[number], max_tokens, how, ends)
-    return Tokens(ids, len(long), note)
 
 
 def tokens_sha256(rows: list[list[int]]) -> str:
