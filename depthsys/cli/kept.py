@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-import xarray as xr
 
 from depthsys.files import Resumable, write_netcdf
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from depthsys.lm import Kept
 
 # steps that take long; a direction alone is not worth a refusal of other settings
@@ -52,11 +53,13 @@ class KeptSteps:
         work = self.work
         return tuple(name for name in WORTH if work.has(name))
 
-    def __call__(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+    def __call__(self, name: str, compute: "Callable[[], xr.Dataset]") -> "xr.Dataset":
         """What the step of that name found."""
         if name not in WORTH:
             return compute()
         if self.work.has(name):
+            import xarray as xr  # --help loads none
+
             return xr.load_dataset(self.work.path(name), engine="h5netcdf")
         found = compute()
         self.work.write(name, lambda path: write_netcdf(path, {None: found}))
