@@ -72,7 +72,7 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
         floors.append(floor)
     size = in_rows(values).max((-2, -1), initial=0.0)
     resolution = resolution_of(A, B, C, R, S, rows)
-    model, found = resolution.copy(), size.copy()
+    model, found = resolution.copy(), np.array(size)
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
         one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)
         resolution[member], model[member] = one.resolution, one.model
