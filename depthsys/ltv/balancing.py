@@ -72,14 +72,15 @@ def balanced(A, B, C, rtol: float, order: int | None = None) -> Balanced:
         floors.append(floor)
     size = in_rows(values).max((-2, -1), initial=0.0)
     resolution = resolution_of(A, B, C, R, S, rows)
-    model = resolution.copy()
+    model, found = resolution.copy(), np.array(size)
     for member, exact, lists in long_maps(A, B, C, R, S, resolution, size, both=True):
         one = _balanced_long(lists[0], lists[1], lists[2], exact, rtol)
         resolution[member], model[member] = one.resolution, one.model
+        found[member] = max((x.max(initial=0.0) for x in one.values), default=0.0)
         for whole, part in ((V, one.V), (W, one.W), (values, one.values), (floors, one.floor)):
             for k, new in enumerate(part):
                 whole[k] = _with(whole[k], resolution.shape, member, new)
-    if (in_rows(values).max((-2, -1), initial=0.0) < FAINT).any():
+    if (np.minimum(size, found) < FAINT).any():
         units = [_power_of_four(row_lengths(part).max((-2, -1))) for part in (B, C)]
         if (units[0] * units[1] < FAINT).any():
             return _balanced_faint(A, B, C, rtol, order, *units)

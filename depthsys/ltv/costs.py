@@ -356,7 +356,7 @@ def _deviations(matrix: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.n
     scale = np.where(scale > 0, scale, 1.0)
     scaled = matrix / scale[..., None] / scale[..., None, :]
     flipped = transposed(scaled)
-    empty = ~(matrix.any(-1) | matrix.any(-2))  # a state without a cost is no direction
+    empty = np.asarray(~(matrix.any(-1) | matrix.any(-2)))  # a state without a cost is no direction
     own = np.eye(matrix.shape[-1]) * empty[..., None]
     least = np.linalg.eigvalsh((scaled + flipped) / 2 + own).min(-1)
     return np.abs(scaled - flipped).max((-2, -1)), least

@@ -179,8 +179,11 @@ def regulator(system: xr.Dataset, costs: Costs) -> xr.Dataset:
         )
 
     def core(A, B, on_state, on_input, end, terminal, *rest):
-        if costs.squares and (quick := by_products(A, B, *rest[-4:], terminal)):
-            return tuple(stacked_up(part) for part in quick)
+        if costs.squares:
+            Q, R, least, least_at_end = rest[-4:]
+            quick = by_products(A, B, Q, R, least, least_at_end, terminal)
+            if quick is not None:
+                return tuple(stacked_up(part) for part in quick)
         affine = rest[:3] if costs.affine else ()
         if affine:
             f, drift, g = (value[..., None] for value in affine)

@@ -419,7 +419,7 @@ def _realized(
     B = (right * root[..., None])[..., :m]
     C = (left * root[..., None, :])[..., :p, :]
     lost = EPS * sum(s.shape[-1:] + U.shape[-2:-1]) * frobenius(hankel(1))
-    certain = ((s > lost[..., None]) | ~used_values(s, rtol)).all(-1)
+    certain = np.asarray(((s > lost[..., None]) | ~used_values(s, rtol)).all(-1))
     return A, B, C, s, rank, lost, certain
 
 

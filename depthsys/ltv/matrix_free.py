@@ -372,7 +372,7 @@ def propagated(a: Any, columns: np.ndarray, new: np.ndarray, *, first: bool = Fa
     """``a @ columns`` with ``new`` columns after it, or before it, multiplied into its place."""
     width = columns.shape[-1]
     if isinstance(a, LinearOperator) or width == 0:
-        older = a @ columns if width else None
+        older: Any = a @ columns if width else None
         return beside(new, older) if first else beside(older, new)
     batch = np.broadcast_shapes(a.shape[:-2], columns.shape[:-2], new.shape[:-2])
     whole = np.empty((*batch, a.shape[-2], width + new.shape[-1]))

@@ -319,11 +319,9 @@ def _state_names(first: xr.Dataset, second: xr.Dataset) -> dict:
     found = {}
     if all("state_name" in system.coords for system in (first, second)):
         found["state_name"] = ("state", _different(first["state_name"], second["state_name"]))
-    labelled = [
-        next((one[dim] for dim in _STATES if dim in one.coords), None) for one in (first, second)
-    ]
-    if labelled[0] is not None and labelled[1] is not None:
-        labels = _different(*labelled)
+    labelled = [one[dim] for one in (first, second) for dim in _STATES if dim in one.coords]
+    if all(set(_STATES) & set(one.coords) for one in (first, second)):
+        labels = _different(labelled[0], labelled[-1])
         if len(set(labels.tolist())) == len(labels):
             found |= {dim: (dim, labels) for dim in _STATES}
     return found

@@ -48,7 +48,8 @@ def resolution_of(
         r, s = rows
         parts = (r.max((-2, -1)), s.max((-2, -1)), 1.0)
         below = TINY * sizes * sum(f.shape[-2] for f in R) * sum(parts)
-        lost = np.where(below > 1e-3 * lost, lost + below * _meet(A, B, r, s), lost)
+        if (near := below > 1e-3 * lost).any():
+            lost = np.where(near, lost + below * _meet(A, B, r, s), lost)
     return np.where(np.isnan(total), np.inf, lost)
 
 
@@ -66,7 +67,7 @@ def _meet(A, B, r: np.ndarray, s: np.ndarray) -> np.ndarray:
             continue
         moved = ((a != 0) & (r[..., k, None, : a.shape[-1]] > 0)).any(-1)
         found = found | (seen[..., k + 1, : moved.shape[-1]] & moved).any(-1)
-    return found
+    return np.asarray(found)
 
 
 def _terms(A, B, C, R, S, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -555,7 +555,7 @@ def _check_order(system: xr.Dataset) -> None:
 
 def _at_layers(value: xr.Variable, part: slice, **names: str) -> xr.Variable:
     names = {"depth": "layer", **names}
-    return xr.Variable([names.get(d, d) for d in value.dims], value.isel(depth=part).values)
+    return xr.Variable([names.get(str(d), d) for d in value.dims], value.isel(depth=part).values)
 
 
 def _check_counts(system: xr.Dataset, dim: str) -> None:
