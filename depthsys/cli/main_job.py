@@ -65,12 +65,7 @@ def demo(
     folder.write(results.TEXTS, lambda path: _write_texts(path, concept, asked))
     from depthsys.cli.session import open_model
 
-    session = open_model(model, out / results.TEXTS, asked, folder)
-    _check_step(session)
-    system = _identify(session)
-    _gains(session, system)
-    _control(session, system)
-    session.finish(system, "demo.txt")
+    whole_job(open_model(model, out / results.TEXTS, asked, folder), "demo.txt")
 
 
 @spread
@@ -157,6 +152,15 @@ def control(
     system = _identify(session)
     _control(session, system)
     session.finish(system, "control.txt")
+
+
+def whole_job(session: "Session", name: str) -> None:
+    """Identify, gains and control, with one model and one prefill; that is the summary's name."""
+    _check_step(session)
+    system = _identify(session)
+    _gains(session, system)
+    _control(session, system)
+    session.finish(system, name)
 
 
 def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
