@@ -182,7 +182,7 @@ def path_of(name: str) -> Path:
         If it has not been fetched.
     """
     path = default_folder() / name
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"`{name}` must have been fetched; got no such file in {str(path.parent)!r}. Run "
             f"`depthsys fetch`, or name its folder in {FOLDER}."
@@ -212,7 +212,7 @@ class Plan:
     force: bool
 
     @classmethod
-    def checked(cls, path: Path, *, force: bool = False, files: tuple[RealFile, ...] = FILES):
+    def checked(cls, path: Path, *, force: bool = False) -> "Plan":
         """Compare a folder with the checksums.
 
         Raises
@@ -221,7 +221,7 @@ class Plan:
             If there are other files of these names, and ``force`` is False.
         """
         lacking = []
-        for each in files:
+        for each in FILES:
             place = path / each.name
             found = file_hash(place) if place.is_file() else None
             if found not in (None, each.sha256) and not force:
