@@ -90,4 +90,8 @@ def real(
     folder = OutputFolder.checked(out, results.ALL_FILES, force)
     from depthsys.cli.session import open_model
 
-    main_job.whole_job(open_model(source, labelled, asked, folder), "real.txt")
+    session = open_model(source, labelled, asked, folder)
+    main_job.whole_job(session, "real.txt")
+    names = (*results.GAINS.figures, *results.CONTROL.figures)
+    drawn = [str(path) for name in names if (path := out / f"{name}.png").exists()]
+    session.screen.say(f"Figures, each as .svg too: {', '.join(drawn)}")

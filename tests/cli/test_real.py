@@ -39,7 +39,9 @@ def test_another_model_and_texts_need_nothing_that_is_fetched(run, tmp_path, mon
     code, shown, _ = run("real", *given, "--readout", "profile", "--out", out)
     assert code == 0
     assert {path.name for path in out.iterdir()} == RESULTS
-    assert str(out) in shown
+    assert f"{out}/\n" in shown
+    for name in FIGURES:
+        assert str(out / f"{name}.png") in shown.splitlines()[-1]
     for command in ("gains", "control"):  # the same as the commands one by one
         alone = tmp_path / command
         assert run(command, out / "system.nc", "--device", "cpu", "--out", alone)[0] == 0
