@@ -1,15 +1,25 @@
-# Two commands on a fresh machine: `make demo` and `make test`.
+# Three commands on a fresh machine: `make demo`, `make test` and `make real`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable
-OUT ?= out/demo
 # two processes, a file of tests stays in one of them: fixtures are made once
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench clean
+# of the main job on a real model: texts per class, and which texts (see depthsys real --help)
+SPLIT ?= 400/200/200
+TEXTS ?= movies
 
+.PHONY: demo real test lint bench clean
+
+demo: OUT ?= out/demo
 demo: .venv/.installed
 	$(BIN)/depthsys demo --out $(OUT) --force
+
+real: OUT ?= out/real
+real: .venv/.installed
+	$(BIN)/depthsys fetch
+	$(BIN)/depthsys real --texts $(TEXTS) --split $(SPLIT) --basis ensemble --order 4 \
+		--out $(OUT) --force
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest $(WORKERS)

@@ -73,6 +73,18 @@ def data() -> Path:
     return DATA
 
 
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    """Where `depthsys fetch` has put a real model and real texts; for tests marked `real`."""
+    from depthsys.demo import real
+
+    folder = real.default_folder()
+    missing = [each.name for each in real.FILES if not (folder / each.name).exists()]
+    if missing:
+        pytest.skip(f"no {missing[0]} in {folder}: run `depthsys fetch`")
+    return folder
+
+
 @pytest.fixture(scope="session", params=SHARED_MODELS)
 def shared_model_path(request, data) -> Path:
     return data / "weights" / request.param

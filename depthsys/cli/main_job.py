@@ -74,13 +74,7 @@ def demo(
     folder.write(results.TEXTS, lambda path: path.write_bytes(texts))
     from depthsys.cli.session import open_model
 
-    session = open_model(model, out / results.TEXTS, asked, folder)
-    _check_step(session)
-    with session.keeping("demo", force):
-        system = _identify(session)
-        _gains(session, system)
-        _control(session, system)
-        session.finish(system, "demo.txt")
+    whole_job(open_model(model, out / results.TEXTS, asked, folder), "demo", force)
 
 
 @spread
@@ -174,6 +168,16 @@ def control(
         system = _identify(session)
         _control(session, system)
         session.finish(system, "control.txt")
+
+
+def whole_job(session: "Session", command: str, force: bool) -> None:
+    """Identify, gains and control, with one model and one prefill, for the command of that name."""
+    _check_step(session)
+    with session.keeping(command, force):
+        system = _identify(session)
+        _gains(session, system)
+        _control(session, system)
+        session.finish(system, f"{command}.txt")
 
 
 def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":

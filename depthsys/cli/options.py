@@ -188,7 +188,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
     parameters = [typed.numeric(each) for each in parameters]
-    names = typed.names_of(parameters) | {"path": "--out", "n_each": "--each"}
+    names = typed.names_of(parameters) | {"path": "--out", "n_each": "--each", "address": "--index"}
     # as every signature must: what has no default comes first
     parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
 

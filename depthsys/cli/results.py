@@ -66,7 +66,7 @@ CONTROL_FILES = [*CONTROL.files, "control.txt"]
 COMPARISON_FILES = [*COMPARISON.files, "comparison.txt"]
 # a new identification makes all but a comparison out of date
 ALL_FILES = [
-    *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt"
+    *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt", "real.txt"
 ]  # fmt: skip
 
 

@@ -124,8 +124,16 @@ def made_parents(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_disk_told(target: Path) -> Iterator[None]:
-    """OSError that says what to do where the disk is full or a file may not get larger."""
+def full_disk_told(target: Path, left: str = "Nothing was written") -> Iterator[None]:
+    """OSError that says what to do where the disk is full or a file may not get larger.
+
+    Parameters
+    ----------
+    target
+        What is written.
+    left
+        What has become of it by then, in words.
+    """
     try:
         yield
     except OSError as error:
@@ -134,7 +142,7 @@ def full_disk_told(target: Path) -> Iterator[None]:
             raise
         told = OSError(
             f"`path` must lie on a disk with room for what is written; got {cause} at "
-            f"{str(target)!r}. Nothing was written: make room, or choose another disk."
+            f"{str(target)!r}. {left}: make room, or choose another disk."
         )
         told.errno = error.errno or errno.ENOSPC
         raise told from error

@@ -435,7 +435,9 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     assert not (tmp_path / "out" / "demo.txt").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "identify", "gains", "control", "compare"])
+@pytest.mark.parametrize(
+    "command", ["demo", "identify", "gains", "control", "compare", "fetch", "real"]
+)
 def test_help_shows_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
