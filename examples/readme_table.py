@@ -1,10 +1,13 @@
-"""Run the main job on several models and tasks, and write the README's tables.
+"""Run the main job on several models and tasks, and write the tables of the README and the docs.
 
+    python examples/readme_table.py --real ~/.cache/depthsys/real --out out/table --update
     python examples/readme_table.py --data ../shared/data --out out/table --update
 
-Each model and task is one `depthsys gains` and one `depthsys control` with the full 400/200/200
-split; finished ones are kept, so an interrupted run goes on where it stopped. The numbers go to
-docs/main_job.json and from there, as they are, into the README between its markers.
+With --real, `depthsys real` on the texts that `depthsys fetch` has fetched, for the README. With
+--data, `depthsys gains` and `depthsys control` on the embedded and on small trained models in the
+paper's form, for docs/small_models.md. All with the full 400/200/200 split; finished jobs are kept,
+so an interrupted run goes on where it stopped. The numbers go to docs/main_job.json and from there,
+as they are, into the pages between their markers.
 """
 
 import argparse
@@ -23,32 +26,59 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 TASKS = ("sst2", "rotten_tomatoes")
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
+REAL_TEXTS = ("movies", "amazon", "tweets", "editorials")
 PAPERS_FORM = ("--basis", "krylov", "--step", "absolute")
 SHIFTS = (0.1, 1.0)  # in standard deviations of the readout
 MARKERS = "<!-- tables: examples/readme_table.py -->", "<!-- end of tables -->"
+STORED = ROOT / "docs" / "main_job.json"
+PAGES = {"real": ROOT / "README.md", "small": ROOT / "docs" / "small_models.md"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with weights/ and tasks/ (real models)")
+    parser.add_argument("--data", type=Path, help="folder with weights/ and tasks/ (small models)")
+    parser.add_argument("--real", type=Path, help="folder of `depthsys fetch`")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "table")
-    parser.add_argument("--update", action="store_true", help="rewrite docs/main_job.json, README")
+    parser.add_argument("--update", action="store_true", help="rewrite docs/main_job.json, a page")
     options = parser.parse_args()
-    rows = [demo_row(name, options.out / name) for name in DEMOS]
+    if options.real is not None:
+        store("real", real_rows(options.real, options.out), options)
     if options.data is not None:
-        for model in MODELS:
-            for task in TASKS:
-                source = (options.data / "weights" / model, options.data / "tasks" / f"{task}.csv")
-                rows.append(job_row(model, task, source, options.out / f"{model}-{task}"))
+        store("small", small_rows(options.data, options.out), options)
+
+
+def store(kind: str, rows: list[dict], options) -> None:
     print(render(rows))
-    if options.update:
-        text = json.dumps(rows, indent=1)
-        (ROOT / "docs" / "main_job.json").write_text(text + "\n", encoding="utf-8")
-        update(ROOT / "README.md", {MARKERS: render(rows)})
+    if not options.update:
+        return
+    stored = json.loads(STORED.read_text(encoding="utf-8")) | {kind: rows}
+    STORED.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    update(PAGES[kind], {MARKERS: render(rows)})
 
 
 def render(rows: list[dict]) -> str:
     return f"{markdown(gains_table(rows))}\n\n{markdown(energies_table(rows))}"
+
+
+def real_rows(fetched: Path, out: Path) -> list[dict]:
+    return [real_row(fetched, texts, out / f"real-{texts}") for texts in REAL_TEXTS]
+
+
+def real_row(fetched: Path, texts: str, folder: Path) -> dict:
+    if not (folder / "real.txt").exists():
+        depthsys("real", "--texts", texts, "--from", fetched, "--out", folder, "--force")
+    system, gains = load(folder / "system.nc"), load(folder / "gains.nc")
+    energies = {1.0: load(folder / "schedule.nc")}  # the default target
+    return row(str(system.attrs["model"]), texts, system, gains, energies)
+
+
+def small_rows(data: Path, out: Path) -> list[dict]:
+    rows = [demo_row(name, out / name) for name in DEMOS]
+    for model in MODELS:
+        for task in TASKS:
+            source = (data / "weights" / model, data / "tasks" / f"{task}.csv")
+            rows.append(job_row(model, task, source, out / f"{model}-{task}"))
+    return rows
 
 
 def demo_row(name: str, folder: Path) -> dict:

@@ -15,7 +15,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 spec = importlib.util.spec_from_file_location("readme_table", ROOT / "examples/readme_table.py")
 table = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(table)
-STORED = json.loads((ROOT / "docs/main_job.json").read_text())
+SMALL_MODELS = (ROOT / "docs/small_models.md").read_text(encoding="utf-8")
+ROWS = json.loads((ROOT / "docs/main_job.json").read_text())
+STORED = ROWS["small"]
 
 
 def numbers(text: str) -> np.ndarray:
@@ -40,16 +42,19 @@ def test_python_example_prints_what_the_readme_shows(code, shown, capsys, tmp_pa
 
 
 def test_tables_are_the_stored_numbers():
-    assert between(README, *table.MARKERS) == table.render(STORED)
+    assert between(README, *table.MARKERS) == table.render(ROWS["real"])
+    assert between(SMALL_MODELS, *table.MARKERS) == table.render(STORED)
+    assert {row["task"] for row in ROWS["real"]} == set(table.REAL_TEXTS)
+    assert {row["shape"] for row in ROWS["real"]} == {"30 x 576"}
     models = {(row["model"], row["task"]) for row in STORED}
     assert {(m, t) for m in ("gpt2_6x128", "stories260K") for t in table.TASKS} <= models
 
 
-def test_what_the_readme_says_about_the_tables_is_in_them():
+def test_what_is_said_about_the_tables_of_small_models_is_in_them():
     row = {(r["model"], r["task"]): r for r in STORED}
     low, q10, q90, high = row["demo_128x12", "synthetic sentiment"]["layer_0"]
-    assert f"from {low:.0f} to {high:.0f} there" in README
-    assert f"from\n  {q10:.0f} to {q90:.0f}" in README
+    assert f"from {low:.0f} to {high:.0f} there" in SMALL_MODELS
+    assert f"from\n  {q10:.0f} to {q90:.0f}" in SMALL_MODELS
     worst = row["gpt280K_tinystories", "sst2"]
     assert (round(worst["budget"]["averaging"][0], 2), round(worst["budget"]["total"][0], 2)) == (
         0.41,
