@@ -18,8 +18,7 @@ demo: .venv/.installed
 real: OUT ?= out/real
 real: .venv/.installed
 	$(BIN)/depthsys fetch
-	$(BIN)/depthsys real --texts $(TEXTS) --split $(SPLIT) --basis ensemble --order 4 \
-		--out $(OUT) --force
+	$(BIN)/depthsys real --texts $(TEXTS) --split $(SPLIT) --out $(OUT) --force
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest $(WORKERS)

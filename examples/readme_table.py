@@ -12,6 +12,7 @@ as they are, into the pages between their markers.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 TASKS = ("sst2", "rotten_tomatoes")
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
+REAL = "SmolLM2-135M-Instruct"
 REAL_TEXTS = ("movies", "amazon", "tweets", "editorials")
 PAPERS_FORM = ("--basis", "krylov", "--step", "absolute")
 SHIFTS = (0.1, 1.0)  # in standard deviations of the readout
@@ -66,10 +68,11 @@ def real_rows(fetched: Path, out: Path) -> list[dict]:
 
 def real_row(fetched: Path, texts: str, folder: Path) -> dict:
     if not (folder / "real.txt").exists():
-        depthsys("real", "--texts", texts, "--from", fetched, "--out", folder, "--force")
+        os.environ["DEPTHSYS_REAL"] = str(fetched)
+        depthsys("real", "--texts", texts, "--out", folder, "--force")
     system, gains = load(folder / "system.nc"), load(folder / "gains.nc")
     energies = {1.0: load(folder / "schedule.nc")}  # the default target
-    return row(str(system.attrs["model"]), texts, system, gains, energies)
+    return row(REAL, texts, system, gains, energies)
 
 
 def small_rows(data: Path, out: Path) -> list[dict]:
