@@ -82,7 +82,7 @@ def real(
 
     The model is read and its prompts are prefilled once. Nothing is downloaded.
 
-    Example: `depthsys real --texts movies --basis ensemble --order 4 --out run`
+    Example: `depthsys real --texts movies --out run`
     """
     from depthsys.demo.real import MODEL, path_of, texts_path
 
