@@ -12,6 +12,7 @@ from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.main_job import control, demo, gains, identify
+from depthsys.cli.verify import verify
 
 # whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # pyright: ignore
@@ -32,6 +33,7 @@ COMMANDS = {
     "compare": compare,
     "export": export,
     "import": import_,
+    "verify": verify,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
