@@ -18,7 +18,7 @@ from depthsys.export.control import library
 from depthsys.export.guard import existing_file, told_of
 from depthsys.files import file_hash, whole_file
 from depthsys.files.strangers.gguf import Gguf, read_gguf
-from depthsys.files.strangers.limits import one_line
+from depthsys.files.strangers.limits import FREE, RATIO, one_line
 
 ARCHITECTURE = "controlvector"
 SIGNS = "depthsys.signs"  # of a plan's u, which a vector alone does not tell
@@ -415,6 +415,12 @@ def _made(
         raise ValueError(
             f"`n_layers` must be more than the last block that is pushed; got {layers} where there "
             f"is a vector for block {deepest}{where}. It is of a deeper model."
+        )
+    given = sum(values.nbytes for values in vectors.values())
+    if (layers + 1) * width * 8 > FREE + RATIO * given:
+        raise ValueError(
+            f"`vector` must hold vectors for a fair part of the blocks; got {len(vectors)} of "
+            f"width {width} for {layers} blocks{where}. Number the blocks from 0."
         )
     u, direction = np.zeros(layers + 1), np.full((layers + 1, width), np.nan)
     for block, values in vectors.items():
