@@ -504,7 +504,8 @@ def _dataset(
     note = {}
     if unknown:
         depths = ", ".join(map(str, unknown))
-        note = {"direction_note": f"no direction at depths {depths}: the control vector has none"}
+        many = "s" * (len(unknown) > 1)
+        note = {"direction_note": f"no direction at depth{many} {depths}: the vector has none"}
     attrs = {key: value for key, value in attrs.items() if key != "direction_note"} | note
     return xr.Dataset(
         {"direction": (("depth", "feature"), direction), "u": ("layer", u), "u_end": end},
