@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthsys.cli.options import STORED_HELP
+from depthsys.cli.options import STORED_HELP, spread
 from depthsys.cli.typed import named
 from depthsys.study.names import FORMATS as NAMES
 
@@ -66,6 +66,12 @@ def export(
     from depthsys.study.exchange import holds_vector, read_plan, selected
 
     if to == "gguf" and schedule is None and holds_vector(system):
+        for option, value in (("drop", drop), ("select", select)):
+            if value:
+                raise ValueError(
+                    f"`--{option}` must be left out for a control vector; got {value!r}. It is "
+                    "written as it is."
+                )
         _export_vector(system, out, model_hint, force)
         return
     with named(_READ):
@@ -91,9 +97,12 @@ def export(
     screen.say(f"Written as {to}: {out}. {form.check}")
 
 
+@spread
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=STORED_HELP)],
-    out: Annotated[Path, typer.Option(help="The system.nc to write.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=f"{STORED_HELP} Or a control vector, .gguf.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .nc to write.")],
     original: Annotated[
         Path | None, typer.Option(help="The system that was sent, to compare with.")
     ] = None,

@@ -24,21 +24,24 @@ def system_line(system: xr.Dataset) -> str:
 
 def vector_line(vector: xr.Dataset) -> str:
     """Sizes and pushes of a control vector."""
-    pushes = np.append(vector["u"].values, vector["u_end"].values)
+    pushes = np.append(vector["u"].values, vector["u_end"].values if "u_end" in vector else 0.0)
     pushed = np.flatnonzero(pushes).tolist()
     n_layers = len(pushes) - 1
-    hint = vector.attrs.get("model_hint")
-    told = "" if vector.attrs["n_layers_told"] else " or more (give --model)"
-    between = f"{pushed[0]} to {pushed[-1]}" if pushed == [*range(pushed[0], pushed[-1] + 1)] else (
-        ", ".join(map(str, pushed))
-    )  # fmt: skip
-    where = f"pushes at depths {between}" if pushed else "no pushes"
-    behind = f", of which {n_layers} is behind the last block" if n_layers in pushed else ""
-    size = abs(pushes[pushed]) if pushed else np.zeros(1)
+    hint = one_line(vector.attrs.get("model_hint", ""), 100)
+    told = "" if vector.attrs.get("n_layers_told", 1) else " or more (give --model)"
+    where = "no pushes"
+    if pushed:
+        row = len(pushed) > 1 and pushed == [*range(pushed[0], pushed[-1] + 1)]
+        depths = f"{pushed[0]} to {pushed[-1]}" if row else ", ".join(map(str, pushed))
+        behind = f", of which {n_layers} is behind the last block" if pushes[-1] else ""
+        sizes = abs(pushes[pushed])
+        where = (
+            f"pushes at depth{'s' * (len(pushed) > 1)} {depths}{behind}; sizes {sizes.min():.3g} "
+            f"to {sizes.max():.3g}"
+        )
     return (
         f"a control vector{f' for {hint}' if hint else ''}, {counted(n_layers, 'layer')}{told}, "
-        f"{vector.sizes['feature']} features; {where}{behind}; sizes {size.min():.3g} to "
-        f"{size.max():.3g}"
+        f"{vector.sizes['feature']} features; {where}"
     )
 
 

@@ -61,6 +61,21 @@ def test_blocks_that_were_not_told_are_said(run, path, tmp_path):
     assert "4 layers or more (give --model)" in shown
 
 
+def test_a_strength_of_zero_pushes_nothing(run, path, tmp_path):
+    code, shown, err = run("import", path, "--out", tmp_path / "vec.nc", "--strength", "0")
+    assert code == 0, err
+    assert "48 features; no pushes\n" in shown
+
+
+def test_options_for_plans_are_refused_for_vectors(run, path, tmp_path):
+    assert run("import", path, "--out", tmp_path / "vec.nc")[0] == 0
+    common = ["export", tmp_path / "vec.nc", "--to", "gguf", "--out", tmp_path / "b.gguf"]
+    for more, option in ((["--drop"], "--drop"), (["--select", "prompt=0"], "--select")):
+        code, _, err = run(*common, *more)
+        assert code == 2
+        assert f"`{option}` must be left out for a control vector" in err
+
+
 def test_what_was_imported_is_exported_again(run, path, tmp_path):
     assert run("import", path, "--out", tmp_path / "vec.nc")[0] == 0
     again = tmp_path / "again.gguf"
@@ -76,7 +91,7 @@ def test_what_was_imported_is_exported_again(run, path, tmp_path):
 def test_verify_tells_what_it_does(run, path, texts, tmp_path):
     assert run("import", path, "--out", tmp_path / "vec.nc")[0] == 0
     command = ["verify", tmp_path / "vec.nc", "demo_48x4", texts, *SETTINGS, "--strength", "2"]
-    code, shown, err = run(*command, "--out", tmp_path / "check")
+    code, _, err = run(*command, "--out", tmp_path / "check")
     assert code == 0, err
     assert sorted(p.name for p in (tmp_path / "check").iterdir()) == ["effect.nc", "verify.txt"]
     found = xr.load_dataset(tmp_path / "check" / "effect.nc", engine="h5netcdf")
