@@ -362,7 +362,7 @@ def _held(vector: Any) -> tuple[dict[Any, Any], dict[str, str]]:
 
 def _number(block: Any, n_layers: int | None) -> int:
     """A block counted from the first one."""
-    counted = isinstance(block, Integral) and not isinstance(block, bool)
+    counted = isinstance(block, int | np.integer) and not isinstance(block, bool)
     if not counted or block >= _MOST_LAYERS or (block < 0 and n_layers is None):
         raise ValueError(
             f"`vector` must number blocks from 0 (below 0 from the last one, with `n_layers`); got "

@@ -457,11 +457,11 @@ def play(
     factors = np.asarray(scale, dtype=np.float64)
     pushes = u[:, None] * factors[:, None, None]
     ends = _ends(plan, batch, n_inputs)
-    response = shifts(
-        run, concept, pushes.reshape(-1, *u.shape[1:]), readout, "play",
-        None if ends is None else (ends[:, None] * factors[:, None]).reshape(-1, 1),
-        tokens=tokens,
-    )  # fmt: skip
+    if ends is not None:
+        with np.errstate(over="ignore"):  # an end that overflows is found with the states
+            ends = (ends[:, None] * factors[:, None]).reshape(-1, 1)
+    given = pushes.reshape(-1, *u.shape[1:])
+    response = shifts(run, concept, given, readout, "play", ends, tokens=tokens)
     shape = (len(run), *batch.shape, len(factors), response.shape[-1])
     found = squeezed(response.reshape(shape), "prompt", *map(str, batch.dims), "scale", "output")
     return xr.Dataset(
@@ -527,8 +527,10 @@ def shifts(
         )
     # the appended copy is not pushed: the nominal run through the same replay
     copies = torch.as_tensor(np.concatenate([pushes, np.zeros_like(pushes[:1])])).to(v)
-    last = None if ends is None else torch.as_tensor(np.append(ends, 0 * ends[:1], 0)).to(v)
-    if last is not None and bool((last != 0).any()) and not bool((v[-1] != 0).any()):
+    last = None
+    if ends is not None:
+        last = torch.as_tensor(np.append(ends, np.zeros_like(ends[:1]), 0)).to(v)
+    if ends is not None and ends.any() and not bool((v[-1] != 0).any()):
         raise ValueError(
             "`plan.u_end` must be zero where the concept has no direction at the last depth; got "
             f"{abs(ends).max():.3g}. Leave it out with `plan.drop_vars('u_end')`."

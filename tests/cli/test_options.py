@@ -14,7 +14,7 @@ from depthsys.cli.app import COMMANDS
 from depthsys.plot import sheets
 from depthsys.study import Settings
 
-MODEL_COMMANDS = ("demo", "identify", "gains", "control", "compare")
+MODEL_COMMANDS = ("demo", "identify", "gains", "control", "compare", "verify")
 
 
 @dataclass(frozen=True)
