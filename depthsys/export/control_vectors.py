@@ -373,7 +373,8 @@ def _number(block: Any, n_layers: int | None) -> int:
             f"`vector` must number blocks from {-(n_layers or 0)} on; got {block}. Give the model "
             "that it is of."
         )
-    return int(block) + (n_layers or 0) * (block < 0)
+    number = int(block)
+    return number + (n_layers or 0) if number < 0 else number
 
 
 def _numbers(values: Any, block: Any) -> np.ndarray:
