@@ -13,6 +13,7 @@ from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.main_job import control, demo, gains, identify
 from depthsys.cli.real import fetch, real
+from depthsys.cli.verify import verify
 
 # whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # pyright: ignore
@@ -35,6 +36,7 @@ COMMANDS = {
     "import": import_,
     "fetch": fetch,
     "real": real,
+    "verify": verify,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

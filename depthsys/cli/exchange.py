@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthsys.cli.options import STORED_HELP
+from depthsys.cli.options import STORED_HELP, spread
 from depthsys.cli.typed import named
 from depthsys.study.names import FORMATS as NAMES
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from depthsys.export.formats import Format
 
 SCHEDULE = "schedule.nc"
+_VECTOR = ".gguf"
 # how the arguments of `depthsys.export` are typed: those of readers and those of writers
 _READ, _ORIGINAL = {"path": "SYSTEM"}, {"path": "--original"}
 _WRITTEN = {
@@ -62,8 +63,17 @@ def export(
     from depthsys.export.formats import READ_BACK
     from depthsys.report import Screen
     from depthsys.report.exchange import plan_line, system_line, unexpressed_line
-    from depthsys.study.exchange import read_plan, selected
+    from depthsys.study.exchange import holds_vector, read_plan, selected
 
+    if to == "gguf" and schedule is None and holds_vector(system):
+        for option, value in (("drop", drop), ("select", select)):
+            if value:
+                raise ValueError(
+                    f"`--{option}` must be left out for a control vector; got {value!r}. It is "
+                    "written as it is."
+                )
+        _export_vector(system, out, model_hint, force)
+        return
     with named(_READ):
         read = selected(formats.read(system), chosen)
     write: Callable[..., None] = getattr(formats, form.writer)
@@ -87,24 +97,43 @@ def export(
     screen.say(f"Written as {to}: {out}. {form.check}")
 
 
+@spread
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=STORED_HELP)],
-    out: Annotated[Path, typer.Option(help="The system.nc to write.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=f"{STORED_HELP} Or a control vector, .gguf.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .nc to write.")],
     original: Annotated[
         Path | None, typer.Option(help="The system that was sent, to compare with.")
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Of a control vector.gguf: factor on it, may be negative.  [default: 1]"),
+    ] = None,
+    layer_range: Annotated[
+        str | None,
+        typer.Option(help="Of a .gguf: its layers to push, as llama.cpp counts them: 10:20."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of a .gguf: the model that it is for, to check its sizes.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Read a system that an engineer sends back, changed or reduced, and check that it is one.
+    """Read a system that an engineer sends back, or a control vector (.gguf), and check it.
 
     Example: `depthsys import reduced.mat --original run/system.nc --out reduced.nc`
     """
+    given = {"strength": strength, "layer_range": layer_range, "model": model}
+    _check_import(file, original, given)
     _check_place(out, "netcdf")
     if out.exists() and not force:
         raise FileExistsError(
             f"`--out` must not exist yet; got {str(out)!r}, which does. Choose another, or add "
             "--force."
         )
+    if file.suffix == _VECTOR:
+        _import_vector(file, out, 1.0 if strength is None else strength, layer_range, model, force)
+        return
 
     from depthsys import export as formats
     from depthsys.report import Screen
@@ -125,9 +154,7 @@ def import_(
         if not knows_its_origin(system) and not lacks(sent):
             system = with_origin_of(sent, system)
             screen.say(f"- it came without provenance, which is taken from {original}")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = f"{now} depthsys import {file.name}"
-    system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), entry]))
+    system.attrs["history"] = "\n".join(filter(None, [system.attrs.get("history"), _entry(file)]))
     with named(_WRITTEN | {"system": "FILE"}):
         formats.to_netcdf(system, out, force=force)
     then = next_step_line(
@@ -138,6 +165,77 @@ def import_(
         compared=sent is not None,
     )
     screen.say(f"Written: {out}. {then}")
+
+
+def _entry(file: Path) -> str:
+    """A line of the history."""
+    return f"{datetime.now(UTC).isoformat(timespec='seconds')} depthsys import {file.name}"
+
+
+def _import_vector(
+    file: Path, out: Path, strength: float, layer_range: str | None, model: str | None, force: bool
+) -> None:
+    """`depthsys import` of a control vector."""
+    chosen = None if layer_range is None else _parse_range(layer_range)
+    from depthsys.export import read_control_vector
+    from depthsys.report import Screen
+    from depthsys.report.exchange import vector_line
+    from depthsys.study.exchange import model_sizes, write_vector
+
+    with named({"path": "FILE", "vector": "FILE", "n_layers": "--model", "strength": "--strength"}):
+        sizes = {} if model is None else model_sizes(model)
+        vector = read_control_vector(file, strength=strength, layer_range=chosen, **sizes)
+    with named(_WRITTEN):
+        write_vector(vector, out, _entry(file), force=force)
+    screen = Screen()
+    screen.say(f"{file}: {vector_line(vector)}")
+    screen.say(
+        "- a concept (direction) and a plan (u): direction.N is the push at the input of block N + "
+        "1. llama.cpp, repeng and steering-vectors push every token, plans the last one"
+    )
+    screen.say(f"Written: {out}. See what it does: `depthsys verify {out} MODEL TEXTS --out ...`.")
+
+
+def _export_vector(file: Path, out: Path, model_hint: str | None, force: bool) -> None:
+    """`depthsys export` of a control vector that was imported."""
+    from depthsys.export import write_control_vector
+    from depthsys.report import Screen
+    from depthsys.report.exchange import vector_line
+    from depthsys.study.exchange import read_vector
+
+    with named(_READ):
+        vector = read_vector(file)
+    with named(_WRITTEN | {"vector": "SYSTEM"}):
+        write_control_vector(vector, out, model_hint=model_hint, force=force)
+    screen = Screen()
+    screen.say(f"{file}: {vector_line(vector)}")
+    screen.say(f"Written as gguf: {out}. llama.cpp pushes all tokens with it.")
+
+
+def _check_import(file: Path, original: Path | None, given: dict[str, Any]) -> None:
+    """ValueError for options that are not for this kind of file."""
+    if file.suffix == _VECTOR and original is not None:
+        raise ValueError(
+            f"`--original` must be left out for a control vector; got {str(original)!r}. "
+            "`depthsys verify` checks what it does."
+        )
+    for option, value in given.items():
+        if value is not None and file.suffix != _VECTOR:
+            raise ValueError(
+                f"`--{option.replace('_', '-')}` must be left out for systems; got {value!r}. It "
+                f"is for control vectors, files that end in {_VECTOR}."
+            )
+
+
+def _parse_range(text: str) -> tuple[int, int]:
+    """First and last layer from ``10:20``."""
+    first, _, last = (part.strip() for part in text.partition(":"))
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(
+            "`--layer-range` must be the first and the last layer of the control vector that are "
+            f"pushed; got {text!r}. Write it as in 10:20."
+        )
+    return int(first), int(last)
 
 
 def _checked_format(name: str, given: dict[str, Any]) -> "Format":

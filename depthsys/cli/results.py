@@ -52,11 +52,13 @@ COMPARISON = Result(
     "comparison.nc",
     ("agreement_by_order", "certified_errors", "budget_bars", "linear_range", "prompt_spread"),
 )
+EFFECT = Result("effect.nc")
 TEXTS = "texts.csv"
 # what a command makes out of date, with its summary
 GAIN_FILES = [*GAINS.files, "gains.txt"]
 CONTROL_FILES = [*CONTROL.files, "control.txt"]
 COMPARISON_FILES = [*COMPARISON.files, "comparison.txt"]
+EFFECT_FILES = [*EFFECT.files, "verify.txt"]
 # a new identification makes all but a comparison out of date
 ALL_FILES = [
     *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt", "real.txt"

@@ -5,6 +5,12 @@ which the receiver replays, so that a transposed or shifted system is noticed.
 """
 
 from depthsys.export.control import ControlSystems, to_control, to_control_files
+from depthsys.export.control_vectors import (
+    from_control_vector,
+    read_control_vector,
+    with_layers,
+    write_control_vector,
+)
 from depthsys.export.csv_tables import to_csv
 from depthsys.export.fmu import replay_fmu, to_fmu
 from depthsys.export.golden import check_golden, golden_trajectory
@@ -22,6 +28,7 @@ __all__ = [
     "READERS",
     "ControlSystems",
     "check_golden",
+    "from_control_vector",
     "from_json",
     "from_matlab",
     "from_netcdf",
@@ -30,6 +37,7 @@ __all__ = [
     "golden_trajectory",
     "injections",
     "read",
+    "read_control_vector",
     "replay_fmu",
     "to_control",
     "to_control_files",
@@ -46,4 +54,6 @@ __all__ = [
     "to_safetensors",
     "to_zarr",
     "unexpressed",
+    "with_layers",
+    "write_control_vector",
 ]

@@ -12,6 +12,7 @@ import xarray as xr
 
 from depthsys._version import __version__
 from depthsys.export.control import library
+from depthsys.export.control_vectors import write_directions
 from depthsys.export.plain import one_system
 from depthsys.files import whole_file
 from depthsys.ltv.labels import aligned
@@ -205,8 +206,8 @@ def to_gguf(
     ----------
     .. [1] llama.cpp, control vectors: https://github.com/ggml-org/llama.cpp/pull/5970
     """
-    gguf = library("gguf", "gguf", "to_gguf")
-    pushes = injections(system, plan)
+    u, v = _parts(system, plan)
+    pushes = _pushes(u, v)
     directions = _directions(pushes)
     about = _provenance(system, plan)
     lost = unexpressed(system, plan)
@@ -217,21 +218,15 @@ def to_gguf(
             f"`plan` must push at the input of block {FIRST} or a later one for llama.cpp; got "
             f"pushes at layers {np.flatnonzero(pushed).tolist()} of {len(pushed)}. Use safetensors."
         )
-    with whole_file(path, force) as partial:
-        writer = gguf.GGUFWriter(partial, "controlvector")
-        try:
-            writer.add_string("controlvector.model_hint", model_hint)
-            writer.add_uint32("controlvector.layer_count", len(directions))
-            writer.add_description(DIFFERENCES)
-            for key, text in about.items():
-                writer.add_string(f"depthsys.{key.removeprefix('depthsys_')}", text)
-            for name, direction in directions.items():
-                writer.add_tensor(name, direction)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+    write_directions(
+        directions,
+        path,
+        model_hint=model_hint,
+        description=DIFFERENCES,
+        about=about,
+        signs=np.sign(u.values[:, 0]) if u.sizes["input"] == 1 else None,
+        force=force,
+    )
 
 
 def unexpressed(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
@@ -277,12 +272,11 @@ def unexpressed(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(share, layers, ["layer"], name="unexpressed", attrs={"units": "1"})
 
 
-def _directions(pushes: xr.DataArray) -> dict[str, np.ndarray]:
-    """``direction.N`` (feature) for N = 1..L-1, each the push at the input of block N + 1."""
+def _directions(pushes: xr.DataArray) -> dict[int, np.ndarray]:
+    """Vectors (feature) for the output of block N = 1..L-1: the push at the input of N + 1."""
     vectors = _single(pushes)
     behind = np.zeros_like(vectors[:1])  # llama.cpp has a place for it, the plan has no push there
-    numbered = enumerate([*vectors[FIRST:], *behind], start=FIRST - 1)
-    return {f"direction.{block}": vector for block, vector in numbered}
+    return dict(enumerate([*vectors[FIRST:], *behind], start=FIRST - 1))
 
 
 def _pushed(pushes: xr.DataArray) -> np.ndarray:

@@ -4,6 +4,7 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, pca, whitened
 from depthsys.lm.contexts import Budget
+from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
 from depthsys.lm.gains import linear_gains
@@ -79,5 +80,6 @@ __all__ = [
     "read_texts",
     "required_energy",
     "several",
+    "steering_effect",
     "whitened",
 ]

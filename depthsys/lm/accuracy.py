@@ -318,6 +318,20 @@ def relative_l2_bounds(
     return np.array([_bounds(_relative_l2(a[:, at], b[:, at]), level) for at in sets])
 
 
+def mean_bounds(values: xr.DataArray, *, n_bootstrap: int, level: float, seed: int) -> xr.DataArray:
+    """Mean over ``prompt`` with its percentile interval: (..., bound)."""
+    others = [dim for dim in values.dims if dim != "prompt"]
+    flat = values.transpose("prompt", *others)
+    means = _bootstrap_means(flat.values.reshape(len(flat), -1), n_bootstrap, seed)
+    table = np.array([_bounds(column, level) for column in means.T])
+    shape = [values.sizes[dim] for dim in others]
+    return xr.DataArray(
+        table.reshape(*shape, len(BOUNDS)),
+        dims=[*others, "bound"],
+        coords={"bound": list(BOUNDS)},
+    )
+
+
 def _flat(gain: xr.DataArray) -> np.ndarray:
     """Gains (prompt, layer x output x input)."""
     gain = gain.transpose("prompt", "layer", *(d for d in ("output", "input") if d in gain.dims))

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.directions import defined, direction_note, directions
+from depthsys.lm.every_token import every_token_shifts
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import short
@@ -29,6 +30,8 @@ ROWS = 4096
 # Steps that are taken where none is asked for: a fraction of the state's norm, and the paper's.
 RELATIVE_EPS = 0.01
 ABSOLUTE_EPS = 0.1
+# which tokens of a prompt `play` pushes
+TOKENS = ("last", "every")
 
 
 class SmallStepError(ValueError):
@@ -364,11 +367,17 @@ def _replay(
 
 @torch.no_grad()
 def readouts(
-    model, batch: FrozenRun, v: torch.Tensor, pushes: torch.Tensor, reader: Readout
+    model,
+    batch: FrozenRun,
+    v: torch.Tensor,
+    pushes: torch.Tensor,
+    reader: Readout,
+    ends: torch.Tensor | None = None,
 ) -> np.ndarray:
     """Readout y_L (prompt, copy, output) when copies are pushed as in `_replay`.
 
-    Not finite where a push is so large that a state overflows.
+    ``ends`` (copy, input) are pushes behind the last block. Not finite where a push is so large
+    that a state overflows.
     """
     size = max(1, ROWS // batch.x.shape[1])
     if pushes.shape[-3] > size:
@@ -376,10 +385,20 @@ def readouts(
         pushed = (pushes != 0).any(-1)
         first = (pushed.any(0) if pushed.dim() > 2 else pushed).int().argmax(-1)
         order = torch.argsort(first, stable=True)
-        parts = pushes[..., order, :, :].split(size, dim=-3)
-        y = np.concatenate([readouts(model, batch, v, part, reader) for part in parts], axis=1)
+        y = np.concatenate(
+            [
+                readouts(
+                    model, batch, v, pushes[..., part, :, :], reader,
+                    None if ends is None else ends[part],
+                )
+                for part in order.split(size)
+            ],
+            axis=1,
+        )  # fmt: skip
         return y[:, torch.argsort(order).cpu().numpy()]
     *_, (_, copies, x) = _replay(batch, v, pushes)
+    if ends is not None:
+        x = x + ends.to(x)[copies.to(x.device)] @ v[-1]
     return reader.values(model, x)[:, torch.argsort(copies)].cpu().numpy()
 
 
@@ -391,6 +410,7 @@ def play(
     *,
     scale: Sequence[float] = (1.0,),
     readout: ReadoutLike = "concept",
+    tokens: str = "last",
 ) -> xr.Dataset:
     """Play a schedule on the full nonlinear model: what the readout really does.
 
@@ -403,11 +423,15 @@ def play(
     plan
         ``u`` (layer, input), or (layer) for one input, from `ltv.minimum_energy` or made by hand;
         alone or in a Dataset. With further dims it holds several schedules, and each is played on
-        every prompt.
+        every prompt. ``u_end`` beside it, as control vectors have it (see
+        `export.read_control_vector`), is the push behind the last block.
     scale
         Factors on the whole schedule.
     readout
         See `identify`; of a profile the last depth counts.
+    tokens
+        Which tokens are pushed: "last", as a plan says, or "every" one of the prompt, as llama.cpp,
+        repeng and steering-vectors do. Then whole sequences run, once for each schedule and factor.
 
     Returns
     -------
@@ -422,6 +446,8 @@ def play(
     FloatingPointError
         If a push is so large that a state overflows.
     """
+    if tokens not in TOKENS:
+        raise ValueError(f"`tokens` must be one of {TOKENS}; got {short(tokens)}. Pick one.")
     n_inputs = directions(run.model, concept).shape[1]
     if isinstance(plan, xr.DataArray):
         plan = plan.to_dataset(name="u")
@@ -430,14 +456,32 @@ def play(
     check_pushes_exist(xr.DataArray(u, dims=("schedule", "layer", "input")), exists)
     factors = np.asarray(scale, dtype=np.float64)
     pushes = u[:, None] * factors[:, None, None]
-    response = shifts(run, concept, pushes.reshape(-1, *u.shape[1:]), readout, "play")
+    ends = _ends(plan, batch, n_inputs)
+    if ends is not None:
+        with np.errstate(over="ignore"):  # an end that overflows is found with the states
+            ends = (ends[:, None] * factors[:, None]).reshape(-1, 1)
+    given = pushes.reshape(-1, *u.shape[1:])
+    response = shifts(run, concept, given, readout, "play", ends, tokens=tokens)
     shape = (len(run), *batch.shape, len(factors), response.shape[-1])
     found = squeezed(response.reshape(shape), "prompt", *map(str, batch.dims), "scale", "output")
     return xr.Dataset(
         {"response": found},
         coords={"scale": factors, **batch.coords},
-        attrs=stamp(run, "play") | direction_note(concept),
+        attrs=stamp(run, "play") | direction_note(concept) | {"tokens": tokens},
     )
+
+
+def _ends(plan: xr.Dataset, batch: xr.DataArray, n_inputs: int) -> np.ndarray | None:
+    """Pushes behind the last block (place, 1), where a plan has them."""
+    if "u_end" not in plan:
+        return None
+    end = plan["u_end"]
+    if n_inputs != 1 or not set(end.dims) <= set(batch.dims) or not np.isfinite(end).all():
+        raise ValueError(
+            "`plan.u_end` must be a finite number for each schedule of one input; got "
+            f"{dict(end.sizes)} and {n_inputs} inputs. Leave it out with `plan.drop_vars('u_end')`."
+        )
+    return end.broadcast_like(batch).transpose(*batch.dims).values.reshape(-1, 1)
 
 
 def _schedules(plan: xr.Dataset, n_layers: int, n_inputs: int) -> tuple[xr.DataArray, np.ndarray]:
@@ -458,9 +502,18 @@ def _schedules(plan: xr.Dataset, n_layers: int, n_inputs: int) -> tuple[xr.DataA
 
 
 def shifts(
-    run: Run, concept: xr.Dataset, pushes: np.ndarray, readout: ReadoutLike, title: str
+    run: Run,
+    concept: xr.Dataset,
+    pushes: np.ndarray,
+    readout: ReadoutLike,
+    title: str,
+    ends: np.ndarray | None = None,
+    *,
+    tokens: str = "last",
 ) -> np.ndarray:
     """Shift of y_L (prompt, copy, output) by pushes (copy, layer, input).
+
+    ``ends`` (copy, input) are pushes behind the last block.
 
     Raises FloatingPointError if a push is so large that a state overflows.
     """
@@ -474,11 +527,25 @@ def shifts(
         )
     # the appended copy is not pushed: the nominal run through the same replay
     copies = torch.as_tensor(np.concatenate([pushes, np.zeros_like(pushes[:1])])).to(v)
+    last = None
+    if ends is not None:
+        last = torch.as_tensor(np.append(ends, np.zeros_like(ends[:1]), 0)).to(v)
+    if ends is not None and ends.any() and not bool((v[-1] != 0).any()):
+        raise ValueError(
+            "`plan.u_end` must be zero where the concept has no direction at the last depth; got "
+            f"{abs(ends).max():.3g}. Leave it out with `plan.drop_vars('u_end')`."
+        )
+    if tokens == "every":
+        return _checked(every_token_shifts(run, v, copies, reader, last), pushes)
     shift = np.empty((len(run), len(pushes), reader.n_outputs))
     for batch in run.stream(title):
-        y = readouts(model, batch, v, copies, reader)
+        y = readouts(model, batch, v, copies, reader, last)
         with np.errstate(invalid="ignore"):  # states that overflow are found below
             shift[batch.prompts] = y[:, :-1] - y[:, -1:]
+    return _checked(shift, pushes)
+
+
+def _checked(shift: np.ndarray, pushes: np.ndarray) -> np.ndarray:
     if not np.isfinite(shift).all():
         raise FloatingPointError(
             f"the states must stay finite; a push of size {abs(pushes).max():.1e} overflows. Use a "

@@ -7,6 +7,7 @@ A report of one result is a function of its Dataset: `gains`, `control`, `compar
 from depthsys.report.comparison import comparison
 from depthsys.report.console import Screen
 from depthsys.report.control import control
+from depthsys.report.exchange import effect
 from depthsys.report.forecast import forecast, kept
 from depthsys.report.gains import gains
 from depthsys.report.heading import heading, notes, text_notes
@@ -18,6 +19,7 @@ __all__ = [
     "Table",
     "comparison",
     "control",
+    "effect",
     "forecast",
     "gains",
     "heading",

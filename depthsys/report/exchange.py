@@ -5,7 +5,8 @@ import xarray as xr
 
 from depthsys.files.strangers.limits import one_line
 from depthsys.ltv.system import batch_sizes
-from depthsys.wording import counted, percent
+from depthsys.report.table import Report, Table
+from depthsys.wording import counted, number, percent
 
 
 def system_line(system: xr.Dataset) -> str:
@@ -19,6 +20,91 @@ def system_line(system: xr.Dataset) -> str:
     parts += [counted(n, dim) for dim, n in batch_sizes(system).items()]
     origin = [one_line(system.attrs[k], 200) for k in ("model", "method") if k in system.attrs]
     return ", ".join(parts) + (f"; {', '.join(origin)}" if origin else "")
+
+
+def vector_line(vector: xr.Dataset) -> str:
+    """Sizes and pushes of a control vector."""
+    pushes = np.append(vector["u"].values, vector["u_end"].values if "u_end" in vector else 0.0)
+    pushed = np.flatnonzero(pushes).tolist()
+    n_layers = len(pushes) - 1
+    hint = one_line(vector.attrs.get("model_hint", ""), 100)
+    told = "" if vector.attrs.get("n_layers_told", 1) else " or more (give --model)"
+    where = "no pushes"
+    if pushed:
+        row = len(pushed) > 1 and pushed == [*range(pushed[0], pushed[-1] + 1)]
+        depths = f"{pushed[0]} to {pushed[-1]}" if row else ", ".join(map(str, pushed))
+        behind = f", of which {n_layers} is behind the last block" if pushes[-1] else ""
+        sizes = abs(pushes[pushed])
+        where = (
+            f"pushes at depth{'s' * (len(pushed) > 1)} {depths}{behind}; sizes {sizes.min():.3g} "
+            f"to {sizes.max():.3g}"
+        )
+    return (
+        f"a control vector{f' for {hint}' if hint else ''}, {counted(n_layers, 'layer')}{told}, "
+        f"{vector.sizes['feature']} features; {where}"
+    )
+
+
+def effect(result: xr.Dataset) -> Report:
+    """What `study.verify` found: shifts of readouts, and how large the pushes are."""
+    verdicts = [_effect_verdict(result)]
+    if "warning" in result.attrs:
+        verdicts.append(f"WARNING: {result.attrs['warning']}")
+    return Report([_shifts(result), _push_sizes(result)], verdicts)
+
+
+_READ = {"concept": "the concept of TEXTS", "own": "its own last direction"}
+
+
+def _shifts(result: xr.Dataset) -> Table:
+    rows = []
+    for output in result["output"].values:
+        mean = result["response_mean"].sel(output=output)
+        rows.append(
+            (
+                _READ[str(output)],
+                *(_interval(mean.sel(tokens=tokens).values) for tokens in ("last", "every")),
+                _interval(result["predicted_mean"].sel(output=output).values),
+                number(float(result["readout_std"].sel(output=output))),
+            )
+        )
+    header = ("shift of", "last token", "every token", "linear, last token", "std of prompts")
+    return Table(header, rows, left=header)
+
+
+def _interval(values: np.ndarray) -> str:
+    """Estimate, low and high, with as many digits as tell them apart."""
+    estimate, *bounds = map(float, values)
+    shown = ", ".join(number(bound) for bound in bounds)
+    return number(estimate) + (f" [{shown}]" if np.isfinite(bounds).all() else "")
+
+
+def _push_sizes(result: xr.Dataset) -> Table:
+    mean, most = result["push_mean"].values, result["push_max"].values
+    rows = [
+        (str(depth), percent([mean[at]]), percent([most[at]]))
+        for at, depth in enumerate(result["depth"].values)
+        if most[at]
+    ]
+    header = ("depth", "push / norm of the state, mean", "largest")
+    return Table(header, rows, left=header)
+
+
+def _effect_verdict(result: xr.Dataset) -> str:
+    mean = result["response_mean"].sel(output="concept")
+    last, every = (mean.sel(tokens=tokens).values for tokens in ("last", "every"))
+    predicted = float(result["predicted_mean"].sel(output="concept", bound="estimate"))
+    std = float(result["readout_std"].sel(output="concept"))
+    text = f"at every token it moves the concept by {_interval(every)}"
+    if std > 0:
+        text += f", {number(every[0] / std, 2)} standard deviations of the prompts"
+    text += f"; at the last token alone by {_interval(last)}, where linear systems say "
+    text += number(predicted)
+    if np.isfinite(every[1:]).all() and every[1] <= 0 <= every[2]:
+        return f"{text}. Its effect on the concept cannot be told from none"
+    if every[0] < 0:
+        return f"{text}. It moves the concept backwards: `--strength -1` turns it around"
+    return text
 
 
 def plan_line(plan: xr.Dataset) -> str:

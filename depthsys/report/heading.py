@@ -19,7 +19,7 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
     Parameters
     ----------
     result
-        A system of `study.identify`, or a table of `study.compare`.
+        A system of `study.identify`, a table of `study.compare`, or an effect of `study.verify`.
     now
         Attrs of what was computed from it, where that is another Dataset: its model may have moved.
     """
@@ -29,6 +29,8 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
     if "basis" in result.dims:
         n_layers, n_features = attrs["n_layers"], attrs["n_features"]
         what = comparison_in_words(result)
+    elif "tokens" in result.dims:
+        n_layers, n_features, what = attrs["n_layers"], attrs["n_features"], "a control vector"
     else:
         n_layers, n_features = result.sizes["layer"], result["v"].sizes["feature"]
         what = system_in_words(result)

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from depthsys import ltv
+from depthsys import demo, ltv
+from depthsys.export.control_vectors import parts_of, read_control_vector
 from depthsys.export.netcdf import read_variables
+from depthsys.files import whole_file, write_netcdf
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.system import batch_sizes
 from depthsys.study.stored import lacks
 
+VECTOR_SUFFIX = ".gguf"
 # without these nobody knows of which model and texts a system is
 _ORIGIN = {"model_fingerprint", "prompts_sha256", "v"}
 
@@ -42,6 +45,61 @@ def read_plan(path: Path) -> xr.Dataset:
             f"`--schedule` must be a schedule.nc; got {str(path)!r}{why} Make one with `depthsys "
             "control`."
         ) from error
+
+
+def model_sizes(name: str) -> dict[str, int]:
+    """Blocks and width of a model, from its configuration alone."""
+    from depthsys.lm.hf.checkpoint import read_config
+    from depthsys.lm.hf.messages import silence
+
+    silence()
+    path = demo.model_path(name) if name in demo.MODELS else Path(name)
+    source = str(path.resolve()) if path.exists() else name
+    config = read_config(source).get_text_config(decoder=True)
+    return {"n_layers": config.num_hidden_layers, "n_features": config.hidden_size}
+
+
+def holds_vector(path: Path) -> bool:
+    """Whether this is a netCDF4 file with a control vector, and no system."""
+    if path.suffix != ".nc" or not path.is_file():
+        return False
+    try:
+        return "A" not in read_variables(path, ["A", "direction", "u"], needed="direction")
+    except (OSError, ValueError):
+        return False  # whoever reads it as a system says what is wrong
+
+
+def read_vector(path: Path, strength: float = 1.0) -> xr.Dataset:
+    """A control vector, imported or as others write it, times ``strength``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError, TypeError
+        If it is none.
+    """
+    if path.suffix == VECTOR_SUFFIX:
+        return read_control_vector(path, strength=strength)
+    vector = read_variables(path, ["u", "u_end", "direction"], needed="u")
+    if "direction" not in vector:
+        raise ValueError(
+            f"`path` must hold a control vector, `u` and `direction`; got {str(path)!r} without "
+            "`direction`. `depthsys import FILE.gguf` writes one; a schedule.nc was played by "
+            "`depthsys control`."
+        )
+    parts_of(vector)
+    if not np.isfinite(strength):
+        raise ValueError(f"`strength` must be a finite number; got {strength}. The default is 1.")
+    scaled = {name: strength * vector[name] for name in ("u", "u_end") if name in vector}
+    before = float(vector.attrs.get("strength", 1.0))
+    return vector.assign(scaled).assign_attrs(strength=before * strength)
+
+
+def write_vector(vector: xr.Dataset, path: Path, history: str, *, force: bool = False) -> None:
+    """Write a control vector as netCDF4, whole or not at all."""
+    with whole_file(path, force) as partial:
+        write_netcdf(partial, {None: vector.assign_attrs(history=history)})
 
 
 def knows_its_origin(system: xr.Dataset) -> bool:

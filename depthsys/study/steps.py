@@ -116,6 +116,15 @@ def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
     return found | {"system": "to be identified" if system is None else file_hash(system)}
 
 
+def verify(cell: Cell, concept: xr.Dataset, vector: xr.Dataset) -> xr.Dataset:
+    """What a control vector does on the held-out prompts; see `lm.steering_effect`."""
+    found = lm.steering_effect(cell.held_out, concept, vector, seed=cell.settings.seed)
+    about = {f"vector_{k}": v for k, v in vector.attrs.items() if k in ("source", "strength")}
+    sizes = {"n_layers": cell.model.n_layers, "n_features": cell.model.n_features}
+    found = found.assign_attrs(concept=cell.settings.concept, readout="concept", **sizes, **about)
+    return _with_origin(_with_separation(found, concept), cell)
+
+
 def comparison_cost(cell: Cell, partial: Path | None = None) -> xr.Dataset:
     """What `compare` would take beside what is kept in ``partial``; see `lm.comparison_cost`.
 

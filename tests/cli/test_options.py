@@ -15,7 +15,7 @@ from depthsys.plot import sheets
 from depthsys.study import Settings
 from depthsys.study.settings import typed
 
-MODEL_COMMANDS = ("demo", "identify", "gains", "control", "compare", "real")
+MODEL_COMMANDS = ("demo", "identify", "gains", "control", "compare", "real", "verify")
 
 
 @dataclass(frozen=True)

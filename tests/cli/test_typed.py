@@ -35,7 +35,8 @@ def test_a_number_that_is_none_is_told_in_our_style(run, command, option, number
 
 def test_every_command_that_takes_numbers_was_tried():
     found = {param.values[0] for param in numeric_options()}
-    assert found == {"demo", "identify", "gains", "control", "compare", "real"}
+    commands = {"demo", "identify", "gains", "control", "compare", "import", "real", "verify"}
+    assert found == commands
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     steps = [lm.Step(0.1), lm.Step(0.05, relative=True), lm.Step(0.2, difference="forward")]
     plan = ltv.minimum_energy(system, target=0.3)
     schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
+    vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
     found = {
         "compare_energies": Work(
@@ -66,6 +67,12 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "measure_gains": Work(lm.measure_gains, after=named),
         "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
         "play": Work(lm.play, after={**named, "plan": plan}),
+        "play, every token": Work(
+            lm.play, after={**named, "plan": plan}, options={"tokens": "every"}
+        ),
+        "steering_effect": Work(
+            lm.steering_effect, after={**named, "vector": vector}, options={"n_bootstrap": 3}
+        ),
         "required_energy": Work(
             lm.required_energy,
             after={**named, "schedules": schedules, "target": 0.3},
@@ -94,8 +101,9 @@ NAMES = [
     *(
         "compare_energies corrected exact_system jacobians linear_gains linear_range logistic "
         "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at play "
-        "required_energy"
+        "required_energy steering_effect"
     ).split(),
+    "play, every token",
     "jacobians, each",
     *(f"identify, {name}" for name in METHODS),
     *(f"identify, {name}, each" for name in METHODS),

@@ -1,0 +1,60 @@
+"""Schedules played at every token: whole sequences through the full model.
+
+So do llama.cpp, repeng and steering-vectors. The tokens before the last one change as well, so no
+frozen context can be used: each schedule is a forward pass of its own.
+"""
+
+import numpy as np
+import torch
+
+from depthsys.lm.progress import bar
+from depthsys.lm.readouts import Readout
+from depthsys.lm.run import Run
+
+
+@torch.no_grad()
+def every_token_shifts(
+    run: Run,
+    v: torch.Tensor,
+    pushes: torch.Tensor,
+    reader: Readout,
+    ends: torch.Tensor | None = None,
+) -> np.ndarray:
+    """Shift of the last token's y_L (prompt, copy, output) when every token is pushed.
+
+    Not finite where a push is so large that a state overflows.
+
+    Parameters
+    ----------
+    run
+        The prompts.
+    v
+        Directions (depth, input, feature).
+    pushes
+        (copy, layer, input), at the input of each block; from the last copy shifts are counted.
+    reader
+        What is read of the last token.
+    ends
+        Pushes behind the last block (copy, input).
+    """
+    model = run.model
+    model.check_weights()
+    added = torch.einsum("cli,lif->clf", pushes, v[:-1])
+    behind = torch.zeros_like(added[:, 0]) if ends is None else ends @ v[-1]
+    shift = np.empty((len(run), len(pushes) - 1, reader.n_outputs))
+    with bar("play at every token", len(run), "prompt") as shown:
+        for number, prompts in enumerate(run.numbers):
+            calls = run.calls_of(number)
+            last = []
+            for push, end in zip(added, behind, strict=True):
+                hidden = calls.embedded
+                for layer, vector in enumerate(push):
+                    if bool((vector != 0).any()):
+                        hidden = hidden + vector.to(hidden)
+                    hidden = model.blocks.sequence(layer, calls, hidden)[0]
+                last.append(hidden[:, -1] + end.to(hidden))
+            y = reader.values(model, torch.stack(last, dim=1)).cpu().numpy()
+            with np.errstate(invalid="ignore"):  # states that overflow are found by the caller
+                shift[prompts] = y[:, :-1] - y[:, -1:]
+            shown.update(len(prompts))
+    return shift

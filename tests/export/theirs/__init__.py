@@ -1,0 +1,1 @@
+"""Scripts that run the tools of others, in an environment of their own, without depthsys."""
