@@ -48,7 +48,7 @@ def test_every_command_that_takes_numbers_was_tried():
         ("gains", "`MODEL|SYSTEM.nc` must be given; got none"),
         ("export s.nc --out x", "`--to` must be given; got none"),
         ("gains --targt 3", "`--targt` must be an option of `depthsys gains`; it has none."),
-        ("control x --targt 3", "Did you mean --target? `depthsys control --help` shows"),
+        ("control x --targett 3", "Did you mean --target? `depthsys control --help` shows"),
         ("gains x --out", "'--out' requires an argument. `depthsys gains --help` shows"),
         ("compare a b --force=yes", "'--force' does not take a value. `depthsys compare --help`"),
         ("gain x", "No such command 'gain'. Did you mean 'gains'? `depthsys --help` shows"),
