@@ -36,7 +36,7 @@ def auc_by_depth(ax: Axes, concepts: Mapping[str, xr.Dataset], *, bands: bool = 
         style = STYLES[row % len(STYLES)]
         auc = concept["auc"].values
         at = np.arange(len(auc))
-        depths = at if len(at) > len(depths) else depths
+        depths = max(depths, at, key=len)
         if bands:
             low, high = concept["auc_low"].values, concept["auc_high"].values
             ax.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
@@ -44,7 +44,7 @@ def auc_by_depth(ax: Axes, concepts: Mapping[str, xr.Dataset], *, bands: bool = 
         if np.isfinite(auc).any():
             best = int(np.nanargmax(auc))
             ring = {"mfc": "none", "mec": style["color"], "mew": 1.5, "ms": 11}
-            ax.plot([best], [auc[best]], "o", **ring, label="_best")
+            ax.plot(at[[best]], auc[[best]], "o", **ring, label="_best")
     ax.axhline(0.5, color=GREY, lw=0.8, zorder=0)
     ax.set_ylabel("AUC on held-out texts")
     if len(depths):
