@@ -213,7 +213,7 @@ def _size(layout: Mapping[str, _Variable]) -> int:
 
 def _result_dtype(model: Model) -> torch.dtype:
     """The model's dtype, or float32 where numpy has none such (bfloat16)."""
-    return torch.promote_types(model.dtype, torch.float32)
+    return wide_dtype(model.dtype)
 
 
 # ------------------------------------------------------------------------------- numbers
@@ -273,7 +273,7 @@ def _check_finite(A: np.ndarray, where: str) -> None:
     if not np.isfinite(A).all():
         raise FloatingPointError(
             f"`model` must have finite Jacobians; got a value that is not {where}. "
-            "Use float64, or leave out that prompt."
+            "Use a wider dtype, or leave out that prompt."
         )
 
 

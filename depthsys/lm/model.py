@@ -30,6 +30,7 @@ from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.template import CUTS
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.kinds import short
+from depthsys.lm.precision import dtype_name, wide_dtype
 from depthsys.lm.run import Run
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
@@ -160,7 +161,10 @@ class DepthModel:
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
-            "float32" or "float64"; or torch's and numpy's own.
+            "float32" or "float64", or torch's and numpy's own: weights of any precision are read
+            into it. "bfloat16" or "float16" keep the model in 16 bits, see `depthsys.lm.precision`:
+            for states, Jacobian products and playing; two runs are told apart only by steps well
+            above its rounding (`check_step`).
         max_tokens, cut, left_padding
             See the class.
         trust_remote_code
@@ -215,13 +219,13 @@ class DepthModel:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype as numpy's."""
-        return np.dtype(self.dtype_name)
+        """A dtype of numpy that holds the states: the model's own, or float32 for 16 bits."""
+        return np.dtype(dtype_name(wide_dtype(self.dtype)))
 
     @property
     def dtype_name(self) -> str:
-        """Name of the dtype: float32 or float64."""
-        return str(self.dtype).removeprefix("torch.")
+        """Name of the dtype, for example "float32" or "bfloat16"."""
+        return dtype_name(self.dtype)
 
     # ---------------------------------------------------------------- texts and runs
 

@@ -47,7 +47,12 @@ from depthsys.lm.hf.causes import (
     out_of_memory,
 )
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -131,13 +136,13 @@ def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) 
 
 
 def checked_dtype(dtype: Any) -> torch.dtype:
-    """The dtype of that name, or torch's or numpy's own; ValueError if it is too coarse."""
+    """The dtype of that name, or torch's or numpy's own; ValueError if there is none such here."""
     plain = np.dtype(dtype) if isinstance(dtype, type) else dtype
     name = str(plain).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(
-            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
-            "float32 at least."
+            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. The default is 'float32', "
+            "into which weights of any precision are read."
         )
     return DTYPES[name]
 
