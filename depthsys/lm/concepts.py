@@ -17,7 +17,6 @@ from numbers import Real
 
 import numpy as np
 import scipy.linalg
-import torch
 import xarray as xr
 from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import ConvergenceWarning
@@ -294,7 +293,7 @@ def pca(
 
 
 def _empty_states(run: Run) -> np.ndarray:
-    """Room for the states (depth, prompt, feature) of all texts, in the model's dtype, or float32."""
+    """Room for the states (depth, prompt, feature) of all texts."""
     shape = (run.n_layers + 1, len(run), run.model.n_features)
     dtype = run.model.numpy_dtype
     if math.prod(shape) * dtype.itemsize <= _IN_MEMORY:

@@ -19,6 +19,7 @@ from depthsys.lm.hf.checkpoint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
 from depthsys.lm.of_run import of_run
+from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sweep import Layer

@@ -71,6 +71,8 @@ class DepthModel:
         edit them); commit on the Hugging Face hub, or "local".
     adapter
         What was merged into the weights when they were loaded, in words; None for nothing.
+    source
+        What they were loaded from: "folder", "hub", "GGUF file"; "given" where it is not known.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class DepthModel:
     """
 
     adapter: str | None = None
+    source: str = "given"
 
     def __init__(
         self,
@@ -156,8 +159,9 @@ class DepthModel:
         Parameters
         ----------
         name_or_path
-            A local folder, or a Hugging Face name. An adapter (LoRA and the like) is merged into
-            the weights beside it, or those that it names; see ``adapter``.
+            A local folder; a ``.gguf`` file, or a folder with one; a Hugging Face name, or
+            ``name@revision`` (a branch, tag or commit). An adapter (LoRA and the like) is merged
+            into the weights beside it, or those that it names; see ``adapter``.
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
@@ -182,27 +186,29 @@ class DepthModel:
         torch_device = checked_device(device)
         torch_dtype = checked_dtype(dtype)
         source = str(name_or_path)
-        hf, tokenizer, adapter = load_checkpoint(
+        loaded = load_checkpoint(
             source,
             torch_dtype,
             trust_remote_code=trust_remote_code,
             pickled_weights=pickled_weights,
         )
         try:
-            hf = hf.to(torch_device)
+            hf = loaded.hf.to(torch_device)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             raise memory_error(source, error) from error
         made = cls(
             hf,
-            tokenizer,
+            loaded.tokenizer,
             name=source,
             max_tokens=max_tokens,
             cut=cut,
             left_padding=left_padding,
         )
-        made.adapter = adapter and str(adapter)
+        made.adapter = loaded.found.adapter and str(loaded.found.adapter)
+        made.source = loaded.found.kind
+        made.revision = loaded.found.commit or made.revision
         return made
 
     @property

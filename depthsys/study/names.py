@@ -25,7 +25,7 @@ STEPS = ("relative", "absolute")
 # depthsys.lm.hf.template.CUTS
 CUTS = ("right", "left", "middle")
 # depthsys.lm.hf.checkpoint.DTYPES
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 # depthsys.export.formats.FORMATS, and what files that are read back end in
 FORMATS = (
     "netcdf",

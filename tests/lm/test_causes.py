@@ -16,7 +16,7 @@ from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from depthsys import lm
-from depthsys.lm.hf import causes, checkpoint
+from depthsys.lm.hf import causes, checkpoint, source
 from tests.conftest import tiny_gpt2
 
 
@@ -130,7 +130,7 @@ RESPONSE = SimpleNamespace(headers={}, request=SimpleNamespace(headers={}), stat
     ],
 )
 def test_why_the_hub_gave_no_model(monkeypatch, error, message):
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", error)
+    fails(monkeypatch, source.huggingface_hub, "model_info", error)
     begin = "must be a local folder or a Hugging Face name; got 'some/model', which is "
     with pytest.raises(ValueError, match=f"{begin}.*{message}"):
         lm.DepthModel.load("some/model")
@@ -147,14 +147,14 @@ def test_a_cache_without_weights_is_no_model(saved, monkeypatch):
     """Transformers would try for a minute, and then speak of pytorch_model.bin."""
     in_cache(monkeypatch, saved)
     (saved / "model.safetensors").unlink()
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    fails(monkeypatch, source.huggingface_hub, "model_info", ConnectionError("no network"))
     with pytest.raises(ValueError, match="not in the cache, and the hub cannot be reached"):
         lm.DepthModel.load("some/model")
 
 
 def test_a_whole_cache_needs_no_network(saved, monkeypatch):
     in_cache(monkeypatch, saved)
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    fails(monkeypatch, source.huggingface_hub, "model_info", ConnectionError("no network"))
     assert checkpoint.find("some/model") == checkpoint.Found("some/model")
 
 
@@ -231,25 +231,6 @@ def test_a_file_is_no_folder(saved):
         lm.DepthModel.load(saved / "model.safetensors")
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_gguf_file_says_what_to_do(tmp_path, inside):
-    file = tmp_path / "tiny.gguf"
-    if inside:
-        file.write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"got the GGUF file .*gguf_file='tiny.gguf'") as caught:
-        lm.DepthModel.load(tmp_path if inside else file)
-    assert ("does not exist" in str(caught.value)) != inside
-
-
-def test_a_gguf_repository_says_what_to_do(monkeypatch):
-    class Info:
-        siblings = [type("File", (), {"rfilename": name}) for name in ("a.Q4.gguf", "README.md")]
-
-    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: Info)
-    with pytest.raises(ValueError, match=r"GGUF file 'some/model-GGUF/a.Q4.gguf'"):
-        checkpoint.find("some/model-GGUF")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, "float32", "torch.float32", "numpy"])
 def test_a_dtype_may_be_given_as_people_have_it(saved, dtype):
     chosen = np.float32 if dtype == "numpy" else dtype
@@ -257,7 +238,7 @@ def test_a_dtype_may_be_given_as_people_have_it(saved, dtype):
         model = lm.DepthModel.load(saved, dtype=given, device=torch.device("cpu"))
         assert model.dtype_name == "float32"
     assert lm.DepthModel.load(saved, dtype=torch.float64, device="cpu").dtype == torch.float64
-    for wrong in (torch.float16, np.int64, "bfloat16"):
+    for wrong in (torch.float8_e5m2, np.int64, "half", "float128"):
         with pytest.raises(ValueError, match="`dtype` must be one of"):
             lm.DepthModel.load(saved, dtype=wrong)
 
