@@ -163,6 +163,8 @@ class Spool:
         with self._lock:
             self._file.seek(start)
             values = np.fromfile(self._file, np.uint8, shape.numel() * dtype.itemsize)
+        if not values.size:  # of prompts of one token
+            return torch.empty(shape, dtype=dtype, device=device)
         return torch.from_numpy(values).view(dtype).view(shape).to(device)
 
 

@@ -118,7 +118,9 @@ def test_its_configuration_is_read_once(file, monkeypatch):
 
     checkpoint._read_gguf_config.cache_clear()
     config = checkpoint.read_config(file)
-    monkeypatch.setattr(checkpoint.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail())
+    monkeypatch.setattr(
+        checkpoint.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("read")
+    )
     again = checkpoint.read_config(file)
     assert again.to_dict() == config.to_dict()
     assert again is not config
@@ -150,9 +152,7 @@ def test_a_file_that_is_cut_off_says_so(file, tmp_path):
     size = file.stat().st_size
     for part in (8, 100, 1500, size // 2, size - 1):
         torn = cut(file, part, tmp_path / f"torn{part}.gguf")
-        with pytest.raises(
-            ValueError, match=rf"\({part} bytes\), which is cut off or damaged: .*D"
-        ):
+        with pytest.raises(ValueError, match=rf"\({part} bytes\), which is cut off or damaged: "):
             lm.DepthModel.load(torn)
 
 
@@ -161,10 +161,10 @@ def test_a_file_that_is_no_gguf_says_what_it_is(tmp_path):
     with pytest.raises(ValueError, match=r"which begins with b'<!DOCTYP'. Download it again"):
         lm.DepthModel.load(tmp_path / "page.gguf")
     (tmp_path / "empty.gguf").touch()
-    with pytest.raises(ValueError, match="which is empty. Download it again"):
+    with pytest.raises(ValueError, match=r"which is empty\. Download it again"):
         lm.DepthModel.load(tmp_path / "empty.gguf")
     (tmp_path / "pointer.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid ...")
-    with pytest.raises(ValueError, match="the pointer of Git LFS to it. Run `git lfs pull`"):
+    with pytest.raises(ValueError, match=r"the pointer of Git LFS to it\. Run `git lfs pull`"):
         lm.DepthModel.load(tmp_path / "pointer.gguf")
     with pytest.raises(ValueError, match=r"none\.gguf', which does not exist. Check the path"):
         lm.DepthModel.load(tmp_path / "none.gguf")
@@ -172,13 +172,13 @@ def test_a_file_that_is_no_gguf_says_what_it_is(tmp_path):
 
 def test_a_part_of_a_file_is_refused(file, tmp_path):
     part = shutil.copy(file, tmp_path / "big-00001-of-00003.gguf")
-    with pytest.raises(ValueError, match="one part of several. Join them .*llama-gguf-split"):
+    with pytest.raises(ValueError, match=r"one part of several\. Join them .*llama-gguf-split"):
         lm.DepthModel.load(part)
 
 
 def test_a_missing_package_is_named(file, monkeypatch):
     monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="without gguf and accelerate. Run `pip install gguf acc"):
+    with pytest.raises(ValueError, match=r"without gguf and accelerate\. Run `pip install gguf"):
         lm.DepthModel.load(file)
 
 
@@ -199,7 +199,7 @@ def test_weights_that_cannot_be_read_back_are_named(file, monkeypatch):
         raise NotImplementedError("Dequantization for IQ9_Z is not yet implemented")
 
     monkeypatch.setattr(gguf, "dequantize", no_such)
-    with pytest.raises(ValueError, match="that the package gguf can read back; .*IQ9_Z .*Q8_0"):
+    with pytest.raises(ValueError, match=r"that the package gguf can read back; .*IQ9_Z .*Q8_0"):
         lm.DepthModel.load(file)
 
 

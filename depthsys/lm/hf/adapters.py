@@ -121,7 +121,7 @@ def check_adapter(adapter: Adapter, *, pickled_weights: bool) -> None:
         raise ValueError(
             f"`model` must be whole; got {adapter.in_words!r}, which holds a {adapter.kind} "
             f"adapter for {_of(adapter)}, and without the package peft only those would be loaded. "
-            "Run `pip install peft`; or merge the adapter with `merge_and_unload` and save the whole."
+            "Run `pip install peft`; or merge it with `merge_and_unload` and save the whole."
         )
     folder = Path(adapter.source)
     if folder.is_dir() and not (folder / _WEIGHTS).is_file() and not pickled_weights:
