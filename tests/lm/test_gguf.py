@@ -118,9 +118,8 @@ def test_its_configuration_is_read_once(file, monkeypatch):
 
     checkpoint._read_gguf_config.cache_clear()
     config = checkpoint.read_config(file)
-    monkeypatch.setattr(
-        checkpoint.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("read")
-    )
+    read = lambda *_, **__: pytest.fail("read again")  # noqa: E731
+    monkeypatch.setattr(checkpoint.AutoConfig, "from_pretrained", read)
     again = checkpoint.read_config(file)
     assert again.to_dict() == config.to_dict()
     assert again is not config

@@ -201,7 +201,7 @@ def test_a_step_must_stand_above_the_rounding(concept, monkeypatch, dtype, least
 
 
 def test_the_linear_range_needs_steps_that_can_be_told(concept, kept):
-    with pytest.raises(ValueError, match="got 5.0e-01 where 7.8e-01 is the least in bfloat16"):
+    with pytest.raises(ValueError, match=r"got 5\.0e-01 where 7\.8e-01 is the least in bfloat16"):
         lm.linear_range(kept, IDS.ids, concept)
     half, same = pair("gpt2", "float16")
     found, wanted = (lm.linear_range(m, IDS.ids, concept).step_error[..., 0] for m in (half, same))

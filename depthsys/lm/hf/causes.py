@@ -149,7 +149,7 @@ def check_quantisation(config: Any, source: str) -> None:
 def quantised_error(source: str, method: str, error: BaseException) -> ValueError:
     """The refusal of a quantised checkpoint that the packages that are here do not read."""
     return ValueError(
-        f"{_quantised(source, method)}: {first_line(error)} Use a machine that has it, or the "
+        f"{_quantised(source, method)}: {first_line(error)} Mend that, or use the "
         "checkpoint that is not quantised."
     )
 
