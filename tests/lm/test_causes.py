@@ -14,10 +14,11 @@ import pytest
 import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from depthsys import lm
 from depthsys.lm.hf import causes, checkpoint, source
-from tests.conftest import tiny_gpt2
+from tests.conftest import tiny_gpt2, tiny_llama
 
 
 @pytest.fixture
@@ -193,12 +194,58 @@ def test_a_quantised_model_names_the_packages_it_needs(saved, monkeypatch, metho
         lm.DepthModel.load(saved)
 
 
-def test_the_ways_to_quantise_are_those_of_transformers():
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+KNOWN = {name.removesuffix("_4bit").removesuffix("_8bit") for name in
+         AUTO_QUANTIZATION_CONFIG_MAPPING}  # fmt: skip
 
-    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in
-             AUTO_QUANTIZATION_CONFIG_MAPPING}  # fmt: skip
-    assert set(causes._QUANTISED) <= known
+
+def test_the_ways_to_quantise_are_those_of_transformers():
+    """Of all that this version knows; gemma needs no package, a GGUF file is no such checkpoint."""
+    assert KNOWN <= {*causes._QUANTISED, "gguf", "gemma"}
+    assert set(causes._QUANTISED) <= KNOWN
+
+
+def quantised(folder, method):
+    """The configuration of a checkpoint that is quantised so."""
+    bits = {"bits": 4, "load_in_4bit": True, "quant_type": "int8_weight_only", "weights": "int8"}
+    wanted = {"gptq": ("bits",), "awq": ("bits",), "bitsandbytes": ("load_in_4bit",),
+              "torchao": ("quant_type",), "quanto": ("weights",)}.get(method, ())  # fmt: skip
+    found = {"quant_method": method} | {key: bits[key] for key in wanted}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": found}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by a quantiser
+@pytest.mark.parametrize("method", sorted(causes._QUANTISED))
+def test_what_is_to_be_installed_is_what_transformers_asks_for(saved, monkeypatch, method):
+    """The oracle is each quantiser of transformers: what it misses here is in our list."""
+    quantised(saved, method)
+    monkeypatch.setattr(causes, "_is_there", lambda module: False)
+    with pytest.raises(ValueError, match=f"quantised with {method}, which needs .* Run `pip inst"):
+        lm.DepthModel.load(saved)
+    monkeypatch.setattr(causes, "_is_there", lambda module: True)
+    try:
+        lm.DepthModel.load(saved, device="cpu")
+    except ValueError as error:
+        text = str(error)
+    else:  # transformers can do without a package
+        return
+    if "lacks or misfits" in text:
+        return
+    assert f"quantised with {method}: " in text
+    assert "\n" not in text
+    if "pip install" in text:
+        names = [name.strip("'").split("[")[0] for name in causes._QUANTISED[method].values()]
+        assert any(name.lower() in text.lower() for name in names)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by a quantiser
+def test_a_quantised_checkpoint_that_does_not_fit_says_how_it_is_quantised(saved):
+    """Not that safetensors weights are missing."""
+    (saved / "config.json").write_text(tiny_llama().config.to_json_string())
+    tiny_llama(vocab_size=1024).save_pretrained(saved)
+    quantised(saved, "bitnet")
+    with pytest.raises(ValueError, match=r"quantised with bitnet: .* Mend that, or use the checkp"):
+        lm.DepthModel.load(saved, device="cpu")
 
 
 def test_a_package_inside_another_that_is_not_there():
@@ -227,7 +274,9 @@ def test_a_folder_of_models_names_them(saved, tmp_path_factory):
 
 
 def test_a_file_is_no_folder(saved):
-    with pytest.raises(ValueError, match=r"must be a folder; got the file '.*model.safetensors'"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder or a GGUF file; got the file '.*model.safetensors'"
+    ):
         lm.DepthModel.load(saved / "model.safetensors")
 
 

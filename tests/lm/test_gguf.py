@@ -137,6 +137,10 @@ def test_at_the_shell(run, file, tmp_path):
 
     with xr.open_dataset(tmp_path / "out" / "system.nc") as system:
         assert system.attrs["source"] == "GGUF file"
+    # again, from the system that knows its model; and with the file itself
+    for first in ([tmp_path / "out" / "system.nc"], [file, texts, "--split", "4/3/2"]):
+        code, _, err = run("gains", *first, "--out", tmp_path / f"{len(first)}")
+        assert code == 0, err
 
 
 # ------------------------------------------------------------------------------- refusals

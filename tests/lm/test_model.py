@@ -163,9 +163,7 @@ def test_saved_folder_loads(saved):
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such", "a/b/c", "no such name", "a--b"])
 def test_unknown_path(name):
-    with pytest.raises(
-        ValueError, match="must be an existing folder, a GGUF file or a Hugging Face"
-    ):
+    with pytest.raises(ValueError, match="must be an existing folder or a Hugging Face name"):
         lm.DepthModel.load(name)
 
 

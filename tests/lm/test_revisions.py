@@ -281,7 +281,7 @@ def test_a_revision_must_be_one(name):
 
 
 def test_what_is_no_name_is_not_asked_for():
-    with pytest.raises(ValueError, match=r"got 'a/b/c@v1', which is none of them"):
+    with pytest.raises(ValueError, match=r"got 'a/b/c@v1', which is neither"):
         load("a/b/c@v1")
 
 

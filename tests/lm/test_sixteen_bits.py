@@ -13,7 +13,9 @@ from depthsys import lm, ltv
 from depthsys.lm import contract, precision
 from depthsys.lm.contexts import Budget
 from tests.conftest import TINY
+from tests.lm import families
 from tests.lm.conftest import labelled_ids, no_block_runs
+from tests.lm.families import FAMILIES
 
 MODELS = [("gpt2", "bfloat16"), ("llama", "bfloat16"), ("llama", "float16")]
 IDS = labelled_ids(8, 0)
@@ -155,6 +157,13 @@ def test_the_contract_is_kept_by_far(models):
     limits = contract.limits_of(model.dtype)
     for name, error in model.contract.items():
         assert error < limits[name] / 2, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_keeps_it_in_bfloat16(family):
+    model = lm.DepthModel(families.make(family, dtype=torch.bfloat16), name=family)
+    assert model.left_padding
+    assert model.contract["states"] < 10 * precision.eps(model.dtype)  # 4.1
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class Adapter:
         return self.in_words == self.base_in_words
 
     @property
-    def at(self) -> dict[str, str]:
+    def at(self) -> dict[str, Any]:
         """What every reading of it from the hub is to be told."""
         return {} if self.revision is None else {"revision": self.revision}
 
@@ -110,7 +110,7 @@ def find_adapter(source: str, revision: str | None = None) -> Adapter | None:
 
 def cached(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model of the hub, if it is in the cache."""
-    at = {} if revision is None else {"revision": revision}
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
     found = huggingface_hub.try_to_load_from_cache(source, name, **at)
     return Path(found) if isinstance(found, str) else None
 

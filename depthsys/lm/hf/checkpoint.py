@@ -302,7 +302,14 @@ def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value
 
 
-_VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+_VOLATILE = (
+    "_name_or_path",
+    "_model_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "architectures",
+)
 
 
 @dataclass(frozen=True)
@@ -375,7 +382,7 @@ def _weighted(
 def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """The model in a GGUF file, its weights read back, as if it had never been quantised."""
     try:
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path.parent),
             config=config,
             dtype=dtype,
@@ -388,6 +395,7 @@ def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[s
         if out_of_memory(error):
             raise
         raise unreadable(path, error) from error
+    hf, info = loaded
     forget(hf.config)
     return hf, info
 

@@ -6,6 +6,7 @@ And what adapter belongs to it. Nothing is read here but the configuration of th
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id
@@ -66,7 +67,7 @@ class Found:
         return None if config is None else config.parent.name
 
     @property
-    def at(self) -> dict[str, str]:
+    def at(self) -> dict[str, Any]:
         """What every reading from the hub is to be told."""
         return {} if self.revision is None else {"revision": self.revision}
 
@@ -112,8 +113,8 @@ def _place(name_or_path: str | Path) -> Found:
         return Found(_in_folder(source, path))
     if path.is_file():
         raise ValueError(
-            f"`model` must be a folder; got the file {source!r}. Give the folder that "
-            "`save_pretrained` wrote."
+            f"`model` must be a folder or a GGUF file; got the file {source!r}. Give the folder "
+            "that `save_pretrained` wrote."
         )
     name, at, revision = source.rpartition("@")
     if not at:
@@ -177,8 +178,8 @@ def _checked_name(name: str, given: str | None = None) -> str:
         validate_repo_id(name)  # what is none would be looked for in the cache
     except ValueError as error:
         raise ValueError(
-            f"`model` must be an existing folder, a GGUF file or a Hugging Face name; got "
-            f"{given or name!r}, which is none of them. Check the path."
+            f"`model` must be an existing folder or a Hugging Face name; got {given or name!r}, "
+            "which is neither. Check the path."
         ) from error
     return name
 
