@@ -234,7 +234,7 @@ def _check_source(source: str, texts: Path | None, moved: str | None) -> None:
     """ValueError unless these arguments of `gains` and `control` go together."""
     if results.is_system(source):
         return
-    if Path(source).is_file():
+    if Path(source).is_file() and not source.lower().endswith(".gguf"):
         raise ValueError(
             f"`MODEL|SYSTEM.nc` must be a model, or a system.nc; got the file {source!r}. If it is "
             f"a system, `depthsys import {source} --out system.nc` makes a system.nc of it."

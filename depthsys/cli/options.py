@@ -19,7 +19,10 @@ from depthsys.prompting import CUTS
 from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS
 from depthsys.study.settings import Settings
 
-MODEL_HELP = f"Folder of a Hugging Face causal model, its name, or one of {', '.join(demo.MODELS)}."
+MODEL_HELP = (
+    "Folder of a Hugging Face causal model, a .gguf file, a name of the hub (NAME or "
+    f"NAME@REVISION), or one of {', '.join(demo.MODELS)}."
+)
 SOURCE_HELP = "A model as in `identify` (then give TEXTS too), or a system.nc written before."
 READOUT_HELP = (
     f"{' or '.join(READOUTS)}: the last depth, or every one (for ltv; terminal gains are the same)."
@@ -103,7 +106,10 @@ class Shared:
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32 or float64.  [default: float32, or that of the system.nc]"),
+        typer.Option(
+            help="float32, float64, or bfloat16 and float16, which keep the model in 16 bits.  "
+            "[default: float32, or that of the system.nc]"
+        ),
     ] = None
 
 

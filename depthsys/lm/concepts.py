@@ -17,7 +17,6 @@ from numbers import Real
 
 import numpy as np
 import scipy.linalg
-import torch
 import xarray as xr
 from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import ConvergenceWarning
@@ -25,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import as_run, of_run
+from depthsys.lm.precision import eps, wide
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run
 from depthsys.lm.separation import scores, separation, warning
@@ -293,7 +293,7 @@ def pca(
 
 
 def _empty_states(run: Run) -> np.ndarray:
-    """Room for the states (depth, prompt, feature) of all texts, in the model's dtype."""
+    """Room for the states (depth, prompt, feature) of all texts."""
     shape = (run.n_layers + 1, len(run), run.model.n_features)
     dtype = run.model.numpy_dtype
     if math.prod(shape) * dtype.itemsize <= _IN_MEMORY:
@@ -327,7 +327,7 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, d
     norm = np.zeros(run.n_layers + 1)
     for prompts, found in run.states_by_batch("concept direction"):
         labels = run.texts.labels[prompts]
-        states = found.cpu().numpy()
+        states = wide(found).cpu().numpy()
         if keep is not None:
             keep[:, prompts] = states
         for depth, rows in enumerate(states):
@@ -338,7 +338,7 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, d
             sums[label] += x[:, labels == label].sum(axis=1)
     counts = np.bincount(run.texts.labels, minlength=2)
     difference = sums[1] / counts[1] - sums[0] / counts[0]
-    coincide = np.linalg.norm(difference, axis=-1) <= 10 * torch.finfo(run.model.dtype).eps * norm
+    coincide = np.linalg.norm(difference, axis=-1) <= 10 * eps(run.model.dtype) * norm
     undefined = {}
     for depth, states in enumerate(counted):
         ((_, same),) = states.most_common(1)
@@ -359,7 +359,7 @@ def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _check_spread(run: Run, states: np.ndarray, inside: np.ndarray) -> None:
-    rounding = 10 * torch.finfo(run.model.dtype).eps * np.linalg.norm(states)
+    rounding = 10 * eps(run.model.dtype) * np.linalg.norm(states)
     if np.linalg.norm(inside) <= rounding:
         raise _UndefinedError("the states do not vary inside the classes")
 

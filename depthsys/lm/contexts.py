@@ -151,18 +151,21 @@ class Spool:
 
     def write(self, tensor: torch.Tensor) -> tuple:
         """Append a tensor; gives what `read` needs."""
-        values = tensor.cpu().contiguous().numpy()
+        # as bytes: numpy has no bfloat16
+        values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
         with self._lock:
             start = self._file.seek(0, 2)
             values.tofile(self._file)
-        return start, values.shape, values.dtype, tensor.device
+        return start, tensor.shape, tensor.dtype, tensor.device
 
     def read(self, start, shape, dtype, device) -> torch.Tensor:
         """A tensor, on the device where it was."""
         with self._lock:
             self._file.seek(start)
-            values = np.fromfile(self._file, dtype, int(np.prod(shape)))
-        return torch.from_numpy(values.reshape(shape)).to(device)
+            values = np.fromfile(self._file, np.uint8, shape.numel() * dtype.itemsize)
+        if not values.size:  # of prompts of one token
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.from_numpy(values).view(dtype).view(shape).to(device)
 
 
 class InFile(Contexts):

@@ -12,18 +12,27 @@ import torch
 
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.hf.checkpoint import check_padding
+from depthsys.lm.precision import SIXTEEN_BITS, eps, wide
 from depthsys.lm.run import Model, Run
 
 LENGTHS = (9, 1)  # derivatives are checked at the first
 PADDED = (5, 6, 7)  # one batch with padding
 # Relative errors above these refuse the model. float64 is limited by Hugging Face norms and
-# rotary tables that compute in float32 even in a float64 model.
+# rotary tables that compute in float32 even in a float64 model; 16 bits by their own rounding,
+# which grows with the number of blocks.
 REPLAY_LIMIT = {torch.float32: 1e-4, torch.float64: 1e-5}
 DIFFERENCE_LIMIT = 1e-2
+# The largest errors of 16 bits: of a replay, in roundings; of a derivative, in eps^(2/3), which is
+# how well a central difference can see at its best step. Among the tested families and SmolLM2 the
+# largest were 9 and 3.5.
+ROUNDINGS = 32
+DIFFERENCE_ROUNDINGS = 6
 # Steps of the central difference, relative to the norm of the state, and random directions. For
 # each prompt the best one counts: a long step may cross the kink of a ReLU or change the choice of
 # experts, a short one is closer to rounding. A wrong Jacobian is wrong in all of them.
 STEPS = (3e-3, 3e-4, 1e-4)
+# In 16 bits shorter ones drown in the rounding of the states.
+LONG_STEPS = (0.3, 0.1, 0.03)
 N_DIRECTIONS = 2
 
 
@@ -79,8 +88,7 @@ def _check_batch(
     derivatives: bool,
 ) -> None:
     """Check one batch of random prompts, and put the larger errors into the report."""
-    limit = REPLAY_LIMIT[model.dtype]
-    limits: dict[str, float] = {name: limit for name in _RULES} | {"jvp": DIFFERENCE_LIMIT}
+    limits = limits_of(model.dtype)
     n_tokens = model.hf.config.get_text_config().vocab_size
     rows = [torch.randint(n_tokens, (n,), generator=generator).tolist() for n in lengths]
     (batch,) = Run(model, rows, contexts=False).batches
@@ -98,6 +106,14 @@ def _check_batch(
     if (margin := batch.router_margin) is not None:
         least = float(margin.min())  # NaN if one is
         report["router_margin"] = min(report.get("router_margin", least), least)
+
+
+def limits_of(dtype: torch.dtype) -> dict[str, float]:
+    """The largest relative error of each rule that a model of that dtype may have."""
+    replay, difference = REPLAY_LIMIT.get(dtype), DIFFERENCE_LIMIT
+    if replay is None:
+        replay, difference = ROUNDINGS * eps(dtype), DIFFERENCE_ROUNDINGS * eps(dtype) ** (2 / 3)
+    return {name: replay for name in _RULES} | {"jvp": difference}
 
 
 def _cure(model: Model) -> str:
@@ -167,20 +183,26 @@ def _derivative_errors(run: FrozenRun, generator: torch.Generator) -> dict[str, 
     v, w = (_randn(run, generator, n_prompts, N_DIRECTIONS, n_features) for _ in range(2))
     v = v / v.norm(dim=-1, keepdim=True)
     errors = {"jvp": 0.0, "adjoint": 0.0}
+    coarse = run.x.dtype in SIXTEEN_BITS
+    # one large feature rounds to more than the slope of a small one is: their norms are compared
+    errors_of = _norm_errors if coarse else _row_errors
+    steps = LONG_STEPS if coarse else STEPS
     for block in run.blocks:
         linear = block.linearised()
         forward, backward = linear.jvp(v), linear.vjp(w)
-        gap = ((forward * w).sum(-1) - (v * backward).sum(-1)).abs()
-        adjoint = float((gap / (forward.norm(dim=-1) * w.norm(dim=-1))).max())
+        ahead, back = wide(forward) * wide(w), wide(v) * wide(backward)
+        gap = (ahead.sum(-1) - back.sum(-1)).abs()
+        adjoint = float((gap / (wide(forward).norm(dim=-1) * wide(w).norm(dim=-1))).max())
         errors["adjoint"] = _larger(errors["adjoint"], adjoint)
-        size = block.x.norm(dim=-1)[:, None, None]
+        size = wide(block.x).norm(dim=-1)[:, None, None]
         # all steps, signs and directions as copies of one call: the weights are read once
-        pushes = torch.cat([sign * step * size * v for step in STEPS for sign in (1, -1)], dim=1)
-        ends = block(block.x[:, None] + pushes).unflatten(1, (len(STEPS), 2, N_DIRECTIONS))
+        pushes = torch.cat([sign * step * size * v for step in steps for sign in (1, -1)], dim=1)
+        ends = wide(block((block.x[:, None] + pushes).to(block.x)))
+        ends = ends.unflatten(1, (len(steps), 2, N_DIRECTIONS))
         misses = []
-        for i, step in enumerate(STEPS):
+        for i, step in enumerate(steps):
             slope = (ends[:, i, 0] - ends[:, i, 1]) / (2 * step * size)
-            rows = _row_errors(forward.flatten(0, 1), slope.flatten(0, 1))
+            rows = errors_of(forward.flatten(0, 1), slope.flatten(0, 1))
             misses.append(torch.tensor(rows).view(n_prompts, N_DIRECTIONS))
         # a NaN in any of them stays
         best = torch.stack(misses).amin(0).amin(-1).max()
@@ -231,6 +253,11 @@ def _error(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest deviation, relative to the largest reference value per leading index."""
     errors = _row_errors(value, reference)
     return float(torch.tensor(errors).max()) if errors else 0.0
+
+
+def _norm_errors(value: torch.Tensor, reference: torch.Tensor) -> list[float]:
+    value, reference = value.flatten(1).double(), reference.flatten(1).double()
+    return ((value - reference).norm(dim=1) / reference.norm(dim=1)).tolist()
 
 
 def _row_errors(value: torch.Tensor, reference: torch.Tensor) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model
 from depthsys.ltv.labels import in_order_of
 
@@ -33,7 +34,8 @@ def directions(model: Model, concept: xr.Dataset | xr.DataArray) -> torch.Tensor
     """Concept directions (depth, input, feature) as a tensor of this model.
 
     ``concept`` holds ``direction`` (depth, feature), or (depth, input, feature) for several
-    inputs per layer. Each is of unit length, or zero where it is undefined (NaN).
+    inputs per layer. Each is of unit length, or zero where it is undefined (NaN). They are float32
+    at least: only what is pushed into a state, or carried by a Jacobian, is rounded to 16 bits.
     """
     given = as_concept(concept)["direction"]
     v = _directions(concept, model.n_layers + 1)
@@ -61,7 +63,7 @@ def directions(model: Model, concept: xr.Dataset | xr.DataArray) -> torch.Tensor
             f"`concept` must hold at most {model.n_features} directions per depth, the width of "
             f"the model; got {v.shape[1]}. For all of R^H use `inputs='free'`."
         )
-    return torch.as_tensor(v, dtype=model.dtype, device=model.device)
+    return torch.as_tensor(v, dtype=wide_dtype(model.dtype), device=model.device)
 
 
 def direction(model: Model, concept: xr.Dataset) -> torch.Tensor:

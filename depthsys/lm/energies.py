@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import torch
 import xarray as xr
 
 from depthsys import ltv
@@ -15,6 +14,7 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import identified
 from depthsys.lm.measure import shifts
 from depthsys.lm.of_run import of_run
+from depthsys.lm.precision import eps, finer
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
@@ -428,11 +428,12 @@ def miss_of_plan(
 def _check_size(run: Run, system: xr.Dataset, target: float | np.ndarray) -> None:
     model = run.model
     scale = float(abs(system["y_ref"]).max() + system["y_std"].max())
-    least = 100 * torch.finfo(model.dtype).eps * scale
+    least = 100 * eps(model.dtype) * scale
     if np.max(np.abs(target)) < least:
         raise ValueError(
             f"`target` must be well above the rounding of the readout; got {target} where "
-            f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use float64."
+            f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use "
+            f"{finer(model.dtype)}."
         )
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
+from depthsys.lm.precision import eps, wide
 
 _OTHER = {"attention": "mlp", "mlp": "attention"}
 
@@ -86,9 +87,11 @@ class FrozenBlock:
         whole, attention, mlp = (self._linearised(p) for p in PARTS)
         expected, through = whole.jvp(v), attention.jvp(v)
         found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
-        for name, product in found.items():
-            if float((product - expected).norm()) <= 1e-4 * float(expected.norm()):
-                return name
+        near = max(1e-4, 8 * eps(self.x.dtype)) * float(wide(expected).norm())
+        miss = {name: float(wide(p - expected).norm()) for name, p in found.items()}
+        nearest = min(miss, key=lambda name: miss[name])
+        if miss[nearest] <= near:
+            return nearest
         raise ValueError(
             f"`part` must split the block into attention and MLP; those of layer {self.layer} "
             "neither multiply nor add up to it. Use part='block'."

@@ -8,6 +8,7 @@ from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.of_run import of_run
+from depthsys.lm.precision import wide
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
@@ -52,7 +53,7 @@ def io_map(
             depths.insert(0, layer + 1)
         if depths:
             carried = block.vjp(carried, part)
-            here = carried if inputs is None else carried @ inputs[layer].mT
+            here = carried if inputs is None else wide(carried) @ inputs[layer].mT
             whole[:, depths, :, layer] = here.double().unflatten(1, (len(depths), n_outputs))
     return whole
 
@@ -101,7 +102,7 @@ def linear_gains(
         rows[:-1] = 0
         whole = io_map(batch, v, rows, kind)[:, -1].transpose(1, 2)
         gain[batch.prompts] = np.where(exists, whole.cpu().numpy(), np.nan)
-        norm[batch.prompts] = batch.x[:-1].norm(dim=-1).T.double().cpu().numpy()
+        norm[batch.prompts] = wide(batch.x[:-1]).norm(dim=-1).T.double().cpu().numpy()
         with torch.no_grad():
             value[batch.prompts] = reader.values(model, batch.x[-1][:, None])[:, 0].cpu().numpy()
     return xr.Dataset(

@@ -19,6 +19,7 @@ from depthsys.lm.hf.checkpoint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
 from depthsys.lm.of_run import of_run
+from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sweep import Layer
@@ -213,7 +214,7 @@ def _size(layout: Mapping[str, _Variable]) -> int:
 
 def _result_dtype(model: Model) -> torch.dtype:
     """The model's dtype, or float32 where numpy has none such (bfloat16)."""
-    return torch.promote_types(model.dtype, torch.float32)
+    return wide_dtype(model.dtype)
 
 
 # ------------------------------------------------------------------------------- numbers
@@ -273,7 +274,7 @@ def _check_finite(A: np.ndarray, where: str) -> None:
     if not np.isfinite(A).all():
         raise FloatingPointError(
             f"`model` must have finite Jacobians; got a value that is not {where}. "
-            "Use float64, or leave out that prompt."
+            "Use a wider dtype, or leave out that prompt."
         )
 
 

@@ -71,6 +71,9 @@ def linear_range(
             "`linear` must come from `texts`; got gains of other prompts. Leave it out, or compute "
             "it from the same texts."
         )
+    if not measured:
+        # of none of the steps that are always tried could anything be said
+        measure.check_step(Step(max(STEPS), relative), run.model, run)
     known = {d.attrs["step"]: d for d in measured if _is_usable(d, run, linear, relative)}
     steps: list[float] = []
     errors: list[np.ndarray] = []

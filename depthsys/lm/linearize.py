@@ -111,7 +111,7 @@ class Linearised:
         n_parts = max(1, -(-n_prompts * directions.shape[1] // ROWS))
         outputs = []
         for part in directions.tensor_split(min(n_parts, directions.shape[1] or 1), dim=1):
-            seeds = part.transpose(0, 1)[:, :, None].contiguous()
+            seeds = part.transpose(0, 1)[:, :, None].to(output.dtype).contiguous()
             # not is_grads_batched: its older vmap loops over directions in many operations
             with torch.autocast(seeds.device.type, enabled=False):
                 product = torch.func.vmap(

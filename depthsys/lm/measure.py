@@ -17,6 +17,7 @@ from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import of_run
+from depthsys.lm.precision import dtype_name, eps, finer, wide
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
@@ -188,7 +189,7 @@ def measured(
     gain = np.empty(shape)
     exists = defined(concept)[:-1][..., None]
     for batch in run.stream("measured gains"):
-        size = batch.x[:-1].norm(dim=-1).T[:, None, :, None]
+        size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
         lengths = norm[batch.prompts][:, :, None, None]
         pushes = [_pushes_of(steps[i], one_each, size) for i in chosen]
         y = readouts(model, batch, v, torch.cat(pushes, dim=1), reader)
@@ -217,7 +218,7 @@ def _state_norms(run: Run) -> np.ndarray:
     """Norm of the nominal x_l (prompt, layer)."""
     norm = np.empty((len(run), run.n_layers))
     for prompts, x in run.states_by_batch():
-        norm[prompts] = x[:-1].norm(dim=-1).T.double().cpu().numpy()
+        norm[prompts] = wide(x[:-1]).norm(dim=-1).T.double().cpu().numpy()
     return norm
 
 
@@ -266,7 +267,7 @@ def check_step(step: Step, model: Model, states_of: Run | None = None) -> None:
 
 def _least(step: Step, largest_norm: float, dtype: torch.dtype) -> float:
     """The least step that stands above the rounding of the states."""
-    return float(100 * torch.finfo(dtype).eps * (1.0 if step.relative else largest_norm))
+    return 100 * eps(dtype) * (1.0 if step.relative else largest_norm)
 
 
 def _small(step: Step, largest_norm: float, dtype: torch.dtype) -> SmallStepError | None:
@@ -274,14 +275,14 @@ def _small(step: Step, largest_norm: float, dtype: torch.dtype) -> SmallStepErro
     if step.size >= least:
         return None
     cure = (
-        "a larger step or float64"
+        f"a larger step or {finer(dtype)}"
         if step.relative
-        else "a larger step, a relative one (`lm.Step()`, `--step relative`) or float64"
+        else f"a larger step, a relative one (`lm.Step()`, `--step relative`) or {finer(dtype)}"
     )
     where = "" if step.relative else f" (states have norms up to {largest_norm:.3g})"
     return SmallStepError(
         f"`eps` must be well above the rounding of the states; got {step.size:.1e} where "
-        f"{least:.1e} is the least in {str(dtype).removeprefix('torch.')}{where}. Use {cure}."
+        f"{least:.1e} is the least in {dtype_name(dtype)}{where}. Use {cure}."
     )
 
 
@@ -313,7 +314,7 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     Central differences on the full nonlinear model: (prompt, depth, feature, push), float64; zero
     up to the layer of the push.
     """
-    norm = batch.x[:-1].norm(dim=-1).T
+    norm = wide(batch.x[:-1]).norm(dim=-1).T
     error = _small(step, float(norm.max()), batch.x.dtype)
     if error is not None:
         raise error
@@ -361,7 +362,7 @@ def _replay(
         x = torch.cat([x, block.x[:, None].expand(-1, joining, -1)], dim=1)
         copies = order[: x.shape[1]]
         if len(copies):
-            x = block(x + pushes[..., copies, layer, :] @ v[layer])
+            x = block((x + pushes[..., copies, layer, :] @ v[layer]).to(x))
             yield layer + 1, copies, x
 
 

@@ -32,6 +32,7 @@ from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.kinds import short
+from depthsys.lm.precision import dtype_name, wide_dtype
 from depthsys.lm.run import Run
 from depthsys.prompting import Prompting
 
@@ -87,6 +88,8 @@ class DepthModel:
         edit them); commit on the Hugging Face hub, or "local".
     adapter
         What was merged into the weights when they were loaded, in words; None for nothing.
+    source
+        What they were loaded from: "folder", "hub", "GGUF file"; "given" where it is not known.
 
     Raises
     ------
@@ -95,6 +98,7 @@ class DepthModel:
     """
 
     adapter: str | None = None
+    source: str = "given"
 
     def __init__(
         self,
@@ -181,12 +185,16 @@ class DepthModel:
         Parameters
         ----------
         name_or_path
-            A local folder, or a Hugging Face name. An adapter (LoRA and the like) is merged into
-            the weights beside it, or those that it names; see ``adapter``.
+            A local folder; a ``.gguf`` file, or a folder with one; a Hugging Face name, or
+            ``name@revision`` (a branch, tag or commit). An adapter (LoRA and the like) is merged
+            into the weights beside it, or those that it names; see ``adapter``.
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype
-            "float32" or "float64"; or torch's and numpy's own.
+            "float32" or "float64", or torch's and numpy's own: weights of any precision are read
+            into it. "bfloat16" or "float16" keep the model in 16 bits, see `depthsys.lm.precision`:
+            for states, Jacobian products and playing; two runs are told apart only by steps well
+            above its rounding (`check_step`).
         template, chat, system_message, answer, read_at, max_tokens, cut, left_padding
             See the class.
         trust_remote_code
@@ -204,21 +212,21 @@ class DepthModel:
         torch_device = checked_device(device)
         torch_dtype = checked_dtype(dtype)
         source = str(name_or_path)
-        hf, tokenizer, adapter = load_checkpoint(
+        loaded = load_checkpoint(
             source,
             torch_dtype,
             trust_remote_code=trust_remote_code,
             pickled_weights=pickled_weights,
         )
         try:
-            hf = hf.to(torch_device)
+            hf = loaded.hf.to(torch_device)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             raise memory_error(source, error) from error
         made = cls(
             hf,
-            tokenizer,
+            loaded.tokenizer,
             name=source,
             template=template,
             chat=chat,
@@ -229,7 +237,9 @@ class DepthModel:
             cut=cut,
             left_padding=left_padding,
         )
-        made.adapter = adapter and str(adapter)
+        made.adapter = loaded.found.adapter and str(loaded.found.adapter)
+        made.source = loaded.found.kind
+        made.revision = loaded.found.commit or made.revision
         return made
 
     @property
@@ -251,13 +261,13 @@ class DepthModel:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype as numpy's."""
-        return np.dtype(self.dtype_name)
+        """A dtype of numpy that holds the states: the model's own, or float32 for 16 bits."""
+        return np.dtype(dtype_name(wide_dtype(self.dtype)))
 
     @property
     def dtype_name(self) -> str:
-        """Name of the dtype: float32 or float64."""
-        return str(self.dtype).removeprefix("torch.")
+        """Name of the dtype, for example "float32" or "bfloat16"."""
+        return dtype_name(self.dtype)
 
     # ---------------------------------------------------------------- texts and runs
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 from depthsys.lm.directions import directions
 from depthsys.lm.kinds import short
+from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model
 
 READOUTS = ("concept", "profile")
@@ -98,7 +99,7 @@ def checked_readout(model: Model, readout: ReadoutLike, concept: xr.Dataset) -> 
             )
         rows = torch.zeros(model.n_layers + 1, 1, model.n_features)
         name = f"logit_difference {json.dumps(asdict(readout))}"
-        return Readout(name, rows.to(model.device, model.dtype), tokens)
+        return Readout(name, rows.to(model.device, wide_dtype(model.dtype)), tokens)
     if isinstance(readout, str) and readout in READOUTS:
         rows = directions(model, concept).clone()
         if not bool((rows[-1] != 0).any(-1).all()):
@@ -138,7 +139,7 @@ def _matrix(model: Model, given: xr.DataArray | np.ndarray) -> torch.Tensor:
             "`readout` must be finite and read something with every output; got nan, inf or zero "
             "rows. Drop those outputs."
         )
-    return torch.as_tensor(rows.copy(), dtype=model.dtype, device=model.device)
+    return torch.as_tensor(rows.copy(), dtype=wide_dtype(model.dtype), device=model.device)
 
 
 def _token(model: Model, token: int | str) -> int:

@@ -48,7 +48,7 @@ class Model(Protocol):
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype as numpy's."""
+        """A dtype of numpy that holds the states."""
         ...
 
     @property

@@ -25,7 +25,7 @@ def scores(run: Run, direction: np.ndarray) -> np.ndarray:
     """Readout v_k' x_k (depth, prompt)."""
     scores = np.empty((run.n_layers + 1, len(run)))
     for prompts, states in run.states_by_batch("separation"):
-        x = states.cpu().numpy().astype(np.float64)
+        x = states.double().cpu().numpy()
         scores[:, prompts] = np.einsum("kpf,kf->kp", x, direction)
     return scores
 

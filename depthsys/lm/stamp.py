@@ -15,6 +15,7 @@ def provenance(model: Any, action: str) -> dict[str, str | int]:
         "depthsys_version": __version__,
         "model": model.name,
         "revision": model.revision,
+        "source": model.source,
         **({"adapter": model.adapter} if model.adapter else {}),
         "model_fingerprint": model.fingerprint,
         "contract": json.dumps(model.contract),

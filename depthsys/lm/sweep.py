@@ -5,6 +5,7 @@ computed again from the hidden states that enter it, which wait in a temporary f
 flat in the number of prompts.
 """
 
+import math
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,7 +128,7 @@ class Sweep:
     @property
     def state_bytes(self) -> int:
         """Bytes of one state of every prompt."""
-        width = self._run.model.n_features * torch.finfo(self._run.model.dtype).bits // 8
+        width = self._run.model.n_features * self._run.model.dtype.itemsize
         return len(self._run) * width
 
     @property
@@ -222,7 +223,7 @@ class _Again:
             raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
         run = self._run
         model = run.model
-        width = model.n_features * torch.finfo(model.dtype).bits // 8
+        width = model.n_features * model.dtype.itemsize
         start = 0
         for number, prompts in enumerate(run.numbers):
             first = layer == 0 and number not in self._embedded
@@ -235,8 +236,9 @@ class _Again:
                 self._embedded.add(number)
             else:
                 self._spool.seek((self._region(layer) + start) * width)
-                values = np.fromfile(self._spool, model.numpy_dtype, int(np.prod(shape)))
-                hidden = torch.from_numpy(values).view(shape).to(model.device)
+                values = np.fromfile(self._spool, np.uint8, math.prod(shape) * model.dtype.itemsize)
+                hidden = torch.from_numpy(values).view(model.dtype).view(shape)
+                hidden = hidden.to(model.device)
             calls = calls.without_embedding() if first else calls
             block, after = run.block_of(layer, prompts, hidden, calls)
             if layer == self._ready and layer + 1 < run.n_layers:
@@ -248,7 +250,8 @@ class _Again:
 
     def _write(self, hidden: torch.Tensor, start: int) -> None:
         self._spool.seek(start)
-        hidden.cpu().numpy().tofile(self._spool)
+        # as bytes: numpy has no bfloat16
+        hidden.cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(self._spool)
 
     def _calls_of(self, number: int, *, embedded: bool) -> Calls:
         if number in self._calls and not embedded:

@@ -86,7 +86,7 @@ def find_model(name: str, settings: Settings) -> "Found":
 
     checked_device(settings.device)
     path = demo.model_path(name) if name in demo.MODELS else Path(name)
-    source = str(path.resolve()) if path.is_dir() else name
+    source = str(path.resolve()) if path.exists() else name
     config = read_config(source).get_text_config(decoder=True)
     settings.method().size(config.hidden_size)
     context = getattr(config, "max_position_embeddings", None) or settings.max_tokens

@@ -23,7 +23,7 @@ ENERGIES = ("absolute", "relative")
 # how the step of a measured gain is counted, see depthsys.lm.Step
 STEPS = ("relative", "absolute")
 # depthsys.lm.hf.checkpoint.DTYPES
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 # depthsys.export.formats.FORMATS, and what files that are read back end in
 FORMATS = (
     "netcdf",

@@ -7,7 +7,7 @@ DEPTHSYS_BENCH_SHAPES
     makes every other size small: a smoke run, whose times mean nothing.
 DEPTHSYS_BENCH_DEVICE
     "cpu" (default), "cuda" or "cuda:1". On a GPU each shape is run in float32 with TF32 off and on,
-    and in bfloat16 where the package accepts it.
+    and in bfloat16.
 OMP_NUM_THREADS
     Threads of torch on the CPU; by default all cores this process may use.
 """

@@ -57,7 +57,7 @@ def test_identification(subject, record, n_tokens, n_prompts):
     )
     found = sides["depthsys"].outputs[-1].gain_full.values
     difference = measure.relative_difference(
-        found, backward_gains(model, ids, direction(model, concept))
+        found, backward_gains(model, ids, direction(model, concept).to(model.dtype))
     )
     lm_setup.check_difference("derivatives", subject.precision, difference)
     bare = sides["prefill"].seconds + sides["directions"].seconds

@@ -256,7 +256,7 @@ BAD = {
     "`--max-tokens` must be >= 1": ["--max-tokens", "0"],
     "`--readout` must be concept or profile; got 'all'": ["--readout", "all"],
     "`--concept` must be mean_difference, whitened, logistic or pca": ["--concept", "svm"],
-    "`--dtype` must be float32 or float64": ["--dtype", "float16"],
+    "`--dtype` must be float32, float64, bfloat16 or float16": ["--dtype", "float8"],
     "`--device` must be": ["--device", "quantum"],
     "must hold 440 distinct texts per class": ["--split", "20/10/410"],
     "`--out` must be a writable folder": ["--out", "texts.csv/run"],

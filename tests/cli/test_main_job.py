@@ -253,7 +253,7 @@ BAD = {
     "`--seed` must be >= 0": [*OK, *SMALL, "--seed", "-1"],
     "`--max-tokens` must be >= 1": [*OK, *SMALL, "--max-tokens", "0"],
     "`--readout` must be": [*OK, *SMALL, "--readout", "all"],
-    "`--dtype` must be": [*OK, *SMALL, "--dtype", "float16"],
+    "`--dtype` must be": [*OK, *SMALL, "--dtype", "float8"],
     "`--device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
     "`--out` must be a writable folder": [*OK, *SMALL, "--out", "EMPTY.csv/run"],
 }  # fmt: skip

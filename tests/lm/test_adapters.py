@@ -16,7 +16,7 @@ RANK, ALPHA = 2, 6
 TARGETS = ("q_proj", "v_proj")
 
 
-def write_adapter(folder, base, **changes):
+def write_adapter(folder, base, like=None, **changes):
     """A LoRA adapter, file by file; gives what it adds to each weight."""
     folder.mkdir(exist_ok=True)
     config = {
@@ -27,7 +27,7 @@ def write_adapter(folder, base, **changes):
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
     generator = torch.Generator().manual_seed(1)
     weights, added = {}, {}
-    for name, weight in tiny_llama().state_dict().items():
+    for name, weight in (like or tiny_llama()).state_dict().items():
         if any(target in name for target in TARGETS):
             n_out, n_in = weight.shape
             a = torch.randn(RANK, n_in, generator=generator)

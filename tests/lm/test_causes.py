@@ -17,10 +17,11 @@ import pytest
 import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from depthsys import lm
-from depthsys.lm.hf import causes, checkpoint
-from tests.conftest import tiny_gpt2
+from depthsys.lm.hf import causes, checkpoint, source
+from tests.conftest import tiny_gpt2, tiny_llama
 
 
 @pytest.fixture
@@ -168,8 +169,8 @@ HUB = {
     "another revision": (
         answered(404, code="RevisionNotFound"),
         errors.RevisionNotFoundError,
-        "no folder here; on the hub it has no revision of the name that was asked for .main.. Run "
-        "`hf download some/model --revision NAME` with one it has, and give that folder.",
+        "known to the hub, but has no such branch, tag or commit. Look at its files and versions "
+        "there, or leave the revision out.",
     ),
     "a disabled one": (
         answered(403, told="Access to this resource is disabled."),
@@ -230,7 +231,7 @@ HUB = {
 def test_why_the_hub_gave_no_model(monkeypatch, case):
     error, kind, message = HUB[case]
     assert isinstance(error, kind)
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", error)
+    fails(monkeypatch, source.huggingface_hub, "model_info", error)
     begin = "must be a local folder or a Hugging Face name; got 'some/model', which is "
     with pytest.raises(ValueError, match=f"{begin}.*{message}") as caught:
         lm.DepthModel.load("some/model")
@@ -246,7 +247,7 @@ def test_why_the_hub_gave_no_file_of_a_model(saved, monkeypatch, what, case):
     """Of a gated model everybody may know the names of the files, and the network may fail late."""
     names = ["config.json", "model.safetensors"]
     info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
-    monkeypatch.setattr(checkpoint.huggingface_hub, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(source.huggingface_hub, "model_info", lambda *_, **__: info)
     error, _, message = HUB[case]
     transformers_hub = importlib.import_module("transformers.utils.hub")
 
@@ -291,10 +292,7 @@ def test_a_file_that_is_not_there_is_not_the_fault_of_the_hub(tmp_path):
         ("https://huggingface.co/some/model/tree/main", "Write 'some/model'."),
         ("hf://some/model", "Write 'some/model'."),
         ("some/model/", "Write 'some/model'."),
-        (
-            "some/model@v1.0",
-            "For a revision run `hf download some/model --revision v1.0` and give that folder.",
-        ),
+        ("some/model:v1.0", "Write 'some/model@v1.0'."),
         ("./my-modle", "Check the path."),
         ("some/other/model", "Check the path."),
     ],
@@ -316,14 +314,14 @@ def test_a_cache_without_weights_is_no_model(saved, monkeypatch):
     """Transformers would try for a minute, and then speak of pytorch_model.bin."""
     in_cache(monkeypatch, saved)
     (saved / "model.safetensors").unlink()
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    fails(monkeypatch, source.huggingface_hub, "model_info", ConnectionError("no network"))
     with pytest.raises(ValueError, match="not in the cache, and the hub cannot be reached"):
         lm.DepthModel.load("some/model")
 
 
 def test_a_whole_cache_needs_no_network(saved, monkeypatch):
     in_cache(monkeypatch, saved)
-    fails(monkeypatch, checkpoint.huggingface_hub, "model_info", ConnectionError("no network"))
+    fails(monkeypatch, source.huggingface_hub, "model_info", ConnectionError("no network"))
     assert checkpoint.find("some/model") == checkpoint.Found("some/model")
 
 
@@ -362,12 +360,58 @@ def test_a_quantised_model_names_the_packages_it_needs(saved, monkeypatch, metho
         lm.DepthModel.load(saved)
 
 
-def test_the_ways_to_quantise_are_those_of_transformers():
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+KNOWN = {name.removesuffix("_4bit").removesuffix("_8bit") for name in
+         AUTO_QUANTIZATION_CONFIG_MAPPING}  # fmt: skip
 
-    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in
-             AUTO_QUANTIZATION_CONFIG_MAPPING}  # fmt: skip
-    assert set(causes._QUANTISED) <= known
+
+def test_the_ways_to_quantise_are_those_of_transformers():
+    """Of all that this version knows; gemma needs no package, a GGUF file is no such checkpoint."""
+    assert KNOWN <= {*causes._QUANTISED, "gguf", "gemma"}
+    assert set(causes._QUANTISED) <= KNOWN
+
+
+def quantised(folder, method):
+    """The configuration of a checkpoint that is quantised so."""
+    bits = {"bits": 4, "load_in_4bit": True, "quant_type": "int8_weight_only", "weights": "int8"}
+    wanted = {"gptq": ("bits",), "awq": ("bits",), "bitsandbytes": ("load_in_4bit",),
+              "torchao": ("quant_type",), "quanto": ("weights",)}.get(method, ())  # fmt: skip
+    found = {"quant_method": method} | {key: bits[key] for key in wanted}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": found}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by a quantiser
+@pytest.mark.parametrize("method", sorted(causes._QUANTISED))
+def test_what_is_to_be_installed_is_what_transformers_asks_for(saved, monkeypatch, method):
+    """The oracle is each quantiser of transformers: what it misses here is in our list."""
+    quantised(saved, method)
+    monkeypatch.setattr(causes, "_is_there", lambda module: False)
+    with pytest.raises(ValueError, match=f"quantised with {method}, which needs .* Run `pip inst"):
+        lm.DepthModel.load(saved)
+    monkeypatch.setattr(causes, "_is_there", lambda module: True)
+    try:
+        lm.DepthModel.load(saved, device="cpu")
+    except ValueError as error:
+        text = str(error)
+    else:  # transformers can do without a package
+        return
+    if "lacks or misfits" in text:
+        return
+    assert f"quantised with {method}: " in text
+    assert "\n" not in text
+    if "pip install" in text:
+        names = [name.strip("'").split("[")[0] for name in causes._QUANTISED[method].values()]
+        assert any(name.lower() in text.lower() for name in names)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by a quantiser
+def test_a_quantised_checkpoint_that_does_not_fit_says_how_it_is_quantised(saved):
+    """Not that safetensors weights are missing."""
+    (saved / "config.json").write_text(tiny_llama().config.to_json_string())
+    tiny_llama(vocab_size=1024).save_pretrained(saved)
+    quantised(saved, "bitnet")
+    with pytest.raises(ValueError, match=r"quantised with bitnet: .* Mend that, or use the checkp"):
+        lm.DepthModel.load(saved, device="cpu")
 
 
 def test_a_package_inside_another_that_is_not_there():
@@ -396,27 +440,10 @@ def test_a_folder_of_models_names_them(saved, tmp_path_factory):
 
 
 def test_a_file_is_no_folder(saved):
-    with pytest.raises(ValueError, match=r"must be a folder; got the file '.*model.safetensors'"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder or a GGUF file; got the file '.*model.safetensors'"
+    ):
         lm.DepthModel.load(saved / "model.safetensors")
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_gguf_file_says_what_to_do(tmp_path, inside):
-    file = tmp_path / "tiny.gguf"
-    if inside:
-        file.write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"got the GGUF file .*gguf_file='tiny.gguf'") as caught:
-        lm.DepthModel.load(tmp_path if inside else file)
-    assert ("does not exist" in str(caught.value)) != inside
-
-
-def test_a_gguf_repository_says_what_to_do(monkeypatch):
-    class Info:
-        siblings = [type("File", (), {"rfilename": name}) for name in ("a.Q4.gguf", "README.md")]
-
-    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: Info)
-    with pytest.raises(ValueError, match=r"GGUF file 'some/model-GGUF/a.Q4.gguf'"):
-        checkpoint.find("some/model-GGUF")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, "float32", "torch.float32", "numpy"])
@@ -426,7 +453,7 @@ def test_a_dtype_may_be_given_as_people_have_it(saved, dtype):
         model = lm.DepthModel.load(saved, dtype=given, device=torch.device("cpu"))
         assert model.dtype_name == "float32"
     assert lm.DepthModel.load(saved, dtype=torch.float64, device="cpu").dtype == torch.float64
-    for wrong in (torch.float16, np.int64, "bfloat16"):
+    for wrong in (torch.float8_e5m2, np.int64, "half", "float128"):
         with pytest.raises(ValueError, match="`dtype` must be one of"):
             lm.DepthModel.load(saved, dtype=wrong)
 

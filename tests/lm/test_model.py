@@ -239,7 +239,7 @@ def test_device_and_dtype(saved):
     with pytest.raises(ValueError, match="`device` must be 'auto'"):
         lm.DepthModel.load(saved, device="no-device")
     with pytest.raises(ValueError, match="`dtype` must be one of"):
-        lm.DepthModel.load(saved, dtype="bfloat16")
+        lm.DepthModel.load(saved, dtype="float8_e5m2")
     with pytest.raises(ValueError, match="`max_tokens` must be a whole number >= 1"):
         lm.DepthModel(tiny_gpt2(), max_tokens=0)
 
@@ -331,9 +331,9 @@ def test_softcap_sliding_window_and_relu_are_exact():
             np.testing.assert_allclose(replayed, expected, rtol=2e-5, atol=1e-5)
 
 
-def test_half_precision_and_empty_models_are_refused():
-    with pytest.raises(ValueError, match=r"must compute in .* got torch\.float16"):
-        lm.DepthModel(tiny_gpt2().half())
+def test_eight_bits_and_empty_models_are_refused():
+    with pytest.raises(ValueError, match=r"must compute in .* got torch\.float8_e5m2"):
+        lm.DepthModel(tiny_gpt2().to(torch.float8_e5m2))
     with pytest.raises(ValueError, match="`model` must have blocks; got 0"):
         checkpoint.refuse_config(GPT2Config(n_layer=0))
 

@@ -24,21 +24,55 @@ class Adapter:
     source
         The folder or name that holds it.
     base
-        The folder or name of the model it belongs to.
+        The folder, GGUF file or name of the model it belongs to.
     kind
         For example "LORA".
+    revision, base_revision
+        Of both, where they are names of the hub and one was asked for.
     """
 
     source: str
     base: str
     kind: str
+    revision: str | None = None
+    base_revision: str | None = None
 
     def __str__(self) -> str:
-        where = "the weights beside it" if self.base == self.source else repr(self.base)
-        return f"{self.kind} adapter {self.source!r}, merged into {where}"
+        return f"{self.kind} adapter {self.in_words!r}, merged into {_of(self)}"
+
+    @property
+    def in_words(self) -> str:
+        """Where it is, as one writes it."""
+        return _at(self.source, self.revision)
+
+    @property
+    def base_in_words(self) -> str:
+        """Where its base is, as one writes it."""
+        return _at(self.base, self.base_revision)
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the weights that it belongs to lie beside it."""
+        return self.in_words == self.base_in_words
+
+    @property
+    def at(self) -> dict[str, Any]:
+        """What every reading of it from the hub is to be told."""
+        return {} if self.revision is None else {"revision": self.revision}
+
+    def file(self, name: str) -> Path | None:
+        """A file that lies with it: in its folder, or in the cache."""
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return cached(self.source, name, self.revision)
+        return folder / name if (folder / name).is_file() else None
 
 
-def find_adapter(source: str) -> Adapter | None:
+def _at(source: str, revision: str | None) -> str:
+    return source if revision is None else f"{source}@{revision}"
+
+
+def find_adapter(source: str, revision: str | None = None) -> Adapter | None:
     """The adapter in a folder, or in the cache under a name of the hub; None if there is none.
 
     Weights and a config.json beside it are those it belongs to; else it names them itself.
@@ -49,7 +83,7 @@ def find_adapter(source: str) -> Adapter | None:
         If its configuration cannot be read, or names nothing.
     """
     folder = Path(source)
-    found = folder / CONFIG if folder.is_dir() else cached(source, CONFIG)
+    found = folder / CONFIG if folder.exists() else cached(source, CONFIG, revision)
     if found is None or not found.is_file():
         return None
     try:
@@ -62,7 +96,7 @@ def find_adapter(source: str) -> Adapter | None:
         ) from error
     beside = (found.parent / "config.json").is_file()
     if beside:
-        return Adapter(source, source, kind)
+        return Adapter(source, source, kind, revision, revision)
     if not named:
         raise ValueError(
             f"`model` must say what its adapter belongs to; {CONFIG} of {source!r} has no "
@@ -70,12 +104,14 @@ def find_adapter(source: str) -> Adapter | None:
         )
     # a path may have been written as seen from the adapter
     inside = found.parent / str(named)
-    return Adapter(source, str(inside if inside.is_dir() else named), kind)
+    base = str(inside if inside.exists() else named)
+    return Adapter(source, base, kind, revision, config.get("revision"))
 
 
-def cached(source: str, name: str) -> Path | None:
+def cached(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model of the hub, if it is in the cache."""
-    found = huggingface_hub.try_to_load_from_cache(source, name)
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
+    found = huggingface_hub.try_to_load_from_cache(source, name, **at)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -83,14 +119,14 @@ def check_adapter(adapter: Adapter, *, pickled_weights: bool) -> None:
     """ValueError unless the adapter can be merged here."""
     if not _has_peft():
         raise ValueError(
-            f"`model` must be whole; got {adapter.source!r}, which holds a {adapter.kind} adapter "
-            f"for {_of(adapter)}, and without the package peft only those would be loaded. Run "
-            "`pip install peft`; or merge the adapter with `merge_and_unload` and save the whole."
+            f"`model` must be whole; got {adapter.in_words!r}, which holds a {adapter.kind} "
+            f"adapter for {_of(adapter)}, and without the package peft only those would be loaded. "
+            "Run `pip install peft`; or merge it with `merge_and_unload` and save the whole."
         )
     folder = Path(adapter.source)
     if folder.is_dir() and not (folder / _WEIGHTS).is_file() and not pickled_weights:
         raise ValueError(
-            f"`model` must hold its adapter as {_WEIGHTS}; {adapter.source!r} does not. Save it "
+            f"`model` must hold its adapter as {_WEIGHTS}; {adapter.in_words!r} does not. Save it "
             "again, or see `pickled_weights`."
         )
 
@@ -112,10 +148,9 @@ def merged(hf: Any, adapter: Adapter) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            wrapped = peft.PeftModel.from_pretrained(hf, adapter.source)
-            unused = peft.set_peft_model_state_dict(
-                wrapped, peft.utils.load_peft_weights(adapter.source, device="cpu")
-            ).unexpected_keys
+            wrapped = peft.PeftModel.from_pretrained(hf, adapter.source, **adapter.at)
+            weights = peft.utils.load_peft_weights(adapter.source, device="cpu", **adapter.at)
+            unused = peft.set_peft_model_state_dict(wrapped, weights).unexpected_keys
             if unused:
                 raise ValueError(f"it has no place for {sorted(unused)[:2]}")
             for parameter in wrapped.parameters():
@@ -125,7 +160,7 @@ def merged(hf: Any, adapter: Adapter) -> Any:
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, Warning) as error:
         raise ValueError(
             f"`model` must have an adapter that fits and can be merged; that of "
-            f"{adapter.source!r} ({adapter.kind}) for {_of(adapter)} does not: "
+            f"{adapter.in_words!r} ({adapter.kind}) for {_of(adapter)} does not: "
             f"{' '.join(str(error).split())[:300]}. Merge it where it was made, and save the whole."
         ) from error
 
@@ -135,4 +170,4 @@ def _has_peft() -> bool:
 
 
 def _of(adapter: Adapter) -> str:
-    return "the weights beside it" if adapter.base == adapter.source else repr(adapter.base)
+    return "the weights beside it" if adapter.is_beside else repr(adapter.base_in_words)

@@ -29,12 +29,25 @@ _QUANTISED = {
     "bitsandbytes": {"bitsandbytes": "bitsandbytes", "accelerate": "accelerate"},
     "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
     "eetq": {"kernels": "kernels", "accelerate": "accelerate"},
+    "fbgemm_fp8": {"fbgemm_gpu": "fbgemm-gpu", "accelerate": "accelerate"},
+    "fouroversix": {"fouroversix": "fouroversix"},
     "fp8": {"accelerate": "accelerate"},
+    "fp_quant": {"fp_quant": "fp_quant"},
     "gptq": {"gptqmodel": "gptqmodel", "optimum.gptq": "optimum"},
+    "higgs": {
+        "flute": "flute-kernel",
+        "fast_hadamard_transform": "fast_hadamard_transform",
+        "accelerate": "accelerate",
+    },
     "hqq": {"hqq": "hqq"},
+    "metal": {"kernels": "kernels"},
     "mxfp4": {"accelerate": "accelerate"},
+    "mxfp8": {"accelerate": "accelerate"},
+    "nvfp4": {"kernels": "kernels"},
     "quanto": {"optimum.quanto": "optimum-quanto", "accelerate": "accelerate"},
     "quark": {"quark": "amd-quark"},
+    "sinq": {"sinq": "sinq"},
+    "spqr": {"spqr_quant": "'spqr_quant[gpu]'", "accelerate": "accelerate"},
     "torchao": {"torchao": "torchao"},
     "vptq": {"vptq": "vptq", "accelerate": "accelerate"},
 }
@@ -64,11 +77,13 @@ def memory_error(source: str, error: BaseException) -> ValueError:
     of = f", whose weights are {size / 1e9:.2g} GB" if size else ""
     return ValueError(
         f"`model` must fit into the memory that is left; got {source!r}{of}: {first_line(error)} "
-        "Raise the limit (`ulimit -v`, or that of the job), use float32, or a smaller model."
+        "Raise the limit (`ulimit -v`, or that of the job), or use a smaller dtype or model."
     )
 
 
 def _weights_of(source: str) -> list[Path]:
+    if Path(source).is_file():
+        return [Path(source)]
     kinds = ("*.safetensors", "pytorch_model*.bin")
     return [file for kind in kinds for file in Path(source).glob(kind)]
 
@@ -79,7 +94,9 @@ def hub_error(source: str, error: BaseException) -> ValueError:
     why, cure = next(
         (told for kind, told in _HUB.items() if isinstance(error, kind)), _unnamed(error)
     )
-    return ValueError(begin + f"{why} {cure}".format(source=source, said=_said(error)))
+    name, _, revision = source.partition("@")
+    download = f"{name} --revision {revision}" if revision else name
+    return ValueError(begin + f"{why} {cure}".format(download=download, said=_said(error)))
 
 
 def _said(error: BaseException) -> str:
@@ -104,7 +121,7 @@ def hub_refusal(source: str, error: BaseException) -> ValueError | None:
 
     Of a gated model the hub tells the names of the files, and refuses the files.
     """
-    if Path(source).is_dir():
+    if Path(source).exists():
         return None
     found: BaseException | None = error
     while found is not None:
@@ -136,8 +153,8 @@ _HUB: dict[type[BaseException], tuple[str, str]] = {
         f"Check the spelling; for a private one {_LOG_IN}.",
     ),
     RevisionNotFoundError: (
-        "no folder here; on the hub it has no revision of the name that was asked for (main).",
-        "Run `hf download {source} --revision NAME` with one it has, and give that folder.",
+        "known to the hub, but has no such branch, tag or commit.",
+        "Look at its files and versions there, or leave the revision out.",
     ),
     DisabledRepoError: (
         "no folder here; on the hub access to it is disabled.",
@@ -166,7 +183,7 @@ _LATER = (
 )
 _NO_ANSWER = (
     "no folder here and not in the cache, and the hub cannot be reached: {said}",
-    "Check the network, or run `hf download {source}` where there is one and give that folder.",
+    "Check the network, or run `hf download {download}` where there is one and give that folder.",
 )
 _STRANGER = (
     "no folder here and not in the cache, and what answers is not the hub: {said}",
@@ -187,42 +204,59 @@ def no_name(source: str) -> ValueError:
         r"(?P<name>[\w.-]+/[\w.-]+).*",
         source,
     )
-    at = re.fullmatch(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)[@:](?P<revision>[\w./-]+)", source)
+    at = re.fullmatch(r"(?P<name>[\w.-]+(?:/[\w.-]+)?):(?P<revision>[\w./-]+)", source)
     inside = re.fullmatch(r"(?P<name>[\w-][\w.-]*/[\w.-]+)/+", source)
     if link or inside:
         name = (link or inside)["name"]  # pyright: ignore[reportOptionalSubscript]
         cure = f"Write {name!r}."
     elif at:
-        cure = (
-            f"For a revision run `hf download {at['name']} --revision {at['revision']}` and give "
-            "that folder."
-        )
+        cure = f"Write {at['name'] + '@' + at['revision']!r}."
     return ValueError(
         f"`model` must be an existing folder or a Hugging Face name; got {source!r}, which is "
         f"neither. {cure}"
     )
 
 
-def check_quantisation(config: Any, source: str) -> None:
-    """ValueError, with what to install, if the weights are quantised and a package is missing."""
+def quantisation_of(config: Any) -> str | None:
+    """How the weights are quantised; None if they are not."""
     text = config.get_text_config(decoder=True)
     found = getattr(config, "quantization_config", None) or getattr(
         text, "quantization_config", None
     )
     if not found:
-        return
+        return None
     given = found if isinstance(found, dict) else found.to_dict()
     method = getattr(given.get("quant_method"), "value", given.get("quant_method"))
     if method is None and (given.get("load_in_4bit") or given.get("load_in_8bit")):
         method = "bitsandbytes"
+    return str(method)
+
+
+def check_quantisation(config: Any, source: str) -> None:
+    """ValueError, with what to install, if the weights are quantised and a package is missing."""
+    method = quantisation_of(config)
     needed = _QUANTISED.get(str(method), {})
     missing = [package for module, package in needed.items() if not _is_there(module)]
     if missing:
         raise ValueError(
-            f"`model` must be quantised in a way that can be read here; got {source!r}, quantised "
-            f"with {method}, which needs {' and '.join(missing)}. Run `pip install "
+            f"{_quantised(source, method)}, which needs {' and '.join(missing)}. Run `pip install "
             f"{' '.join(missing)}`, or use the checkpoint that is not quantised."
         )
+
+
+def quantised_error(source: str, method: str, error: BaseException) -> ValueError:
+    """The refusal of a quantised checkpoint that the packages that are here do not read."""
+    return ValueError(
+        f"{_quantised(source, method)}: {first_line(error)} Mend that, or use the "
+        "checkpoint that is not quantised."
+    )
+
+
+def _quantised(source: str, method: str | None) -> str:
+    return (
+        f"`model` must be quantised in a way that can be read here; got {source!r}, quantised "
+        f"with {method}"
+    )
 
 
 def missing_package(source: str, error: ImportError) -> ValueError:
@@ -239,16 +273,3 @@ def _is_there(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package around it
         return False
-
-
-def gguf_error(path: Path) -> ValueError:
-    """The refusal of a GGUF file, with a way to load what is in it."""
-    folder, name = str(path.parent), path.name
-    there = "" if path.is_file() else ", which does not exist"
-    return ValueError(
-        f"`model` must be a folder with safetensors weights; got the GGUF file {str(path)!r}"
-        f"{there}. Give the model it was made of; or, to read its weights as float32 with "
-        f"transformers and the package gguf: `hf = AutoModelForCausalLM.from_pretrained("
-        f"{folder!r}, gguf_file={name!r}, dtype=torch.float32)`, the same with AutoTokenizer, and "
-        "`DepthModel(hf, tokenizer)`."
-    )

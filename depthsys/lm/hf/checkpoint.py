@@ -1,8 +1,10 @@
 """What can be said about a Hugging Face checkpoint before it is run: refusals with a reason.
 
-And how it is loaded.
+And how it is loaded. Where it is, says `depthsys.lm.hf.source`.
 """
 
+import copy
+import functools
 import hashlib
 import inspect
 import json
@@ -13,12 +15,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import HTTPError  # of connections: no OSError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -29,73 +29,26 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from depthsys.lm.hf.adapters import CONFIG as ADAPTER_CONFIG
-from depthsys.lm.hf.adapters import (
-    NOT_BY_ITSELF,
-    Adapter,
-    cached,
-    check_adapter,
-    find_adapter,
-    merged,
-)
+from depthsys.lm.hf.adapters import NOT_BY_ITSELF, check_adapter, merged
 from depthsys.lm.hf.causes import (
     check_quantisation,
     first_line,
-    gguf_error,
-    hub_error,
     hub_refusal,
     memory_error,
     missing_package,
-    no_name,
     out_of_memory,
+    quantisation_of,
+    quantised_error,
 )
+from depthsys.lm.hf.gguf_file import forget, reading_whole, unreadable
+from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a model is.
-
-    Attributes
-    ----------
-    source
-        Folder or name of its weights and configuration.
-    adapter
-        What is merged into them.
-    """
-
-    source: str
-    adapter: Adapter | None = None
-
-
-def find(name_or_path: str | Path) -> Found:
-    """Where the weights of a model are, and whether an adapter belongs to them.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model; the message says why it cannot be had.
-    """
-    source = _source(name_or_path)
-    if not Path(source).is_dir():
-        _ask_hub(source)
-    adapter = find_adapter(source)
-    if adapter is None or adapter.base == source:
-        return Found(source, adapter)
-    try:
-        base = find(adapter.base)
-    except ValueError as error:
-        raise ValueError(
-            f"`model` must come with what its adapter belongs to; {source!r} holds a "
-            f"{adapter.kind} adapter for {adapter.base!r}, and {error}"
-        ) from error
-    if base.adapter is not None:
-        raise ValueError(
-            f"`model` must have one adapter; {source!r} holds one for {adapter.base!r}, which has "
-            "one, too. Merge that one first, and save the whole."
-        )
-    return Found(base.source, adapter)
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
@@ -115,10 +68,17 @@ def read_config(name_or_path: str | Path, *, trust_remote_code: bool = False):
 def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) -> Any:
     if found.adapter is not None:
         check_adapter(found.adapter, pickled_weights=pickled_weights)
-    source = found.source
+    source = str(found)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if found.gguf is not None:
+            config = _gguf_config(found.gguf)
+        else:
+            config = AutoConfig.from_pretrained(
+                found.source, trust_remote_code=trust_remote_code, **found.at
+            )
     except Exception as error:  # code that comes with it, and the hub, raise many unrelated types
+        if found.gguf is not None:
+            raise unreadable(found.gguf, error) from error
         if "custom code" in str(error):
             raise ValueError(
                 f"`model` must not need code of its own; got {source!r}: {first_line(error)} If "
@@ -135,14 +95,27 @@ def _config_of(found: Found, trust_remote_code: bool, *, pickled_weights: bool) 
     return config
 
 
+def _gguf_config(path: Path) -> Any:
+    """The configuration in a GGUF file; read once, since reading it takes seconds."""
+    about = path.stat()
+    return copy.deepcopy(_read_gguf_config(path.resolve(), about.st_mtime_ns, about.st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_gguf_config(path: Path, *_: int) -> Any:
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    forget(config)
+    return config
+
+
 def checked_dtype(dtype: Any) -> torch.dtype:
-    """The dtype of that name, or torch's or numpy's own; ValueError if it is too coarse."""
+    """The dtype of that name, or torch's or numpy's own; ValueError if there is none such here."""
     plain = np.dtype(dtype) if isinstance(dtype, type) else dtype
     name = str(plain).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(
-            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. Central differences need "
-            "float32 at least."
+            f"`dtype` must be one of {sorted(DTYPES)}; got {dtype!r}. The default is 'float32', "
+            "into which weights of any precision are read."
         )
     return DTYPES[name]
 
@@ -166,66 +139,6 @@ def checked_device(device: str | torch.device) -> torch.device:
             f"`device` must be usable; got {device!r}: {first_line(error)} Use 'cpu'."
         ) from error
     return chosen
-
-
-def _source(name_or_path: str | Path) -> str:
-    source, path = str(name_or_path), Path(name_or_path)
-    if path.suffix.lower() == ".gguf":
-        raise gguf_error(path)
-    if path.is_dir():
-        if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-            return source
-        if files := sorted(path.glob("*.gguf")):
-            raise gguf_error(files[0])
-        inside = sorted(found.parent.name for found in path.glob("*/*config.json"))
-        cure = f"Perhaps one of its folders: {', '.join(dict.fromkeys(inside))}." if inside else ""
-        raise ValueError(
-            f"`model` must be a folder with a config.json; got {source!r}. "
-            f"{cure or 'Point at the folder that `save_pretrained` wrote.'}"
-        )
-    if path.is_file():
-        raise ValueError(
-            f"`model` must be a folder; got the file {source!r}. Give the folder that "
-            "`save_pretrained` wrote."
-        )
-    try:
-        if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-            raise ValueError
-        validate_repo_id(source)  # what is none would be looked for in the cache
-    except ValueError as error:
-        raise no_name(source) from error
-    return source
-
-
-# one of these holds the weights, or says where they are
-_WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)  # fmt: skip
-
-
-def _ask_hub(source: str) -> None:
-    """Ask once for what is not in the cache: transformers would try for a minute.
-
-    ValueError if it cannot be had.
-    """
-    has_adapter = huggingface_hub.try_to_load_from_cache(source, ADAPTER_CONFIG)
-    whole = cached(source, "config.json") and any(cached(source, name) for name in _WEIGHTS)
-    if has_adapter is not None and (whole or isinstance(has_adapter, str)):
-        return
-    try:
-        # what is in the cache needs no more than a short look for an adapter beside it
-        files = huggingface_hub.model_info(source, timeout=3 if whole else 10).siblings or []
-        names = {file.rfilename for file in files}
-        if ADAPTER_CONFIG in names:
-            huggingface_hub.hf_hub_download(source, ADAPTER_CONFIG)
-    except Exception as error:  # the hub's HTTP library raises many unrelated types
-        if not whole:
-            raise hub_error(source, error) from error
-        return
-    files = sorted(name for name in names if name.endswith(".gguf"))
-    if files and "config.json" not in names:
-        raise gguf_error(Path(source) / files[0])
 
 
 def refuse_config(config: Any) -> None:
@@ -401,13 +314,29 @@ def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value
 
 
-_VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+_VOLATILE = (
+    "_name_or_path",
+    "_model_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "architectures",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as it was loaded, its tokenizer, and where both were found."""
+
+    hf: Any
+    tokenizer: Any
+    found: Found
 
 
 def load_checkpoint(
     source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
-) -> tuple[Any, Any, Adapter | None]:
-    """Model, tokenizer and merged adapter; ValueError where a weight would be a guess."""
+) -> Loaded:
+    """Model with merged adapter, and tokenizer; ValueError where a weight would be a guess."""
     found = find(source)
     config = _config_of(found, trust_remote_code, pickled_weights=pickled_weights)
     try:
@@ -418,45 +347,46 @@ def load_checkpoint(
         if out_of_memory(error):
             raise memory_error(found.source, error) from error
         raise
-    return hf, _tokenizer(found, trust_remote_code), found.adapter
+    return Loaded(hf, _tokenizer(found, config, trust_remote_code), found)
+
+
+# what reading weights raises, the hub's own errors of connections among it
+_UNREADABLE = (
+    ImportError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    HTTPError,
+    SafetensorError,
+    UnpicklingError,
+)
 
 
 def _weighted(
     found: Found, config: Any, dtype: torch.dtype, trust_remote_code: bool, pickled_weights: bool
 ) -> Any:
     """The model with all of its weights, and no others."""
-    source = found.source
+    source = str(found)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            # None: safetensors first, then others
-            use_safetensors=None if pickled_weights else True,
-            output_loading_info=True,
-            **({} if found.adapter is None else {"adapter_kwargs": dict(NOT_BY_ITSELF)}),
-        )
-        hf, info = loaded
-    except ImportError as error:
-        raise missing_package(source, error) from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        HTTPError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
-        if out_of_memory(error):
+        if found.gguf is not None:
+            hf, info = _from_gguf(found.gguf, config, dtype)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                found.source,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                # None: safetensors first, then others
+                use_safetensors=None if pickled_weights else True,
+                output_loading_info=True,
+                **found.at,
+                **({} if found.adapter is None else {"adapter_kwargs": dict(NOT_BY_ITSELF)}),
+            )
+            hf, info = loaded
+    except _UNREADABLE as e:
+        if out_of_memory(e):
             raise
-        if refusal := hub_refusal(source, error):
-            raise refusal from error
-        raise ValueError(
-            f"`model` must hold safetensors weights; got {source!r}: "
-            f"{first_line(error)} Save it again with `save_pretrained`, or see "
-            "`trust_remote_code` and `pickled_weights`."
-        ) from error
+        raise _not_weighted(found, config, e) from e
     if info["missing_keys"] or info["mismatched_keys"]:
         bad = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise ValueError(
@@ -473,22 +403,64 @@ def _weighted(
     return hf
 
 
-def _tokenizer(found: Found, trust_remote_code: bool) -> Any:
-    """The tokenizer that lies with the adapter, if there is one, or with the model."""
-    source = found.source
-    if (
-        found.adapter is not None
-        and (Path(found.adapter.source) / "tokenizer_config.json").exists()
-    ):
-        source = found.adapter.source
+def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model in a GGUF file, its weights read back, as if it had never been quantised."""
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path.parent),
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **reading_whole(path),
+        )
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # transformers and gguf raise many unrelated types
+        if out_of_memory(error):
+            raise
+        raise unreadable(path, error) from error
+    hf, info = loaded
+    forget(hf.config)
+    return hf, info
+
+
+def _not_weighted(found: Found, config: Any, error: Exception) -> Exception:
+    """Why there are no weights: the cause is named where it is known."""
+    source = str(found)
+    if found.gguf is not None and isinstance(error, ValueError):
+        return error
+    if method := quantisation_of(config):
+        return quantised_error(source, method, error)
+    if isinstance(error, ImportError):
+        return missing_package(source, error)
+    if refusal := hub_refusal(source, error):
+        return refusal
+    return ValueError(
+        f"`model` must hold safetensors weights; got {source!r}: "
+        f"{first_line(error)} Save it again with `save_pretrained`, or see "
+        "`trust_remote_code` and `pickled_weights`."
+    )
+
+
+def _tokenizer(found: Found, config: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer that lies with the adapter, if there is one, or with the model."""
+    adapter, source = found.adapter, found.source
+    at: dict[str, Any] = dict(found.at)
+    if adapter is not None and adapter.file(TOKENIZER_CONFIG) is not None:
+        source, at = adapter.source, {**adapter.at, "config": config}  # it has none of its own
+    elif found.gguf is not None:
+        source, at = str(found.gguf.parent), {"gguf_file": found.gguf.name}
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **at)
     except ImportError as error:
         raise missing_package(source, error) from error
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        if refusal := hub_refusal(source, error):
+    except Exception as error:
+        unknown = not isinstance(error, (OSError, ValueError, RuntimeError, HTTPError))
+        if unknown and "gguf_file" not in at:
+            raise
+        if refusal := hub_refusal(str(found), error):
             raise refusal from error
         raise ValueError(
-            f"`model` must come with a tokenizer; got {source!r}: {first_line(error)} Save one "
+            f"`model` must come with a tokenizer; got {str(found)!r}: {first_line(error)} Save one "
             "with it; for token ids alone, load it yourself and use `DepthModel(hf)`."
         ) from error
