@@ -40,7 +40,7 @@ def auc_by_depth(ax: Axes, concepts: Mapping[str, xr.Dataset], *, bands: bool = 
         if bands:
             low, high = concept["auc_low"].values, concept["auc_high"].values
             ax.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
-        ax.plot(at, auc, **style | {"ms": 4}, label=name)
+        ax.plot(at, auc, **{**style, "ms": 4}, label=name)
         if np.isfinite(auc).any():
             best = int(np.nanargmax(auc))
             ring = {"mfc": "none", "mec": style["color"], "mew": 1.5, "ms": 11}
