@@ -91,13 +91,14 @@ def better_depth(result: xr.Dataset) -> list[str]:
 
 def system_in_words(system: xr.Dataset) -> str:
     """Method and order of a system."""
-    largest, asked = int(system["order"].max()), int(system.attrs["order"])
-    tolerance = json.loads(system.attrs.get("settings", "{}")).get("tolerance")
+    settings = json.loads(system.attrs.get("settings", "{}"))
+    largest, asked = int(system["order"].max()), settings.get("order", system.attrs["order"])
+    tolerance = settings.get("tolerance")
     order = f"order {largest}"
     if tolerance is not None:
         order += f" for tolerance {tolerance:g}"
-    elif largest < asked:
-        order += f" ({asked} asked for)"
+    elif asked is not None and largest < asked:
+        order += f" ({int(asked)} asked for)"
     changed = system.attrs.get("changed_by")
     by = f", changed by {changed}" if changed else ""
     return f"{system.attrs['method']}{by}, {order}"

@@ -83,6 +83,8 @@ def test_without_any_direction_no_depth_is_best(system):
     ("attrs", "words"),
     [
         ({"order": 5}, "Krylov, order 2 (5 asked for),"),
+        ({"settings": '{"order": 4}', "order": 4}, "Krylov, order 2 (4 asked for),"),
+        ({"settings": '{"order": null}', "order": 32}, "Krylov, order 2,"),
         ({"settings": '{"tolerance": 0.1}', "order": 5}, "Krylov, order 2 for tolerance 0.1,"),
         ({"changed_by": "an engineer"}, "Krylov, changed by an engineer, order 2,"),
     ],
