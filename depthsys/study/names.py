@@ -15,7 +15,7 @@ METHODS = (
     "random",
 )
 # functions of depthsys.lm.concepts
-CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
+CONCEPTS = ("mean_difference", "whitened", "logistic", "pca", "paired_difference")
 # depthsys.lm.readouts.READOUTS
 READOUTS = ("concept", "profile")
 # depthsys.ltv.plan.ENERGIES
