@@ -336,9 +336,9 @@ def pca(
     x = _empty_states(run)
     difference, undefined = _difference(run, keep=x)
     given = isinstance(run.texts, Pairs)
-    zeros, ones = (
-        (slice(1, None, 2), slice(0, None, 2)) if given else _pairs(run.texts.labels, seed)
-    )
+    ones, zeros = slice(0, None, 2), slice(1, None, 2)
+    if not given:
+        zeros, ones = _pairs(run.texts.labels, seed)
     v, explained = np.empty_like(difference), np.full(len(x), np.nan)
 
     def fit(depth: int, states: np.ndarray) -> None:

@@ -205,8 +205,8 @@ def pair_rows(
     """
     first = next(iter(records.rows), None)
     if columns is None:
-        answers = isinstance(first, Mapping) and not set(PAIR) <= first.keys()
-        columns = ANSWERS if answers and set(ANSWERS) <= first.keys() else PAIR
+        there = first.keys() if isinstance(first, Mapping) else set()
+        columns = ANSWERS if set(ANSWERS) <= there and not set(PAIR) <= there else PAIR
     if columns == ANSWERS and text_column is None:
         text_column = QUESTION
     rows = [

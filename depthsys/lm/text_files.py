@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from depthsys.files.strangers import Refused, Table, read_table
 
@@ -228,7 +228,7 @@ def _folder(path: Path, wanted: set[str], subset: str | None) -> Records:
     several = _described(path / "dataset_dict.json", "splits")
     if several is not None:
         names = [name for name in several if _is_name(name)]
-        if subset not in names:
+        if subset is None or subset not in names:
             got = "none was chosen" if subset is None else f"got {subset!r:.40}"
             raise ValueError(
                 f"`subset` must be one of the data sets {names[:8]} in {path.name!r}; {got}. "
@@ -246,11 +246,12 @@ def _folder(path: Path, wanted: set[str], subset: str | None) -> Records:
             f"`texts` must be a file, or a folder that `datasets` has saved; got the folder "
             f"{str(path)!r}, which has no state.json. {_GIVE}."
         )
-    names = [file.get("filename") if isinstance(file, Mapping) else None for file in files]
-    if not all(_is_name(name) and (path / name).is_file() for name in names):
+    listed = [file.get("filename") if isinstance(file, Mapping) else None for file in files]
+    names = [name for name in listed if _is_name(name) and (path / name).is_file()]
+    if len(names) < len(listed):
         raise ValueError(
             f"`texts` must be a folder that `datasets` has saved; state.json in {path.name!r} "
-            f"names {names!s:.80}, and not all are files there. Save it again."
+            f"names {listed!s:.80}, and not all are files there. Save it again."
         )
     tables = [_arrow(path / name, wanted, "arrow") for name in names]
     rows = [row for table in tables for row in table.rows]
@@ -276,6 +277,6 @@ def _described(path: Path, key: str) -> list[Any] | None:
     return found
 
 
-def _is_name(name: object) -> bool:
+def _is_name(name: object) -> TypeGuard[str]:
     """Whether it names something inside the folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name

@@ -14,6 +14,8 @@ METHODS = (
     "adjoint",
     "random",
 )
+# depthsys.lm.records.FORMATS
+TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 # functions of depthsys.lm.concepts
 CONCEPTS = ("mean_difference", "whitened", "logistic", "pca", "paired_difference")
 # depthsys.lm.readouts.READOUTS

@@ -1,12 +1,23 @@
 """What a main job or a comparison is asked for, checked once, before any work."""
 
+import csv
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from depthsys.splits import split_sizes
-from depthsys.study.names import CONCEPTS, CUTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
+from depthsys.study.names import (
+    CONCEPTS,
+    CUTS,
+    DTYPES,
+    ENERGIES,
+    METHODS,
+    READOUTS,
+    STEPS,
+    TEXT_FORMATS,
+)
 
 if TYPE_CHECKING:
     from depthsys.lm import Method
@@ -16,7 +27,12 @@ DEFAULT_EACH = 64
 # what a stored system has been identified with already
 IDENTIFICATION = (
     "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
-    "positive",
+    "positive", "text_column", "label_column", "pairs", "classes", "against_rest", "subset",
+    "format",
+)  # fmt: skip
+# how texts are read, see `depthsys.lm.read_texts` and `read_pairs`
+LAYOUT = (
+    "text_column", "label_column", "pairs", "classes", "against_rest", "subset", "format",
 )  # fmt: skip
 
 
@@ -35,6 +51,8 @@ class Settings:
         where longer ones are cut.
     positive
         The label that the readout grows towards; None for the one that sorts last.
+    text_column, label_column, pairs, classes, against_rest, subset, format
+        How the texts are read: see `lm.read_texts`; ``pairs`` are the columns of `lm.read_pairs`.
     device, dtype
         Where and in what the model runs; dtype None: float32, or that of a stored system.
     step, eps
@@ -58,6 +76,13 @@ class Settings:
     max_tokens: int = 128
     cut: str = "right"
     positive: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    pairs: tuple[str, str] | None = None
+    classes: tuple[str, str] | None = None
+    against_rest: bool = False
+    subset: str | None = None
+    format: str | None = None
     device: str = "auto"
     dtype: str | None = None
     step: str = "relative"
@@ -122,6 +147,12 @@ class Settings:
             )
         return self
 
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How texts are read, as far as it was said."""
+        said = {name: getattr(self, name) for name in LAYOUT}
+        return {name: value for name, value in said.items() if value not in (None, False)}
+
     def method(self) -> "Method":
         """The reduction method with its settings."""
         from depthsys.lm.methods import METHODS as made
@@ -138,6 +169,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "step": STEPS,
     "dtype": DTYPES,
     "cut": CUTS,
+    "format": TEXT_FORMATS,
 }
 # name -> rule with the cure, and whether a value meets it; nan meets none
 _RULES = {
@@ -195,7 +227,26 @@ def _orders(text: str) -> tuple[int, ...]:
     return tuple(orders)
 
 
-_PARSERS = {"split": _split, "methods": _methods, "orders": _orders}
+def _two(name: str, text: str | Collection[str]) -> tuple[str, str]:
+    """Two names with a comma between them; one that holds a comma is in quotes."""
+    given = next(csv.reader([text], skipinitialspace=True), []) if isinstance(text, str) else text
+    names = [str(each).strip() for each in given]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        shown = text if isinstance(text, str) and len(text) <= 60 else names[:4]
+        raise ValueError(
+            f"`--{name}` must be two names; got {shown!r}. Write them as in {_TWO[name]}."
+        )
+    return names[0], names[1]
+
+
+_TWO = {"pairs": "positive,negative", "classes": "anger,joy, the second for the larger readout"}
+_PARSERS = {
+    "split": _split,
+    "methods": _methods,
+    "orders": _orders,
+    "pairs": partial(_two, "pairs"),
+    "classes": partial(_two, "classes"),
+}
 
 
 def _checked_each(n_each: int | None, n_held_out: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthsys.study.cell import Cell
-from depthsys.study.settings import IDENTIFICATION, Settings
+from depthsys.study.settings import IDENTIFICATION, LAYOUT, Settings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,6 +79,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         max_tokens=int(attrs["max_tokens"]),
         cut=attrs.get("cut", "right"),
         positive=_positive(attrs),
+        **_layout(attrs),
     )
     return replace(
         settings,
@@ -88,6 +89,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         max_tokens=stored.max_tokens,
         cut=stored.cut,
         positive=stored.positive,
+        **{name: getattr(stored, name) for name in LAYOUT},
         dtype=settings.dtype or attrs["dtype"],
     )
 
@@ -96,6 +98,12 @@ def _positive(attrs: Mapping[str, Any]) -> str | None:
     """The label that became 1, whatever labels were sorted by when the system was made."""
     classes = json.loads(attrs.get("classes", "[]"))
     return classes[1] if len(classes) == 2 else None
+
+
+def _layout(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """How the texts were read."""
+    said = json.loads(attrs.get("texts_layout", "{}"))
+    return {name: said[name] for name in LAYOUT if name in said}
 
 
 def texts_of(system: "xr.Dataset", path: Path, moved: Path | None) -> Path:
