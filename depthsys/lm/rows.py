@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 # what columns are called elsewhere
 _LIKELY = {
     "text": "sentence review content body document tweet message comment snippet prompt".split(),
-    "label": "labels class category target sentiment emotion rating stars score y".split(),
+    "label": "labels class category target sentiment emotion mood rating stars score y".split(),
 }
 PAIR = ("positive", "negative")
 # questions with two answers, as those of contrastive activation addition
@@ -163,7 +163,7 @@ def _of_class(label: Any, names: list[str] | None, where: str) -> Any:
     number = operator.index(label)
     if not 0 <= number < len(names):
         raise ValueError(
-            f"`label` must be the number of one of {len(names)} classes, {some(names)}; got "
+            f"`label` must be the number of one of {len(names)} classes, {names[:8]}; got "
             f"{number} {where}. Such rows have no label: leave them out, or choose another part."
         )
     return names[number]

@@ -46,12 +46,14 @@ def read(request: Mapping[str, Any]) -> Answer:
         left = min(limits.FREE + limits.RATIO * stored, request["most"])
         for batch in batches:
             batch.validate(full=True)  # what points outside of it ends here
-            left -= batch.nbytes
-            if left < 0:
-                raise Refused("it holds far more than a file of its size can be meant to hold")
             for start in range(0, batch.num_rows, _AT_ONCE):
-                part = batch.slice(start, _AT_ONCE).select([field.name for field in found])
-                yield {"rows": [list(row.values()) for row in part.to_pylist()]}, None
+                columns = [_plain(batch[field.name].slice(start, _AT_ONCE)) for field in found]
+                left -= sum(column.nbytes for column in columns)
+                if left < 0:
+                    raise Refused("it holds far more than a file of its size can be meant to hold")
+                cells = [column.to_pylist() for column in columns]
+                rows = [list(row) for row in zip(*cells, strict=True)]
+                yield {"rows": rows or [[]] * min(_AT_ONCE, batch.num_rows - start)}, None
 
 
 _Opened = tuple[pa.Schema, dict[str, int], Iterator[pa.RecordBatch]]
@@ -73,7 +75,10 @@ def _parquet(file: pa.NativeFile, wanted: set[str]) -> _Opened:
 
 def _ipc(file: pa.NativeFile, wanted: set[str]) -> _Opened:
     """A stream, as `datasets` writes it, or a file with an index."""
-    open_ = pa.ipc.open_file if file.read(6) == b"ARROW1" else pa.ipc.open_stream
+    start = file.read(6)
+    open_ = pa.ipc.open_file if start == b"ARROW1" else pa.ipc.open_stream
+    if start != b"ARROW1" and start[:4] != b"\xff\xff\xff\xff":
+        raise ValueError("it does not begin as Arrow files do")
     file.seek(0)
     schema = open_(file).schema
     names = _distinct(schema, wanted)
@@ -85,6 +90,11 @@ def _ipc(file: pa.NativeFile, wanted: set[str]) -> _Opened:
         return schema, {}, iter(opened)
     numbers = range(opened.num_record_batches)
     return schema, {}, (opened.get_batch(number) for number in numbers)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Without a dictionary, in which one long text stands for many."""
+    return column.dictionary_decode() if types.is_dictionary(column.type) else column
 
 
 def _distinct(schema: pa.Schema, wanted: set[str]) -> list[str]:
