@@ -11,6 +11,7 @@ from depthsys.cli.kept import beside, checked, interrupt_told, until_written
 from depthsys.cli.options import (
     Compared,
     Force,
+    Layout,
     Measured,
     Model,
     Out,
@@ -19,8 +20,9 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
+from depthsys.cli.piped import Piped, output_folder
 from depthsys.cli.typed import named
-from depthsys.files import OutputFolder, Resumable
+from depthsys.files import Resumable
 from depthsys.study.names import METHODS
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def compare(
     texts: TextsFile,
     meaning: Compared,
     measured: Measured,
+    layout: Layout,
     shared: Shared,
     out: Out,
     methods: Annotated[
@@ -64,9 +67,15 @@ def compare(
 
     Example: `depthsys compare ./my-model reviews.csv --methods ensemble,pod --orders 1,4 --out cmp`
     """
-    asked = settings(meaning, measured, shared, methods=methods, orders=orders, n_each=each)
+    asked = settings(meaning, measured, layout, shared, methods=methods, orders=orders, n_each=each)
     partial = beside(out)
-    folder = OutputFolder.checked(out, results.COMPARISON_FILES, force or dry_run, partial=partial)
+    piped = Piped.taken(texts, asked)
+    if dry_run and piped is not None:
+        raise ValueError(
+            "`--dry-run` must come with a file of texts, for it keeps nothing; got -. Write the "
+            "texts into a file."
+        )
+    folder = output_folder(out, results.COMPARISON_FILES, force or dry_run, partial, piped)
     from depthsys.cli.session import open_model
     from depthsys.study import steps
 
@@ -80,6 +89,7 @@ def compare(
             asked,
             folder,
             lambda found, splits: same(steps.kept_for(found, splits, partial)),
+            piped=piped,
         )
         kept = same(steps.kept_parts(session.cell, partial))
         if dry_run:

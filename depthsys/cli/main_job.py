@@ -12,6 +12,7 @@ from depthsys.cli import results
 from depthsys.cli.kept import inside
 from depthsys.cli.options import (
     Force,
+    Layout,
     Meaning,
     Measured,
     Model,
@@ -25,6 +26,7 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
+from depthsys.cli.piped import Piped, output_folder
 from depthsys.demo import grammar
 from depthsys.files import OutputFolder, content_hash
 from depthsys.study import Settings, find_model
@@ -83,6 +85,7 @@ def identify(
     texts: TextsFile,
     reduction: Reduction,
     meaning: Meaning,
+    layout: Layout,
     shared: Shared,
     out: Out,
     per_prompt: Annotated[
@@ -94,11 +97,12 @@ def identify(
 
     Example: `depthsys identify ./my-model reviews.csv --order 32 --out run`
     """
-    asked = settings(reduction, meaning, shared)
-    folder = OutputFolder.checked(out, results.ALL_FILES, force, partial=inside(out, "identify"))
+    asked = settings(reduction, meaning, layout, shared)
+    piped = Piped.taken(texts, asked)
+    folder = output_folder(out, results.ALL_FILES, force, inside(out, "identify"), piped)
     from depthsys.cli.session import open_model
 
-    session = open_model(model, texts, asked, folder)
+    session = open_model(model, texts, asked, folder, piped=piped)
     with session.keeping("identify", force):
         session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
 
@@ -109,6 +113,7 @@ def gains(
     reduction: Reduction,
     meaning: Meaning,
     measured: Measured,
+    layout: Layout,
     shared: Shared,
     out: Out,
     texts: OptionalTexts = None,
@@ -119,14 +124,14 @@ def gains(
 
     Example: `depthsys gains run/system.nc --out run`
     """
-    asked = settings(reduction, meaning, measured, shared)
+    asked = settings(reduction, meaning, measured, layout, shared)
     _check_source(source, texts, model)
-    folder = OutputFolder.checked(
-        out, results.outputs(source, results.GAIN_FILES), force, partial=inside(out, "gains")
-    )
+    piped = Piped.taken(texts, asked)
+    files = results.outputs(source, results.GAIN_FILES)
+    folder = output_folder(out, files, force, inside(out, "gains"), piped)
     from depthsys.cli.session import open_source
 
-    session = open_source(source, texts, model, asked, folder)
+    session = open_source(source, texts, model, asked, folder, piped)
     _check_step(session)
     with session.keeping("gains", force):
         system = _identify(session)
@@ -139,6 +144,7 @@ def control(
     source: Source,
     reduction: Reduction,
     meaning: Meaning,
+    layout: Layout,
     shared: Shared,
     out: Out,
     texts: OptionalTexts = None,
@@ -156,14 +162,14 @@ def control(
 
     Example: `depthsys control run/system.nc --target 5 --out run`
     """
-    asked = settings(reduction, meaning, shared, target=target, energy=energy)
+    asked = settings(reduction, meaning, layout, shared, target=target, energy=energy)
     _check_source(source, texts, model)
-    folder = OutputFolder.checked(
-        out, results.outputs(source, results.CONTROL_FILES), force, partial=inside(out, "control")
-    )
+    piped = Piped.taken(texts, asked)
+    files = results.outputs(source, results.CONTROL_FILES)
+    folder = output_folder(out, files, force, inside(out, "control"), piped)
     from depthsys.cli.session import open_source
 
-    session = open_source(source, texts, model, asked, folder)
+    session = open_source(source, texts, model, asked, folder, piped)
     with session.keeping("control", force):
         system = _identify(session)
         _control(session, system)

@@ -16,7 +16,7 @@ import typer
 from depthsys import demo
 from depthsys.cli import typed
 from depthsys.prompting import CUTS
-from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS
+from depthsys.study.names import CONCEPTS, METHODS, READABLE, READOUTS, TEXT_FORMATS
 from depthsys.study.settings import Settings
 
 MODEL_HELP = (
@@ -34,7 +34,9 @@ Source = Annotated[str, typer.Argument(metavar="MODEL|SYSTEM.nc", help=SOURCE_HE
 TextsFile = Annotated[
     Path,
     typer.Argument(
-        metavar="TEXTS", help="CSV, TSV or JSONL with columns text (or input_ids) and label."
+        metavar="TEXTS",
+        help="CSV, TSV, JSON, JSONL or Parquet with columns text (or input_ids) and label, or "
+        "positive and negative; a folder of `datasets`; or -, standard input.",
     ),
 ]
 OptionalTexts = Annotated[
@@ -110,6 +112,39 @@ class Shared:
             help="float32, float64, or bfloat16 and float16, which keep the model in 16 bits.  "
             "[default: float32, or that of the system.nc]"
         ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns and classes of the texts are meant."""
+
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the texts; of pairs, of what stands before both.  [text]"),
+    ] = None
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.  [label]")] = None
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of contrast pairs, as in chosen,rejected.  [default: positive,negative "
+            "where there are such columns and no labels]"
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The two labels that are meant, as in anger,joy, where there are more."),
+    ] = None
+    against_rest: Annotated[
+        bool | None,
+        typer.Option("--against-rest", help="The label of --positive against all others."),
+    ] = None
+    subset: Annotated[
+        str | None, typer.Option(help="Which data set of a folder of several, as in train.")
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"Of TEXTS: {', '.join(TEXT_FORMATS)}.  [default: as its name ends]"),
     ] = None
 
 

@@ -10,11 +10,12 @@ import xarray as xr
 
 from depthsys.cli.clock import CLOCK
 from depthsys.cli.kept import KeptSteps, checked, inside, interrupt_told, until_written
+from depthsys.cli.piped import Piped
 from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.cli.typed import named
 from depthsys.files import OutputFolder, Resumable
 from depthsys.report import Report, Screen, heading, notes, text_notes
-from depthsys.study import Cell, Found, Settings, open_cell
+from depthsys.study import Cell, Found, Settings, find_model, open_cell
 from depthsys.study.stored import (
     check_same_model,
     check_same_texts,
@@ -120,16 +121,29 @@ def open_model(
     asked: Settings,
     folder: OutputFolder,
     check: Callable[[Found, "Splits"], object] = lambda found, splits: None,
+    piped: Piped | None = None,
 ) -> Session:
-    """A session on a model and texts, which are checked before the weights are read."""
+    """A session on a model and texts, which are checked before the weights are read.
+
+    Texts from standard input are first written beside the results.
+    """
     screen = Screen()
     with screen.step(f"load {model}"):
+        if piped is not None:
+            find_model(model, asked)
+            piped.checked_by(asked)
+            texts = piped.kept_in(folder)
         cell = open_cell(model, texts, asked, check)
     return Session(screen, folder, cell)
 
 
 def open_source(
-    source: str, texts: Path | None, moved: str | None, asked: Settings, folder: OutputFolder
+    source: str,
+    texts: Path | None,
+    moved: str | None,
+    asked: Settings,
+    folder: OutputFolder,
+    piped: Piped | None = None,
 ) -> Session:
     """A session on a model and texts, or on a stored system that knows both.
 
@@ -137,10 +151,15 @@ def open_source(
     """
     if texts is not None and not is_system(source):
         with named({"model": "MODEL"}):
-            return open_model(source, texts, asked, folder)
+            return open_model(source, texts, asked, folder, piped=piped)
     path = Path(source)
     with named({"path": "SYSTEM.nc"}):
         system = read_system(path, asked)
+    if piped is not None:
+        raise ValueError(
+            f"`TEXTS` must be a file where they have moved; got - beside {source!r}, which knows "
+            "its texts. Leave it out, or write where they are."
+        )
     session = open_model(
         moved or system.attrs["model"],
         texts_of(system, path, texts),

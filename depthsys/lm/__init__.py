@@ -2,7 +2,7 @@
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
-from depthsys.lm.concepts import logistic, mean_difference, pca, whitened
+from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
@@ -25,6 +25,7 @@ from depthsys.lm.methods import (
     TwoSided,
 )
 from depthsys.lm.model import DepthModel
+from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
@@ -45,6 +46,7 @@ __all__ = [
     "Linearisation",
     "LogitDifference",
     "Method",
+    "Pairs",
     "Pod",
     "Random",
     "Run",
@@ -75,8 +77,10 @@ __all__ = [
     "measure_gains",
     "measure_gains_at",
     "miss_of_plan",
+    "paired_difference",
     "pca",
     "play",
+    "read_pairs",
     "read_texts",
     "required_energy",
     "several",

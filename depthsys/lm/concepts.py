@@ -1,7 +1,7 @@
 """Concept directions, and how well they separate texts they were not fitted on.
 
-Every function takes a model and labelled texts and gives one direction per depth, of
-unit length and pointing towards class 1. Fits are made depth by depth, in float64.
+Every function takes a model and labelled texts, or contrast pairs, and gives one direction per
+depth, of unit length and pointing towards class 1. Fits are made depth by depth, in float64.
 
 Where a depth has no direction, as depth 0 of texts that end in the same token, the direction there
 is NaN, the attr ``direction_note`` says why, and everything goes on at the other depths.
@@ -24,10 +24,11 @@ from sklearn.linear_model import LogisticRegression
 
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import as_run, of_run
+from depthsys.lm.pairs import Pairs
 from depthsys.lm.precision import eps, wide
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run
-from depthsys.lm.separation import scores, separation, warning
+from depthsys.lm.separation import paired_accuracy, scores, separation, warning
 from depthsys.lm.stamp import provenance
 
 SHARED = 0.9  # where more of the texts are in one state, a direction would rest on the others
@@ -59,7 +60,10 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
         the score interval with Hanley and McNeil's variance. Unlike DeLong's it keeps a width
         where the AUC is 1. It says nothing of the texts that the direction was fitted on, and is
         too narrow where one class has far fewer texts and far more spread than the other. Where
-        the interval at the last depth does not lie above 0.5, attrs hold a ``warning``.
+        the interval at the last depth does not lie above 0.5, attrs hold a ``warning``. With
+        held-out contrast pairs also ``paired_accuracy``, ``paired_low``, ``paired_high`` (depth):
+        the share of pairs whose positive text has the larger ``v_k' x_k`` (ties count one half),
+        and its 95 % score interval (Wilson) over pairs, taken as independent.
 
     Raises
     ------
@@ -81,6 +85,60 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
     difference, undefined = _difference(run)
     distance = {"distance": np.linalg.norm(difference, axis=-1)}
     return _result(run, held_out, "mean_difference", difference, distance, undefined)
+
+
+@of_run(once=True)
+def paired_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
+    r"""Unit mean of the differences of contrast pairs at every depth.
+
+    :math:`v_k \propto \operatorname{mean}_i (x_k^{+,i} - x_k^{-,i})`, normalised, over the pairs i
+    of a positive and a negative text: the direction of contrastive activation addition [1]_. It
+    equals `mean_difference` of the same texts; what pairs add is told by ``consistency`` and by
+    ``paired_accuracy``.
+
+    Parameters
+    ----------
+    run
+        A run of contrast pairs, see `read_pairs`. Only its states are used. Or a model and pairs.
+    held_out
+        Other pairs or texts, or a run of them, on which the separation is measured.
+
+    Returns
+    -------
+    xr.Dataset
+        ``direction`` (depth, feature), unit length; ``distance`` (depth), norm of the mean of the
+        differences, in the unit of the state; ``consistency`` (depth), that norm divided by the
+        root mean square of the norms of the differences: 1 if all pairs differ alike, about
+        1/sqrt(number of pairs) if they differ at random. With ``held_out`` also ``auc``, and of
+        pairs ``paired_accuracy``, with their intervals, see `mean_difference`.
+
+    Raises
+    ------
+    TypeError
+        If the texts are no pairs.
+    ValueError
+        As `mean_difference`.
+
+    References
+    ----------
+    .. [1] Rimsky et al. (2024), Steering Llama 2 via Contrastive Activation Addition,
+       arXiv 2312.06681.
+    """
+    _check_texts(run, held_out, least=1)
+    pairs = _checked_pairs(run)
+    square = np.zeros(run.n_layers + 1)
+    x = _empty_states(run)
+    _, undefined = _difference(run, keep=x)
+    v = np.empty((run.n_layers + 1, run.model.n_features))
+    for depth, states in enumerate(x):
+        differences = states[::2].astype(np.float64) - states[1::2]
+        v[depth] = differences.mean(axis=0)
+        square[depth] = (differences**2).sum(axis=-1).mean()
+    distance = np.linalg.norm(v, axis=-1)
+    with np.errstate(invalid="ignore"):  # no pair differs there
+        extra = {"distance": distance, "consistency": distance / np.sqrt(square)}
+    about = {"n_pairs": pairs.n_pairs}
+    return _result(run, held_out, "paired_difference", v, extra, undefined, about)
 
 
 @of_run(once=True)
@@ -223,10 +281,11 @@ def pca(
 ) -> xr.Dataset:
     """First principal component of paired differences at every depth.
 
-    Each class is shuffled, the i-th text of class 1 is paired with the i-th of class 0 (the same
-    pairs at all depths; surplus texts of the larger class stay without a pair), and v_k is the
-    first right singular vector of the differences D (pair, feature) of their states. Its sign is
-    such that class 1 scores higher than class 0 on average over the concept texts.
+    v_k is the first right singular vector of the differences D (pair, feature) of the states of
+    contrast pairs, positive minus negative. Texts that are no pairs are paired at random: each
+    class is shuffled and the i-th text of class 1 paired with the i-th of class 0 (the same pairs
+    at all depths; surplus texts of the larger class stay without a pair). The sign of v_k is such
+    that class 1 scores higher than class 0 on average over the concept texts.
 
     Parameters
     ----------
@@ -239,14 +298,15 @@ def pca(
         Subtract the mean difference from D first. Then v_k is where pairs differ most from one
         another, not from zero, and need not separate the classes.
     seed
-        Of the pairing.
+        Of the pairing of texts that are no pairs.
 
     Returns
     -------
     xr.Dataset
         ``direction`` (depth, feature), unit length; ``explained`` (depth), the share of the sum of
-        squares of D along it, 0 to 1. With ``held_out`` also ``auc``, ``auc_low``, ``auc_high``
-        (depth), see `mean_difference`.
+        squares of D along it, 0 to 1. With ``held_out`` also ``auc``, and of pairs
+        ``paired_accuracy``, with their intervals, see `mean_difference`. The attr ``pairing`` is
+        "given" or "random".
 
     Raises
     ------
@@ -275,7 +335,10 @@ def pca(
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
     difference, undefined = _difference(run, keep=x)
-    zeros, ones = _pairs(run.texts.labels, seed)
+    given = isinstance(run.texts, Pairs)
+    ones, zeros = slice(0, None, 2), slice(1, None, 2)
+    if not given:
+        zeros, ones = _pairs(run.texts.labels, seed)
     v, explained = np.empty_like(difference), np.full(len(x), np.nan)
 
     def fit(depth: int, states: np.ndarray) -> None:
@@ -285,7 +348,8 @@ def pca(
         v[depth], explained[depth] = _first_component(pairs, difference[depth])
 
     _at_every_depth(fit, x, undefined)
-    settings = {"centered": int(centered), "seed": int(seed), "n_pairs": len(ones)}
+    settings: dict[str, str | int] = {"centered": int(centered), "n_pairs": len(x[0, ones])}
+    settings |= {"pairing": "given"} if given else {"pairing": "random", "seed": int(seed)}
     return _result(run, held_out, "pca", v, {"explained": explained}, undefined, settings)
 
 
@@ -447,6 +511,16 @@ def _check_texts(run: Run, held_out: Texts | Run | None, least: int) -> None:
         )
 
 
+def _checked_pairs(run: Run) -> Pairs:
+    """The pairs that a run is of."""
+    if not isinstance(run.texts, Pairs):
+        raise TypeError(
+            f"`concept` must be contrast pairs, or a run of them; got {short(run.texts)}. Use "
+            "`lm.read_pairs`, or `mean_difference`, which is the same direction."
+        )
+    return run.texts
+
+
 def _result(
     run: Run,
     held_out: Texts | Run | None,
@@ -484,10 +558,16 @@ def _result(
         result.attrs["direction_note"] = f"no direction at {_reasons(undefined)}"
     if held_out is not None:
         other = as_run(run.model, held_out, contexts=False)
-        auc, low, high = separation(scores(other, direction), other.texts.labels)
+        found = scores(other, direction)
+        auc, low, high = separation(found, other.texts.labels)
         result["auc"], result["auc_low"], result["auc_high"] = (
             ("depth", values) for values in (auc, low, high)
         )
+        if isinstance(other.texts, Pairs):
+            share = paired_accuracy(found[:, ::2], found[:, 1::2])
+            names = ("paired_accuracy", "paired_low", "paired_high")
+            result = result.assign({n: ("depth", s) for n, s in zip(names, share, strict=True)})
+            result.attrs["paired_interval"] = "95 %, Wilson"
         result.attrs["auc_prompts_sha256"] = other.sha256
         result.attrs["auc_interval"] = "95 %, Newcombe (2006) method 5"
         if len(direction) - 1 not in undefined:

@@ -10,7 +10,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from depthsys.lm.kinds import short
-from depthsys.lm.rows import Row, Text, checked_text, in_order, label_name, labelled_rows
+from depthsys.lm.records import Records, known_columns, records_of
+from depthsys.lm.rows import (
+    Row,
+    Text,
+    checked_text,
+    in_order,
+    label_name,
+    label_order,
+    labelled_rows,
+)
 from depthsys.splits import SPLITS, split_sizes
 
 Part = TypeVar("Part", covariant=True)
@@ -33,6 +42,8 @@ class Texts:
         Where they came from: a path, or "list".
     n_duplicates, n_conflicts
         Copies that were dropped, and texts dropped because they came with both labels.
+    n_other
+        Rows of other classes than the two that were chosen.
 
     Raises
     ------
@@ -46,6 +57,7 @@ class Texts:
     source: str = "list"
     n_duplicates: int = 0
     n_conflicts: int = 0
+    n_other: int = 0
 
     def __post_init__(self):
         labels = np.asarray(self.labels)
@@ -135,7 +147,11 @@ class Texts:
             parts[name] = self._take(rng.permutation(chosen))
             start += size
         return Splits(
-            **parts, seed=seed, n_duplicates=self.n_duplicates, n_conflicts=self.n_conflicts
+            **parts,
+            seed=seed,
+            n_duplicates=self.n_duplicates,
+            n_conflicts=self.n_conflicts,
+            n_other=self.n_other,
         )
 
     def _take(self, rows: np.ndarray) -> "Texts":
@@ -171,8 +187,8 @@ class Splits(Generic[Part]):
         The three parts.
     seed
         Of the split.
-    n_duplicates, n_conflicts
-        Texts that were dropped before splitting.
+    n_duplicates, n_conflicts, n_other
+        Texts that were dropped before splitting; see `Texts`.
     """
 
     concept: Part
@@ -181,6 +197,7 @@ class Splits(Generic[Part]):
     seed: int = 0
     n_duplicates: int = 0
     n_conflicts: int = 0
+    n_other: int = 0
 
     @property
     def sizes(self) -> str:
@@ -196,6 +213,7 @@ class Splits(Generic[Part]):
             self.seed,
             self.n_duplicates,
             self.n_conflicts,
+            self.n_other,
         )
 
 
@@ -214,71 +232,143 @@ def _labels(part: Any) -> np.ndarray:
     return part.labels if hasattr(part, "labels") else part.texts.labels
 
 
-def read_texts(source: Any, *, positive: object = None) -> Texts:
+def read_texts(
+    source: Any,
+    *,
+    positive: object = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    classes: Sequence[object] | None = None,
+    against_rest: bool = False,
+    subset: str | None = None,
+    format: str | None = None,
+) -> Texts:
     """Labelled texts from a file or from rows of Python, duplicates removed and counted.
 
     Parameters
     ----------
     source
-        A .csv or .tsv file with a header, or a .jsonl file, with the columns ``text`` and
-        ``label`` (quoting as usual in CSV, none in TSV). Or rows: pairs (text, label);
-        dictionaries with ``text`` and ``label``, as data sets of Hugging Face give them; a table
-        of pandas, polars or pyarrow; a dictionary of columns. A text may be a list of token ids;
-        in a column they are called ``input_ids`` ("1 2 3" or "[1, 2, 3]" in a file), and what
-        ``attention_mask`` covers is left out. Labels are any two values. A text that comes with
-        both labels is dropped.
+        A .csv or .tsv file with a header (quoting as usual in CSV, none in TSV), a .json file with
+        an array of objects, a .jsonl file, a .parquet file, or a folder as `datasets` saves it
+        (these two need pyarrow); with columns of texts and of labels. Or rows: pairs (text, label);
+        dictionaries, as data sets of Hugging Face give them; a table of pandas, polars or pyarrow;
+        a dictionary of columns. A text may be a list of token ids; a column ``input_ids`` ("1 2 3"
+        or "[1, 2, 3]" in a file) holds some, and what ``attention_mask`` covers is left out. A text
+        that comes with both labels is dropped.
     positive
-        The label that becomes 1: the readout grows towards it. By default the larger number, or
-        the later one of two words.
+        The label that becomes 1: the readout grows towards it. By default the second of
+        ``classes``; else the larger number, the later class of a data set that names its classes,
+        or the later one of two words.
+    text_column, label_column
+        What the columns are called; by default ``text`` (or ``input_ids``) and ``label``.
+    classes
+        The two labels that are meant, where there are more; rows with others are left out and
+        counted.
+    against_rest
+        All other labels than ``positive`` are one class, "not" that one.
+    subset
+        Which of several data sets, where ``source`` is a folder or a dictionary of them: "train".
+    format
+        What a file is, if its name does not end in it: "csv", "tsv", "json", "jsonl", "parquet" or
+        "arrow".
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
+    ImportError
+        If it takes pyarrow, which is not installed.
     ValueError
         If the format, columns, labels or a text is not usable; the message names the row. If
-        ``positive`` is none of the labels.
+        ``positive`` or one of ``classes`` is none of the labels.
 
     Examples
     --------
     >>> from depthsys import lm
-    >>> lm.read_texts([("good", 1), ("bad", 0), ("good", 1)])
-    Texts(texts=('good', 'bad'), classes=('0', '1'), source='list', n_duplicates=1, n_conflicts=0)
+    >>> texts = lm.read_texts([("good", 1), ("bad", 0), ("good", 1)])
+    >>> texts.texts, texts.classes, texts.n_duplicates
+    (('good', 'bad'), ('0', '1'), 1)
     >>> lm.read_texts([{"text": "good", "label": 10}, {"text": "bad", "label": 2}]).classes
     ('2', '10')
     >>> lm.read_texts([("good", "pos"), ("bad", "neg")], positive="neg").classes
     ('pos', 'neg')
+    >>> moods = [("hurray", "joy"), ("grrr", "anger"), ("oh no", "fear"), ("hm", "none")]
+    >>> lm.read_texts(moods, classes=("anger", "joy")).n_other
+    2
+    >>> lm.read_texts(moods, positive="joy", against_rest=True).classes
+    ('not joy', 'joy')
     """
-    rows, name = labelled_rows(source)
-    return _texts(rows, name, positive)
+    wanted = known_columns(text_column, label_column)
+    records, name = records_of(source, wanted, subset=subset, format=format)
+    return texts_of(
+        records,
+        name,
+        positive=positive,
+        text_column=text_column,
+        label_column=label_column,
+        classes=classes,
+        against_rest=against_rest,
+    )
 
 
-def _texts(rows: Sequence[Row], source: str, positive: object) -> Texts:
+def texts_of(
+    records: Records,
+    source: str,
+    *,
+    positive: object = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    classes: Sequence[object] | None = None,
+    against_rest: bool = False,
+) -> Texts:
+    """The texts of records; see `read_texts`."""
+    rows = labelled_rows(records, text_column, label_column)
     for number, (text, label) in enumerate(rows, start=1):
-        _check_row(text, label, f"row {number} of {source}")
-    last = {isinstance(text, str): number for number, (text, _) in enumerate(rows, start=1)}
-    if len(last) > 1:
-        raise ValueError(
-            f"`texts` must be strings or token ids, all of them alike; got a string in row "
-            f"{last[True]} and token ids in row {last[False]} of {source}. Tokenize the strings."
-        )
-    classes = _classes(rows, source, positive)
-    labels_of: dict[Text, set[str]] = {}
+        check_text(text, f"row {number} of {source}")
+        if not label:
+            raise ValueError(
+                f"`label` must not be empty; row {number} of {source} has none. Fill it in or "
+                "delete the row."
+            )
+    check_alike([text for text, _ in rows], source)
+    order = label_order(records, label_column)
+    side_of, names = _classes(rows, source, order, positive, classes, against_rest)
+    kept = [(text, side_of[label]) for text, label in rows if label in side_of]
+    return _distinct(kept, names, source, len(rows) - len(kept))
+
+
+def _distinct(
+    rows: Sequence[tuple[Text, int]], classes: tuple[str, str], source: str, n_other: int
+) -> Texts:
+    """Every text once, if it always has the same label."""
+    labels_of: dict[Text, set[int]] = {}
     for text, label in rows:
         labels_of.setdefault(text, set()).add(label)
     kept = [text for text, labels in labels_of.items() if len(labels) == 1]
     counts = Counter(text for text, _ in rows)
     return Texts(
         texts=tuple(kept),
-        labels=np.array([classes.index(next(iter(labels_of[text]))) for text in kept], dtype=int),
-        classes=(classes[0], classes[1]),
+        labels=np.array([next(iter(labels_of[text])) for text in kept], dtype=int),
+        classes=classes,
         source=source,
         n_duplicates=sum(counts[text] - 1 for text in kept),
         n_conflicts=len(labels_of) - len(kept),
+        n_other=n_other,
     )
 
 
-def _check_row(text: Any, label: str, where: str) -> None:
+def check_alike(texts: Sequence[Any], source: str) -> None:
+    """ValueError unless all are strings, or all are token ids."""
+    last = {isinstance(text, str): number for number, text in enumerate(texts, start=1)}
+    if len(last) > 1:
+        raise ValueError(
+            f"`texts` must be strings or token ids, all of them alike; got a string in row "
+            f"{last[True]} and token ids in row {last[False]} of {source}. Tokenize the strings."
+        )
+
+
+def check_text(text: Any, where: str) -> None:
+    """ValueError unless it is a text, or token ids, that a model can be given."""
     if isinstance(text, tuple):
         if not text or min(text) < 0:
             raise ValueError(
@@ -294,28 +384,95 @@ def _check_row(text: Any, label: str, where: str) -> None:
             f"`texts` must be valid Unicode; {where} holds half of a surrogate pair. Re-encode the "
             "text."
         )
-    if not label:
-        raise ValueError(
-            f"`label` must not be empty; {where} has none. Fill it in or delete the row."
-        )
 
 
-def _classes(rows: Sequence[Row], source: str, positive: object) -> list[str]:
-    """The two labels, the one that becomes 1 last."""
-    classes = in_order(label for _, label in rows)
-    if len(classes) != 2:
-        shown = classes if len(classes) <= 5 else [*classes[:5], "..."]
-        first = {c: next(i for i, (_, y) in enumerate(rows, 1) if y == c) for c in classes[:5]}
+def _classes(
+    rows: Sequence[Row],
+    source: str,
+    order: Sequence[str],
+    positive: object,
+    classes: Sequence[object] | None,
+    against_rest: bool,
+) -> tuple[dict[str, int], tuple[str, str]]:
+    """0 or 1 for every label that is meant, and the names of the two."""
+    labels = {label for _, label in rows}
+    named = [name for name in order if name in labels]
+    found = named if len(named) == len(labels) else in_order(labels)
+    one = None if positive is None else label_name(positive, "as `positive`")
+    if one is not None and one not in found:
         raise ValueError(
-            f"`label` must take exactly two values; got {len(classes)}: {shown} in {source} "
-            f"(first rows {first}). Keep the rows of two classes."
+            f"`positive` must be one of the labels {some_labels(found)}; got {one!r}. The readout "
+            "grows towards it."
         )
-    if positive is None:
-        return classes
-    name = label_name(positive, "as `positive`")
-    if name not in classes:
+    if against_rest:
+        return _against_rest(found, one, classes)
+    if classes is None:
+        pair = _two(found, rows, source)
+    else:
+        pair = _chosen(classes, found, source)
+    if one is not None and one not in pair:
         raise ValueError(
-            f"`positive` must be one of the labels {classes}; got {name!r}. The readout grows "
+            f"`positive` must be one of the two classes {pair}; got {one!r}. The readout grows "
             "towards it."
         )
-    return sorted(classes, key=lambda label: label == name)
+    if one is not None:
+        pair = sorted(pair, key=lambda label: label == one)
+    return {pair[0]: 0, pair[1]: 1}, (pair[0], pair[1])
+
+
+def _two(found: list[str], rows: Sequence[Row], source: str) -> list[str]:
+    """The two labels that there are."""
+    if len(found) != 2:
+        first = {
+            label[:40]: next(i for i, (_, other) in enumerate(rows, 1) if other == label)
+            for label in found[:5]
+        }
+        cure = (
+            "Choose two with `classes`, or one against the rest with `positive` and `against_rest`."
+            if len(found) > 2
+            else "Add texts of another class."
+        )
+        raise ValueError(
+            f"`label` must take exactly two values; got {len(found)}: {some_labels(found)} in "
+            f"{source} (first rows {first}). {cure}"
+        )
+    return found
+
+
+def _chosen(classes: Sequence[object], found: list[str], source: str) -> list[str]:
+    if isinstance(classes, str) or len(classes) != 2:
+        raise ValueError(
+            f"`classes` must be two labels; got {classes!r:.60}. Write them as in anger,joy: the "
+            "readout grows towards the second."
+        )
+    pair = [label_name(label, "in `classes`") for label in classes]
+    absent = [label for label in pair if label not in found]
+    if absent or pair[0] == pair[1]:
+        raise ValueError(
+            f"`classes` must be two of the labels {some_labels(found)} in {source}; got {pair}. "
+            "Choose two."
+        )
+    return pair
+
+
+def _against_rest(
+    found: list[str], one: str | None, classes: object
+) -> tuple[dict[str, int], tuple[str, str]]:
+    if one is None or classes is not None:
+        raise ValueError(
+            "`against_rest` must come with `positive`, and without `classes`; got "
+            f"{'no label' if one is None else 'both'}. Name the label that all others are held "
+            "against."
+        )
+    if len(found) < 2:
+        raise ValueError(
+            f"`against_rest` must have other labels than {one!r}; got none. Add texts of another "
+            "class."
+        )
+    return {label: int(label == one) for label in found}, (f"not {one}", one)
+
+
+def some_labels(labels: Sequence[str]) -> list[str]:
+    """A few of some labels, in their order, each of bounded length."""
+    shown = [label if len(label) <= 40 else f"{label[:37]}..." for label in labels[:6]]
+    return shown if len(labels) <= 6 else [*shown[:5], "..."]

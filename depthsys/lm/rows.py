@@ -1,46 +1,55 @@
-"""Rows of labelled texts as people have them: files, tables, data sets, pairs.
+"""Records -> rows of texts with labels, or of pairs of texts: which column means what.
 
-Every source becomes rows (text, label): a text is a string, or a tuple of token ids; a label is a
-string.
+A text is a string, or a tuple of token ids; a label is a string.
 """
 
 import contextlib
-import csv
-import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from itertools import pairwise
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from depthsys.lm.records import Records, some
 
 Text = str | tuple[int, ...]
 Row = tuple[Any, str]
 
-# A whole document in one cell is no error: the csv module's own limit is 131072 characters.
-_LONGEST_CELL = 2**31 - 1
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
-# how tables of other packages give their rows as dictionaries: polars, pyarrow
-_TO_ROWS = ("to_dicts", "to_pylist")
+# what columns are called elsewhere
+_LIKELY = {
+    "text": "sentence review content body document tweet message comment snippet prompt".split(),
+    "label": "labels class category target sentiment emotion mood rating stars score y".split(),
+}
+PAIR = ("positive", "negative")
+# questions with two answers, as those of contrastive activation addition
+ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
+QUESTION = "question"
 
 
-def labelled_rows(source: Any) -> tuple[list[Row], str]:
-    """Rows of a file, of a table or data set, or of pairs; and what the source is called.
+def labelled_rows(
+    records: Records, text_column: str | None = None, label_column: str | None = None
+) -> list[Row]:
+    """Rows (text, label) of records.
 
     Raises
     ------
-    FileNotFoundError
-        If the file does not exist.
     ValueError
-        If the format, the columns or a label is not usable; the message names the row.
+        If a column is missing, or a cell is not usable; the message names the row.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        return [_row(record, n, repr(path.name)) for n, record in _numbered(path)], str(path)
-    return [_row(record, n, "list") for n, record in enumerate(_records(source), 1)], "list"
+    named = {"text": text_column, "label": label_column}
+    return [
+        _row(record, f"in row {number} of {records.source}", named, records)
+        for number, record in enumerate(records.rows, start=1)
+    ]
+
+
+def label_order(records: Records, label_column: str | None) -> list[str]:
+    """The names of the labels in the order of the numbers behind them, where there are some."""
+    return list(records.classes.get(label_column or "label", ()))
 
 
 def label_name(label: object, where: str) -> str:
@@ -79,169 +88,41 @@ def in_order(labels: Iterable[str]) -> list[str]:
     return ordered
 
 
-# ------------------------------------------------------------------------- files
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.is_dir():
-        raise ValueError(
-            f"`texts` must be a file; got the folder {str(path)!r}. Give a CSV, TSV or JSONL file "
-            "with the columns text and label."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`texts` must be an existing file; got {str(path)!r}. "
-            "Give a CSV, TSV or JSONL file with the columns text and label."
-        )
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(
-            f"`texts` must be a .csv, .tsv or .jsonl file; got {path.name!r}. Convert it first."
-        )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = _json_lines(file) if kind == ".jsonl" else _table(file, kind)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"`texts` must be a UTF-8 file; got {path.name!r}: {error}. Save it as UTF-8."
-        ) from error
-    if not records:
-        raise ValueError(f"`texts` must not be empty; {path.name!r} has no rows. Add texts.")
-    return enumerate(records, start=1)
-
-
-def _json_lines(file: IO[str]) -> list:
-    records = []
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(
-                    f"`texts` must hold one JSON object per line; line {number} is none: "
-                    f"{error}. Correct the line."
-                ) from error
-    return records
-
-
-def _table(file: IO[str], kind: str) -> list[dict]:
-    limit = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        return _cells(file, kind)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _cells(file: IO[str], kind: str) -> list[dict]:
-    if kind == ".csv":
-        reader = csv.DictReader(file, strict=True)
-    else:  # tab-separated values know no quoting: a quotation mark is text
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"`texts` must have distinct column names; got {list(names)}. Rename one."
-            )
-        if len(names) == 1 and (separator := re.search("[;\t|]", names[0])):
-            raise ValueError(
-                f"`texts` must have commas between the cells of a .csv file; got {names[0]!r} as "
-                f"its header, with {separator[0]!r} between them. Save it with commas, or as .tsv."
-            )
-        rows = []
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"`texts` must have {len(names)} cells in every row; line {reader.line_num} "
-                    "has more. Put texts that hold the delimiter in quotes."
-                )
-            rows.append(row)
-        return rows
-    except csv.Error as error:
-        raise ValueError(
-            f"`texts` must be a well-formed {kind} file; got an error near line "
-            f"{reader.line_num}: {error}. Put fields that hold quotes or delimiters in quotes, and "
-            'write " inside them as "".'
-        ) from error
-
-
-# ------------------------------------------------------------------------- tables and data sets
-
-
-def _records(source: Any) -> Iterable[Any]:
-    """The rows of what is no file."""
-    if hasattr(source, "columns") and hasattr(source, "itertuples"):  # pandas
-        return source.to_dict("records")
-    for name in _TO_ROWS:
-        if hasattr(source, name):
-            return getattr(source, name)()
-    if isinstance(source, Mapping):
-        return _of_columns(source)
-    if hasattr(source, "__iter__"):
-        return source
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        return (source[row] for row in range(len(source)))
-    raise TypeError(
-        f"`source` must be a file, a table, or rows of texts and labels; got "
-        f"{type(source).__name__}. Zip texts and labels."
-    )
-
-
-def _of_columns(columns: Mapping) -> list[dict]:
-    """Rows of a mapping from names to columns; refuses a mapping of data sets."""
-    if "label" not in columns:
-        raise ValueError(
-            f"`source` must hold the columns 'text' and 'label'; got {_some(columns)}. Rename the "
-            "columns; of a dictionary of data sets give one: source['train']."
-        )
-    chosen = {name: columns[name] for name in _COLUMNS if name in columns}
-    sizes = {name: len(column) for name, column in chosen.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"`source` must have columns of one length; got {sizes}. Give a label for every text."
-        )
-    return [dict(zip(chosen, cells, strict=True)) for cells in zip(*chosen.values(), strict=True)]
-
-
-_COLUMNS = ("text", "input_ids", "attention_mask", "label")
-
-
 # ------------------------------------------------------------------------- one row
 
 
-def _row(record: Any, number: int, source: str) -> Row:
-    where = f"in row {number} of {source}"
+def _row(record: Any, where: str, named: Mapping[str, str | None], records: Records) -> Row:
     if isinstance(record, Mapping):
-        text, label = _text_of(record, where), record["label"]
-    elif source == "list":
-        if isinstance(record, str) or not hasattr(record, "__len__") or len(record) != 2:
-            raise ValueError(
-                f"`source` must hold pairs (text, label); got {record!r} in row {number}. "
-                "Zip texts and labels."
-            )
-        text, label = record
-    else:
+        text, label = _text_of(record, where, named, records), record[named["label"] or "label"]
+        label = _of_class(label, records.classes.get(named["label"] or "label"), where)
+    elif records.source != "list" or any(named.values()):
+        wanted = " and ".join(repr(name or kind) for kind, name in named.items())
         raise ValueError(
-            f"`texts` must have the columns 'text' and 'label'; got {type(record).__name__} "
+            f"`texts` must have the columns {wanted}; got {type(record).__name__} "
             f"{where}. Write an object with both in every line."
         )
+    else:
+        if isinstance(record, str) or not hasattr(record, "__len__") or len(record) != 2:
+            raise ValueError(
+                f"`source` must hold pairs (text, label); got {_shown(record)} {where}. Zip texts "
+                "and labels."
+            )
+        text, label = record
     return checked_text(text, where), label_name(label, where)
 
 
-def _text_of(record: Mapping, where: str) -> Any:
+def _text_of(record: Mapping, where: str, named: Mapping[str, str | None], records: Records) -> Any:
     """The text of a row, or the token ids in its column ``input_ids``."""
-    name = "text" if "text" in record else "input_ids"
-    if not {name, "label"} <= record.keys():
-        raise ValueError(
-            f"`texts` must have the columns 'text' and 'label'; got {_some(record)} {where}. "
-            "Rename the columns; token ids are 'input_ids'."
-        )
-    if record[name] is None or record["label"] is None:
+    name = named["text"] or ("text" if "text" in record else "input_ids")
+    label = named["label"] or "label"
+    if not {name, label} <= record.keys():
+        raise ValueError(_missing(record, where, named, records))
+    if record[name] is None or record[label] is None:
         raise ValueError(
             f"`texts` must have a text and a label in every row; got none of one {where}. Fill it "
             "in or delete the row."
         )
-    if name == "text":
+    if name != "input_ids":
         return record[name]
     ids, mask = _ids(record[name], where), record.get("attention_mask")
     if mask is None:
@@ -253,6 +134,151 @@ def _text_of(record: Mapping, where: str) -> Any:
             f"{where}. Leave the column out where nothing is padded."
         )
     return tuple(token for token, keep in zip(ids, kept, strict=True) if keep)
+
+
+def _missing(record: Mapping, where: str, named: Mapping[str, str | None], records: Records) -> str:
+    """What to say where a column is missing: which there are, and which are likely meant."""
+    there = list(map(str, records.columns or record))
+    wanted = {kind: name or kind for kind, name in named.items()}
+    cures = []
+    for kind, name in wanted.items():
+        if name in there or (name == "text" and "input_ids" in there):
+            continue
+        likely = [column for column in there if column.lower() in _LIKELY[kind]]
+        likely = [column for column in likely if column not in wanted.values()]
+        is_meant = f"Is {likely[0]!r} the {kind}? Write " if likely else "Name it by "
+        cures.append(f"{is_meant}`{kind}_column`{f' {likely[0]}' if likely else ''}.")
+    if not any(named.values()):
+        cures.append("Token ids are 'input_ids'.")
+    return (
+        f"`texts` must have the columns {' and '.join(map(repr, wanted.values()))}; got "
+        f"{some(there)} {where}. {' '.join(cures)}"
+    )
+
+
+def _of_class(label: Any, names: list[str] | None, where: str) -> Any:
+    """The name of a class that is a whole number in a data set."""
+    if names is None or isinstance(label, (str, bool)) or not hasattr(label, "__index__"):
+        return label
+    number = operator.index(label)
+    if not 0 <= number < len(names):
+        raise ValueError(
+            f"`label` must be the number of one of {len(names)} classes, {names[:8]}; got "
+            f"{number} {where}. Such rows have no label: leave them out, or choose another part."
+        )
+    return names[number]
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+# ------------------------------------------------------------------------- pairs
+
+
+def has_pairs(records: Records) -> bool:
+    """Whether the columns are those of pairs, and not of labelled texts."""
+    first = next(iter(records.rows), None)
+    there = set(records.columns) or (set(first) if isinstance(first, Mapping) else set())
+    return "label" not in there and (set(PAIR) <= there or {QUESTION, *ANSWERS} <= there)
+
+
+def pair_rows(
+    records: Records, columns: tuple[str, str] | None, text_column: str | None
+) -> tuple[list[tuple[Any, Any]], tuple[str, str]]:
+    """Rows (positive text, negative text) of records, and what the two are called.
+
+    Parameters
+    ----------
+    records
+        Mappings, pairs, or objects of other packages.
+    columns
+        Those of the positive and of the negative text; by default `PAIR`, or `ANSWERS`.
+    text_column
+        What stands before both; by default `QUESTION` for `ANSWERS`, and nothing otherwise.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or a cell is not usable; the message names the row.
+    """
+    first = next(iter(records.rows), None)
+    if columns is None:
+        there = first.keys() if isinstance(first, Mapping) else set()
+        columns = ANSWERS if set(ANSWERS) <= there and not set(PAIR) <= there else PAIR
+    if columns == ANSWERS and text_column is None:
+        text_column = QUESTION
+    rows = [
+        _pair(record, columns, text_column, f"in row {number} of {records.source}", records)
+        for number, record in enumerate(records.rows, start=1)
+    ]
+    return rows, columns
+
+
+def _pair(
+    record: Any, columns: tuple[str, str], text_column: str | None, where: str, records: Records
+) -> tuple[Any, Any]:
+    if not isinstance(record, Mapping):
+        pair = _of_others(record, where)
+        if text_column is not None:
+            raise ValueError(
+                f"`text_column` must go with records; got {_shown(record)} {where}. Write what "
+                "stands before both into both."
+            )
+        return checked_text(pair[0], where), checked_text(pair[1], where)
+    wanted = [*columns, *([] if text_column is None else [text_column])]
+    if not set(wanted) <= record.keys():
+        raise ValueError(
+            f"`pairs` must have the columns {' and '.join(map(repr, wanted))}; got "
+            f"{some(records.columns or record)} {where}. Name those of the positive and of the "
+            "negative text, in this order."
+        )
+    if any(record[name] is None for name in wanted):
+        raise ValueError(
+            f"`pairs` must have both texts in every row; got none of one {where}. Fill it in or "
+            "delete the row."
+        )
+    texts = [checked_text(record[name], where) for name in columns]
+    if text_column is not None:
+        texts = [_joined(record[text_column], text, where) for text in texts]
+    return texts[0], texts[1]
+
+
+def _joined(before: Any, text: Any, where: str) -> Any:
+    """What stands before, and the text, with one space between them where there is none."""
+    before = checked_text(before, where)
+    if isinstance(before, tuple) and isinstance(text, tuple):
+        return before + text
+    if not (isinstance(before, str) and isinstance(text, str)):
+        raise ValueError(
+            f"`pairs` must be strings or token ids, all of them alike; got {_shown(before)} before "
+            f"{_shown(text)} {where}. Tokenize the strings."
+        )
+    gap = "" if not before or before[-1].isspace() or text[:1].isspace() else " "
+    return before + gap + text
+
+
+def _of_others(record: Any, where: str) -> tuple[Any, Any]:
+    """A tuple of two; or a pair of repeng, or of steering-vectors."""
+    for names in (PAIR, ("positive_str", "negative_str")):
+        if all(hasattr(record, name) for name in names):
+            indices = ("read_positive_token_index", "read_negative_token_index")
+            if any(getattr(record, name, None) is not None for name in indices):
+                raise ValueError(
+                    f"`pairs` must be read at one token; got an index of its own {where}. Leave it "
+                    "out, and say where all texts are read."
+                )
+            return getattr(record, names[0]), getattr(record, names[1])
+    if isinstance(record, (str, bytes)) or not hasattr(record, "__len__") or len(record) != 2:
+        raise ValueError(
+            f"`pairs` must hold pairs (positive text, negative text); got {_shown(record)} "
+            f"{where}. Zip the two."
+        )
+    return record[0], record[1]
+
+
+# ------------------------------------------------------------------------- one text
 
 
 def checked_text(text: Any, where: str) -> Any:
@@ -281,8 +307,3 @@ def _ids(cell: Any, where: str) -> tuple[int, ...]:
             f"`texts` must be strings or lists of token ids; got {str(cell)[:40]!r} {where}. "
             "Give one of both."
         ) from error
-
-
-def _some(names: Iterable) -> list[str]:
-    found = sorted(map(str, names))
-    return found if len(found) <= 8 else [*found[:8], "..."]

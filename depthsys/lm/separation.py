@@ -55,4 +55,17 @@ def auc_limit(auc: np.ndarray, n0: int, n1: int, end: float) -> np.ndarray:
     return inside
 
 
-# -------------------------------------------------------------------------------- several
+def paired_accuracy(
+    positive: np.ndarray, negative: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of pairs that scores (depth, pair) order rightly, and its 95 % interval by Wilson.
+
+    Ties count one half; NaN where there are no scores.
+    """
+    n = positive.shape[-1]
+    right = ((positive > negative) + 0.5 * (positive == negative)).mean(axis=-1)
+    share = np.where(np.isnan(positive).any(axis=-1), np.nan, right)
+    z2 = _NORMAL_975**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return share, np.maximum(middle - half, 0), np.minimum(middle + half, 1)

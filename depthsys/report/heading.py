@@ -61,6 +61,10 @@ def _separation(result: xr.Dataset, n_layers: int) -> str:
             "call them gains of the concept"
         )
     n_held_out = 2 * int(result.attrs["split"].split("/")[2])
+    if "paired_accuracy" in result:
+        names = ("paired_accuracy", "paired_low", "paired_high")
+        share = fixed([float(result[name].values[-1]) for name in names])
+        told[-1] += f" (of {n_held_out // 2} pairs, {share} ordered rightly)"
     return f"- AUC on {n_held_out} held-out texts: {', '.join(told)}; {text}"
 
 
@@ -134,10 +138,13 @@ def text_notes(attrs: Mapping[str, Any]) -> list[str]:
     said = in_words(Prompting.stored(attrs))
     found = [said] if said else []
     if attrs["n_duplicates"] or attrs["n_conflicts"]:
+        both = "pairs with a text on both" if attrs.get("paired") else "texts that came with both"
         found.append(
             f"dropped before splitting: {attrs['n_duplicates']} duplicates, "
-            f"{attrs['n_conflicts']} texts that came with both labels"
+            f"{attrs['n_conflicts']} {both} {'sides' if attrs.get('paired') else 'labels'}"
         )
+    if attrs.get("n_other"):
+        found.append(f"left out: {counted(attrs['n_other'], 'row')} of other classes")
     cut = [attrs[f"n_cut_{name}"] for name in ("concept", "operating", "held_out")]
     if any(cut):
         found.append(

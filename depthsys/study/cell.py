@@ -66,12 +66,17 @@ class Cell:
 
 def read_splits(texts: Path, settings: Settings) -> "Splits":
     """The labelled texts of a file, split as asked for."""
-    from depthsys import lm
+    from depthsys.lm.pairs import Pairs, read_texts_or_pairs
 
+    found = read_texts_or_pairs(texts.resolve(), positive=settings.positive, **settings.layout)
+    if settings.concept == "paired_difference" and not isinstance(found, Pairs):
+        raise ValueError(
+            f"`--concept` must be another one than paired_difference for texts with labels; got it "
+            f"with {texts.name!r}, which holds no pairs. Name their columns by `--pairs`, or use "
+            "mean_difference."
+        )
     concept, operating, held_out = settings.split
-    return lm.read_texts(texts.resolve(), positive=settings.positive).split(
-        concept=concept, operating=operating, held_out=held_out, seed=settings.seed
-    )
+    return found.split(concept=concept, operating=operating, held_out=held_out, seed=settings.seed)
 
 
 def find_model(name: str, settings: Settings) -> "Found":

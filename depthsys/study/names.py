@@ -14,8 +14,10 @@ METHODS = (
     "adjoint",
     "random",
 )
+# depthsys.lm.records.FORMATS
+TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 # functions of depthsys.lm.concepts
-CONCEPTS = ("mean_difference", "whitened", "logistic", "pca")
+CONCEPTS = ("mean_difference", "whitened", "logistic", "pca", "paired_difference")
 # depthsys.lm.readouts.READOUTS
 READOUTS = ("concept", "profile")
 # depthsys.ltv.plan.ENERGIES

@@ -1,14 +1,24 @@
 """What a main job or a comparison is asked for, checked once, before any work."""
 
+import csv
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from depthsys.prompting import CUTS, Prompting
 from depthsys.splits import split_sizes
-from depthsys.study.names import CONCEPTS, DTYPES, ENERGIES, METHODS, READOUTS, STEPS
+from depthsys.study.names import (
+    CONCEPTS,
+    DTYPES,
+    ENERGIES,
+    METHODS,
+    READOUTS,
+    STEPS,
+    TEXT_FORMATS,
+)
 
 if TYPE_CHECKING:
     from depthsys.lm import Method
@@ -18,7 +28,12 @@ DEFAULT_EACH = 64
 # what a stored system has been identified with already
 IDENTIFICATION = (
     "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
-    "template", "chat", "system_message", "answer", "read_at", "positive",
+    "template", "chat", "system_message", "answer", "read_at", "positive", "text_column",
+    "label_column", "pairs", "classes", "against_rest", "subset", "format",
+)  # fmt: skip
+# how texts are read, see `depthsys.lm.read_texts` and `read_pairs`
+LAYOUT = (
+    "text_column", "label_column", "pairs", "classes", "against_rest", "subset", "format",
 )  # fmt: skip
 
 
@@ -39,6 +54,8 @@ class Settings:
         What is put around texts, and which token is the state; see `prompting`.
     positive
         The label that the readout grows towards; None for the one that sorts last.
+    text_column, label_column, pairs, classes, against_rest, subset, format
+        How the texts are read: see `lm.read_texts`; ``pairs`` are the columns of `lm.read_pairs`.
     device, dtype
         Where and in what the model runs; dtype None: float32, or that of a stored system.
     step, eps
@@ -67,6 +84,13 @@ class Settings:
     answer: str | None = None
     read_at: str | int = "last"
     positive: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    pairs: tuple[str, str] | None = None
+    classes: tuple[str, str] | None = None
+    against_rest: bool = False
+    subset: str | None = None
+    format: str | None = None
     device: str = "auto"
     dtype: str | None = None
     step: str = "relative"
@@ -137,6 +161,12 @@ class Settings:
         """How texts become prompts."""
         return Prompting(**{each.name: getattr(self, each.name) for each in fields(Prompting)})
 
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How texts are read, as far as it was said."""
+        said = {name: getattr(self, name) for name in LAYOUT}
+        return {name: value for name, value in said.items() if value not in (None, False)}
+
     def method(self) -> "Method":
         """The reduction method with its settings."""
         from depthsys.lm.methods import METHODS as made
@@ -153,6 +183,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "step": STEPS,
     "dtype": DTYPES,
     "cut": CUTS,
+    "format": TEXT_FORMATS,
 }
 # name -> rule with the cure, and whether a value meets it; nan meets none
 _RULES = {
@@ -230,7 +261,27 @@ def _read_at(given: str | int) -> str | int:
     return int(given) if is_index else given
 
 
-_PARSERS = {"split": _split, "methods": _methods, "orders": _orders, "read_at": _read_at}
+def _two(name: str, text: str | Collection[str]) -> tuple[str, str]:
+    """Two names with a comma between them; one that holds a comma is in quotes."""
+    given = next(csv.reader([text], skipinitialspace=True), []) if isinstance(text, str) else text
+    names = [str(each).strip() for each in given]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        shown = text if isinstance(text, str) and len(text) <= 60 else names[:4]
+        raise ValueError(
+            f"`--{name}` must be two names; got {shown!r}. Write them as in {_TWO[name]}."
+        )
+    return names[0], names[1]
+
+
+_TWO = {"pairs": "positive,negative", "classes": "anger,joy, the second for the larger readout"}
+_PARSERS = {
+    "split": _split,
+    "methods": _methods,
+    "orders": _orders,
+    "read_at": _read_at,
+    "pairs": partial(_two, "pairs"),
+    "classes": partial(_two, "classes"),
+}
 
 
 def _checked_each(n_each: int | None, n_held_out: int) -> int:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 MISSED = 0.1
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
-_SEPARATION = ("auc", "auc_low", "auc_high")
+_SEPARATION = (
+    "auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high",
+)  # fmt: skip
 
 
 def find_concept(cell: Cell, name: str | None = None) -> xr.Dataset:
@@ -211,6 +213,9 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
         "n_duplicates": texts.n_duplicates,
         "n_conflicts": texts.n_conflicts,
         **cell.model.prompting.attrs,
+        "n_other": texts.n_other,
+        "paired": int(isinstance(texts.concept, lm.Pairs)),
+        "texts_layout": json.dumps(cell.settings.layout),
     }
     notes = {}
     for name in ("concept", "operating", "held_out"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthsys.prompting import Prompting
 from depthsys.study.cell import Cell
-from depthsys.study.settings import IDENTIFICATION, Settings, typed
+from depthsys.study.settings import IDENTIFICATION, LAYOUT, Settings, typed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,6 +78,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         split=attrs["split"],
         seed=int(attrs["seed"]),
         positive=_positive(attrs),
+        **_layout(attrs),
     )
     return replace(
         settings,
@@ -86,6 +87,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         seed=stored.seed,
         **asdict(Prompting.stored(attrs)),
         positive=stored.positive,
+        **{name: getattr(stored, name) for name in LAYOUT},
         dtype=settings.dtype or attrs["dtype"],
     )
 
@@ -94,6 +96,12 @@ def _positive(attrs: Mapping[str, Any]) -> str | None:
     """The label that became 1, whatever labels were sorted by when the system was made."""
     classes = json.loads(attrs.get("classes", "[]"))
     return classes[1] if len(classes) == 2 else None
+
+
+def _layout(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """How the texts were read."""
+    said = json.loads(attrs.get("texts_layout", "{}"))
+    return {name: said[name] for name in LAYOUT if name in said}
 
 
 def texts_of(system: "xr.Dataset", path: Path, moved: Path | None) -> Path:

@@ -255,7 +255,10 @@ BAD = {
     "`--seed` must be >= 0": ["--seed", "-1"],
     "`--max-tokens` must be >= 1": ["--max-tokens", "0"],
     "`--readout` must be concept or profile; got 'all'": ["--readout", "all"],
-    "`--concept` must be mean_difference, whitened, logistic or pca": ["--concept", "svm"],
+    "`--concept` must be one of mean_difference, whitened, logistic, pca, pair": [
+        "--concept",
+        "svm",
+    ],
     "`--dtype` must be float32, float64, bfloat16 or float16": ["--dtype", "float8"],
     "`--device` must be": ["--device", "quantum"],
     "must hold 440 distinct texts per class": ["--split", "20/10/410"],

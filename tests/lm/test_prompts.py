@@ -67,7 +67,12 @@ def test_labels_may_be_any_two_words():
     ("name", "content", "error", "message"),
     [
         ("absent.csv", None, FileNotFoundError, "must be an existing file"),
-        ("a.txt", "text,label\na,1", ValueError, "must be a .csv, .tsv or .jsonl file"),
+        (
+            "a.txt",
+            "text,label\na,1",
+            ValueError,
+            "must be a .csv, .tsv, .json, .jsonl or",
+        ),
         ("a.csv", "", ValueError, "must not be empty"),
         ("a.csv", "text,label\n", ValueError, "must not be empty"),
         ("a.csv", "body,label\na,1", ValueError, r"columns 'text' and 'label'; got \['body'"),
@@ -219,7 +224,9 @@ def test_rows_that_cannot_be_meant(source, error, message):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match="must be a file; got the folder"):
+    with pytest.raises(
+        ValueError, match=r"a folder that `datasets` has saved; got .* no state.json"
+    ):
         lm.read_texts(tmp_path)
 
 

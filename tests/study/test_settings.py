@@ -1,6 +1,7 @@
 """What may be asked for."""
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -45,10 +46,16 @@ def test_methods_are_parsed():
     ("options", "message"),
     [
         ({"basis": "svd"}, "`--basis` must be one of ensemble, .* got 'svd'. Pick one."),
-        ({"concept": "svm"}, "`--concept` must be mean_difference, whitened, logistic or pca; got"),
+        (
+            {"concept": "svm"},
+            "`--concept` must be one of mean_difference, .*; got",
+        ),
         ({"readout": "all"}, "`--readout` must be concept or profile; got 'all'"),
         ({"energy": "none"}, "`--energy` must be absolute or relative; got 'none'"),
-        ({"dtype": "float16"}, "`--dtype` must be float32 or float64; got 'float16'"),
+        (
+            {"dtype": "float8"},
+            "`--dtype` must be float32, float64, bfloat16 or float16; got 'float8'",
+        ),
         ({"cut": "top"}, "`--cut` must be right, left or middle; got 'top'. Pick one."),
         ({"order": 0}, "`--order` must be >= 1; got 0. The default is 32."),
         ({"tolerance": 1.0}, "`--tolerance` must be a fraction between 0 and 1; got 1.0."),
@@ -66,12 +73,24 @@ def test_methods_are_parsed():
         ({"orders": "4,2"}, "`--orders` must be rising whole numbers >= 1; got '4,2'"),
         ({"orders": "9" * 5000}, "`--orders` must be rising whole numbers >= 1"),
         ({"split": "4/2/3", "n_each": 7}, r"`--each` must be in 0..6, the number of held-out"),
+        ({"classes": "a"}, "`--classes` must be two names; got 'a'. Write them as in anger,joy"),
+        ({"classes": ("a", "a")}, r"`--classes` must be two names; got \['a', 'a'\]"),
+        ({"pairs": "a,b,c"}, "`--pairs` must be two names; got 'a,b,c'. Write them as in positive"),
+        ({"format": "xls"}, "`--format` must be one of csv, .*; got 'xls'. Pick one."),
         ({"n_each": -1}, r"`--each` must be in 0..400, .* got -1"),
     ],
 )
 def test_what_may_not_be_asked_for(options, message):
     with pytest.raises(ValueError, match=message):
         Settings.checked(**options)
+
+
+def test_how_texts_are_read():
+    assert Settings().layout == {}
+    asked = {"text_column": "a", "classes": '"sad, blue", glad', "pairs": None}
+    found = Settings.checked(**asked, against_rest=True).layout
+    assert found == {"text_column": "a", "classes": ("sad, blue", "glad"), "against_rest": True}
+    assert Settings.checked(**json.loads(json.dumps(found))).layout == found  # as it is stored
 
 
 def test_an_unknown_option_is_a_mistake_of_the_caller():

@@ -1,9 +1,10 @@
 """Files of others: what is in them, without what they could do.
 
-HDF5, .mat and Zarr are read in a process of their own, with limits of time and memory, after a look
-at the container: nothing outside the file is opened, and nothing is read that was not asked for, or
-is larger than the file can be. The first file costs the start of that process (a fifth to half of a
-second), each further one some milliseconds, and large arrays one more copy in memory.
+HDF5, .mat, Zarr, Parquet and Arrow are read in a process of their own, with limits of time and
+memory, after a look at the container: nothing outside the file is opened, and nothing is read that
+was not asked for, or is larger than the file can be. The first file costs the start of that process
+(a fifth to half of a second), each further one some milliseconds, and large arrays one more copy in
+memory.
 
 On systems that cannot copy processes (Windows) files are read in this one, after the same checks.
 """
@@ -22,7 +23,9 @@ from depthsys.files.strangers.process import ask
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Group", "Mat", "Refused", "read_mat", "read_netcdf", "read_zarr"]
+__all__ = [
+    "Group", "Mat", "Refused", "Table", "read_mat", "read_netcdf", "read_table", "read_zarr"
+]  # fmt: skip
 
 
 @dataclass
@@ -43,6 +46,18 @@ class Mat:
     variables: dict[str, np.ndarray | str]
     kinds: list[str]
     others: dict[str, str]
+
+
+@dataclass
+class Table:
+    """Rows of a table, as dictionaries.
+
+    ``columns`` are the names of all its columns, ``classes`` the names behind whole numbers.
+    """
+
+    rows: list[dict[str, Any]]
+    columns: list[str]
+    classes: dict[str, list[str]]
 
 
 def read_netcdf(
@@ -107,6 +122,32 @@ def read_mat(path: Path, names: Iterable[str], description: str, listing: Mappin
     (first, _), *rest = messages
     variables = {m["name"]: m["text"] if array is None else array for m, array in rest}
     return Mat(variables, first["kinds"], first["others"])
+
+
+def read_table(path: Path, columns: Iterable[str], kind: str) -> Table:
+    """Columns of a Parquet or Arrow file, of those that are there; needs pyarrow.
+
+    Parameters
+    ----------
+    path
+        A regular file.
+    columns
+        Their names.
+    kind
+        "parquet" or "arrow".
+
+    Raises
+    ------
+    Refused
+        If the file must not be read; the text says why.
+    ValueError
+        If it is damaged.
+    """
+    wanted = sorted(set(columns))
+    messages = ask("arrow", {"path": str(path), "columns": wanted, "kind": kind})
+    (first, _), *rest = messages
+    rows = [dict(zip(first["found"], row, strict=True)) for told, _ in rest for row in told["rows"]]
+    return Table(rows, first["columns"], first["classes"])
 
 
 def _asked(

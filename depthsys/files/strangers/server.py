@@ -29,7 +29,7 @@ except ImportError:  # Windows, where nothing is served
 from depthsys.files.strangers.limits import RATE, Refused, one_line
 
 Answer = Iterator[tuple[dict[str, Any], np.ndarray | None]]  # of the ``read`` of a reader
-READERS = ("hdf5", "mat", "zarr_v3")
+READERS = ("hdf5", "mat", "zarr_v3", "arrow")
 LENGTH = struct.Struct("<Q")
 STATUS = struct.Struct("<i")
 _ROOM = 2**29  # bytes of address space beside what is read: libraries, stacks of threads

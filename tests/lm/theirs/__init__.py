@@ -1,0 +1,1 @@
+"""Scripts that run where packages of others are installed, and depthsys is not."""
