@@ -32,7 +32,7 @@ SYNTHETIC = ("synthetic sentiment", "synthetic domain")
 ABLATION = ("sst2", "synthetic sentiment")  # tasks on which other concept directions are tried
 REAL = "SmolLM2-135M-Instruct"
 REAL_TASKS = ("movies", "amazon", "tweets", "editorials")  # beside the model
-HARDER_TASKS = ("sst2", "tweet_hate", "tweet_offensive", "cola")  # of DATA
+HARDER_TASKS = ("sst2", "tweet_offensive", "cola")  # of DATA
 DRAWN = (("gpt2_6x128", "sst2"), ("demo_128x12", "synthetic sentiment"))
 
 

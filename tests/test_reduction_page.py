@@ -34,7 +34,7 @@ def test_the_study_covers_what_the_page_says(stored):
     assert len(study.TASKS) >= 6
     real = {(study.REAL, t) for t in (*study.REAL_TASKS, *study.HARDER_TASKS)}
     assert real <= pairs
-    assert len(real) == 8
+    assert len(real) == 7
     assert (stored.n_operating == 400).all()
     assert (stored.n_held_out == 400).all()
     assert stored.attrs["split"] == "400/200/200"
