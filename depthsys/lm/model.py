@@ -139,8 +139,9 @@ class DepthModel:
         text_config: Any = hf.config.get_text_config(decoder=True)
         self.n_layers = text_config.num_hidden_layers
         self.n_features = text_config.hidden_size
-        context = getattr(text_config, "max_position_embeddings", None)
-        fits = prompting.max_tokens if context is None else min(prompting.max_tokens, context)
+        # none, 0 or -1 where there is no limit
+        context = getattr(text_config, "max_position_embeddings", None) or 0
+        fits = min(prompting.max_tokens, context) if context > 0 else prompting.max_tokens
         # as they are, while the check runs prompts of its own
         self._prompting = Prompting(max_tokens=fits)
         if left_padding:

@@ -94,9 +94,10 @@ def find_model(name: str, settings: Settings) -> "Found":
     source = str(path.resolve()) if path.exists() else name
     config = read_config(source).get_text_config(decoder=True)
     settings.method().size(config.hidden_size)
-    context = getattr(config, "max_position_embeddings", None) or settings.max_tokens
+    context = getattr(config, "max_position_embeddings", None) or 0  # -1: no limit
     settings = settings.for_width(config.hidden_size)
-    return Found(name, source, settings, config.hidden_size, min(settings.max_tokens, context))
+    fits = min(settings.max_tokens, context) if context > 0 else settings.max_tokens
+    return Found(name, source, settings, config.hidden_size, fits)
 
 
 @dataclass(frozen=True)
