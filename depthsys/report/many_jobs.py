@@ -52,9 +52,16 @@ def row(
             for part in gains["part"].values
         },
         "noise_floor": [round(float(x), 6) for x in absolute["noise_floor"]],
-        "layer_0": [round(float(first.quantile(q)), 2) for q in (0, 0.1, 0.9, 1)],
+        "layer_0": _quantiles(first),
         "energies": [_energy_row(shift, found) for shift, found in energies.items()],
     }
+
+
+def _quantiles(gain: xr.DataArray) -> list[float]:
+    """Smallest, 0.1, 0.9 and largest; none where there is no direction."""
+    if not bool(gain.notnull().any()):
+        return []
+    return [round(float(gain.quantile(q)), 2) for q in (0, 0.1, 0.9, 1)]
 
 
 def _triple(array: xr.DataArray) -> list[float]:

@@ -37,7 +37,8 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with (folder / "texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
-    settings = ["--split", "12/6/6", "--device", "cpu", "--order", "3", "--readout", "profile"]
+    settings = ["--split", "12/6/6", "--device", "cpu", "--readout", "profile"]
+    settings += ["--basis", "krylov", "--order", "3"]
     command = ["depthsys", "control", "demo_48x4", str(folder / "texts.csv"), *settings]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, "--out", str(folder / "run")])

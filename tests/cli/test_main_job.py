@@ -248,7 +248,7 @@ BAD = {
     "`--order` and `--tolerance` must not both be given; got 3 and 0.1": [
         *OK, *SMALL, "--order", "3", "--tolerance", "0.1"
     ],
-    "`--concept` must be mean_difference, whitened": [*OK, *SMALL, "--concept", "svm"],
+    "`--concept` must be one of mean_difference, whitened": [*OK, *SMALL, "--concept", "svm"],
     "`--split` must be three positive numbers": [*OK, "--split", "400/200"],
     "`--seed` must be >= 0": [*OK, *SMALL, "--seed", "-1"],
     "`--max-tokens` must be >= 1": [*OK, *SMALL, "--max-tokens", "0"],
