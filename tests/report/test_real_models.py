@@ -58,3 +58,13 @@ def test_the_best_depth_is_the_largest_auc_of_the_task(study):
         assert cells[3].startswith(f"{np.nanmax(auc):.2f} [")
         assert (cells[1] == "no direction") == np.isnan(auc[0])
     assert "no direction" in {cells[1] for cells in table.rows}
+
+
+def test_the_share_that_a_form_takes_away_is_a_ratio_of_what_is_missing(study):
+    chosen = {"order": 32, "injection": "absolute", "layers": "all", "bound": "estimate"}
+    missing = 1 - study.spearman.sel(chosen).mean("pair")
+    share = 1 - missing.sel(basis="krylov") / missing.sel(basis="arnoldi")
+    found = real_models.share_taken(study, "Krylov 32 (propagated)", "Arnoldi 32")
+    assert found[0] == pytest.approx(float(share))
+    assert found[1] < found[0] < found[2] < 1
+    assert real_models.share_taken(study, "Arnoldi 32", "Arnoldi 32") == pytest.approx(0)
