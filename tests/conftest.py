@@ -10,6 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from depthsys import cli, lm
 
+# programs that run in environments of other tools
+collect_ignore_glob = ["*/theirs/*"]
+
 # Tiny models gain nothing from threads, and two of them on a busy machine wait for each other.
 torch.set_num_threads(1)
 
