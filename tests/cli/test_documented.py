@@ -20,7 +20,8 @@ def command_lines():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M):
-            for line in () if kind else re.findall(r"^depthsys (.*)$", block, re.M):
+            whole = block.replace("\\\n", " ")  # lines that go on in the next one
+            for line in () if kind else re.findall(r"^depthsys (.*)$", whole, re.M):
                 yield page.name, shlex.split(line, comments=True)
         for line in re.findall(r"`depthsys (\w+ [^`]*(?:--|\.nc)[^`]*)`", text):
             yield page.name, line.split()
