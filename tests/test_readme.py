@@ -50,6 +50,20 @@ def test_tables_are_the_stored_numbers():
     assert {(m, t) for m in ("gpt2_6x128", "stories260K") for t in table.TASKS} <= models
 
 
+def test_what_the_readme_says_about_its_tables_is_in_them():
+    movies, amazon = ROWS["real"]
+    for row, uniform, best, last in ((movies, 1.22, 14, 66.5), (amazon, 1.06, 12, 50)):
+        (energy,) = row["energies"]
+        multiples = energy["multiples"]
+        assert 0.02 <= round(1 - energy["needed"] / energy["planned"], 2) <= 0.03
+        said = {"uniform": uniform, "best_single_layer": best, "last_layer": last}
+        assert {name: multiples[name] for name in said} == pytest.approx(said, rel=0.03)
+        assert min(value for value in multiples.values() if value is not None) > 1
+        assert row["budget"]["truncation"][0] == row["budget"]["averaging"][0] == 0
+    for word in ("22 and\n  6 %", "14 and 12 times", "66 and 50 times"):
+        assert word in README
+
+
 def test_what_is_said_about_the_tables_of_small_models_is_in_them():
     row = {(r["model"], r["task"]): r for r in STORED}
     low, q10, q90, high = row["demo_128x12", "synthetic sentiment"]["layer_0"]
