@@ -59,8 +59,8 @@ def first_block_line(vector: xr.Dataset, path: object) -> str:
         return f"{said}, which is all that this one has"
     last = vector.sizes["layer"] - 1
     return (
-        f"{said}, as this one has. `depthsys import {path} --layer-range 1:{last} --out ...` and `depthsys export` "
-        "leave it out"
+        f"{said}, as this one has. `depthsys import {path} --layer-range 1:{last} --out ...` and "
+        "`depthsys export` leave it out"
     )
 
 
