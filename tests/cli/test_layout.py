@@ -183,7 +183,7 @@ def test_texts_that_cannot_be_read_leave_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "content", "options", "message"),
     [
-        ("identify", b" \n", [], "at most 1 GiB of texts on standard input; got none"),
+        ("identify", b" \n", [], "got nothing on standard input. Pipe texts into the command"),
         (
             "identify",
             b"x",
