@@ -228,10 +228,12 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
     }
     notes = {}
     for name in ("concept", "operating", "held_out"):
-        tokens = cell.model.tokens(getattr(texts, name))
+        part = getattr(texts, name)
+        tokens = cell.model.tokens(part)
         attrs[f"n_cut_{name}"] = tokens.n_cut
-        if tokens.note:
-            notes[name] = tokens.note
+        letters = part.letter_note if isinstance(part, lm.Pairs) else ""
+        if said := "; ".join(filter(None, [tokens.note, letters])):
+            notes[name] = said
     if notes:
         attrs["token_notes"] = json.dumps(notes)
     if system is not None and "concept_warning" in system.attrs:
