@@ -397,7 +397,10 @@ def test_where_the_files_lie(monkeypatch, tmp_path):
 
 
 def test_texts_by_name_or_file(tmp_path):
-    assert real.texts_path("reviews.csv") == Path("reviews.csv")
+    (tmp_path / "reviews.csv").touch()
+    assert real.texts_path(str(tmp_path / "reviews.csv")) == tmp_path / "reviews.csv"
+    with pytest.raises(FileNotFoundError, match=r"movies, amazon, editorials, .*; got 'movie'\. "):
+        real.texts_path("movie")
     with pytest.raises(FileNotFoundError, match=r"`movies.csv` must have been fetched; .*fetch`"):
         real.texts_path("movies")
     (tmp_path / "real").mkdir()

@@ -18,6 +18,13 @@ SCHEDULE = "schedule.nc"
 _VECTOR = ".gguf"
 # how the arguments of `depthsys.export` are typed: those of readers and those of writers
 _READ, _ORIGINAL = {"path": "SYSTEM"}, {"path": "--original"}
+_VECTOR_OPTIONS = {
+    "path": "FILE",
+    "vector": "FILE",
+    "n_layers": "--model",
+    "layer_range": "--layer-range",
+    "strength": "--strength",
+}
 _WRITTEN = {
     "path": "--out",
     "system": "SYSTEM",
@@ -179,10 +186,10 @@ def _import_vector(
     chosen = None if layer_range is None else _parse_range(layer_range)
     from depthsys.export import read_control_vector
     from depthsys.report import Screen
-    from depthsys.report.exchange import vector_line
+    from depthsys.report.exchange import first_block_line, vector_line
     from depthsys.study.exchange import model_sizes, write_vector
 
-    with named({"path": "FILE", "vector": "FILE", "n_layers": "--model", "strength": "--strength"}):
+    with named(_VECTOR_OPTIONS):
         sizes = {} if model is None else model_sizes(model)
         vector = read_control_vector(file, strength=strength, layer_range=chosen, **sizes)
     with named(_WRITTEN):
@@ -193,6 +200,8 @@ def _import_vector(
         "- a concept (direction) and a plan (u): direction.N is the push at the input of block N + "
         "1. llama.cpp, repeng and steering-vectors push every token, plans the last one"
     )
+    if refused := first_block_line(vector, file):
+        screen.say(f"- {refused}")
     screen.say(f"Written: {out}. See what it does: `depthsys verify {out} MODEL TEXTS --out ...`.")
 
 
@@ -200,7 +209,7 @@ def _export_vector(file: Path, out: Path, model_hint: str | None, force: bool) -
     """`depthsys export` of a control vector that was imported."""
     from depthsys.export import write_control_vector
     from depthsys.report import Screen
-    from depthsys.report.exchange import vector_line
+    from depthsys.report.exchange import first_block_line, vector_line
     from depthsys.study.exchange import read_vector
 
     with named(_READ):
@@ -209,7 +218,8 @@ def _export_vector(file: Path, out: Path, model_hint: str | None, force: bool) -
         write_control_vector(vector, out, model_hint=model_hint, force=force)
     screen = Screen()
     screen.say(f"{file}: {vector_line(vector)}")
-    screen.say(f"Written as gguf: {out}. llama.cpp pushes all tokens with it.")
+    use = first_block_line(vector, out) or "llama.cpp pushes all tokens with it"
+    screen.say(f"Written as gguf: {out}. {use}.")
 
 
 def _check_import(file: Path, original: Path | None, given: dict[str, Any]) -> None:

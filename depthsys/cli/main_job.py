@@ -29,7 +29,7 @@ from depthsys.cli.options import (
 from depthsys.cli.piped import Piped, output_folder
 from depthsys.demo import grammar
 from depthsys.files import OutputFolder, content_hash
-from depthsys.study import Settings, find_model
+from depthsys.study import Found, Settings, find_model
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,7 +72,8 @@ def demo(
         partial=inside(out, "demo"),
         known=[content_hash(texts)],
     )
-    find_model(model, asked)
+    found = find_model(model, asked)
+    check_relative_step(found)
     folder.write(results.TEXTS, lambda path: path.write_bytes(texts))
     from depthsys.cli.session import open_model
 
@@ -131,7 +132,7 @@ def gains(
     folder = output_folder(out, files, force, inside(out, "gains"), piped)
     from depthsys.cli.session import open_source
 
-    session = open_source(source, texts, model, asked, folder, piped)
+    session = open_source(source, texts, model, asked, folder, piped, check_relative_step)
     _check_step(session)
     with session.keeping("gains", force):
         system = _identify(session)
@@ -202,6 +203,13 @@ def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
         each = session.step("identify every prompt", steps.identify_each, concept)
         session.keep(results.EACH, each)
     return system
+
+
+def check_relative_step(found: Found, _: object = None) -> None:
+    """Refuse a step that drowns in the rounding of the dtype before the weights are read."""
+    from depthsys.study import steps
+
+    steps.check_relative_step(found)
 
 
 def _check_step(session: "Session") -> None:

@@ -48,11 +48,15 @@ class Piped:
                 f"got {asked.format!r}. Give the file by its name."
             )
         content = sys.stdin.buffer.read(_LARGEST + 1)
-        if not content.strip() or len(content) > _LARGEST:
-            got = "more" if content.strip() else "none"
+        if len(content) > _LARGEST:
             raise ValueError(
                 f"`TEXTS` must be at most {_LARGEST // 2**30} GiB of texts on standard input; got "
-                f"{got}. Write them there, or give a file."
+                "more. Name a file."
+            )
+        if not content.strip():
+            raise ValueError(
+                "`TEXTS` must hold texts; got nothing on standard input. Pipe texts into the "
+                "command, or name a file."
             )
         return cls(content, f"texts.{asked.format or _guessed(content)}")
 

@@ -8,6 +8,7 @@ import typer
 from depthsys.cli import main_job, results
 from depthsys.cli.kept import inside
 from depthsys.cli.options import Force, Meaning, Measured, Out, Reduction, Shared, settings, spread
+from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
 
 
@@ -87,11 +88,13 @@ def real(
     from depthsys.demo.real import MODEL, path_of, texts_path
 
     asked = settings(reduction, meaning, measured, shared)
-    source, labelled = model or str(path_of(MODEL)), texts_path(texts)
+    with named({"name": "--texts"}):
+        labelled = texts_path(texts)
+    source = model or str(path_of(MODEL))
     folder = OutputFolder.checked(out, results.ALL_FILES, force, partial=inside(out, "real"))
     from depthsys.cli.session import open_model
 
-    session = open_model(source, labelled, asked, folder)
+    session = open_model(source, labelled, asked, folder, main_job.check_relative_step)
     main_job.whole_job(session, "real", force)
     names = (*results.SYSTEM.figures, *results.GAINS.figures, *results.CONTROL.figures)
     drawn = [str(path) for name in names if (path := out / f"{name}.png").exists()]

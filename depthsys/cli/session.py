@@ -144,6 +144,7 @@ def open_source(
     asked: Settings,
     folder: OutputFolder,
     piped: Piped | None = None,
+    check: Callable[[Found, "Splits"], object] = lambda found, splits: None,
 ) -> Session:
     """A session on a model and texts, or on a stored system that knows both.
 
@@ -151,7 +152,7 @@ def open_source(
     """
     if texts is not None and not is_system(source):
         with named({"model": "MODEL"}):
-            return open_model(source, texts, asked, folder, piped=piped)
+            return open_model(source, texts, asked, folder, check, piped)
     path = Path(source)
     with named({"path": "SYSTEM.nc"}):
         system = read_system(path, asked)
@@ -160,12 +161,17 @@ def open_source(
             f"`TEXTS` must be a file where they have moved; got - beside {source!r}, which knows "
             "its texts. Leave it out, or write where they are."
         )
+
+    def all_checked(found: Found, splits: "Splits") -> None:
+        check_same_texts(system, splits, path)
+        check(found, splits)
+
     session = open_model(
         moved or system.attrs["model"],
         texts_of(system, path, texts),
         settings_of(system, asked),
         folder,
-        lambda _, splits: check_same_texts(system, splits, path),
+        all_checked,
     )
     check_same_model(system, session.cell, path)
     session.stored = session.latest = system

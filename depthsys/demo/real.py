@@ -191,8 +191,21 @@ def path_of(name: str) -> Path:
 
 
 def texts_path(name: str) -> Path:
-    """Where fetched texts are: one of `TEXTS`; other names are files."""
-    return path_of(f"{name}.csv") if name in TEXTS else Path(name)
+    """Where fetched texts are: one of `TEXTS`; other names are files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has not been fetched, or there is no such file.
+    """
+    if name in TEXTS:
+        return path_of(f"{name}.csv")
+    if not Path(name).exists():
+        raise FileNotFoundError(
+            f"`name` must be one of {', '.join(TEXTS)}, or an existing file; got {name!r}. "
+            "Give a CSV of your own, or one of these names."
+        )
+    return Path(name)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def read_control_vector(
     layer_range
         First and last N that are added, both included, as of llama.cpp's
         ``--control-vector-layer-range`` and of repeng's ``layer_ids``. The others keep their
-        directions and are not pushed. By default all.
+        directions and are not pushed. By default all. Where ``n_layers`` is told it must lie within
+        the model; llama.cpp's own default, 1 to ``n_layers``, is taken.
     n_layers, n_features
         Blocks and width of the model that it is for. Where the blocks are not told they are taken
         to end with the last tensor, which `with_layers` corrects.
@@ -191,7 +192,8 @@ def write_control_vector(
 ) -> None:
     """Write a control vector for llama.cpp and repeng, with the pushes ``u`` that it has now.
 
-    Read with strength 1 and written again, the tensors are the same bytes.
+    Read with strength 1 and written again, the tensors are the same bytes. llama.cpp refuses a file
+    with ``direction.0``: read it with a ``layer_range`` from 1 on, and it is left out.
 
     Parameters
     ----------
@@ -220,12 +222,9 @@ def write_control_vector(
             f"`vector` must not push at the input of block 0 in a GGUF; got {u[0]:.3g} there. Set "
             "`u` to zero at layer 0."
         )
-    blocks = json.loads(vector.attrs.get("blocks", "null"))
     pushes = np.append(u, end)[1:]
-    if blocks is None:
-        blocks = np.flatnonzero(pushes).tolist()
     vectors = {}
-    for block in blocks:
+    for block in written_blocks(vector):
         known = not np.isnan(direction[block + 1]).any()
         found = pushes[block] * direction[block + 1] if known else np.zeros(direction.shape[1])
         with np.errstate(over="ignore"):
@@ -237,6 +236,24 @@ def write_control_vector(
             )
     hint = vector.attrs.get("model_hint", "") if model_hint is None else model_hint
     write_directions(vectors, path, model_hint=hint, force=force)
+
+
+def written_blocks(vector: xr.Dataset) -> list[int]:
+    """N of every ``direction.N`` that `write_control_vector` writes, in its order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no control vector.
+    """
+    u, direction, end = parts_of(vector)
+    pushes = np.append(u, end)[1:]
+    blocks = json.loads(vector.attrs.get("blocks", "null"))
+    if blocks is None:
+        return np.flatnonzero(pushes).tolist()
+    # llama.cpp refuses direction.0 even if it is zero; one that came as zeros has no direction
+    switched_off = not pushes[0] and not np.isnan(direction[1]).any()
+    return [block for block in blocks if block or not switched_off]
 
 
 def write_directions(
@@ -467,6 +484,12 @@ def _checked_options(strength: Any, layer_range: Any, n_layers: int | None) -> t
         raise ValueError(
             "`layer_range` must be the first and the last block whose output is pushed, from 0; "
             f"got {one_line(repr(layer_range), 40)}. Write (10, 20)."
+        )
+    # llama.cpp's own default ends at the number of blocks
+    if n_layers is not None and (first >= n_layers or last > n_layers):
+        raise ValueError(
+            f"`layer_range` must lie within the {n_layers} blocks of the model, 0 to "
+            f"{n_layers - 1}; got {first}:{last}. Give the numbers of its blocks."
         )
     return first, last
 

@@ -106,8 +106,12 @@ def _what(read: Group) -> str:
     return f"which holds {f'the variables {shown}' if names else 'no variables'}"
 
 
-def read_variables(path: str | os.PathLike, names: Iterable[str], needed: str) -> xr.Dataset:
+def read_variables(
+    path: str | os.PathLike, names: Iterable[str], needed: str, cure: str = ""
+) -> xr.Dataset:
     """Variables of any netCDF4 file, those that are there, with the labels of their dims.
+
+    ``cure`` ends what is said where the ``needed`` variable is not there.
 
     Raises
     ------
@@ -120,7 +124,8 @@ def read_variables(path: str | os.PathLike, names: Iterable[str], needed: str) -
     with told_of(path, WHOLE):
         read = read_netcdf(place, {"": names})[""]
     if needed not in read.dataset:
-        raise ValueError(f"`path` must hold {needed!r}; got {str(path)!r}, {_what(read)}.")
+        said = f"`path` must hold {needed!r}; got {str(path)!r}, {_what(read)}. {cure}"
+        raise ValueError(said.rstrip())
     return read.dataset
 
 

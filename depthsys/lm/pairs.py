@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,20 @@ class Pairs(Texts):
     def negatives(self) -> tuple[Text, ...]:
         """The negative text of every pair."""
         return self.texts[1::2]
+
+    @property
+    def letter_note(self) -> str:
+        """That the positive text of every pair ends in the same answer letter, as (A); or nothing.
+
+        Then the letter separates the classes as well as the concept does.
+        """
+        ends = {_answer_letter(text) for text in self.positives}
+        if self.n_pairs < 2 or len(ends) > 1 or None in ends:
+            return ""
+        return (
+            f"every positive answer is ({ends.pop()}), so that the letter separates the classes as "
+            "well as the concept: balance the answers over the letters"
+        )
 
     @property
     def sha256(self) -> str:
@@ -131,6 +146,12 @@ class Pairs(Texts):
 
     def _take(self, rows: np.ndarray) -> "Pairs":
         return Pairs(tuple(self.texts[i] for i in rows), None, self.classes, self.source)  # pyright: ignore
+
+
+def _answer_letter(text: Text) -> str | None:
+    """A of a text that ends in (A), None of others."""
+    found = re.search(r"\(([A-Z])\)\s*\Z", text) if isinstance(text, str) else None
+    return found and found[1]
 
 
 def _filled(groups: list[list[int]], size: int) -> tuple[list[int], list[list[int]]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from depthsys.export.control_vectors import written_blocks
 from depthsys.files.strangers.limits import one_line
 from depthsys.ltv.system import batch_sizes
 from depthsys.report.table import Report, Table
@@ -42,6 +43,24 @@ def vector_line(vector: xr.Dataset) -> str:
     return (
         f"a control vector{f' for {hint}' if hint else ''}, {counted(n_layers, 'layer')}{told}, "
         f"{vector.sizes['feature']} features; {where}"
+    )
+
+
+def first_block_line(vector: xr.Dataset, path: object) -> str:
+    """That llama.cpp does not take the vector as the GGUF at that path, and the cure; or nothing.
+
+    It refuses a file with ``direction.0``, which repeng reads.
+    """
+    blocks = written_blocks(vector)
+    if 0 not in blocks:
+        return ""
+    said = "llama.cpp refuses a file with direction.0"
+    if not any(blocks):
+        return f"{said}, which is all that this one has"
+    last = vector.sizes["layer"] - 1
+    return (
+        f"{said}, as this one has. `depthsys import {path} --layer-range 1:{last} --out ...` and "
+        "`depthsys export` leave it out"
     )
 
 

@@ -16,6 +16,9 @@ _NOTES = ("direction_note", "note", "step_note", "import_note")
 def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[str]:
     """Which model, texts and concept a result is of, and how well the concept separates.
 
+    The interval of the best depth does not know that it was chosen among depths: by chance the best
+    of many lies higher than it is.
+
     Parameters
     ----------
     result
@@ -69,9 +72,9 @@ def _separation(result: xr.Dataset, n_layers: int) -> str:
 
 
 def _best_depth(result: xr.Dataset) -> int | None:
-    """Where held-out texts separate best; None if there is no direction at all."""
+    """Where held-out texts separate best; None if they are nowhere above chance."""
     auc = result["auc"].values
-    return int(np.nanargmax(auc)) if np.isfinite(auc).any() else None
+    return int(np.nanargmax(auc)) if (auc > 0.5).any() else None
 
 
 def _auc_at(result: xr.Dataset, depth: int) -> list[float]:

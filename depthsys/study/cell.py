@@ -9,6 +9,8 @@ from depthsys import demo
 from depthsys.files import content_hash
 from depthsys.study.settings import Settings
 
+DTYPE = "float32"  # in which models compute unless another one is asked for
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -127,7 +129,7 @@ class Found:
         model = lm.DepthModel.load(
             self.source,
             device=self.settings.device,
-            dtype=self.settings.dtype or "float32",
+            dtype=self.settings.dtype or DTYPE,
             **asdict(self.settings.prompting),
         )
         if self.name in demo.MODELS:

@@ -14,6 +14,10 @@ from depthsys.ltv.system import batch_sizes
 from depthsys.study.stored import lacks
 
 VECTOR_SUFFIX = ".gguf"
+_VECTOR_CURE = (
+    "Give a control vector: `depthsys import vec.gguf --out vec.nc` writes one; or a plan of a "
+    "system: `depthsys export SYSTEM.nc --to gguf --out plan.gguf`."
+)
 # without these nobody knows of which model and texts a system is
 _ORIGIN = {"model_fingerprint", "prompts_sha256", "v"}
 
@@ -81,7 +85,7 @@ def read_vector(path: Path, strength: float = 1.0) -> xr.Dataset:
     """
     if path.suffix == VECTOR_SUFFIX:
         return read_control_vector(path, strength=strength)
-    vector = read_variables(path, ["u", "u_end", "direction"], needed="u")
+    vector = read_variables(path, ["u", "u_end", "direction"], needed="u", cure=_VECTOR_CURE)
     if "direction" not in vector:
         raise ValueError(
             f"`path` must hold a control vector, `u` and `direction`; got {str(path)!r} without "

@@ -9,8 +9,10 @@ import xarray as xr
 
 from depthsys import lm
 from depthsys.files import file_hash
+from depthsys.lm.hf.checkpoint import checked_dtype
+from depthsys.lm.measure import check_relative_step as check_dtype_step
 from depthsys.lm.parts import identity_of
-from depthsys.study.cell import Cell, Found
+from depthsys.study.cell import DTYPE, Cell, Found
 from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,6 +81,13 @@ def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
 def step_of(cell: Cell) -> lm.Step:
     """The step of measured gains."""
     return lm.Step(cell.settings.eps, cell.settings.step == "relative")
+
+
+def check_relative_step(found: Found, _: object = None) -> None:
+    """Refuse a relative step that drowns in the rounding of its dtype, before weights are read."""
+    settings = found.settings
+    step = lm.Step(settings.eps, settings.step == "relative")
+    check_dtype_step(step, checked_dtype(settings.dtype or DTYPE))
 
 
 def check_step(cell: Cell) -> None:
@@ -219,10 +228,12 @@ def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = Non
     }
     notes = {}
     for name in ("concept", "operating", "held_out"):
-        tokens = cell.model.tokens(getattr(texts, name))
+        part = getattr(texts, name)
+        tokens = cell.model.tokens(part)
         attrs[f"n_cut_{name}"] = tokens.n_cut
-        if tokens.note:
-            notes[name] = tokens.note
+        letters = part.letter_note if isinstance(part, lm.Pairs) else ""
+        if said := "; ".join(filter(None, [tokens.note, letters])):
+            notes[name] = said
     if notes:
         attrs["token_notes"] = json.dumps(notes)
     if system is not None and "concept_warning" in system.attrs:

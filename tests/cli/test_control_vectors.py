@@ -88,6 +88,31 @@ def test_what_was_imported_is_exported_again(run, path, tmp_path):
     assert gguf.GGUFReader(again).fields["controlvector.model_hint"].contents() == "x"
 
 
+def test_it_is_said_that_llama_cpp_refuses_the_first_block(run, vectors, tmp_path):
+    path = written(tmp_path / "zero.gguf", {0: np.ones(H, np.float32)} | vectors)
+    said = "llama.cpp refuses a file with direction.0, as this one has. `depthsys import "
+    plan, again = tmp_path / "a.nc", tmp_path / "again.gguf"
+    shown = run("import", path, "--out", plan)[1]
+    assert f"- {said}{path} --layer-range 1:3 --out ...`" in shown
+    shown = run("export", plan, "--to", "gguf", "--out", again)[1]
+    assert f"{again}. {said}{again} --layer-range 1:3 --out ...`" in shown
+    assert "pushes all tokens" not in shown
+    assert tensors_of(again) == tensors_of(path)
+    # the cure
+    shown = run("import", again, "--layer-range", "1:3", "--out", tmp_path / "b.nc")[1]
+    assert "refuses" not in shown
+    cured = tmp_path / "cured.gguf"
+    shown = run("export", tmp_path / "b.nc", "--to", "gguf", "--out", cured)[1]
+    assert f"{cured}. llama.cpp pushes all tokens with it." in shown
+    assert tensors_of(cured) == tensors_of(written(tmp_path / "vec.gguf", vectors))
+
+
+def test_where_the_first_block_is_all_there_is_nothing_cures_it(run, tmp_path):
+    path = written(tmp_path / "zero.gguf", {0: np.ones(H, np.float32)})
+    shown = run("import", path, "--out", tmp_path / "a.nc")[1]
+    assert "- llama.cpp refuses a file with direction.0, which is all that this one has" in shown
+
+
 def test_verify_tells_what_it_does(run, path, texts, tmp_path):
     assert run("import", path, "--out", tmp_path / "vec.nc")[0] == 0
     command = ["verify", tmp_path / "vec.nc", "demo_48x4", texts, *SETTINGS, "--strength", "2"]
@@ -156,6 +181,10 @@ def test_large_pushes_and_wrong_signs_are_told(run, texts, tmp_path):
             "`FILE` must be as wide as the states of the model, 96",
         ),
         (["{deep}", "--model", "demo_48x4"], "`--model` must be more than the last block"),
+        (
+            ["{path}", "--model", "demo_48x4", "--layer-range", "2:9"],
+            "`--layer-range` must lie within the 4 blocks of the model, 0 to 3; got 2:9",
+        ),
         (["s.mat", "--strength", "2"], "`--strength` must be left out for systems; got 2.0"),
         (["s.nc", "--model", "m"], "`--model` must be left out for systems; got 'm'"),
         (["none.gguf"], "`FILE` must be an existing file"),

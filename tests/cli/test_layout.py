@@ -116,6 +116,22 @@ def test_two_of_three_classes_and_one_against_the_rest(run, tmp_path):
         assert code == 0, err
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_answers_of_one_letter_are_told(run, tmp_path, balanced):
+    path = tmp_path / "ab.jsonl"
+    with path.open("w") as file:
+        for i in range(24):
+            good, bad = ("(B)", "(A)") if balanced and i % 2 else ("(A)", "(B)")
+            row = {"question": f"the film number {i} was", "positive": good, "negative": bad}
+            texts = {key: f"{row['question']} {row[key]}" for key in ("positive", "negative")}
+            file.write(json.dumps(texts) + "\n")
+    code, shown, err = run("identify", "demo_48x4", path, *SMALL, "--out", tmp_path / "a")
+    assert code == 0, err
+    for part in ("concept", "operating", "held-out"):
+        said = f"- {part} texts: every positive answer is (A), so that the letter separates"
+        assert (said in shown) != balanced
+
+
 def test_contrast_pairs(run, tmp_path):
     one, other = ([t for t, y in ROWS if str(y) == label] for label in ("1", "0"))
     rows = [{"positive": p, "negative": n} for p, n in zip(one, other, strict=True)]
@@ -183,7 +199,7 @@ def test_texts_that_cannot_be_read_leave_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "content", "options", "message"),
     [
-        ("identify", b" \n", [], "at most 1 GiB of texts on standard input; got none"),
+        ("identify", b" \n", [], "got nothing on standard input. Pipe texts into the command"),
         (
             "identify",
             b"x",

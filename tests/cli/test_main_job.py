@@ -422,6 +422,23 @@ def test_a_step_that_rounding_spoils_costs_no_identification(run, tmp_path, text
         assert not (tmp_path / "spoilt").exists()
 
 
+def test_a_step_too_small_for_the_dtype_costs_no_model(run, tmp_path, texts, monkeypatch):
+    coarse = ["--dtype", "bfloat16", "--split", "4/2/2", "--device", "cpu", "--order", "2"]
+    assert run("identify", "demo_48x4", texts, *coarse, "--out", tmp_path / "run")[0] == 0
+    monkeypatch.setattr(lm.DepthModel, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    out = tmp_path / "out"
+    for command in (
+        ["gains", "demo_48x4", texts, *coarse],
+        ["gains", tmp_path / "run/system.nc", "--device", "cpu"],  # its dtype is stored
+        ["demo", "--model", "demo_48x4", *coarse],
+        ["real", "--model", "demo_48x4", "--texts", texts, *coarse],
+    ):
+        code, _, err = run(*command, "--out", out)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "got 1.0e-02 where 7.8e-01 is the least in bfloat16. Use a larger step" in err
+        assert not out.exists()
+
+
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     command = [sys.executable, "-m", "depthsys.cli", "demo", "--model", "demo_48x4"]
     process = subprocess.Popen([*command, "--out", tmp_path / "out"], stdout=subprocess.DEVNULL)

@@ -23,10 +23,11 @@ def test_what_has_not_been_fetched_is_told(run, tmp_path, monkeypatch):
     monkeypatch.setenv(real.FOLDER, str(tmp_path))
     code, shown, err = run("real", "--out", tmp_path / "run")
     assert (code, shown, err.count("\n")) == (2, "", 1)
-    assert f"`{real.MODEL}` must have been fetched; got no such file in" in err
+    assert "`movies.csv` must have been fetched; got no such file in" in err
     assert "Run `depthsys fetch`" in err
-    (tmp_path / real.MODEL).touch()
     assert "`amazon.csv` must have been fetched" in run("real", "--texts", "amazon")[2]
+    (tmp_path / "movies.csv").touch()
+    assert f"`{real.MODEL}` must have been fetched" in run("real")[2]
     assert not (tmp_path / "run").exists()
 
 

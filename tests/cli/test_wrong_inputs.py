@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import xarray as xr
 
 from depthsys.demo import grammar
 from depthsys.demo import real as fetched
@@ -43,6 +44,8 @@ def place(tmp_path_factory):
     (here / "torn.gguf").write_bytes(b"GGUF\x03\0\0\0")
     (here / "no.gguf").write_bytes(b"this is no model")
     (here / "old.gguf").write_bytes(b"GGUF" + b"\0" * 60)
+    matrices = {name: ((f"{name}_row", f"{name}_column"), [[1.0]]) for name in "ABC"}
+    xr.Dataset(matrices).to_netcdf(here / "system.nc", engine="h5netcdf")
     (here / "folder").mkdir()
     _config(here / "bare", model_type="gpt2")
     _config(here / "t5", model_type="t5")
@@ -120,7 +123,17 @@ WRONG = [
     (_identify(T, "--cut", "centre"), "must be right, left or middle", "Pick one"),
     # others' results, and what has to be fetched
     (["verify", T, MODEL, T], "a whole netCDF4 file; got 'texts.csv'", "again"),
-    (["real", "--texts", "books"], "must have been fetched", "Run `depthsys fetch`"),
+    (
+        ["verify", "system.nc", MODEL, T],
+        "must hold 'u'; got 'system.nc'",
+        "Give a control vector: `depthsys import vec.gguf",
+    ),
+    (["real", "--texts", "movies"], "must have been fetched", "Run `depthsys fetch`"),
+    (
+        ["real", "--texts", "movie"],
+        "`--texts` must be one of movies, amazon, editorials, tweets, or an existing file; got",
+        "or one of these names",
+    ),
     (["real", "--model", MODEL, "--texts", "gone.csv"], "an existing file", "Give a CSV"),
 ]  # fmt: skip
 SMALL = {"--split": "6/3/3", "--device": "cpu", "--out": "out"}

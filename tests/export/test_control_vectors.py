@@ -84,6 +84,23 @@ def test_strength_and_range_are_those_of_llama_cpp(path):
     assert json.loads(some.attrs["layer_range"]) == [2, 3]
 
 
+def test_the_default_range_of_llama_cpp_is_taken(path):
+    xr.testing.assert_equal(
+        export.read_control_vector(path, layer_range=(1, 7), n_layers=7),
+        export.read_control_vector(path, n_layers=7),
+    )
+
+
+def test_the_first_block_is_left_out_where_the_range_excludes_it(tmp_path):
+    path = written(tmp_path / "v.gguf", {0: np.ones(4, np.float32)} | ONE)
+    export.write_control_vector(export.read_control_vector(path), tmp_path / "same.gguf")
+    assert tensors_of(tmp_path / "same.gguf") == tensors_of(path)
+    some = export.read_control_vector(path, layer_range=(1, 1))
+    export.write_control_vector(some, tmp_path / "some.gguf")
+    kept = written(tmp_path / "kept.gguf", ONE)
+    assert tensors_of(tmp_path / "some.gguf") == tensors_of(kept)
+
+
 def test_blocks_that_were_not_told_are_added_later(path, vectors):
     """The push behind the last block that is known becomes that at the input of the next one."""
     short, long = (export.read_control_vector(path, n_layers=n) for n in (None, 7))
@@ -296,6 +313,8 @@ ONE = {1: np.ones(4, np.float32)}
         (ONE, {"layer_range": (-1, 2)}, r"`layer_range` must be .*; got \(-1, 2\)"),
         (ONE, {"layer_range": (0.5, 2)}, r"`layer_range` must be .*; got \(0.5, 2\)"),
         (ONE, {"layer_range": 3}, "`layer_range` must be .*; got 3"),
+        (ONE, {"layer_range": (1, 4), "n_layers": 3}, "the 3 blocks of .*, 0 to 2; got 1:4"),
+        (ONE, {"layer_range": (3, 3), "n_layers": 3}, "the 3 blocks of .*, 0 to 2; got 3:3"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(vectors, options, said, tmp_path):

@@ -277,13 +277,24 @@ def test_a_direction_that_points_the_wrong_way_is_noted_in_the_result(planted):
 
 @pytest.mark.parametrize(
     ("limits", "noted"),
-    [((0.45, 0.6), True), ((0.5, 0.6), True), ((0.4, 0.5), True), ((0.51, 0.6), False)],
+    [
+        ((0.45, 0.6), "does not separate held-out texts at"),
+        ((0.5, 0.6), "does not separate held-out texts at"),
+        ((0.4, 0.5), "does not separate held-out texts at"),
+        ((0.4, 0.69), "does not separate held-out texts at"),
+        ((0.4, 0.7), "cannot be told from chance with so few held-out texts at"),
+        ((0.1, 0.8), "cannot be told from chance with so few held-out texts at"),
+        ((0.5, 0.9), "cannot be told from chance with so few held-out texts at"),
+        ((0.3, 0.49), "orders held-out texts wrongly at"),
+        ((0.51, 0.6), ""),
+    ],
 )
 def test_the_note_depends_on_the_interval(limits, noted):
-    warning = separation.warning(np.mean(limits), *limits)
-    assert bool(warning) == noted
-    if noted:
-        assert "does not separate" in warning["warning"]
+    for auc in limits:  # wherever in it the AUC lies
+        warning = separation.warning(auc, *limits)
+        assert bool(warning) == bool(noted)
+        if noted:
+            assert f"the direction {noted} the last depth" in warning["warning"]
 
 
 # -------------------------------------------------------------------------------- refusals

@@ -93,6 +93,16 @@ def test_questions_with_two_answers(tmp_path):
     assert lm.read_pairs(tight).positives[0].endswith("Answer: (C)")
 
 
+def test_answers_of_one_letter_are_noted():
+    assert lm.read_pairs(QUESTIONS).letter_note == ""
+    one = lm.read_pairs(QUESTIONS[1::2])  # (A) is positive
+    assert one.letter_note.startswith("every positive answer is (A), so that the letter separates")
+    assert lm.read_pairs(QUESTIONS[::2]).letter_note.startswith("every positive answer is (B), so")
+    assert lm.read_pairs(QUESTIONS[:1]).letter_note == ""  # one pair cannot be balanced
+    assert lm.read_pairs(TUPLES).letter_note == ""
+    assert pairs_of_ids(4, 0).letter_note == ""
+
+
 def test_what_stands_before_both_and_which_is_positive():
     rows = [{"q": [1, 2], "a": [3], "b": [4, 5]}]
     found = lm.read_pairs(rows, columns=("a", "b"), text_column="q")

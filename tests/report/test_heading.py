@@ -71,6 +71,17 @@ def test_the_best_depth_is_named(system):
     assert report.notes(system.drop_vars("auc_low")) == []
 
 
+def test_no_depth_is_best_by_chance(system):
+    system["auc"][:] = [0.3, 0.1, 0.5, 0.2, 0.0]
+    system["auc_low"][2], system["auc_high"][2] = 0.4, 0.6
+    system["auc_low"][-1], system["auc_high"][-1] = 0.0, 0.1
+    text = report.heading(system)[-1]
+    assert "0.30 at depth 0, 0.00 [0.00, 0.10] at depth 4" in text
+    assert report.notes(system) == []
+    system["auc"][2] = 0.51
+    assert "best 0.51 [0.40, 0.60] at depth 2" in report.heading(system)[-1]
+
+
 def test_without_any_direction_no_depth_is_best(system):
     for name in ("auc", "auc_low", "auc_high"):
         system[name][:] = np.nan
