@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from depthsys.lm import Kept
+    from depthsys.study import Cell
 
 # steps that take long; a direction alone is not worth a refusal of other settings
 WORTH = ("identify", "identify_each", "gains", "control")
@@ -53,14 +54,18 @@ class KeptSteps:
         work = self.work
         return tuple(name for name in WORTH if work.has(name))
 
-    def __call__(self, name: str, compute: "Callable[[], xr.Dataset]") -> "xr.Dataset":
-        """What the step of that name found."""
+    def __call__(
+        self, name: str, compute: "Callable[[], xr.Dataset]", cell: "Cell"
+    ) -> "xr.Dataset":
+        """What the step of that name found, of the model and texts of the cell."""
         if name not in WORTH:
             return compute()
         if self.work.has(name):
             import xarray as xr  # --help loads none
 
-            return xr.load_dataset(self.work.path(name), engine="h5netcdf")
+            from depthsys.study.steps import of_this_run
+
+            return of_this_run(xr.load_dataset(self.work.path(name), engine="h5netcdf"), cell)
         found = compute()
         self.work.write(name, lambda path: write_netcdf(path, {None: found}))
         return found

@@ -62,7 +62,7 @@ class Session:
             return function(self.cell, *given, **options)
 
         with self.screen.step(title):
-            return found() if self.kept is None else self.kept(function.__name__, found)
+            return found() if self.kept is None else self.kept(function.__name__, found, self.cell)
 
     @contextlib.contextmanager
     def keeping(self, command: str, force: bool) -> Iterator[None]:

@@ -214,7 +214,7 @@ def write_control_vector(
         If gguf is not installed.
     TypeError, ValueError
         If it is no control vector; if it pushes at the input of block 0, which no control vector
-        can; or by more than fits in float32.
+        can; if it lacks layers; or by more than fits in float32.
     """
     u, direction, end = parts_of(vector)
     if u[0]:
@@ -241,16 +241,22 @@ def write_control_vector(
 def written_blocks(vector: xr.Dataset) -> list[int]:
     """N of every ``direction.N`` that `write_control_vector` writes, in its order.
 
+    Those that it came with, and then those that were pushed since.
+
     Raises
     ------
     TypeError, ValueError
-        If it is no control vector.
+        If it is no control vector, or lacks layers that it came with.
     """
     u, direction, end = parts_of(vector)
     pushes = np.append(u, end)[1:]
-    blocks = json.loads(vector.attrs.get("blocks", "null"))
-    if blocks is None:
-        return np.flatnonzero(pushes).tolist()
+    came = json.loads(vector.attrs.get("blocks", "[]"))
+    if came and max(came) >= len(pushes):
+        raise ValueError(
+            f"`vector` must hold all layers that it came with; got {len(pushes)} where there is a "
+            f"vector for block {max(came)}. Set `u` to zero where nothing is to be pushed."
+        )
+    blocks = came + [block for block in np.flatnonzero(pushes).tolist() if block not in came]
     # llama.cpp refuses direction.0 even if it is zero; one that came as zeros has no direction
     switched_off = not pushes[0] and not np.isnan(direction[1]).any()
     return [block for block in blocks if block or not switched_off]
@@ -299,7 +305,8 @@ def parts_of(vector: xr.Dataset) -> tuple[np.ndarray, np.ndarray, float]:
     TypeError
         If it is none.
     ValueError
-        If its sizes do not fit, a push is not finite, or one has no direction.
+        If its sizes do not fit, it does not begin with layer 0, a push is not finite, or one has
+        no direction.
     """
     if not isinstance(vector, xr.Dataset) or not {"u", "direction"} <= set(vector):
         got = sorted(map(str, vector)) if isinstance(vector, xr.Dataset) else type(vector).__name__
@@ -315,6 +322,13 @@ def parts_of(vector: xr.Dataset) -> tuple[np.ndarray, np.ndarray, float]:
             f"layers, and one u_end; got {dict(u.sizes)}, {dict(direction.sizes)} and "
             f"{dict(end.sizes)}. {_ONE_OF_OURS}"
         )
+    for name in ("layer", "depth"):
+        if not np.array_equal(vector[name], np.arange(vector.sizes[name])):
+            raise ValueError(
+                f"`vector` must hold every {name} from 0 on; got "
+                f"{one_line(vector[name].values.tolist(), 60)}. Set `u` to zero where nothing is "
+                "to be pushed."
+            )
     if any(values.dtype.kind not in "fiu" for values in (u, direction, end)):
         raise ValueError(f"`vector` must hold real numbers; got {u.dtype}, {direction.dtype}.")
     pushes = np.append(u.values, end.values).astype(np.float64)
@@ -442,11 +456,12 @@ def _made(
         )
     u, direction = np.zeros(layers + 1), np.full((layers + 1, width), np.nan)
     for block, values in vectors.items():
-        length = float(np.linalg.norm(values.astype(np.float64)))
+        length, unit = _length_and_unit(values)
         if length:
             sign = (signs or {}).get(block, 1.0)
-            direction[block + 1] = values.astype(np.float64) / (sign * length)
-            u[block + 1] = strength * sign * length * (first <= block <= last)
+            direction[block + 1] = sign * unit
+            if first <= block <= last:
+                u[block + 1] = sign * _push(float(strength), length, values, f"{block}{where}")
     if np.isnan(direction).all():
         raise ValueError(
             f"`vector` must push somewhere; got nothing but zeros{where}. Make it again."
@@ -462,9 +477,45 @@ def _made(
     return _dataset(u[:-1], direction, float(u[-1]), attrs)
 
 
+def _length_and_unit(values: np.ndarray) -> tuple[float, np.ndarray]:
+    """Length and unit vector, of the smallest and of the largest numbers too; 0 of zeros."""
+    values = values.astype(np.float64)
+    largest = np.abs(values).max()
+    if not largest:
+        return 0.0, values
+    # a power of two, which changes no digit
+    exponent = int(np.frexp(largest)[1])
+    scaled = np.ldexp(values, -exponent)
+    length = np.linalg.norm(scaled)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(length, exponent)), scaled / length
+
+
+def _push(strength: float, length: float, values: np.ndarray, where: str) -> float:
+    """``strength`` times the length, where that is a number."""
+    if math.isinf(length):
+        raise ValueError(
+            f"`vector` must have a length that fits in float64; got entries up to "
+            f"{np.abs(values).max():.1e} for block {where}. Make them smaller."
+        )
+    if math.isinf(strength * length):
+        raise ValueError(
+            f"`strength` must give pushes that fit in float64; got {strength:.1e} times the length "
+            f"{length:.1e} for block {where}. Use a smaller strength."
+        )
+    return strength * length
+
+
+def _is_finite(number: Real) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond float64
+        return False
+
+
 def _checked_options(strength: Any, layer_range: Any, n_layers: int | None) -> tuple[int, float]:
     """First and last block that are pushed."""
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not math.isfinite(strength):
+    if not isinstance(strength, Real) or isinstance(strength, bool) or not _is_finite(strength):
         raise ValueError(
             f"`strength` must be a finite number; got {one_line(repr(strength), 40)}. 1 adds the "
             "vectors as they are."
@@ -477,10 +528,11 @@ def _checked_options(strength: Any, layer_range: Any, n_layers: int | None) -> t
     if layer_range is None:
         return 0, math.inf
     try:
-        first, last = (int(end) for end in layer_range if end == int(end))
-    except (TypeError, ValueError):
-        first, last = -1, -1
-    if not 0 <= first <= last:
+        first, last = (int(end) for end in layer_range)
+        whole = (first, last) == tuple(layer_range)
+    except (TypeError, ValueError, OverflowError):
+        first, last, whole = -1, -1, False
+    if not (whole and 0 <= first <= last):
         raise ValueError(
             "`layer_range` must be the first and the last block whose output is pushed, from 0; "
             f"got {one_line(repr(layer_range), 40)}. Write (10, 20)."

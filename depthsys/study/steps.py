@@ -124,6 +124,8 @@ def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
     """
     asked = {k: v for k, v in asdict(cell.settings).items() if k not in _NO_MATTER}
     found = identity_of(cell.model, cell.texts, cell.settings.readout, asked)
+    # the hashes of texts know their labels, not what these are called
+    found["class names"] = list(cell.texts.concept.classes)
     return found | {"system": "to be identified" if system is None else file_hash(system)}
 
 
@@ -134,6 +136,11 @@ def verify(cell: Cell, concept: xr.Dataset, vector: xr.Dataset) -> xr.Dataset:
     sizes = {"n_layers": cell.model.n_layers, "n_features": cell.model.n_features}
     found = found.assign_attrs(concept=cell.settings.concept, readout="concept", **sizes, **about)
     return _with_origin(_with_separation(found, concept), cell)
+
+
+def of_this_run(kept: xr.Dataset, cell: Cell) -> xr.Dataset:
+    """What an earlier run has found, as of the files where model and texts are now."""
+    return _with_origin(kept, cell)
 
 
 def comparison_cost(cell: Cell, partial: Path | None = None) -> xr.Dataset:
@@ -211,8 +218,11 @@ def _with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
 
 def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None) -> xr.Dataset:
     """The result with the provenance of its texts in attrs, and the warning of its system."""
-    texts = cell.texts
+    texts, model = cell.texts, cell.model
+    # where the same weights are now: what is kept was of a place that may be gone
+    of_model = {"model": model.name, "source": model.source, "revision": model.revision}
     attrs = {
+        **{name: said for name, said in of_model.items() if name in result.attrs},
         "texts": texts.concept.source,
         "classes": json.dumps(texts.concept.classes),
         "concept_sha256": texts.concept.sha256,

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,68 @@ def test_so_do_the_parts_of_the_main_job(run, texts, tmp_path, command, monkeypa
     again = xr.load_dataset(out / "system.nc", engine="h5netcdf")
     xr.testing.assert_identical(again, before)
     assert run(*command_line)[0] == 2
+
+
+def test_other_targets_and_energies_are_other_commands(run, texts, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    command = ["control", "demo_48x4", texts, *SMALL, "--order", "2", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, 1, KeyboardInterrupt())
+        assert run(*command, "--target", "0.5")[0] == 130
+    nothing_is_computed(monkeypatch)
+    code, _, err = run(*command, "--target", "0.6")
+    assert code == 2
+    assert "was begun with target 0.5, now 0.6. Go on" in err
+    code, _, err = run(*command, "--target", "0.5", "--energy", "relative")
+    assert code == 2
+    assert "was begun with energy absolute, now relative. Go on" in err
+
+
+def relabelled(texts, path, names):
+    """The same texts in the same order, with labels of other names."""
+    with texts.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *((text, names[int(label)]) for text, label in rows)])
+
+
+def test_labels_of_other_names_are_another_command(run, texts, tmp_path):
+    own, out = tmp_path / "own.csv", tmp_path / "run"
+    relabelled(texts, own, ("bad", "good"))
+    command = ["gains", "demo_48x4", own, *SMALL, "--order", "2", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, 1, KeyboardInterrupt())
+        assert run(*command)[0] == 130
+    relabelled(texts, own, ("0", "1"))
+    code, _, err = run(*command)
+    assert code == 2
+    assert "was begun with class names bad,good, now 0,1. Go on" in err
+
+
+@pytest.mark.parametrize("command", ["gains", "compare"])
+def test_results_name_model_and_texts_where_they_are_now(
+    run, texts, tmp_path, monkeypatch, command
+):
+    from depthsys.demo import model_path
+
+    first, second = ((tmp_path / f"model{n}", tmp_path / f"{n}.csv") for n in "AB")
+    shutil.copytree(model_path("demo_48x4"), first[0])
+    shutil.copy(texts, first[1])
+    out = tmp_path / "run"
+    options = [*(COMPARED if command == "compare" else [*SMALL, "--order", "2"]), "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, 1, KeyboardInterrupt())
+        assert run(command, *first, *options)[0] == 130
+    for old, new in zip(first, second, strict=True):
+        old.rename(new)
+    nothing_is_computed(monkeypatch)
+    fails_at(monkeypatch, 0, None)
+    code, shown, err = run(command, *second, *options)
+    assert code == 0, err
+    assert "taken from" in shown
+    for path in out.glob("*.nc"):
+        attrs = xr.load_dataset(path, engine="h5netcdf").attrs
+        assert (attrs["model"], attrs["texts"]) == tuple(map(str, second)), path
 
 
 def test_force_drops_what_is_kept_of_other_settings(run, texts, tmp_path):

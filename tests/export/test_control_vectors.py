@@ -121,6 +121,15 @@ def test_a_zero_tensor_is_no_direction(tmp_path, vectors):
     assert found["u"].values[4] == 0
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-300, 1e-200, 1e-160, 1.0, 1e160, 1e300])
+def test_numbers_of_every_size_have_a_unit_direction(size):
+    found = export.from_control_vector({0: [3 * size, -4 * size]}, n_layers=2)
+    np.testing.assert_allclose(found["direction"][1], [0.6, -0.8], rtol=1e-12)
+    np.testing.assert_allclose(found["u"], [0, 5 * size], rtol=1e-12)
+    some = export.from_control_vector({0: [1e308] * 4, 1: [1.0] * 4}, layer_range=(1, 1))
+    assert (some["u"].values.tolist(), float(some["u_end"])) == ([0, 0], 2)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_plain_numbers_are_read_exactly(dtype, tmp_path, vectors):
     small = {n: np.clip(v, -100, 100).astype(dtype) for n, v in vectors.items()}
@@ -167,6 +176,32 @@ def test_changes_are_written_too(path, tmp_path, vectors):
     assert gguf.GGUFReader(tmp_path / "b.gguf").fields["controlvector.model_hint"].contents() == "x"
     with pytest.raises(FileExistsError):
         export.write_control_vector(vector, tmp_path / "b.gguf")
+
+
+def test_pushes_that_were_added_are_written_too(path, tmp_path, vectors):
+    vector = export.read_control_vector(path)
+    vector["direction"][1] = np.eye(H)[2]
+    vector["u"][1] = -5.0
+    export.write_control_vector(vector, tmp_path / "b.gguf")
+    found = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "b.gguf").tensors}
+    assert list(found) == [f"direction.{n}" for n in (*vectors, 0)]
+    np.testing.assert_array_equal(found["direction.0"], -5 * np.eye(H)[2])
+    for n, values in vectors.items():
+        np.testing.assert_array_equal(found[f"direction.{n}"], values)
+
+
+def test_a_part_of_the_layers_is_not_written(path, tmp_path):
+    vector = export.read_control_vector(path)
+    first = vector.isel(layer=slice(2), depth=slice(3))
+    with pytest.raises(ValueError, match=r"all layers that it came with; got 2 .* block 4\."):
+        export.write_control_vector(first, tmp_path / "b.gguf")
+    last = vector.isel(layer=slice(2, None), depth=slice(2, None))
+    with pytest.raises(ValueError, match=r"every layer from 0 on; got \[2, 3, 4\]\."):
+        export.write_control_vector(last, tmp_path / "b.gguf")
+    wrong = vector.assign_coords(depth=np.arange(6) + 1)
+    with pytest.raises(ValueError, match=r"every depth from 0 on; got \[1, 2, 3, 4, 5, 6\]\."):
+        export.write_control_vector(wrong, tmp_path / "b.gguf")
+    assert not (tmp_path / "b.gguf").exists()
 
 
 def test_a_vector_made_by_hand_is_written_where_it_pushes(tmp_path, vectors):
@@ -308,6 +343,7 @@ ONE = {1: np.ones(4, np.float32)}
         (ONE, {"n_features": 8}, "as wide as the states of the model, 8; got 4 in"),
         (ONE, {"n_layers": 0}, "`n_layers` must be a whole number >= 1; got 0"),
         (ONE, {"strength": np.inf}, "`strength` must be a finite number; got inf"),
+        (ONE, {"strength": 10**400}, "`strength` must be a finite number; got 1000"),
         (ONE, {"strength": "1"}, "`strength` must be a finite number; got '1'"),
         (ONE, {"layer_range": (3, 2)}, r"`layer_range` must be .*; got \(3, 2\)"),
         (ONE, {"layer_range": (-1, 2)}, r"`layer_range` must be .*; got \(-1, 2\)"),
@@ -315,6 +351,20 @@ ONE = {1: np.ones(4, np.float32)}
         (ONE, {"layer_range": 3}, "`layer_range` must be .*; got 3"),
         (ONE, {"layer_range": (1, 4), "n_layers": 3}, "the 3 blocks of .*, 0 to 2; got 1:4"),
         (ONE, {"layer_range": (3, 3), "n_layers": 3}, "the 3 blocks of .*, 0 to 2; got 3:3"),
+        (ONE, {"layer_range": (0, np.inf)}, r"`layer_range` must be .*; got \(0, inf\)"),
+        (ONE, {"layer_range": (0, np.nan)}, r"`layer_range` must be .*; got \(0, nan\)"),
+        (ONE, {"layer_range": (0, 1.5, 2)}, r"`layer_range` must be .*; got \(0, 1\.5, 2\)"),
+        (ONE, {"layer_range": (0, 1, 2)}, r"`layer_range` must be .*; got \(0, 1, 2\)"),
+        (
+            {1: np.full(4, 1e308)},
+            {},
+            r"fits in float64; got entries up to 1\.0e\+308 for block 1 in",
+        ),
+        (
+            {1: np.full(4, 1e10)},
+            {"strength": -1e300},
+            r"`strength` must give .*; got -1\.0e\+300 times the length 2\.0e\+10 for block 1",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(vectors, options, said, tmp_path):

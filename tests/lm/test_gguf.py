@@ -197,6 +197,16 @@ def test_a_file_that_lacks_a_weight_is_refused(tmp_path):
         lm.DepthModel.load(tmp_path / "less.gguf")
 
 
+def test_blocks_that_the_file_does_not_count_are_refused(tmp_path, monkeypatch):
+    count = gguf.GGUFWriter.add_block_count
+    monkeypatch.setattr(gguf.GGUFWriter, "add_block_count", lambda self, _: count(self, 1))
+    written(tmp_path / "more.gguf")
+    with pytest.raises(
+        ValueError, match=r"block_count .* says 1, and holds \['blk\.1\..* \(9 such weights\)"
+    ):
+        lm.DepthModel.load(tmp_path / "more.gguf", device="cpu")
+
+
 def test_weights_that_cannot_be_read_back_are_named(file, monkeypatch):
     def no_such(*_):
         raise NotImplementedError("Dequantization for IQ9_Z is not yet implemented")

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from depthsys import lm
+from depthsys.files.strangers import arrow as arrow_files
+from depthsys.files.strangers import limits
 from depthsys.lm import text_files
 from depthsys.study import names
 
@@ -370,6 +372,24 @@ def test_a_dictionary_that_stands_for_far_more_than_it_is(tmp_path):
     assert path.stat().st_size < 1e4
     with pytest.raises(ValueError, match=r"not read: it (holds far more|needs more memory)"):
         lm.read_texts(path)
+
+
+def test_what_is_read_is_counted_too(tmp_path, monkeypatch):
+    """Arrow files declare nothing, and a dictionary may be small."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int16()), pa.array(["x" * 100]))
+    path = arrow(tmp_path / "a.arrow", pa.table({"text": texts}))
+    request = {"path": str(path), "kind": "arrow", "columns": ["text"], "most": 10**9}
+    monkeypatch.setattr(arrow_files, "limit_to", lambda most: None)  # of this process
+    for name in ("set_memory_pool", "set_cpu_count"):
+        monkeypatch.setattr(pa, name, lambda given: None)
+    read = [row for answer, _ in arrow_files.read(request) for row in answer.get("rows", [])]
+    assert read == [["x" * 100]] * 2000
+    with pytest.raises(limits.Refused, match="holds far more than a file of its size can be"):
+        list(arrow_files.read(request | {"most": 100_000}))
+    monkeypatch.setattr(limits, "FREE", 0)
+    monkeypatch.setattr(limits, "RATIO", 1)
+    with pytest.raises(limits.Refused, match="holds far more than a file of its size can be"):
+        list(arrow_files.read(request))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -40,7 +40,7 @@ from depthsys.lm.hf.causes import (
     quantisation_of,
     quantised_error,
 )
-from depthsys.lm.hf.gguf_file import forget, reading_whole, unreadable
+from depthsys.lm.hf.gguf_file import check_blocks, forget, reading_whole, unreadable
 from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
 DTYPES = {
@@ -420,6 +420,8 @@ def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[s
             raise
         raise unreadable(path, error) from error
     hf, info = loaded
+    # transformers passes over the weights that its model has no place for
+    check_blocks(path, hf.config.get_text_config().num_hidden_layers)
     forget(hf.config)
     return hf, info
 

@@ -14,6 +14,7 @@ import transformers
 from depthsys.lm.hf.causes import first_line
 
 _PART = re.compile(r"-\d+-of-\d+\.gguf$", re.IGNORECASE)
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _NEEDED = ("gguf", "accelerate")  # transformers asks for both
 
 
@@ -80,6 +81,21 @@ def _damage(path: Path) -> str:
     except Exception as error:  # whatever numpy and gguf say of bytes that are not there
         return first_line(error)
     return ""
+
+
+def check_blocks(path: Path, n_blocks: int) -> None:
+    """ValueError if the file holds blocks behind those that it says it has."""
+    import gguf
+
+    names = [tensor.name for tensor in gguf.GGUFReader(path).tensors]
+    blocks = ((name, _BLOCK.match(name)) for name in names)
+    surplus = sorted(name for name, block in blocks if block and int(block[1]) >= n_blocks)
+    if surplus:
+        raise ValueError(
+            f"`model` must have a block_count that names all its blocks; {str(path)!r} says "
+            f"{n_blocks}, and holds {surplus[:2]} ({len(surplus)} such weights) that it does not "
+            "use. Convert it again."
+        )
 
 
 def reading_whole(path: Path) -> dict[str, Any]:
