@@ -251,7 +251,8 @@ def test_a_rest_of_none():
         ("a.json", "[]", {}, "must not be empty; 'a.json' has no rows"),
         ("a.json", "[3]", {}, "columns 'text' and 'label'; got int in row 1 of 'a.json'"),
         ("a.json", '{"text": "a"}\n{"text"', {}, "one JSON object per line; line 2 is none"),
-        ("a.json", '{"text": {"0": "a"}}', {}, r"got \['text'\] in row 1 of 'a.json'"),
+        ("a.json", '{"text": {"a": "a"}}', {}, r"got \['text'\] in row 1 of 'a.json'"),
+        ("a.json", '{"text": {"0": "a"}}', {}, r"numbered, \['text'\], as .* orient=.records."),
         ("a.parquet", "no parquet", {}, "a sound .parquet file; 'a.parquet' is not: "),
         ("a.arrow", "no arrow", {}, "a sound .arrow file; .* not begin as Arrow files do"),
     ],
@@ -261,6 +262,15 @@ def test_files_that_cannot_be_meant(tmp_path, name, content, options, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         lm.read_texts(path, **options)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_line_ends_nowhere_inside_a_string(tmp_path, kind, end):
+    rows = [{"text": "a\u2028b\x85c", "label": 1}, {"text": "d", "label": 0}]
+    lines = [json.dumps(row, ensure_ascii=False) + end for row in rows]
+    (tmp_path / f"a.{kind}").write_bytes("".join(lines).encode())
+    assert lm.read_texts(tmp_path / f"a.{kind}").texts == ("a\u2028b\x85c", "d")
 
 
 def test_rows_that_have_no_format_and_no_subset():
