@@ -191,6 +191,30 @@ def test_two_classes_of_several():
     assert lm.read_texts(numbers, classes=(1, 10)).classes == ("1", "10")
 
 
+def test_classes_are_the_same_numbers_however_written():
+    rows = [(f"{n} {i}", f"{n}.0") for i in range(3) for n in (2, 5, 10)]
+    assert lm.read_texts(rows, classes=(2, 10)).classes == ("2.0", "10.0")
+    assert lm.read_texts(rows, positive="1e1", against_rest=True).classes == ("not 10.0", "10.0")
+    with pytest.raises(ValueError, match=r"two of the labels .*; got \['3', '10.0'\]"):
+        lm.read_texts(rows, classes=(3, 10))
+    twice = [*rows, ("other", "2.00"), ("word", "x")]  # which one is meant is not known
+    with pytest.raises(ValueError, match=r"two of the labels .*; got \['2', '10.0'\]"):
+        lm.read_texts(twice, classes=(2, 10))
+
+
+def test_ordered_categories_of_pandas_keep_their_order():
+    table = pd.DataFrame({"text": list("abcd"), "label": ["worse", "better"] * 2})
+    for order in (["worse", "better"], ["better", "worse"]):
+        table["label"] = pd.Categorical(table["label"], order, ordered=True)
+        assert lm.read_texts(table).classes == tuple(order)
+    table["label"] = pd.Categorical(
+        ["worse", "better"] * 2, ["worse", "better"]
+    )  # no order is meant
+    assert lm.read_texts(table).classes == ("better", "worse")
+    table["label"] = pd.Categorical([1, 0, 1, 0], [1, 0], ordered=True)
+    assert lm.read_texts(table).classes == ("0", "1")  # numbers are in their own order
+
+
 def test_one_class_against_the_rest():
     rows = [*MOODS, ("both", "anger"), ("both", "fear"), ("mixed", "joy"), ("mixed", "fear")]
     found = lm.read_texts(rows, positive="joy", against_rest=True)
