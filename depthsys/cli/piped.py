@@ -78,8 +78,9 @@ def _guessed(content: bytes) -> str:
     first, *others = content.lstrip(b"\xef\xbb\xbf \t\r\n").split(b"\n", 1)
     if first.startswith(b"["):
         return "json"
-    if first.startswith(b"{"):
-        return "jsonl" if first.rstrip().endswith(b"}") or not others else "json"
+    if first.startswith(b"{"):  # one line alone may be an object of columns
+        has_more = any(other.strip() for other in others)
+        return "jsonl" if has_more and first.rstrip().endswith(b"}") else "json"
     return "tsv" if b"\t" in first else "csv"
 
 

@@ -96,6 +96,7 @@ class Pairs(Texts):
         rng = np.random.default_rng(seed)
         groups = self._groups()
         groups = [groups[i] for i in rng.permutation(len(groups))]
+        groups.sort(key=len, reverse=True)  # those that are alone fill what is left
         parts = {}
         for name, size in sizes.items():
             chosen, groups = _filled(groups, size)
@@ -129,14 +130,20 @@ class Pairs(Texts):
 
     def _refuse(self, sizes: dict[str, int]) -> None:
         wanted = "/".join(map(str, sizes.values()))
-        groups = self._groups()
-        shared = sum(len(group) for group in groups if len(group) > 1)
-        about = (
-            f", {shared} of which share a text with others and stay with them (the largest such "
-            f"group has {max(map(len, groups))})"
-            if shared
-            else ""
-        )
+        found = sorted((len(group) for group in self._groups() if len(group) > 1), reverse=True)
+        about = ""
+        if found:
+            some = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
+            about = (
+                f", {sum(found)} of which share a text with others and stay with them (groups of "
+                f"{some} pairs)"
+            )
+        if self.n_pairs >= sum(sizes.values()):
+            raise ValueError(
+                f"`pairs` must fill the splits {wanted} without dividing pairs that share a text; "
+                f"no way to place them was found for {self.n_pairs} from {self.source}{about}. Add "
+                "pairs that share no text, or ask for other sizes."
+            )
         raise ValueError(
             f"`pairs` must hold {sum(sizes.values())} distinct pairs for the splits {wanted}; got "
             f"{self.n_pairs} from {self.source}{about} ({self.n_duplicates} duplicates and "

@@ -14,6 +14,7 @@ from depthsys.lm.records import Records, known_columns, records_of
 from depthsys.lm.rows import (
     Row,
     Text,
+    as_written,
     checked_text,
     in_order,
     label_name,
@@ -398,7 +399,7 @@ def _classes(
     labels = {label for _, label in rows}
     named = [name for name in order if name in labels]
     found = named if len(named) == len(labels) else in_order(labels)
-    one = None if positive is None else label_name(positive, "as `positive`")
+    one = None if positive is None else as_written(label_name(positive, "as `positive`"), found)
     if one is not None and one not in found:
         raise ValueError(
             f"`positive` must be one of the labels {some_labels(found)}; got {one!r}. The readout "
@@ -445,7 +446,7 @@ def _chosen(classes: Sequence[object], found: list[str], source: str) -> list[st
             f"`classes` must be two labels; got {classes!r:.60}. Write them as in anger,joy: the "
             "readout grows towards the second."
         )
-    pair = [label_name(label, "in `classes`") for label in classes]
+    pair = [as_written(label_name(label, "in `classes`"), found) for label in classes]
     absent = [label for label in pair if label not in found]
     if absent or pair[0] == pair[1]:
         raise ValueError(

@@ -89,12 +89,21 @@ def _rows(source: Any, wanted: Iterable[str]) -> Iterable[Any]:
 
 
 def _classes(source: Any) -> dict[str, list[str]]:
-    """The names behind whole numbers, as data sets of Hugging Face have them."""
+    """The names behind whole numbers, as data sets have them, or ordered classes of pandas."""
+    if hasattr(source, "itertuples"):
+        return _ordered(source)
     features = getattr(source, "features", None)
     if not isinstance(features, Mapping):
         return {}
     named = {column: getattr(feature, "names", None) for column, feature in features.items()}
     return {column: list(names) for column, names in named.items() if isinstance(names, list)}
+
+
+def _ordered(table: Any) -> dict[str, list[str]]:
+    """The categories of the columns of pandas that have an order, where they are words."""
+    kinds = {name: kind for name, kind in table.dtypes.items() if getattr(kind, "ordered", False)}
+    found = {name: list(kind.categories) for name, kind in kinds.items()}
+    return {name: all_ for name, all_ in found.items() if all(isinstance(c, str) for c in all_)}
 
 
 def _of_columns(columns: Mapping, wanted: Iterable[str]) -> list[dict]:

@@ -67,6 +67,15 @@ def label_name(label: object, where: str) -> str:
     return str(label).strip()
 
 
+def as_written(label: str, labels: Iterable[str]) -> str:
+    """The one of some labels that is meant: the same text, or the same number ("2.0" for "2")."""
+    found = list(labels)
+    if label in found or not _NUMBER.fullmatch(label):
+        return label
+    same = [s for s in found if _NUMBER.fullmatch(s) and Decimal(s) == Decimal(label)]
+    return same[0] if len(same) == 1 else label
+
+
 def in_order(labels: Iterable[str]) -> list[str]:
     """Different labels in order: as numbers where all of them are numbers, else as text.
 

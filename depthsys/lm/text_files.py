@@ -129,7 +129,7 @@ def _json(file: IO[str]) -> list[Any]:
         found = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return _json_lines(text.splitlines())
+            return _json_lines(text.split("\n"))  # not at U+2028, which JSON may hold
         raise ValueError(
             f"`texts` must hold an array of JSON objects; it does not: {error}. Correct it."
         ) from error
@@ -137,6 +137,12 @@ def _json(file: IO[str]) -> list[Any]:
         sizes = {len(cells) if isinstance(cells, list) else None for cells in found.values()}
         if len(sizes) == 1 and None not in sizes:
             return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        if found and all(_is_numbered(cells) for cells in found.values()):
+            raise ValueError(
+                "`texts` must hold an array of JSON objects; got columns whose cells are numbered, "
+                f"{str(list(found))[:60]}, as `to_json` of pandas writes them by itself. Write it "
+                'with `to_json(..., orient="records")`.'
+            )
         return [found]  # one line of JSON lines
     if not isinstance(found, list):
         raise ValueError(
@@ -144,6 +150,10 @@ def _json(file: IO[str]) -> list[Any]:
             '[{"text": ..., "label": ...}, ...].'
         )
     return found
+
+
+def _is_numbered(cells: Any) -> bool:
+    return isinstance(cells, Mapping) and bool(cells) and all(key.isdecimal() for key in cells)
 
 
 def _json_lines(lines: Iterable[str]) -> list[Any]:

@@ -10,6 +10,7 @@ from depthsys.ltv.matrix_free import transposed
 from depthsys.ltv.rounding import YES, certificate, lengths
 
 EPS = np.finfo(float).eps
+SMALLEST = np.finfo(float).tiny  # the inverse of what is below it may be no number
 
 
 class LeastNorm(NamedTuple):
@@ -57,7 +58,7 @@ def least_norm(
         z = np.zeros((*batch, G.shape[-1]))
         return LeastNorm(z, none, nothing, none, nothing.astype(int), nothing, nothing == 0)
     size = lengths(G)
-    alive = size > floor
+    alive = (size > floor) & (size >= SMALLEST)
     scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)
     U, s, Vt = np.linalg.svd(G * scale[..., None], full_matrices=False)
     used = used_values(s, rtol)
@@ -80,6 +81,8 @@ def least_norm(
     resolution = np.linalg.norm(lost * scale, axis=-1) + EPS * sum(G.shape[-2:])
     limit, doubt = rtol * s[..., :1], resolution[..., None]
     certain = ((s > limit + doubt) == (s > limit - doubt)).all(-1) & (alive | (size == 0)).all(-1)
+    is_nothing = (size == 0).all(-1) & (lost == 0).all(-1)  # nor did anything vanish: rank 0
+    certain = certain | is_nothing
     known = (np.broadcast_to(x, miss.shape).copy() for x in (used.sum(-1), resolution, certain))
     return LeastNorm(z, reached, miss, multipliers, *known)
 

@@ -14,6 +14,7 @@ from depthsys.ltv.matrix_free import (
     state_size,
     transposed,
 )
+from depthsys.ltv.rounding import lengths
 from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check, in_memory
 
 BIORTHOGONAL = 1e-7
@@ -180,6 +181,6 @@ def _deviation(V: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     used = (V != 0).any(-2)
     identity = np.eye(V.shape[-1]) * (used[..., None, :] & used[..., None])
     off = np.abs(transposed(W) @ V - identity).max((-3, -2, -1))
-    squares = [np.einsum("...fr,...fr->...r", x, x).max(-1) for x in (V, W)]
-    length = np.sqrt(squares[0] * squares[1]).max(-1)
+    longest = [lengths(transposed(x)).max(-1) for x in (V, W)]  # squares might overflow
+    length = (longest[0] * longest[1]).max(-1)
     return off, BIORTHOGONAL + 1000 * np.finfo(float).eps * length

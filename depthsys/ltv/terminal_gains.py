@@ -7,7 +7,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 from depthsys.ltv.matrix_free import MatrixFree, over_depth, propagated, transposed
-from depthsys.ltv.rounding import EPS, SAMPLES, lengths
+from depthsys.ltv.rounding import EPS, SAMPLES, TINY, lengths
 
 System = xr.Dataset | MatrixFree
 
@@ -72,11 +72,14 @@ def _outputs(A, B, C) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     p, operators = column.shape[-1], isinstance(A[0], LinearOperator)
     size = EPS * B[0].shape[-2]
-    noise = None
+    noise, vanished = None, np.zeros(column.shape[-1])
     for layer in reversed(range(len(A))):
         row, b = transposed(column), B[layer]
         rows.append(row @ b)
         sizes.append(lengths(np.abs(row) @ np.abs(b)))
+        if not sizes[-1].all():
+            met = ((row != 0).astype(float) @ (b != 0).astype(float)).any(-1)
+            vanished = vanished + TINY * (met & (sizes[-1] == 0))
         if noise is not None:
             seen = (transposed(noise) @ b).reshape(*noise.shape[:-2], p, -1)
             noises.append(lengths(seen))
@@ -96,4 +99,4 @@ def _outputs(A, B, C) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if noises:
         carried = lengths(np.stack(np.broadcast_arrays(*noises), axis=-1))
         lost = lost + 3 * carried / np.sqrt(SAMPLES)
-    return gain, 16 * size * terms.max(-1), lost
+    return gain, 16 * size * terms.max(-1), lost + vanished

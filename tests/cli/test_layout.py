@@ -242,6 +242,7 @@ def test_more_than_may_be_on_standard_input(monkeypatch):
         (b'\n[{"text": "a"}]', "texts.json"),
         (b'{"text": "a"}\n{"text": "b"}', "texts.jsonl"),
         (b'{\n "text": ["a"]}', "texts.json"),
+        (b'{"text": ["a"], "label": [1]}\n \n', "texts.json"),
     ],
 )
 def test_what_standard_input_looks_like(monkeypatch, content, name):

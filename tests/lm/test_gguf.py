@@ -207,6 +207,15 @@ def test_blocks_that_the_file_does_not_count_are_refused(tmp_path, monkeypatch):
         lm.DepthModel.load(tmp_path / "more.gguf", device="cpu")
 
 
+def test_weights_that_do_not_fit_the_header_are_named(tmp_path):
+    written(tmp_path / "wide.gguf", shapes={"blk.1.ffn_up": (64, 64)})
+    message = (
+        r"fit its own header; .*layers\.1\.mlp\.up_proj\.weight is \(64, 64\) and not \(64, 32\)"
+    )
+    with pytest.raises(ValueError, match=message + r" \(1 in all\)\. Convert"):
+        lm.DepthModel.load(tmp_path / "wide.gguf")
+
+
 def test_weights_that_cannot_be_read_back_are_named(file, monkeypatch):
     def no_such(*_):
         raise NotImplementedError("Dequantization for IQ9_Z is not yet implemented")

@@ -224,8 +224,22 @@ def test_splits_that_are_too_large():
     with pytest.raises(ValueError, match=r"`held_out` must be >= 1; got 0. Give a number of pairs"):
         lm.read_pairs(TUPLES).split(held_out=0)
     shared = [(f"good {i}", "bad") for i in range(8)]
-    with pytest.raises(ValueError, match=r"8 of which share a text .* largest such group has 8"):
+    with pytest.raises(ValueError, match=r"8 of which share a text .* \(groups of 8 pairs\)\. Add"):
         lm.read_pairs(shared).split("2/2/2")
+    with pytest.raises(ValueError, match=r"hold 9 distinct .*; got 8 from list, 8 of which share"):
+        lm.read_pairs(shared).split("3/3/3")
+    many = [(f"good {i}", f"bad {i // 2}") for i in range(18)]
+    with pytest.raises(
+        ValueError, match=r"fill the splits 3/3/3 .*of 2, 2, 2, 2, 2, 2, 2, 2, \.\.\. p"
+    ):
+        lm.read_pairs(many).split("3/3/3")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whether_pairs_that_share_a_text_can_be_split_depends_on_no_seed(seed):
+    shared = [(f"nice {i}", "awful") for i in range(4)] + [(f"fine {i}", "poor") for i in range(2)]
+    splits = lm.read_pairs([*shared, *TUPLES[:3]]).split("4/3/2", seed=seed)
+    assert [getattr(splits, name).n_pairs for name in SPLITS] == [4, 3, 2]
 
 
 def test_the_first_texts_are_whole_pairs():

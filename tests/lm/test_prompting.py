@@ -149,6 +149,39 @@ def test_a_text_that_begins_with_the_first_token_is_the_same_in_a_chat():
     assert found.note.startswith("1 of 2 texts began with '<s>', which begins a prompt and not")
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_special_tokens_inside_texts_are_told(chat):
+    words = tokenizer(eos=True, template=CHAT)
+    texts = ["a <|end|> b <s> c", "<s> a </s> b", "<s> a", "b"]
+    found = tokenized(texts, words, Prompting(chat=chat), n_tokens=99)
+    assert found.note.endswith(
+        "2 of 4 texts hold special tokens of the tokenizer ('</s>', '<s>', '<|end|>'), which were "
+        "taken as such and not as words"
+    )
+    row = words_of(found.rows)[0]
+    assert "a <|end|> b <s> c" in row
+    clean = tokenized(["a", "<s> b", "<s> <s> b"], words, Prompting(chat=chat), n_tokens=99)
+    assert "hold special" not in clean.note
+    words.split_special_tokens = True
+    assert not tokenized(["a <|end|> b"], words, Prompting(chat=chat), n_tokens=99).note
+
+
+def test_special_tokens_in_a_template_and_in_whole_prompts_are_meant():
+    words = tokenizer(template=CHAT)
+    whole = ["<s> <|user|> a <|end|> <|bot|>"]
+    assert "hold special" not in tokenized(whole, words, Prompting(), n_tokens=99).note
+    assert "'<|user|>'" in tokenized(whole, words, Prompting(chat=True), n_tokens=99).note
+    assert not tokenized(["a"], words, Prompting(template="<|user|> {text}"), n_tokens=99).note
+
+
+@pytest.mark.parametrize("options", [{"template": "b {text}"}, {"chat": True}])
+@pytest.mark.parametrize("text", ["<s>", " <s> <s> "])
+def test_a_text_that_is_nothing_but_the_first_token_is_empty(options, text):
+    message = "`prompts` must have words; number 1 is nothing but '<s>', which begins a prompt"
+    with pytest.raises(ValueError, match=message):
+        rows_of(tokenizer(template=CHAT), ["a", text], **options)
+
+
 def test_no_last_token_is_added_to_a_chat():
     words = tokenizer(eos=True, template=CHAT)
     assert words_of(rows_of(words, ["a"], chat=True)) == ["<s> <|user|> a <|end|> <|bot|>"]
@@ -409,6 +442,11 @@ IDS, LONG = [[1, 2]], ["a b c d e f"]
         (["a", " "], {"read_at": "text"}, "text number 1, ' ', has none of its own. Delete it"),
         (["a b"], {"read_at": "a "}, "whose end is part of a token; .* that of 'a ' in number 0"),
         (LONG, {"read_at": "f", "max_tokens": 4}, "not cut away; 'f' in text number 0 ends at tok"),
+        (LONG, {"read_at": "f", "max_tokens": 4}, "to 7, or use cut='left' or 'middle'"),
+        (LONG, {"template": "a b {text}", "read_at": "f", "max_tokens": 3}, r"tokens` to 9\.$"),
+        (LONG, {"template": "h i j {text}", "read_at": "j", "max_tokens": 3}, r"before .* to 4\.$"),
+        (LONG, {"template": "h i j {text}", "read_at": "j", "max_tokens": 3, "cut": "left"},
+         r"before the text\. Raise `max_tokens` to 4\.$"),
         (LONG, {"template": "a b {text}", "max_tokens": 3}, "must be above the 3 tokens around"),
     ],
 )  # fmt: skip
@@ -423,7 +461,7 @@ CHATS = {
     "{{ messages[-1].content }}": "`system_message` must have a place in .* chat template; 'S!' is",
     "{{ bos_token }}": "`chat` must put the text into the prompt once; .* writes it 0 times",
     "S! {{ messages[-1].content.missing.again }}": "it says: .* has no attribute",
-    "S! {{ messages[-1].content }} {{ messages[-1].content | length }}": "writes others around num",
+    "{% for m in messages %}{{ m.content }} {{ m.content | length }}{% endfor %}": "writes others",
 }
 
 
@@ -432,6 +470,36 @@ def test_chat_templates_that_cannot_be_used(template):
     words = tokenizer(template=template)
     with pytest.raises(ValueError, match=CHATS[template]):
         rows_of(words, ["a", "b b b"], chat=True, system_message="S!")
+
+
+HEADED = "{% for m in messages if m.role == 'user' %}user says: {{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("said", ["user", "says:"])
+def test_a_system_that_is_left_out_though_its_words_are_there(said):
+    words = tokenizer(template=HEADED)
+    with pytest.raises(ValueError, match="`system_message` must have a place in the tokenizer's"):
+        rows_of(words, ["a"], chat=True, system_message=said)
+
+
+def test_a_system_that_says_what_the_template_says_by_default():
+    default = "{% if messages[0].role != 'system' %}be kind: {% endif %}"
+    words = tokenizer(template=default + "{% for m in messages %}{{ m.content }} {% endfor %}")
+    rows_of(words, ["a"], chat=True, system_message="be kind:")
+
+
+CHANGED = {
+    "{{ m.content | upper }}": "makes 'A B C D' of number 1, 'a b c d'",
+    "{{ m.content[:5] }}": "makes 'a b c' of number 1, 'a b c d'",
+    "{{ m.content.split('b')[-1] }}": "makes ' c d' of number 1, 'a b c d'",
+}
+
+
+@pytest.mark.parametrize("written", CHANGED)
+def test_a_chat_template_that_changes_a_text_is_refused(written):
+    words = tokenizer(template="{% for m in messages %}e " + written + " e{% endfor %}")
+    with pytest.raises(ValueError, match=CHANGED[written]):
+        rows_of(words, ["1 2", "a b c d"], chat=True)
 
 
 def test_a_chat_template_that_fails_without_a_system_message_names_no_such():

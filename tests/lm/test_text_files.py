@@ -193,6 +193,30 @@ def test_two_classes_of_several():
     assert lm.read_texts(numbers, classes=(1, 10)).classes == ("1", "10")
 
 
+def test_classes_are_the_same_numbers_however_written():
+    rows = [(f"{n} {i}", f"{n}.0") for i in range(3) for n in (2, 5, 10)]
+    assert lm.read_texts(rows, classes=(2, 10)).classes == ("2.0", "10.0")
+    assert lm.read_texts(rows, positive="1e1", against_rest=True).classes == ("not 10.0", "10.0")
+    with pytest.raises(ValueError, match=r"two of the labels .*; got \['3', '10.0'\]"):
+        lm.read_texts(rows, classes=(3, 10))
+    twice = [*rows, ("other", "2.00"), ("word", "x")]  # which one is meant is not known
+    with pytest.raises(ValueError, match=r"two of the labels .*; got \['2', '10.0'\]"):
+        lm.read_texts(twice, classes=(2, 10))
+
+
+def test_ordered_categories_of_pandas_keep_their_order():
+    table = pd.DataFrame({"text": list("abcd"), "label": ["worse", "better"] * 2})
+    for order in (["worse", "better"], ["better", "worse"]):
+        table["label"] = pd.Categorical(table["label"], order, ordered=True)
+        assert lm.read_texts(table).classes == tuple(order)
+    table["label"] = pd.Categorical(
+        ["worse", "better"] * 2, ["worse", "better"]
+    )  # no order is meant
+    assert lm.read_texts(table).classes == ("better", "worse")
+    table["label"] = pd.Categorical([1, 0, 1, 0], [1, 0], ordered=True)
+    assert lm.read_texts(table).classes == ("0", "1")  # numbers are in their own order
+
+
 def test_one_class_against_the_rest():
     rows = [*MOODS, ("both", "anger"), ("both", "fear"), ("mixed", "joy"), ("mixed", "fear")]
     found = lm.read_texts(rows, positive="joy", against_rest=True)
@@ -253,7 +277,8 @@ def test_a_rest_of_none():
         ("a.json", "[]", {}, "must not be empty; 'a.json' has no rows"),
         ("a.json", "[3]", {}, "columns 'text' and 'label'; got int in row 1 of 'a.json'"),
         ("a.json", '{"text": "a"}\n{"text"', {}, "one JSON object per line; line 2 is none"),
-        ("a.json", '{"text": {"0": "a"}}', {}, r"got \['text'\] in row 1 of 'a.json'"),
+        ("a.json", '{"text": {"a": "a"}}', {}, r"got \['text'\] in row 1 of 'a.json'"),
+        ("a.json", '{"text": {"0": "a"}}', {}, r"numbered, \['text'\], as .* orient=.records."),
         ("a.parquet", "no parquet", {}, "a sound .parquet file; 'a.parquet' is not: "),
         ("a.arrow", "no arrow", {}, "a sound .arrow file; .* not begin as Arrow files do"),
     ],
@@ -263,6 +288,15 @@ def test_files_that_cannot_be_meant(tmp_path, name, content, options, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         lm.read_texts(path, **options)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_line_ends_nowhere_inside_a_string(tmp_path, kind, end):
+    rows = [{"text": "a\u2028b\x85c", "label": 1}, {"text": "d", "label": 0}]
+    lines = [json.dumps(row, ensure_ascii=False) + end for row in rows]
+    (tmp_path / f"a.{kind}").write_bytes("".join(lines).encode())
+    assert lm.read_texts(tmp_path / f"a.{kind}").texts == ("a\u2028b\x85c", "d")
 
 
 def test_rows_that_have_no_format_and_no_subset():

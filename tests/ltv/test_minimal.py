@@ -150,3 +150,12 @@ def test_batches_are_reduced_member_by_member():
         np.testing.assert_allclose(ltv.io_matrix(small)[case], ltv.io_matrix(part), atol=1e-12)
     assert small.order[1].max() == 1
     assert balanced.is_similarity.sizes == {"case": 3, "depth": 7}
+
+
+def test_units_far_apart_leave_the_check_of_the_bases_as_it_is():
+    system = ltv.system(*random_arrays(0, 6, 3, 1, 1))
+    plain = ltv.minimal_realization(system)
+    far = system.assign(B=1e-300 * system.B, C=1e300 * system.C)
+    small = ltv.minimal_realization(far)  # a leaked warning is an error
+    assert small.order.values.tolist() == plain.order.values.tolist()
+    np.testing.assert_allclose(ltv.io_matrix(small), ltv.io_matrix(far), atol=1e-12)

@@ -340,6 +340,28 @@ def test_rtol_decides_which_directions_count():
     assert coarse.attrs == {"method": "minimum_energy", "rtol": 1e-3, "certified": "yes"}
 
 
+ONES = np.ones((2, 2))
+APART = np.diag([1.0, 0.0])
+
+
+@pytest.mark.parametrize(("B", "C"), [(ONES, 0 * ONES), (0 * ONES, ONES), (APART, np.eye(2)[1:])])
+def test_a_map_that_is_zero_has_rank_zero_for_certain(B, C):
+    system = ltv.constant(np.diag([0.9, 0.5]), B, C, horizon=5)
+    plan = ltv.minimum_energy(system, np.ones(len(C)), allow_residual=True)
+    assert int(plan["gain_rank"]) == 0
+    assert bool(plan["gain_rank_is_certified"])
+    assert plan.attrs["certified"] == "yes"
+
+
+@pytest.mark.parametrize("unit", [1e-160, 1e-200])  # products below the normal numbers; none left
+def test_a_map_that_vanishes_in_rounding_is_not_certified(unit):
+    system = ltv.constant(np.diag([0.9, 0.5]), unit * np.eye(2), unit * np.eye(2), horizon=5)
+    plan = ltv.minimum_energy(system, np.ones(2), allow_residual=True)
+    assert int(plan["gain_rank"]) == 0
+    assert not plan["gain_rank_is_certified"]
+    assert plan.attrs["certified"].startswith("gain_rank is not certified")
+
+
 @pytest.mark.parametrize("unit", [1e-10, 1e-5, 1.0, 1e10])
 def test_no_unit_of_an_output_decides(unit):
     system = ltv.constant(np.diag([0.9, 0.5]), [[1.0], [unit]], np.eye(2), horizon=10)

@@ -40,7 +40,13 @@ from depthsys.lm.hf.causes import (
     quantisation_of,
     quantised_error,
 )
-from depthsys.lm.hf.gguf_file import check_blocks, forget, reading_whole, unreadable
+from depthsys.lm.hf.gguf_file import (
+    check_blocks,
+    forget,
+    misfitting,
+    reading_whole,
+    unreadable,
+)
 from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
 DTYPES = {
@@ -411,6 +417,7 @@ def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[s
             config=config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **reading_whole(path),
         )
     except (MemoryError, ImportError):
@@ -420,6 +427,8 @@ def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[s
             raise
         raise unreadable(path, error) from error
     hf, info = loaded
+    if info["mismatched_keys"]:
+        raise misfitting(path, info["mismatched_keys"])
     # transformers passes over the weights that its model has no place for
     check_blocks(path, hf.config.get_text_config().num_hidden_layers)
     forget(hf.config)

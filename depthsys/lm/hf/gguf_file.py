@@ -6,6 +6,7 @@ for; the quantised ones are not kept.
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def unreadable(path: Path, error: Exception) -> ValueError:
         f"`model` must be a GGUF file of a language model that transformers "
         f"{transformers.__version__} can read; got {str(path)!r}: {first_line(error)} Give the "
         "model it was made of, or another kind of file."
+    )
+
+
+def misfitting(path: Path, keys: Iterable[tuple[str, Any, Any]]) -> ValueError:
+    """The refusal of a GGUF file with weights of other shapes than its header says."""
+    found = sorted(f"{name} is {tuple(has)} and not {tuple(wanted)}" for name, has, wanted in keys)
+    return ValueError(
+        f"`model` must be a GGUF file whose tensors fit its own header; in {str(path)!r} "
+        f"{', '.join(found[:3])} ({len(found)} in all). Convert the model again."
     )
 
 

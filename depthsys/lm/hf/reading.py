@@ -107,12 +107,18 @@ def read_row(
 
 def check_marker_stays(row: Row, number: int, prompting: Prompting) -> None:
     """ValueError if cutting this row takes the end of the marker away."""
-    if prompting.marker is not None and prompting.cut == "right" and row.ends_in_text:
-        raise ValueError(
-            f"`read_at` must be a marker that is not cut away; {short(prompting.marker)} in text "
-            f"number {number} ends at token {len(row.ids)}, above max_tokens="
-            f"{prompting.max_tokens}. Raise `max_tokens`, or use cut='left' or 'middle'."
-        )
+    if prompting.marker is None or not row.ends_in_text:
+        return
+    before = 0 if row.around is None else row.around[0]
+    has_text = before < len(row.ids)
+    if has_text and prompting.cut != "right":
+        return
+    others = ", or use cut='left' or 'middle'" if before < prompting.max_tokens else ""
+    raise ValueError(
+        f"`read_at` must be a marker that is not cut away; {short(prompting.marker)} in text "
+        f"number {number} ends at token {len(row.ids)}, above max_tokens={prompting.max_tokens}"
+        f"{'' if has_text else ', before the text'}. Raise `max_tokens` to {len(row.ids)}{others}."
+    )
 
 
 def until_index(ids: list[int], number: int, index: int) -> list[int]:

@@ -1,7 +1,7 @@
 """What is put around texts: a template, the tokenizer's chat template."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from depthsys.lm.hf.causes import first_line
@@ -9,7 +9,7 @@ from depthsys.lm.kinds import short
 from depthsys.prompting import PLACE, Prompting
 
 # of private use: in no text, and nothing that a template would strip
-_PROBE = "\ue000"
+_PROBE, _SYSTEM = "\ue000", "\ue001"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def rendered(texts: Sequence[str], tokenizer: Any, prompting: Prompting) -> Rend
                 "or write a `template` instead."
             )
     places = [(len(before), len(string) - len(after)) for string in strings]
+    for number, (string, place) in enumerate(zip(strings, places, strict=True)):
+        if (written := string[slice(*place)]).strip() != texts[number].strip():
+            raise ValueError(
+                "`chat` must leave texts as they are, up to spaces around them; the tokenizer's "
+                f"chat template makes {short(written)} of number {number}, "
+                f"{short(texts[number])}. Change that text, or write a `template` instead."
+            )
     return Rendered(strings, places, note)
 
 
@@ -66,12 +73,17 @@ def around(tokenizer: Any, prompting: Prompting) -> tuple[str, str]:
             f"it {len(parts) - 1} times. Write a `template` instead."
         )
     system = (prompting.system_message or "").strip()
-    if system not in parts[0]:
+    if system not in parts[0] or (system and not _writes_system(tokenizer, prompting)):
         raise ValueError(
             f"`system_message` must have a place in the tokenizer's chat template; {short(system)} "
             "is not in the prompt that it makes. Put it into `template`, before {text}."
         )
     return parts[0], parts[1]
+
+
+def _writes_system(tokenizer: Any, prompting: Prompting) -> bool:
+    """Whether a chat template writes what the system says, whose words may be its own, too."""
+    return _SYSTEM in _writer(tokenizer, replace(prompting, system_message=_SYSTEM))(_PROBE)
 
 
 def _writer(tokenizer: Any, prompting: Prompting) -> Callable[[str], str]:
@@ -103,16 +115,54 @@ def _writer(tokenizer: Any, prompting: Prompting) -> Callable[[str], str]:
     return write
 
 
+def specials_in(texts: Sequence[str], tokenizer: Any, prompting: Prompting) -> str:
+    """In words: which special tokens stand inside texts, beside one that begins them.
+
+    Where nothing is put around texts, one that begins with such a token is a whole prompt, as a
+    chat template writes it, and meant so.
+
+    Raises
+    ------
+    ValueError
+        If a text inside a template or a chat is nothing but the token that begins a prompt.
+    """
+    first, last = (getattr(tokenizer, f"{end}_token", None) for end in ("bos", "eos"))
+    inside = [_bare(text, first) for text in texts]
+    for number, (text, bare) in enumerate(zip(texts, inside, strict=True)):
+        if bare != text and not bare.strip() and not prompting.is_plain:
+            raise ValueError(
+                f"`prompts` must have words; number {number} is nothing but {first!r}, which "
+                "begins a prompt and is left out inside one. Delete it."
+            )
+    if getattr(tokenizer, "split_special_tokens", False):
+        return ""
+    tokens = [token for token in getattr(tokenizer, "all_special_tokens", ()) if token]
+    if last:  # one at the end ends the text
+        inside = [text.rstrip().removesuffix(last) for text in inside]
+    if prompting.is_plain:
+        inside = [text for text in inside if not text.lstrip().startswith(tuple(tokens))]
+    found = [{token for token in tokens if token in text} for text in inside]
+    if not (count := sum(map(bool, found))):
+        return ""
+    names = sorted(set().union(*found))
+    shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
+    return (
+        f"{count} of {len(texts)} texts hold special tokens of the tokenizer ({shown}), which were "
+        "taken as such and not as words"
+    )
+
+
+def _bare(text: str, first: str | None) -> str:
+    """A text without the tokens at its beginning that begin a prompt."""
+    while first and (bare := text.lstrip()).startswith(first):
+        text = bare.removeprefix(first)
+    return text
+
+
 def _without_first(texts: Sequence[str], tokenizer: Any) -> tuple[list[str], str]:
     """Texts without the token that begins a prompt, which would then stand inside it."""
     first = getattr(tokenizer, "bos_token", None)
-    if not first:
-        return list(texts), ""
-    kept = []
-    for text in texts:
-        while (bare := text.lstrip()).startswith(first):
-            text = bare.removeprefix(first)
-        kept.append(text)
+    kept = [_bare(text, first) for text in texts]
     count = sum(a != b for a, b in zip(texts, kept, strict=True))
     if not count:
         return kept, ""

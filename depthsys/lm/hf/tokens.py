@@ -17,7 +17,7 @@ from depthsys.lm.hf.reading import (
     spans_wanted,
     until_index,
 )
-from depthsys.lm.hf.rendering import rendered
+from depthsys.lm.hf.rendering import rendered, specials_in
 from depthsys.lm.hf.template import Ends, added, template_ends, undoubled
 from depthsys.lm.kinds import short
 from depthsys.lm.prompts import Splits, Texts
@@ -102,6 +102,7 @@ def tokenized(
 
 def _rows_of(texts: list[str], tokenizer: Any, prompting: Prompting) -> tuple[list[Row], str]:
     """Rows of texts with what stands around them, and what was done, in words."""
+    specials = specials_in(texts, tokenizer, prompting)
     made = rendered(texts, tokenizer, prompting)
     is_located = spans_wanted(tokenizer, prompting)
     # verbose=False: a text above the tokenizer's own limit is cut and counted here. A chat
@@ -121,7 +122,7 @@ def _rows_of(texts: list[str], tokenizer: Any, prompting: Prompting) -> tuple[li
     if is_located:
         spans = [row[part] for row, part in zip(found["offset_mapping"], kept, strict=True)]
         rows = [read_row(ids[n], spans[n], made, n, prompting) for n in range(len(ids))]
-    return rows, "; ".join(filter(None, (made.note, note)))
+    return rows, "; ".join(filter(None, (made.note, note, specials)))
 
 
 def _check_for_ids(prompting: Prompting) -> None:
