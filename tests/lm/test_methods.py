@@ -438,10 +438,10 @@ def test_exact_system_holds_both_sides(tiny, tokens, concept, dense):
     assert small.attrs["readout"] == "profile"
     assert small.attrs["prompts_sha256"] == tokens.sha256
     count = L
-    np.testing.assert_allclose(
+    np.testing.assert_allclose(  # no closer than the maps are (Weyl)
         ltv.hankel_singular_values(small).values[:, :count],
         ltv.hankel_singular_values(full).values[:, :count],
-        atol=1e-7,
+        atol=1e-6,
     )
     E = small.V.values
     for name in ("observability_gramian", "reachability_gramian"):
