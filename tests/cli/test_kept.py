@@ -82,7 +82,13 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the figure cannot be drawn")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        pytest.param(OSError("the figure cannot be drawn"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_comparison_that_is_interrupted_at_its_figures_goes_on(run, texts, tmp_path, error):
     out = tmp_path / "cmp"
     command = ["compare", "demo_48x4", texts, *COMPARED, "--out", out]
@@ -176,7 +182,7 @@ def test_labels_of_other_names_are_another_command(run, texts, tmp_path):
     assert "was begun with class names bad,good, now 0,1. Go on" in err
 
 
-@pytest.mark.parametrize("command", ["gains", "compare"])
+@pytest.mark.parametrize("command", ["gains", pytest.param("compare", marks=pytest.mark.slow)])
 def test_results_name_model_and_texts_where_they_are_now(
     run, texts, tmp_path, monkeypatch, command
 ):
@@ -275,6 +281,7 @@ main()
     assert names(out) == FILES["gains"]  # and nothing hidden
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_so_does_a_comparison_that_is_killed(run, texts, tmp_path, monkeypatch):
     command = ["compare", "demo_48x4", texts, *COMPARED, "--out", tmp_path / "cmp"]

@@ -75,7 +75,14 @@ def expected():
     return texts.split("12/6/6").operating.sha256
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet", "folder"])
+# how every kind is read is tested in tests/lm/test_text_files.py
+SOME = [
+    pytest.param(kind, marks=[] if kind in ("csv", "parquet") else [pytest.mark.slow])
+    for kind in ("csv", "tsv", "json", "jsonl", "parquet", "folder")
+]
+
+
+@pytest.mark.parametrize("kind", SOME)
 def test_every_kind_of_file_and_going_on_from_it(run, tmp_path, kind, expected):
     path = tmp_path / f"reviews.{kind}"
     options = texts_in(kind, path)
@@ -155,7 +162,7 @@ def test_contrast_pairs(run, tmp_path):
 # ------------------------------------------------------------------------- standard input
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl"])
+@pytest.mark.parametrize("kind", SOME[:4])
 def test_standard_input_is_kept_beside_the_results(run, tmp_path, monkeypatch, kind, expected):
     path = tmp_path / f"a.{kind}"
     options = texts_in(kind, path)
