@@ -12,6 +12,7 @@ from depthsys.study.cell import Cell
 from depthsys.study.names import CONCEPTS
 
 # what the ablation of the concept direction compares
+_DIRECTIONS = tuple(name for name in CONCEPTS if name != "paired_difference")  # texts are no pairs
 _ABLATED = ("ensemble", "krylov", "arnoldi", "random")
 _GONE = ("layer", "depth", "step", "prompt", "prompt_operating", "prompt_each")
 _KEPT_ATTRS = ("n_parameters", "n_layers", "n_features", "n_held_out", "n_operating")
@@ -66,7 +67,7 @@ def _directions(cell: Cell) -> dict[str, xr.DataArray]:
     """Ablation of the concept direction: the same comparison with other directions."""
     orders = [order for order in (4, 32) if order in cell.settings.orders]
     rows = []
-    for name in CONCEPTS:
+    for name in _DIRECTIONS:
         concept = steps.find_concept(cell, name)
         compared = lm.compare(
             cell.model,
@@ -78,7 +79,7 @@ def _directions(cell: Cell) -> dict[str, xr.DataArray]:
             ablate_eps=False,
         )
         rows.append(compared[["relative_l2", "spearman", "auc", "auc_low", "auc_high"]])
-    table = xr.concat(rows, dim=xr.Variable("direction", list(CONCEPTS)))
+    table = xr.concat(rows, dim=xr.Variable("direction", list(_DIRECTIONS)))
     table = table.rename(basis="basis_direction", order="order_direction")
     return {f"direction_{name}": table[name] for name in table.data_vars}
 
