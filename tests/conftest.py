@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from depthsys import cli, lm
+from tests import tools_of_others
 
 # programs that run in environments of other tools
 collect_ignore_glob = ["*/theirs/*"]
@@ -86,6 +87,12 @@ def real_folder() -> Path:
     if missing:
         pytest.skip(f"no {missing[0]} in {folder}: run `depthsys fetch`")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tools(request) -> Path:
+    """The interpreter of an environment with repeng, steering-vectors and llama.cpp."""
+    return tools_of_others.interpreter(request.config.cache.mkdir("tools-of-others"))
 
 
 @pytest.fixture(scope="session", params=SHARED_MODELS)

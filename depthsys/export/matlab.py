@@ -21,7 +21,7 @@ from depthsys.export.plain import NO_GOLDEN, about_of, check_about, one_system, 
 from depthsys.export.schema import migrated
 from depthsys.files import whole_folder
 from depthsys.ltv import system as ltv_system
-from depthsys.ltv.system import DIMS
+from depthsys.ltv.matrices import DIMS
 
 LIMIT = 2**31  # bytes: MATLAB reads no larger variable from a .mat of version 5
 NAME_LENGTH = 54  # NAME_simulate has at most the 63 characters of a MATLAB name

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from depthsys.ltv.matrices import in_memory
 from depthsys.ltv.matrix_free import MatrixFree, labels
-from depthsys.ltv.system import batch_sizes, in_memory
+from depthsys.ltv.system import batch_sizes
 
 System = xr.Dataset | MatrixFree
 # dims of an array, and the dim of the system that each of them stands for

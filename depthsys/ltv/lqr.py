@@ -8,9 +8,10 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.costs import INPUTS, RTOL, STATES, Costs, as_costs, from_outputs
 from depthsys.ltv.labels import aligned, with_labels_of
+from depthsys.ltv.matrices import DIMS
 from depthsys.ltv.matrix_free import labels, over_depth, state_sizes, transposed
 from depthsys.ltv.riccati import by_products, lists, riccati, squares, stacked_up
-from depthsys.ltv.system import DIMS, as_named, check
+from depthsys.ltv.system import as_named, check
 
 Array = ArrayLike | xr.DataArray
 

@@ -17,9 +17,10 @@ import xarray as xr
 from depthsys.ltv.foreign import StateSpace as Matrices
 from depthsys.ltv.foreign import state_space
 from depthsys.ltv.gramians import compressed
+from depthsys.ltv.matrices import compact
 from depthsys.ltv.matrix_free import check_finite, state_sizes
 from depthsys.ltv.rounding import CERTIFIABLE, EPS, certificate, lengths
-from depthsys.ltv.system import batch_sizes, check, compact, whole_number
+from depthsys.ltv.system import batch_sizes, check, whole_number
 
 if TYPE_CHECKING:
     from control import StateSpace

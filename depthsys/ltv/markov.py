@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.basis import RankError
 from depthsys.ltv.gramians import used_values
+from depthsys.ltv.matrices import DIMS
 from depthsys.ltv.rounding import EPS, certificate, frobenius
-from depthsys.ltv.system import DIMS, STAMP, as_named, check, whole_number
+from depthsys.ltv.system import STAMP, as_named, check, whole_number
 
 RTOL = 1e-10
 OPEN = 1e-6  # of its terms: what an impulse response may miss in a relation that it satisfies

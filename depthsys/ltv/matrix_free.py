@@ -14,7 +14,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from depthsys.ltv.system import DIMS, LAST_D, check, check_shapes, counts, unmasked
+from depthsys.ltv.matrices import DIMS, check_shapes, unmasked
+from depthsys.ltv.system import LAST_D, check, counts
 
 PART = 64  # systems of a batch per part
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from depthsys.ltv.matrices import DIMS
 from depthsys.ltv.matrix_free import over_depth, state_sizes
 from depthsys.ltv.response import stacked_names
-from depthsys.ltv.system import DIMS, check, whole_number
+from depthsys.ltv.system import check, whole_number
 
 ROWS = 512  # of the largest cyclic matrix whose eigenvalues are computed
 SAME = 1e-6  # moduli that differ by less may be of one pair

@@ -5,6 +5,7 @@ import xarray as xr
 
 from depthsys.ltv.gramians import System
 from depthsys.ltv.labels import aligned
+from depthsys.ltv.matrices import DIMS, in_memory
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     in_parts,
@@ -15,7 +16,7 @@ from depthsys.ltv.matrix_free import (
     transposed,
 )
 from depthsys.ltv.rounding import lengths
-from depthsys.ltv.system import DIMS, STAMP, batch_sizes, check, in_memory
+from depthsys.ltv.system import STAMP, batch_sizes, check
 
 BIORTHOGONAL = 1e-7
 BASIS_DIMS = ("depth", "feature", "state")

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 from depthsys.ltv.basis import RTOL, RankError
 from depthsys.ltv.gramians import MAP_DIMS, checked_map, hankel_factors, in_rows, used_values
 from depthsys.ltv.labels import in_order_like
+from depthsys.ltv.matrices import DIMS
 from depthsys.ltv.matrix_free import in_parts, stacked, transposed
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.response import io_matrix
 from depthsys.ltv.rounding import certificate, resolution_of_map
-from depthsys.ltv.system import DIMS, STAMP, check, whole_number
+from depthsys.ltv.system import STAMP, check, whole_number
 
 _STATES = ("state", "state_next")
 _OUTPUTS = {

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from depthsys.ltv.gramians import System, long_maps, observability, reachability
 from depthsys.ltv.labels import aligned, beside_each_other
 from depthsys.ltv.long_arithmetic import affordable
+from depthsys.ltv.matrices import DIMS
 from depthsys.ltv.matrix_free import (
     MatrixFree,
     labels,
@@ -22,7 +23,7 @@ from depthsys.ltv.matrix_free import (
     transposed,
 )
 from depthsys.ltv.rounding import frobenius, resolution_of, resolution_of_map
-from depthsys.ltv.system import DIMS, as_named, batch_sizes, check
+from depthsys.ltv.system import as_named, batch_sizes, check
 
 
 def simulate(

@@ -1,4 +1,4 @@
-"""Build, check, cut and join linear time-varying systems stored as xarray Datasets."""
+"""Linear time-varying systems as xarray Datasets: built, and checked."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from numpy.typing import ArrayLike
 
 from depthsys._version import __version__
 from depthsys.ltv.foreign import discrete_system
+from depthsys.ltv.matrices import (
+    DIMS,
+    OPTIONAL_DIMS,
+    OWN_DIMS,
+    compact,
+    in_memory,
+    is_ragged,
+    one_matrix,
+    padded_lists,
+    refuse_complex,
+    stacked_arrays,
+    unmasked,
+)
 
 SCHEMA_VERSION = 2
 STAMP = {"depthsys_version": __version__, "schema_version": SCHEMA_VERSION}
 
-DIMS = {
-    "A": ("layer", "state_next", "state"),
-    "B": ("layer", "state_next", "input"),
-    "C": ("depth", "output", "state"),
-    "D": ("depth", "output", "input"),
-}
-_OPTIONAL_DIMS = {
-    "x_ref": ("depth", "state"),
-    "y_ref": ("depth", "output"),
-    "V": ("depth", "feature", "state"),
-    "W": ("depth", "feature", "state"),
-    "v": ("depth", "feature", "input"),
-}
-_OWN_DIMS = {dim for dims in [*DIMS.values(), *_OPTIONAL_DIMS.values()] for dim in dims}
 # dims of results, and of what is made on the way to them
 _RESULT_DIMS = {
     "order", "index", "basis", "column", "column_out", "row", "reduced", "full", "inner", "sample",
@@ -86,16 +85,16 @@ def system(
     array([0.5, 1. ])
     """
     _check_labels({"A": A, "B": B, "C": C, "D": D})
-    if any(_is_ragged(x) for x in (A, B, C, D)):
+    if any(is_ragged(x) for x in (A, B, C, D)):
         if batch_dims:
             raise ValueError(
                 f"`batch_dims` must be empty for lists of matrices; got {tuple(batch_dims)}. "
                 "Build one system each and join them with `ltv.stack(systems, dim='prompt')`."
             )
-        arrays, order = _padded(A, B, C, D)
+        arrays, order = padded_lists(A, B, C, D)
     else:
-        arrays, order = _stacked(A, B, C, D)
-    taken = _OWN_DIMS | _RESULT_DIMS
+        arrays, order = stacked_arrays(A, B, C, D)
+    taken = OWN_DIMS | _RESULT_DIMS
     if (
         isinstance(batch_dims, str)
         or taken & set(batch_dims)
@@ -183,8 +182,8 @@ def constant(
     if B is None or C is None:
         raise TypeError("`B` and `C` must be given beside a matrix A; got None. Pass both.")
     _check_labels({"A": A, "B": B, "C": C, "D": D})
-    A, B, C = (_one_matrix(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
-    D = np.zeros((len(C), B.shape[1])) if D is None else _one_matrix(D, "D")
+    A, B, C = (one_matrix(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
+    D = np.zeros((len(C), B.shape[1])) if D is None else one_matrix(D, "D")
     n, m, p = len(A), B.shape[1], len(C)
     wanted = {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}
     for (name, want), value in zip(wanted.items(), (A, B, C, D), strict=True):
@@ -212,12 +211,6 @@ def constant(
     return check(xr.Dataset({k: (DIMS[k], v) for k, v in views.items()}, coords, STAMP))
 
 
-def _one_matrix(value: Any, name: str) -> np.ndarray:
-    if name != "A" and not isinstance(value, (np.ndarray, list, tuple)):
-        discrete_system(value, name)  # refuses what is no array
-    return _list_of_matrices([_in_order(value, name, DIMS[name][1:])], name)[0]
-
-
 def _check_labels(given: Mapping[str, Any]) -> None:
     """ValueError where two labelled arrays call the same states, inputs or outputs differently."""
     known: dict[str, tuple[str, np.ndarray]] = {}
@@ -230,166 +223,6 @@ def _check_labels(given: Mapping[str, Any]) -> None:
                     f"`{name}` must have the labels of `{first}` along {kind!r}, {others}; got "
                     f"{labels}. Bring both into one order: `.sel({dim}=[...])`."
                 )
-
-
-def _in_order(value: Any, name: str, dims: Sequence[str]) -> Any:
-    """A DataArray in the order of its dims, which go by name; everything else as it is."""
-    unmasked(value, name)
-    if not isinstance(value, xr.DataArray):
-        return value
-    in_memory(value, name)
-    if set(dims) <= set(value.dims):
-        return value.transpose(..., *dims).values
-    if wrong := sorted(_OWN_DIMS & set(map(str, value.dims))):
-        raise ValueError(
-            f"`{name}` must have dims {tuple(dims)}; got {value.dims}. Rename {wrong}, or pass "
-            "`.values` to go by position."
-        )
-    return value.values
-
-
-def unmasked(value: Any, name: str) -> None:
-    """ValueError for numpy's masked arrays and lists of them, whose masks are lost on the way."""
-    if count := _masked(value):
-        raise ValueError(
-            f"`{name}` must have no masked values; got {count}. Fill them: `.filled(0)`, or "
-            "`.filled(np.nan)` where NaN stands for what is free or missing."
-        )
-
-
-def _masked(value: Any) -> int:
-    """How many values are masked, in lists at any depth."""
-    if isinstance(value, np.ma.MaskedArray):
-        return int(np.ma.count_masked(value))
-    if isinstance(value, (list, tuple)):
-        return sum(_masked(part) for part in value if not isinstance(part, (int, float)))
-    return 0
-
-
-def in_memory(value: Any, name: str) -> None:
-    """ValueError for an array in chunks (dask), which is not computed here behind the scenes."""
-    chunks = getattr(value, "chunks", None)  # of dask a tuple per dim; a file's are whole numbers
-    if isinstance(chunks, tuple) and all(isinstance(sizes, tuple) for sizes in chunks):
-        raise ValueError(
-            f"`{name}` must be in memory; got an array in chunks (dask). Call `.load()` or "
-            "`.compute()` first, part by part (`.isel`) where it is large."
-        )
-
-
-def compact(values: np.ndarray) -> np.ndarray:
-    """What an array really holds: a matrix that a view repeats along an axis, once."""
-    at = tuple(slice(1) if step == 0 else slice(None) for step in values.strides)
-    return values[at]
-
-
-def _is_ragged(matrices: Any) -> bool:
-    return isinstance(matrices, (list, tuple)) and len({np.shape(m) for m in matrices}) > 1
-
-
-def _stacked(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
-    A, B, C = (
-        _matrices(np.asarray(_in_order(value, name, DIMS[name])), name)
-        for name, value in zip("ABC", (A, B, C), strict=True)
-    )
-    shape = (*C.shape[:-1], B.shape[-1])
-    D = np.zeros(shape) if D is None else _matrices(np.asarray(_in_order(D, "D", DIMS["D"])), "D")
-    n_layers, n = A.shape[-3], A.shape[-1]
-    wanted = {
-        "A": (n_layers, n, n),
-        "B": (n_layers, n, B.shape[-1]),
-        "C": (n_layers + 1, C.shape[-2], n),
-        "D": (n_layers + 1, C.shape[-2], B.shape[-1]),
-    }
-    for (name, want), value in zip(wanted.items(), (A, B, C, D), strict=True):
-        if value.shape[-3:] != want:
-            raise ValueError(
-                f"`{name}` must have shape {want} = {DIMS[name]}; got {value.shape[-3:]}. A and B "
-                "have one matrix per layer 0..L-1, C and D one per depth 0..L."
-            )
-        if value.shape[:-3] != A.shape[:-3]:
-            raise ValueError(
-                f"`{name}` must have the batch shape of `A`, {A.shape[:-3]}; got "
-                f"{value.shape[:-3]}. Broadcast it first."
-            )
-    return [A, B, C, D], np.full(C.shape[-3], C.shape[-1])
-
-
-def _matrices(value: np.ndarray, name: str) -> np.ndarray:
-    if value.ndim < 3:
-        raise ValueError(
-            f"`{name}` must have dims {DIMS[name]}; got shape {value.shape}. "
-            "Give one matrix per layer (A, B) or per depth (C, D)."
-        )
-    _refuse_complex(value, name)
-    return value.astype(np.float64)
-
-
-def _list_of_matrices(matrices: Any, name: str) -> list[np.ndarray]:
-    unmasked(matrices, name)
-    arrays = [np.asarray(m) for m in matrices]
-    for k, array in enumerate(arrays):
-        if array.ndim != 2:
-            raise ValueError(
-                f"`{name}[{k}]` must be a matrix; got shape {array.shape}. Write a vector as a "
-                "matrix with one row or one column."
-            )
-        _refuse_complex(array, f"{name}[{k}]")
-    if not arrays:
-        raise ValueError(f"`{name}` must hold at least one matrix; got none. One per layer.")
-    return [array.astype(np.float64) for array in arrays]
-
-
-def _refuse_complex(value: np.ndarray, name: str) -> None:
-    if np.iscomplexobj(value):
-        raise TypeError(f"`{name}` must be real; got {value.dtype}. Take the real form first.")
-    if not np.issubdtype(value.dtype, np.number) and value.dtype != bool:
-        raise TypeError(f"`{name}` must hold numbers; got dtype {value.dtype}. Convert it first.")
-
-
-def _padded(A, B, C, D) -> tuple[list[np.ndarray], np.ndarray]:
-    """Stack matrices of varying size, after checking that they chain."""
-    A, B, C = (_list_of_matrices(x, name) for x, name in ((A, "A"), (B, "B"), (C, "C")))
-    n_layers = len(A)
-    if len(B) != n_layers or len(C) != n_layers + 1:
-        raise ValueError(
-            f"`B` must hold L and `C` L + 1 matrices for the L = {n_layers} of `A`; "
-            f"got {len(B)} and {len(C)}. Give C one matrix per depth 0..L."
-        )
-    order = [a.shape[1] for a in A] + [A[-1].shape[0]]
-    n_inputs, n_outputs = B[0].shape[1], C[0].shape[0]
-    D = [np.zeros((n_outputs, n_inputs))] * (n_layers + 1) if D is None else D
-    D = _list_of_matrices(D, "D")
-    wanted = {
-        "A": [(order[k + 1], order[k]) for k in range(n_layers)],
-        "B": [(order[k + 1], n_inputs) for k in range(n_layers)],
-        "C": [(n_outputs, n) for n in order],
-        "D": [(n_outputs, n_inputs)] * (n_layers + 1),
-    }
-    stacked = []
-    for (name, shapes), matrices in zip(wanted.items(), (A, B, C, D), strict=True):
-        check_shapes(name, [m.shape for m in matrices], shapes)
-        rows = max(shape[0] for shape in shapes) if name in "CD" else max(order)
-        columns = max(order) if name in "AC" else n_inputs
-        padded = np.zeros((len(matrices), rows, columns))
-        for k, matrix in enumerate(matrices):
-            padded[k, : matrix.shape[0], : matrix.shape[1]] = matrix
-        stacked.append(padded)
-    return stacked, np.array(order)
-
-
-def check_shapes(name: str, shapes: Sequence[tuple], wanted: Sequence[tuple]) -> None:
-    """ValueError where a matrix does not chain with its neighbours."""
-    if len(shapes) != len(wanted):
-        raise ValueError(
-            f"`{name}` must hold {len(wanted)} matrices; got {len(shapes)}. "
-            "Give one per layer (A, B) or per depth 0..L (C, D)."
-        )
-    for k, (shape, want) in enumerate(zip(shapes, wanted, strict=True)):
-        if shape != want:
-            raise ValueError(
-                f"`{name}[{k}]` must have shape {want}; got {shape}. Sizes must "
-                "chain: A[k] maps the state at depth k to depth k + 1."
-            )
 
 
 def check(system: xr.Dataset) -> xr.Dataset:
@@ -417,7 +250,7 @@ def check(system: xr.Dataset) -> xr.Dataset:
                 "Build it with `depthsys.ltv.system(A, B, C)`."
             )
         _check_variable(system, name, dims)
-    for name, dims in _OPTIONAL_DIMS.items():
+    for name, dims in OPTIONAL_DIMS.items():
         if name in system:
             _check_variable(system, name, dims)
     _check_batch(system)
@@ -513,7 +346,7 @@ def _check_variable(system: xr.Dataset, name: str, dims: tuple[str, ...]) -> Non
         raise ValueError(f"`{name}` must not be empty; got sizes {dict(variable.sizes)}. Add some.")
     in_memory(variable, name)
     values = compact(variable.values)
-    _refuse_complex(values, name)
+    refuse_complex(values, name)
     # one sum is far cheaper than a mask of the array, and shows any nan or inf
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum(dtype=np.float64)):
@@ -594,7 +427,7 @@ def as_named(value: Any, name: str, *options: Mapping[str, int | None]) -> xr.Da
             "DataArray with these dims (and batch dims, if you like)."
         )
     in_memory(value, name)
-    _refuse_complex(value.values, name)
+    refuse_complex(value.values, name)
     if not np.isfinite(compact(value.values)).all():
         raise ValueError(f"`{name}` must be finite; got nan or inf. Look at where it comes from.")
     return value.transpose(..., *wanted).astype(np.float64)

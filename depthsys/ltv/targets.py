@@ -6,9 +6,10 @@ import numpy as np
 import xarray as xr
 
 from depthsys.ltv.labels import aligned
+from depthsys.ltv.matrices import in_memory
 from depthsys.ltv.matrix_free import state_sizes
 from depthsys.ltv.response import as_state
-from depthsys.ltv.system import as_named, in_memory, plain
+from depthsys.ltv.system import as_named, plain
 
 
 def final_state(system: xr.Dataset, value: Any) -> xr.DataArray:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from depthsys.ltv.system import DIMS, check, compact
+from depthsys.ltv.matrices import DIMS, compact
+from depthsys.ltv.system import check
 
 
 def window(system: xr.Dataset, start: int, stop: int) -> xr.Dataset:

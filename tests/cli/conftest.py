@@ -1,10 +1,22 @@
-"""Commands write many figures, which take longer than their numbers."""
+"""What the tests of commands share. Figures take longer than their numbers."""
 
+import csv
 from pathlib import Path
 
 import pytest
 
 from depthsys import plot
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """A file of forty labelled texts per class."""
+    from depthsys.demo import grammar
+
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
+    return path
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """`depthsys compare` on the smallest embedded model: what it writes, says and refuses."""
 
-import csv
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,16 +27,6 @@ def depthsys(*args):
         with pytest.raises(SystemExit) as exit_:
             cli.main()
     return exit_.value.code or 0, out.getvalue(), err.getvalue()
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    from depthsys.demo import grammar
-
-    path = tmp_path_factory.mktemp("texts") / "texts.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
-    return path
 
 
 @pytest.fixture(scope="module")

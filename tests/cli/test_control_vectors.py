@@ -1,7 +1,5 @@
 """`depthsys import vec.gguf`, `depthsys verify`, and the export of what was imported."""
 
-import csv
-
 import gguf
 import numpy as np
 import pytest
@@ -12,16 +10,6 @@ from tests.export.test_control_vectors import tensors_of, written
 
 H, N_LAYERS = 48, 4  # of demo_48x4
 SETTINGS = ["--split", "12/6/6", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    from depthsys.demo import grammar
-
-    path = tmp_path_factory.mktemp("texts") / "texts.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
-    return path
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -18,16 +17,6 @@ from depthsys.files import Resumable
 COMPARE = sys.modules["depthsys.lm.compare"]
 SMALL = ["--split", "8/4/4", "--device", "cpu"]
 COMPARED = [*SMALL, "--methods", "krylov", "--orders", "1,2", "--each", "1"]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    from depthsys.demo import grammar
-
-    path = tmp_path_factory.mktemp("texts") / "texts.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
-    return path
 
 
 def _raising(error):
@@ -63,6 +52,27 @@ def fails_at(monkeypatch, number, error):
             raise error
 
     monkeypatch.setattr(plot, "save", save)
+
+
+def killed_at(number, command):
+    """The command in a process of its own, killed at that figure, counted as in `fails_at`."""
+    killed = f"""
+import os, signal
+from depthsys import plot
+drawn = []
+def save(fig, path, kind):
+    path.write_text("half")
+    drawn.extend([path] if not path.name.startswith("separation") else [])
+    if len(drawn) == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+plot.save = save
+from depthsys.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", killed, *map(str, command)], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def names(folder):
@@ -258,21 +268,7 @@ def test_gains_of_a_stored_system_are_kept_for_that_system(run, texts, tmp_path,
 def test_killed_at_its_figures_it_goes_on(run, texts, tmp_path, monkeypatch):
     out = tmp_path / "run"
     command = ["gains", "demo_48x4", texts, *SMALL, "--order", "2", "--out", out]
-    killed = """
-import os, signal, sys
-from depthsys import plot
-def save(fig, path, kind):
-    path.write_text("half")
-    if not path.name.startswith("separation"):
-        os.kill(os.getpid(), signal.SIGKILL)
-plot.save = save
-from depthsys.cli import main
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", killed, *map(str, command)], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_at(1, command)
     nothing_is_computed(monkeypatch)
     fails_at(monkeypatch, 0, None)
     code, shown, err = run(*command)
@@ -288,23 +284,7 @@ def test_so_does_a_comparison_that_is_killed(run, texts, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:  # its numbers are there; quicker than another one
         fails_at(patch, 1, KeyboardInterrupt())
         assert run(*command)[0] == 130
-    killed = """
-import os, signal
-from depthsys import plot
-drawn = []
-def save(fig, path, kind):
-    path.write_text("some")
-    drawn.append(path)
-    if len(drawn) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-plot.save = save
-from depthsys.cli import main
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", killed, *map(str, command)], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_at(3, command)
     nothing_is_computed(monkeypatch)
     fails_at(monkeypatch, 0, None)
     code, _, err = run(*command)

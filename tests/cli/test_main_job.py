@@ -19,16 +19,6 @@ from depthsys.files import OutputFolder
 SMALL = ["--split", "12/6/6", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    from depthsys.demo import grammar
-
-    path = tmp_path_factory.mktemp("texts") / "texts.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *grammar.labelled(40, seed=5)])
-    return path
-
-
 def load(path):
     return xr.load_dataset(path, engine="h5netcdf")
 

@@ -12,9 +12,7 @@ import xarray as xr
 
 from depthsys import export, lm
 from depthsys.export.control_vectors import parts_of
-from tests.conftest import tiny_gpt2
-from tests.export.test_steering import N_LAYERS, directions, identified, random_plan
-from tests.lm.conftest import LabelledIds
+from tests.export.test_steering import directions, identified, random_plan
 
 H = 16
 
@@ -209,18 +207,6 @@ def test_a_vector_made_by_hand_is_written_where_it_pushes(tmp_path, vectors):
     del vector.attrs["blocks"]
     export.write_control_vector(vector.drop_vars("u_end"), tmp_path / "b.gguf")
     assert list(tensors_of(tmp_path / "b.gguf")) == [f"direction.{n}" for n in (1, 2, 3)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return lm.DepthModel(tiny_gpt2(n_layer=N_LAYERS).double(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def ids() -> LabelledIds:
-    rng = np.random.default_rng(3)
-    rows = [rng.integers(0, 50, size=n).tolist() for n in (1, 2, 4, 7)]
-    return LabelledIds(rows, np.arange(4) % 2)
 
 
 EPS = np.finfo(np.float32).eps / 2  # of float32 storage

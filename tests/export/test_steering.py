@@ -13,24 +13,10 @@ from safetensors.numpy import load_file
 
 from depthsys import lm, ltv
 from depthsys.export.steering import injections, to_gguf, to_safetensors, unexpressed
-from tests.conftest import tiny_gpt2
-from tests.lm.conftest import LabelledIds
+from tests.export.conftest import N_LAYERS
 
-N_LAYERS = 5
 # GPT-2 in float64: the files in float32 are what rounds
 SINGLE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def model():
-    return lm.DepthModel(tiny_gpt2(n_layer=N_LAYERS).double(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def ids() -> LabelledIds:
-    rng = np.random.default_rng(3)
-    rows = [rng.integers(0, 50, size=n).tolist() for n in (1, 2, 4, 7)]
-    return LabelledIds(rows, np.arange(4) % 2)
 
 
 def directions(n_inputs: int) -> xr.Dataset:

@@ -3,16 +3,10 @@
 Each adds one vector by its own code to a tiny model, and what it does to the states is what the
 imported vector does here. So every row of the table of conventions in docs/export.md is run.
 
-The environment takes a minute or two, and needs a package index. To use one again, make it and give
-its interpreter in DEPTHSYS_TEST_TOOLS; `environment` shows how.
+The environment is made by tests/tools_of_others.py.
 """
 
-import json
-import os
 import platform
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,45 +20,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from depthsys import export, lm, ltv
 from tests.conftest import tiny_gpt2, tiny_llama
 from tests.export.test_control_vectors import H, tensors_of, written
+from tests.tools_of_others import called
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parent / "theirs"
-# repeng 0.4 needs numpy below 2, steering-vectors transformers below 5
-TOOLS = ["numpy<2", "transformers>=4.50,<5", "repeng==0.4.0", "steering-vectors==0.12.2"]
-LLAMA_CPP = "xllamacpp==2026.10.11549"  # a wheel that holds llama.cpp
 N_LAYERS, VOCABULARY = 4, 50
 MODELS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 STRENGTH = -0.7
 EVERY_FEATURE = xr.DataArray(np.eye(H), dims=("output", "feature"))
-
-
-@pytest.fixture(scope="session")
-def tools(tmp_path_factory) -> Path:
-    """The interpreter of an environment with the tools; torch is the one that runs this."""
-    if given := os.environ.get("DEPTHSYS_TEST_TOOLS"):
-        return Path(given)
-    folder = tmp_path_factory.mktemp("tools")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    find = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    site = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout
-    # packages of this environment come after its own
-    (Path(site.strip()) / "zz_outer.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    wanted = [*TOOLS, LLAMA_CPP] if platform.machine() == "x86_64" else TOOLS
-    done = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"the tools could not be installed: {done.stderr.decode()[-300:]}")
-    return python
-
-
-def called(python: Path, script: str, request: dict, folder: Path) -> None:
-    path = folder / "request.json"
-    path.write_text(json.dumps(request))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(
-        [python, SCRIPTS / script, path], env=env, capture_output=True, text=True, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def random_vector(blocks, seed=0) -> dict[int, np.ndarray]:
@@ -107,7 +70,7 @@ def in_python(request, tools, tmp_path_factory):
         "layer_ids": [-1, -2, 1],  # 3, 2 and 1
         "out": str(folder),
     }
-    called(tools, "run_in_python.py", asked, folder)
+    called(tools, SCRIPTS / "run_in_python.py", asked, folder)
     model = lm.DepthModel(hf, name=request.param)
     return model, vector, folder, dict(np.load(folder / "states.npz"))
 
@@ -227,7 +190,7 @@ def test_llama_cpp_does_what_the_imported_file_does(tools, tmp_path):
         "model": str(written_for_llama_cpp(hf, tmp_path / "model.gguf")),
         "prompts": prompts, "n_tokens": VOCABULARY, "runs": runs, "out": str(tmp_path / "out.npy"),
     }  # fmt: skip
-    called(tools, "run_llama_cpp.py", asked, tmp_path)
+    called(tools, SCRIPTS / "run_llama_cpp.py", asked, tmp_path)
     nominal, *steered, refused = np.load(tmp_path / "out.npy")
     model = lm.DepthModel(hf, name="qwen2")
     final = model.run(prompts).states.values[-1]
@@ -276,7 +239,7 @@ def test_llama_cpp_plays_the_plans_that_we_export(tools, tmp_path):
         "model": str(written_for_llama_cpp(hf, tmp_path / "model.gguf")), "prompts": prompts,
         "n_tokens": VOCABULARY, "runs": [{"vector": None}, whole], "out": str(tmp_path / "out.npy"),
     }  # fmt: skip
-    called(tools, "run_llama_cpp.py", asked, tmp_path)
+    called(tools, SCRIPTS / "run_llama_cpp.py", asked, tmp_path)
     nominal, theirs = np.load(tmp_path / "out.npy")
     concept = xr.Dataset({"direction": (("depth", "feature"), v[..., 0])})
     found = lm.play(model, prompts, concept, plan, readout=EVERY_FEATURE, tokens="every")

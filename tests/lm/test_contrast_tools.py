@@ -1,15 +1,8 @@
 """The directions of steering-vectors and repeng on the same contrast pairs.
 
-They run in an environment of their own, whose versions of numpy and transformers they pin; torch is
-the one that runs this. Making it takes a minute and needs a package index; it is kept in pytest's
-cache. DEPTHSYS_TEST_TOOLS names the interpreter of another one.
+The environment is made by tests/tools_of_others.py.
 """
 
-import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from depthsys import lm
 from tests.conftest import tiny_gpt2, tiny_llama
+from tests.tools_of_others import called
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "theirs" / "train_on_pairs.py"
-TOOLS = ["numpy<2", "transformers>=4.50,<5", "repeng==0.4.0", "steering-vectors==0.12.2"]
 WORDS = [f"word{i}" for i in range(48)]
 MODELS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 N_LAYERS = 5
-
-
-@pytest.fixture(scope="module")
-def tools(request) -> Path:
-    """The interpreter of an environment with both."""
-    if given := os.environ.get("DEPTHSYS_TEST_TOOLS"):
-        return Path(given)
-    folder = request.config.cache.mkdir("repeng-and-steering-vectors")
-    python = folder / "bin" / "python"
-    if (folder / "made").exists():
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    find = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    site = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout
-    # packages of this environment come after its own
-    (Path(site.strip()) / "zz_outer.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    done = subprocess.run([python, "-m", "pip", "install", "-q", *TOOLS], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"the tools could not be installed: {done.stderr.decode()[-300:]}")
-    (folder / "made").touch()
-    return python
 
 
 def pairs_of_words(count):
@@ -74,16 +46,7 @@ def trained(request, tools, tmp_path_factory):
     ).save_pretrained(folder)
     pairs = pairs_of_words(20)
     asked = {"model": str(folder), "pairs": pairs, "out": str(folder / "theirs.npz")}
-    (folder / "request.json").write_text(json.dumps(asked))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(
-        [tools, SCRIPT, folder / "request.json"],
-        env=env | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    called(tools, SCRIPT, asked, folder)
     with np.load(folder / "theirs.npz") as found:
         theirs = dict(found)
     return lm.DepthModel.load(folder, device="cpu"), lm.read_pairs(pairs), theirs

@@ -1,8 +1,6 @@
 """GGUF files: the weights are those that transformers and gguf read back, to the bit."""
 
-import os
 import shutil
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,11 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthsys import lm
+from depthsys.demo import real as fetched
 from depthsys.lm.hf import gguf_file, source
 from tests.lm import whole_sequence
 from tests.lm.gguf_files import KINDS, LAYERS, written
-
-REAL = Path(os.environ.get("DEPTHSYS_REAL", Path.home() / ".cache" / "depthsys" / "real"))
 
 
 @pytest.fixture(scope="session")
@@ -238,19 +235,17 @@ def test_short_memory_is_no_broken_file(file, monkeypatch):
 
 
 @pytest.mark.real
-def test_the_real_file_is_read_to_the_bit():
+def test_the_real_file_is_read_to_the_bit(real_folder):
     """Every tensor against gguf by itself, name by name; the tokens are those of its vocabulary."""
-    found = sorted(REAL.glob("*.gguf"))
-    if not found:
-        pytest.skip(f"no .gguf file in {REAL}; set DEPTHSYS_REAL")
-    model = lm.DepthModel.load(found[0], device="cpu")
+    found = (real_folder / fetched.MODEL).resolve()
+    model = lm.DepthModel.load(found, device="cpu")
     weights = model.hf.state_dict()
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     inside = {"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
               "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
               "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}  # fmt: skip
     config, checked = model.hf.config, 0
-    for tensor in gguf.GGUFReader(found[0]).tensors:
+    for tensor in gguf.GGUFReader(found).tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         name = tensor.name.removesuffix(".weight")
         if name.startswith("blk."):

@@ -1,8 +1,5 @@
 """Templates, chat templates and where the state is read, against tokenizers used by hand."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +9,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizer
 
 from depthsys import lm
 from depthsys.demo import model_path
+from depthsys.demo import real as fetched
 from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.tokens import tokenized
 from depthsys.prompting import Prompting
@@ -54,12 +52,6 @@ def _there(path):
     return path
 
 
-def _smollm2():
-    if not (folder := os.environ.get("DEPTHSYS_TEST_SMOLLM2")):
-        pytest.skip("set DEPTHSYS_TEST_SMOLLM2 to the folder of SmolLM2-135M-Instruct")
-    return AutoTokenizer.from_pretrained(_there(Path(folder)))
-
-
 def _stories():
     return AutoTokenizer.from_pretrained(_there(DATA / "weights" / "stories260K"))
 
@@ -68,7 +60,7 @@ def _demo():
     return AutoTokenizer.from_pretrained(model_path("demo_48x4"))
 
 
-MAKE = {"gpt2": _gpt2, "stories": _stories, "demo": _demo, "smollm2": _smollm2}
+MAKE = {"gpt2": _gpt2, "stories": _stories, "demo": _demo}
 _MADE = {}
 
 
@@ -78,11 +70,19 @@ def real(name):
     return _MADE[name]
 
 
-@pytest.fixture(params=list(MAKE))
+@pytest.fixture(scope="module")
+def smollm2(request):
+    """That of the fetched model, with its own chat template."""
+    folder = request.getfixturevalue("real_folder").resolve()
+    return AutoTokenizer.from_pretrained(folder, gguf_file=fetched.MODEL)
+
+
+@pytest.fixture(params=[*MAKE, pytest.param("smollm2", marks=pytest.mark.real)])
 def tok(request):
+    if request.param == "smollm2":
+        return request.getfixturevalue("smollm2")
     made = real(request.param)
-    if request.param != "smollm2":
-        made.chat_template = TRIMMING
+    made.chat_template = TRIMMING
     return made
 
 
