@@ -24,6 +24,7 @@ from depthsys.lm.hf.checkpoint import (
     checked_device,
     checked_dtype,
     checked_fingerprint,
+    fitting,
     input_device,
     load_checkpoint,
     refuse_config,
@@ -139,9 +140,7 @@ class DepthModel:
         text_config: Any = hf.config.get_text_config(decoder=True)
         self.n_layers = text_config.num_hidden_layers
         self.n_features = text_config.hidden_size
-        # none, 0 or -1 where there is no limit
-        context = getattr(text_config, "max_position_embeddings", None) or 0
-        fits = min(prompting.max_tokens, context) if context > 0 else prompting.max_tokens
+        fits = fitting(prompting.max_tokens, text_config)
         # as they are, while the check runs prompts of its own
         self._prompting = Prompting(max_tokens=fits)
         if left_padding:

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from depthsys.plot.style import BLACK, BLUE, GREY, ORANGE, layer_axis, mark_undefined
+from depthsys.plot.style import BLACK, BLUE, GREY, ORANGE, RED, SKY, layer_axis, mark_undefined
 from depthsys.plot.table import percent
 
 
@@ -37,6 +37,37 @@ def gain_curves(axes: tuple[Axes, Axes], gains: xr.Dataset) -> None:
         ax.set_ylabel("gain: readout per unit injection")
         ax.set_title("all layers" if skip == 0 else "without layer 0")
     axes[0].legend(frameon=False, fontsize="small")
+
+
+# bases and orders whose gains are drawn beside the measured ones, and how
+_SURROGATES: dict[tuple[str, int], dict] = {
+    ("ensemble", 4): {"color": ORANGE, "ls": "-"},  # the measured gains are black
+    ("krylov", 32): {"color": RED, "ls": "--"},
+    ("arnoldi", 32): {"color": SKY, "ls": ":"},
+}
+
+
+def gains_of_surrogates(ax: Axes, table: xr.Dataset) -> None:
+    """Measured gains per layer, and those of three surrogates.
+
+    Parameters
+    ----------
+    ax
+        Axes; a legend is not put there.
+    table
+        ``measured_gain`` (prompt, layer) and ``surrogate_gain`` (basis, order, layer). The band
+        holds the middle 80 % of prompts.
+    """
+    layers, measured = table["layer"].values, table["measured_gain"]
+    low, high = measured.quantile([0.1, 0.9], "prompt", skipna=False).values
+    ax.fill_between(layers, low, high, color=GREY, alpha=0.3, lw=0, label="80 % of prompts")
+    mean = measured.mean("prompt")
+    ax.plot(layers, mean, "o", color=BLACK, mfc="none", ms=6, label="measured, mean")
+    for (basis, order), style in _SURROGATES.items():
+        gain = table["surrogate_gain"].sel(basis=basis, order=order)
+        ax.plot(layers, gain, lw=1.6, **style, label=f"{basis} {order}")
+    ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    layer_axis(ax)
 
 
 def error_budget(ax: Axes, gains: xr.Dataset) -> None:

@@ -11,12 +11,7 @@ from matplotlib.figure import Figure
 from depthsys.plot import budget, comparison, control, gains, sizes
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.style import (
-    BLACK,
-    GREY,
-    ORANGE,
-    basis_styles,
     figure,
-    layer_axis,
     legend_beside,
     shared_legend,
 )
@@ -145,10 +140,6 @@ def separation_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
     return fig
 
 
-# bases and orders whose gains are drawn beside the measured ones
-_DRAWN = (("ensemble", 4), ("krylov", 32), ("arnoldi", 32))
-
-
 def gains_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
     """Measured gains of several tasks on one model, and those of three surrogates.
 
@@ -157,27 +148,9 @@ def gains_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
     columns = min(len(tables), 4)
     rows = -(-len(tables) // columns)
     fig, axes = figure(3.4 * columns, 2.7 * rows, columns=columns, rows=rows)
-    styles = basis_styles([basis for basis, _ in _DRAWN])
-    styles[0] = styles[0] | {"color": ORANGE}  # the measured gains are black
-    styles[1] = styles[1] | {"ls": "--"}
-    for ax, (name, whole) in zip(axes, tables.items(), strict=False):
-        table = whole.isel(layer=slice(1, None))
-        low, high = table["measured_gain"].quantile([0.1, 0.9], "prompt", skipna=False).values
-        layers = table["layer"].values
-        ax.fill_between(layers, low, high, color=GREY, alpha=0.3, lw=0, label="80 % of prompts")
-        mean = table["measured_gain"].mean("prompt")
-        ax.plot(layers, mean, "o", color=BLACK, mfc="none", ms=6, label="measured, mean")
-        for (basis, order), style in zip(_DRAWN, styles, strict=True):
-            gain = table["surrogate_gain"].sel(basis=basis, order=order)
-            line = style | {
-                "marker": "",
-                "lw": 1.6,
-                "color": ORANGE if basis == "ensemble" else style["color"],
-            }
-            ax.plot(layers, gain, **line, label=f"{basis} {order}")
-        ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+        gains.gains_of_surrogates(ax, table.isel(layer=slice(1, None)))
         ax.set_title(name)
-        layer_axis(ax)
     for ax in axes[len(tables) :]:
         ax.set_visible(False)
     for ax in axes[::columns]:

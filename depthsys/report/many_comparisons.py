@@ -6,18 +6,21 @@ All read the Dataset of `study.many_comparisons.collected`: a dim ``pair`` of mo
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import xarray as xr
 
 from depthsys import wording
 from depthsys.report.findings import findings, size_effects
 from depthsys.report.pairs import (
     ALL,
+    RANGE,
     criteria,
     forms,
+    how_it_was_made,
     of_real_models,
     of_small_models,
     pairs_of,
+    percent,
+    range_cells,
 )
 from depthsys.report.real_models import real_parts
 from depthsys.report.table import Table, markdown
@@ -48,10 +51,6 @@ def size_part(study: xr.Dataset) -> dict[str, str]:
     }
 
 
-def _percent(array) -> str:
-    return wording.percent_of_page(np.atleast_1d(np.asarray(array, dtype=float)))
-
-
 def _pair(row: xr.Dataset) -> tuple[str, str]:
     shape = f"({row.n_layers.item()} x {row.n_features.item()})"
     return f"{row.model.item()} {shape}", str(row.task.item())
@@ -64,13 +63,9 @@ def _by_order(orders: tuple[int, ...] = ORDERS) -> tuple[str, ...]:
 def intro(study: xr.Dataset) -> str:
     """What was run, from what is there."""
     models, tasks = (list(dict.fromkeys(study[k].values.tolist())) for k in ("model", "task"))
-    n_operating, n_held_out = (int(study[k].min()) for k in ("n_operating", "n_held_out"))
     return (
         f"{study.sizes['pair']} pairs of {len(models)} models ({', '.join(models)}) and "
-        f"{len(tasks)} tasks ({', '.join(tasks)}), split {study.attrs['split']} per class "
-        f"({n_operating} operating, {n_held_out} held-out prompts), seed 0, steps of "
-        f"{wording.step_size(study.attrs['eps'], bool(study.attrs['relative']))}, float32, "
-        f"texts cut at {study.attrs['max_tokens']} tokens. The models have "
+        f"{len(tasks)} tasks ({', '.join(tasks)}), {how_it_was_made(study)} The models have "
         f"{int(study.n_parameters.min()):,} to {int(study.n_parameters.max()):,} parameters and up "
         f"to {int(study.n_layers.max())} layers."
     )
@@ -83,8 +78,8 @@ def agreement(study: xr.Dataset) -> Table:
         spearman, error = forms(row, "spearman"), forms(row, "relative_l2")
         cells = [_number([row.auc.item(), row.auc_low.item(), row.auc_high.item()])]
         for form in ("paper: arnoldi 32", "product of mean Jacobians", "ensemble 4"):
-            cells += [_number(spearman[form].values), _percent(error[form])]
-        cells += [_percent(error["mean exact gains"]), _percent(row.noise_floor.sel(**ALL))]
+            cells += [_number(spearman[form].values), percent(error[form])]
+        cells += [percent(error["mean exact gains"]), percent(row.noise_floor.sel(**ALL))]
         rows.append((*_pair(row), *cells))
     header = [*_PAIR, "AUC"]
     for form in ("Arnoldi 32", "product of mean Jacobians", "ensemble 4"):
@@ -100,7 +95,7 @@ def methods(study: xr.Dataset) -> Table:
         for order in ORDERS:
             error = study.relative_l2.sel(basis=name, order=order, bound="estimate", **ALL)
             worst = int(error.argmax("pair"))
-            cells.append(f"{_percent(error.median())} (worst {_percent(error.isel(pair=worst))})")
+            cells.append(f"{percent(error.median())} (worst {percent(error.isel(pair=worst))})")
         rows.append((name, *cells))
     return Table(("method", *_by_order()), rows)
 
@@ -115,7 +110,7 @@ def certificates(study: xr.Dataset) -> Table:
         for order in orders:
             error = (part.error / part.norm).sel(basis=name, order=order)
             ratio = part.ratio.sel(basis=name, order=order)
-            text = _percent(error.median())
+            text = percent(error.median())
             if bool(ratio.notnull().any()):
                 text += f" (x {wording.number(float(ratio.median()), zeros=False)})"
             cells.append(text)
@@ -137,7 +132,7 @@ def criteria_met(study: xr.Dataset) -> Table:
         "noise_floor": "noise floor",
     }
     rows = [
-        (*_pair(row), *(_percent(found[name].isel(pair=i)) for name in columns))
+        (*_pair(row), *(percent(found[name].isel(pair=i)) for name in columns))
         for i, row in enumerate(pairs_of(study))
     ]
     return Table((*_PAIR, *columns.values()), rows)
@@ -145,14 +140,8 @@ def criteria_met(study: xr.Dataset) -> Table:
 
 def linear_range(study: xr.Dataset) -> Table:
     """Nonlinearity at some steps, and the step where it passes 5 %."""
-    rows = []
-    for row in pairs_of(study):
-        errors = (row.nonlinearity_at.sel(eps=e, layers="all") for e in (0.01, 0.1, 0.5))
-        limits = (float(row.step_limit.sel(layers=s)) for s in ("all", "without_layer_0"))
-        passed = ("not passed" if np.isnan(limit) else f"{limit:.2g}" for limit in limits)
-        rows.append((*_pair(row), *map(_percent, errors), *passed))
-    header = ("error at eps 0.01", "at 0.1", "at 0.5", "eps where it passes 5 %", "without layer 0")
-    return Table((*_PAIR, *header), rows)
+    rows = [(*_pair(row), *range_cells(row)) for row in pairs_of(study)]
+    return Table((*_PAIR, *RANGE), rows)
 
 
 def directions(study: xr.Dataset) -> Table:
@@ -165,7 +154,7 @@ def directions(study: xr.Dataset) -> Table:
             error = part.direction_relative_l2.sel(**ALL)
             auc = [part[f"direction_auc{s}"].item() for s in ("", "_low", "_high")]
             cells = [
-                _percent(error.sel(basis_direction=basis, order_direction=order))
+                percent(error.sel(basis_direction=basis, order_direction=order))
                 for basis, order in compared
             ]
             names = part.model_direction.item(), part.task_direction.item(), str(name)
@@ -180,7 +169,7 @@ def reuse(study: xr.Dataset) -> Table:
     for row in pairs_of(study):
         cells = []
         for q in (0.5, 0.9):
-            cells += [_percent(row[n].sel(quantile=q)) for n in ("reuse_expected", "reuse_found")]
+            cells += [percent(row[n].sel(quantile=q)) for n in ("reuse_expected", "reuse_found")]
         rows.append((*_pair(row), *cells))
     header = ("median expected", "median found", "0.9 quantile expected", "0.9 quantile found")
     return Table((*_PAIR, *header), rows)
@@ -207,7 +196,7 @@ def prompts(study: xr.Dataset) -> Table:
         cells = []
         for order in ORDERS:
             values = study.prompt_relative_l2_median.sel(basis_each=name, order=order)
-            cells.append(f"{_percent(values.median())} (worst {_percent(values.max())})")
+            cells.append(f"{percent(values.median())} (worst {percent(values.max())})")
         rows.append((name, *cells))
     return Table(("method", *_by_order()), rows)
 
@@ -218,7 +207,7 @@ def full(study: xr.Dataset) -> Table:
     for row in pairs_of(study):
         for name in METHODS:
             error = row.relative_l2.sel(basis=name, **ALL)
-            rows.append((*_pair(row), name, *(_percent(error.sel(order=r)) for r in ORDERS)))
+            rows.append((*_pair(row), name, *(percent(error.sel(order=r)) for r in ORDERS)))
     return Table((*_PAIR, "method", *_by_order()), rows)
 
 

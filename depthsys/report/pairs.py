@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from depthsys import wording
+
 ALL = {"layers": "all", "injection": "absolute"}
 # models of more parameters are called real: trained on a web's worth of texts
 REAL_SIZE = 10_000_000
@@ -23,6 +25,33 @@ def of_real_models(study: xr.Dataset) -> xr.Dataset:
 def pairs_of(study: xr.Dataset) -> list[xr.Dataset]:
     """One Dataset per pair of model and task."""
     return [study.isel(pair=i) for i in range(study.sizes["pair"])]
+
+
+def percent(values: Any) -> str:
+    """A fraction in percent, or estimate, low and high, as the pages have it."""
+    return wording.percent_of_page(np.atleast_1d(np.asarray(values, dtype=float)))
+
+
+RANGE = ("at a step of 1 %", "of 10 %", "of 50 %", "step where it passes 5 %", "without layer 0")
+
+
+def range_cells(row: xr.Dataset) -> list[str]:
+    """Nonlinearity at some steps, and the step where it passes 5 %: cells under `RANGE`."""
+    errors = [row.nonlinearity_at.sel(eps=e, layers="all") for e in (0.01, 0.1, 0.5)]
+    limits = [float(row.step_limit.sel(layers=s)) for s in ("all", "without_layer_0")]
+    passed = ["not passed" if np.isnan(limit) else f"{limit:.2g}" for limit in limits]
+    return [*map(percent, errors), *passed]
+
+
+def how_it_was_made(study: xr.Dataset) -> str:
+    """Splits, steps and cuts of a study, in words."""
+    n_operating, n_held_out = (int(study[k].min()) for k in ("n_operating", "n_held_out"))
+    return (
+        f"split {study.attrs['split']} per class ({n_operating} operating, {n_held_out} held-out "
+        f"prompts), seed 0, steps of "
+        f"{wording.step_size(study.attrs['eps'], bool(study.attrs['relative']))}, float32, texts "
+        f"cut at {study.attrs['max_tokens']} tokens."
+    )
 
 
 def forms(row: xr.Dataset, metric: str, layers: str = "all") -> dict[str, xr.DataArray]:

@@ -9,7 +9,14 @@ import numpy as np
 import xarray as xr
 
 from depthsys import wording
-from depthsys.report.pairs import ALL, pairs_of
+from depthsys.report.pairs import (
+    ALL,
+    RANGE,
+    how_it_was_made,
+    pairs_of,
+    percent,
+    range_cells,
+)
 from depthsys.report.table import Table, markdown
 
 # name of a form -> where its agreement stands: a basis and order, a curve, or the readout at the
@@ -78,16 +85,8 @@ def intro(study: xr.Dataset) -> str:
         shapes.append(f"{name} ({shape}, {int(own.n_parameters):,} parameters)")
     return (
         f"{wording.listed(shapes)} on {study.sizes['pair']} tasks: "
-        f"{wording.listed(study.task.values.tolist())}. Split {study.attrs['split']} per "
-        f"class ({int(study.n_operating.min())} operating, {int(study.n_held_out.min())} held-out "
-        f"prompts), seed 0, steps of "
-        f"{wording.step_size(study.attrs['eps'], bool(study.attrs['relative']))}, float32, texts "
-        f"cut at {study.attrs['max_tokens']} tokens."
+        f"{wording.listed(study.task.values.tolist())}; {how_it_was_made(study)}"
     )
-
-
-def _percent(values) -> str:
-    return wording.percent_of_page(np.atleast_1d(np.asarray(values, dtype=float)))
 
 
 def forms_over_tasks(study: xr.Dataset) -> Table:
@@ -97,7 +96,7 @@ def forms_over_tasks(study: xr.Dataset) -> Table:
         cells = []
         for layers in ("all", "without_layer_0"):
             spearman, pearson, error = (over_tasks(study, form, m, layers) for m in METRICS)
-            cells += [wording.fixed(spearman, 3), wording.fixed(pearson, 3), _percent(error)]
+            cells += [wording.fixed(spearman, 3), wording.fixed(pearson, 3), percent(error)]
         rows.append((form, *cells))
     names = ("Spearman", "Pearson", "relative L2")
     return Table(("form", *names, *(f"{name} without layer 0" for name in names)), rows)
@@ -111,12 +110,12 @@ def agreement(study: xr.Dataset) -> Table:
             cells = [
                 wording.fixed(agreement_of(row, form, "spearman").values),
                 wording.fixed(agreement_of(row, form, "pearson").values),
-                _percent(agreement_of(row, form, "relative_l2")),
-                _percent(agreement_of(row, form, "relative_l2", "without_layer_0")),
+                percent(agreement_of(row, form, "relative_l2")),
+                percent(agreement_of(row, form, "relative_l2", "without_layer_0")),
             ]
             rows.append((str(row.task.item()), form, *cells))
         floors = [row.noise_floor.sel({**ALL, "layers": s}) for s in ("all", "without_layer_0")]
-        rows.append((str(row.task.item()), "*noise floor*", "", "", *map(_percent, floors)))
+        rows.append((str(row.task.item()), "*noise floor*", "", "", *map(percent, floors)))
     header = ("texts", "form", "Spearman", "Pearson", "relative L2", "without layer 0")
     return Table(header, rows)
 
@@ -131,21 +130,15 @@ def budget(study: xr.Dataset) -> Table:
             own.sel(basis=b, order=o, part="truncation")
             for b, o in (("krylov", 32), ("arnoldi", 32))
         ]
-        rows.append((str(row.task.item()), *map(_percent, [*shared, *truncated])))
+        rows.append((str(row.task.item()), *map(percent, [*shared, *truncated])))
     header = (*_PARTS[:3], "truncation: Krylov 32", "truncation: Arnoldi 32")
     return Table(("texts", *header), rows)
 
 
 def linear_range(study: xr.Dataset) -> Table:
     """Nonlinearity at some steps, and the step where it passes 5 %."""
-    rows = []
-    for row in pairs_of(study):
-        errors = (row.nonlinearity_at.sel(eps=e, layers="all") for e in (0.01, 0.1, 0.5))
-        limits = (float(row.step_limit.sel(layers=s)) for s in ("all", "without_layer_0"))
-        passed = ("not passed" if np.isnan(limit) else f"{limit:.2g}" for limit in limits)
-        rows.append((str(row.task.item()), *map(_percent, errors), *passed))
-    header = ("at a step of 1 %", "of 10 %", "of 50 %", "step where it passes 5 %")
-    return Table(("texts", *header, "without layer 0"), rows)
+    rows = [(str(row.task.item()), *range_cells(row)) for row in pairs_of(study)]
+    return Table(("texts", *RANGE), rows)
 
 
 def separation(study: xr.Dataset) -> Table:
@@ -196,17 +189,17 @@ def findings(study: xr.Dataset) -> list[str]:
         f"Spearman of the same measured gains, mean over {n} tasks [95 % over draws of tasks]: "
         f"Arnoldi 32 {wording.fixed(arnoldi, 3)}, Krylov 32 {wording.fixed(krylov, 3)}, ensemble 4 "
         f"{wording.fixed(ensemble, 3)}. Of what Arnoldi lacks to 1, the ensemble takes away "
-        f"{_percent(share_taken(study, 'ensemble 4', 'Arnoldi 32'))}, Krylov "
-        f"{_percent(share_taken(study, 'Krylov 32 (propagated)', 'Arnoldi 32'))}.",
+        f"{percent(share_taken(study, 'ensemble 4', 'Arnoldi 32'))}, Krylov "
+        f"{percent(share_taken(study, 'Krylov 32 (propagated)', 'Arnoldi 32'))}.",
         f"Task by task, Spearman of Arnoldi 32 and of ensemble 4: {_task_by_task(study)}.",
         f"Krylov 32 has a larger relative L2 error than Arnoldi 32 in {len(reversed_)} of {n} tasks"
         f"{': ' + ', '.join(reversed_) if reversed_ else ''}.",
         f"In relative L2, by paired intervals over prompts, ensemble 4 is clearly better than "
         f"Arnoldi 32 in {worse['arnoldi']} of {n} tasks and clearly worse in {better['arnoldi']}; "
         f"than Krylov 32, {worse['krylov']} and {better['krylov']}.",
-        f"Averaging the Jacobians costs {_percent(lost.median())} in the median task and "
-        f"{_percent(lost[worst])} on {study.task.values[worst]}; the nonlinearity at this step is "
-        f"{_percent(exact.median())} in the median task, {_percent(exact.max())} at worst.",
+        f"Averaging the Jacobians costs {percent(lost.median())} in the median task and "
+        f"{percent(lost[worst])} on {study.task.values[worst]}; the nonlinearity at this step is "
+        f"{percent(exact.median())} in the median task, {percent(exact.max())} at worst.",
     ]
 
 

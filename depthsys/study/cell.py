@@ -89,16 +89,15 @@ def find_model(name: str, settings: Settings) -> "Found":
     ValueError, OSError
         If there is no such device or model, or an order does not fit its width.
     """
-    from depthsys.lm.hf.checkpoint import checked_device, read_config
+    from depthsys.lm.hf.checkpoint import checked_device, fitting, read_config
 
     checked_device(settings.device)
     path = demo.model_path(name) if name in demo.MODELS else Path(name)
     source = str(path.resolve()) if path.exists() else name
     config = read_config(source).get_text_config(decoder=True)
     settings.method().size(config.hidden_size)
-    context = getattr(config, "max_position_embeddings", None) or 0  # -1: no limit
     settings = settings.for_width(config.hidden_size)
-    fits = min(settings.max_tokens, context) if context > 0 else settings.max_tokens
+    fits = fitting(settings.max_tokens, config)
     return Found(name, source, settings, config.hidden_size, fits)
 
 

@@ -242,6 +242,12 @@ def has_experts(block: nn.Module) -> bool:
     return any("expert" in type(module).__name__.lower() for module in block.modules())
 
 
+def fitting(max_tokens: int, text_config: Any) -> int:
+    """Tokens that a prompt may have: no more than the context, which is 0 or -1 for no limit."""
+    context = getattr(text_config, "max_position_embeddings", None) or 0
+    return min(max_tokens, context) if context > 0 else max_tokens
+
+
 def check_padding(config: Any, max_tokens: int) -> None:
     """ValueError if a padded batch may change the positions of its shorter prompts."""
     text = config.get_text_config(decoder=True)
