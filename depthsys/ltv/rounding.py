@@ -147,15 +147,10 @@ def resolution_of_map(G: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndar
         return np.array(sum(rows.shape[-2:]) * (EPS * size + TINY * (size > 0)) + error)
 
 
-def local_noise(R: np.ndarray, S: np.ndarray) -> np.ndarray:
-    """What the product S' R at one depth loses by itself, (...)."""
-    return local_noises([R], [S], (row_lengths([R]), row_lengths([S])))[..., 0]
-
-
 def local_noises(
     R: Sequence[np.ndarray], S: Sequence[np.ndarray], rows: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """`local_noise` at every depth, (..., depth), from the `row_lengths` of R and of S."""
+    """What the product S' R loses at every depth, (..., depth), from the `row_lengths` of both."""
     sizes = [r.shape[-2] + r.shape[-1] + s.shape[-1] for r, s in zip(R, S, strict=True)]
     with np.errstate(over="ignore", under="ignore"):
         meet = ((rows[0] > 0) & (rows[1] > 0)).any(-1)
