@@ -1,0 +1,98 @@
+"""Convex quadratic programs with boxes and balls, by the interior-point solver Clarabel.
+
+Plans with bounds are such programs: an energy to be minimised, targets as equalities, and pushes
+that stay below a part of the state. Without inequalities `least_norm` is exact and is used instead.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import clarabel
+import numpy as np
+from scipy.sparse import csc_matrix, triu
+
+# of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals
+TOLERANCE = 1e-11
+_SOLVED = ("Solved", "AlmostSolved")
+_INFEASIBLE = ("PrimalInfeasible", "AlmostPrimalInfeasible")
+
+
+class Program(NamedTuple):
+    """The solution of a program and the multipliers that prove it.
+
+    ``z`` (variable); ``equal`` (row): the derivative of the least cost with respect to b;
+    ``stationarity``, what is left of the gradient of the Lagrangian relative to the gradient of
+    the cost; ``found``: False where no point satisfies all constraints, and then z is NaN.
+    """
+
+    z: np.ndarray
+    equal: np.ndarray
+    stationarity: float
+    found: bool
+
+
+def quadratic_program(
+    P: np.ndarray,
+    q: np.ndarray,
+    A: np.ndarray,
+    b: np.ndarray,
+    *,
+    lower: np.ndarray | None = None,
+    upper: np.ndarray | None = None,
+    balls: Sequence[tuple[np.ndarray, float]] = (),
+) -> Program:
+    r"""The z that minimises :math:`\tfrac12 z^\top P z + q^\top z` within bounds.
+
+    Subject to :math:`A z = b`, :math:`\text{lower} \le z \le \text{upper}` and
+    :math:`\|M_i z\| \le \rho_i` for every ball :math:`(M_i, \rho_i)`.
+
+    Parameters
+    ----------
+    P
+        Positive semidefinite (variable, variable).
+    q, A, b
+        (variable), (row, variable), (row).
+    lower, upper
+        Bounds (variable), infinite where there is none.
+    balls
+        Matrices (row, variable) and radii.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the solver ends neither with a solution nor with a proof that there is none.
+    """
+    n = len(q)
+    rows, limits, cones = [A], [b], [clarabel.ZeroConeT(len(b))]
+    for bound, sign in ((upper, 1.0), (lower, -1.0)):
+        if bound is not None and np.isfinite(bound).any():
+            at = np.isfinite(bound)
+            rows.append(sign * np.eye(n)[at])
+            limits.append(sign * np.asarray(bound)[at])
+            cones.append(clarabel.NonnegativeConeT(int(at.sum())))
+    for matrix, radius in balls:
+        rows.append(np.concatenate([np.zeros((1, n)), -matrix]))
+        limits.append(np.append(radius, np.zeros(len(matrix))))
+        cones.append(clarabel.SecondOrderConeT(1 + len(matrix)))
+    whole, limit = np.concatenate(rows), np.concatenate(limits)
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = TOLERANCE
+    settings.max_iter = 200
+    hessian = csc_matrix(triu(csc_matrix(P)))
+    solver = clarabel.DefaultSolver(hessian, q, csc_matrix(whole), limit, cones, settings)
+    solution = solver.solve()
+    status = str(solution.status)
+    if status in _INFEASIBLE:
+        return Program(np.full(n, np.nan), np.full(len(b), np.nan), np.inf, False)
+    if status not in _SOLVED:
+        raise np.linalg.LinAlgError(
+            f"the bounded problem must be solvable; got {status!r} of Clarabel. Widen the bounds, "
+            "or ask for a smaller target."
+        )
+    z, duals = np.array(solution.x), np.array(solution.z)
+    gradient = P @ z + q
+    off = np.linalg.norm(gradient + whole.T @ duals)
+    size = np.linalg.norm(gradient)
+    # P z + q + A' y = 0 with y of the equalities: the least cost falls by y per unit of b
+    return Program(z, -duals[: len(b)], float(off / (size if size > 0 else 1.0)), True)
