@@ -5,7 +5,7 @@ that stay below a part of the state. Without inequalities `least_norm` is exact 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import clarabel
 import numpy as np
@@ -13,6 +13,7 @@ from scipy.sparse import csc_matrix, triu
 
 # of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals
 TOLERANCE = 1e-11
+_solver: Any = clarabel  # its types are not stated
 _SOLVED = ("Solved", "AlmostSolved")
 _INFEASIBLE = ("PrimalInfeasible", "AlmostPrimalInfeasible")
 
@@ -63,24 +64,24 @@ def quadratic_program(
         If the solver ends neither with a solution nor with a proof that there is none.
     """
     n = len(q)
-    rows, limits, cones = [A], [b], [clarabel.ZeroConeT(len(b))]
+    rows, limits, cones = [A], [b], [_solver.ZeroConeT(len(b))]
     for bound, sign in ((upper, 1.0), (lower, -1.0)):
         if bound is not None and np.isfinite(bound).any():
             at = np.isfinite(bound)
             rows.append(sign * np.eye(n)[at])
             limits.append(sign * np.asarray(bound)[at])
-            cones.append(clarabel.NonnegativeConeT(int(at.sum())))
+            cones.append(_solver.NonnegativeConeT(int(at.sum())))
     for matrix, radius in balls:
         rows.append(np.concatenate([np.zeros((1, n)), -matrix]))
         limits.append(np.append(radius, np.zeros(len(matrix))))
-        cones.append(clarabel.SecondOrderConeT(1 + len(matrix)))
+        cones.append(_solver.SecondOrderConeT(1 + len(matrix)))
     whole, limit = np.concatenate(rows), np.concatenate(limits)
-    settings = clarabel.DefaultSettings()
+    settings = _solver.DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = TOLERANCE
     settings.max_iter = 200
     hessian = csc_matrix(triu(csc_matrix(P)))
-    solver = clarabel.DefaultSolver(hessian, q, csc_matrix(whole), limit, cones, settings)
+    solver = _solver.DefaultSolver(hessian, q, csc_matrix(whole), limit, cones, settings)
     solution = solver.solve()
     status = str(solution.status)
     if status in _INFEASIBLE:
