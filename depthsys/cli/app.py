@@ -12,6 +12,7 @@ from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.main_job import control, demo, gains, identify
+from depthsys.cli.plan import plan
 from depthsys.cli.real import fetch, real
 from depthsys.cli.verify import verify
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "identify": identify,
     "gains": gains,
     "control": control,
+    "plan": plan,
     "compare": compare,
     "export": export,
     "import": import_,

@@ -23,6 +23,7 @@ from depthsys.cli.options import (
     Shared,
     Source,
     TextsFile,
+    Wanted,
     settings,
     spread,
 )
@@ -105,7 +106,7 @@ def identify(
 
     session = open_model(model, texts, asked, folder, piped=piped)
     with session.keeping("identify", force):
-        session.finish(_identify(session, per_prompt=per_prompt), "identify.txt")
+        session.finish(identified(session, per_prompt=per_prompt), "identify.txt")
 
 
 @spread
@@ -126,7 +127,7 @@ def gains(
     Example: `depthsys gains run/system.nc --out run`
     """
     asked = settings(reduction, meaning, measured, layout, shared)
-    _check_source(source, texts, model)
+    check_source(source, texts, model)
     piped = Piped.taken(texts, asked)
     files = results.outputs(source, results.GAIN_FILES)
     folder = output_folder(out, files, force, inside(out, "gains"), piped)
@@ -135,7 +136,7 @@ def gains(
     session = open_source(source, texts, model, asked, folder, piped, check_relative_step)
     _check_step(session)
     with session.keeping("gains", force):
-        system = _identify(session)
+        system = identified(session)
         _gains(session, system)
         session.finish(system, "gains.txt")
 
@@ -145,26 +146,20 @@ def control(
     source: Source,
     reduction: Reduction,
     meaning: Meaning,
+    wanted: Wanted,
     layout: Layout,
     shared: Shared,
     out: Out,
     texts: OptionalTexts = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="Wanted shift of the readout.  [default: its standard deviation]"),
-    ] = None,
-    energy: Annotated[
-        str, typer.Option(help="absolute, or relative to the norm of the state.")
-    ] = "absolute",
     model: Moved = None,
     force: Force = False,
 ) -> None:
     """Minimum-energy steering schedule, played on the full model: OUT/energy.csv and figures.
 
-    Example: `depthsys control run/system.nc --target 5 --out run`
+    Example: `depthsys control run/system.nc --target 1std --out run`
     """
-    asked = settings(reduction, meaning, layout, shared, target=target, energy=energy)
-    _check_source(source, texts, model)
+    asked = settings(reduction, meaning, wanted, layout, shared)
+    check_source(source, texts, model)
     piped = Piped.taken(texts, asked)
     files = results.outputs(source, results.CONTROL_FILES)
     folder = output_folder(out, files, force, inside(out, "control"), piped)
@@ -172,7 +167,7 @@ def control(
 
     session = open_source(source, texts, model, asked, folder, piped)
     with session.keeping("control", force):
-        system = _identify(session)
+        system = identified(session)
         _control(session, system)
         session.finish(system, "control.txt")
 
@@ -181,13 +176,13 @@ def whole_job(session: "Session", command: str, force: bool) -> None:
     """Identify, gains and control, with one model and one prefill, for the command of that name."""
     _check_step(session)
     with session.keeping(command, force):
-        system = _identify(session)
+        system = identified(session)
         _gains(session, system)
         _control(session, system)
         session.finish(system, f"{command}.txt")
 
 
-def _identify(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
+def identified(session: "Session", *, per_prompt: bool = False) -> "xr.Dataset":
     """The stored system, or a new one, written."""
     from depthsys.study import steps
 
@@ -244,7 +239,7 @@ def _texts(concept: str, asked: Settings) -> bytes:
     return file.getvalue().encode()
 
 
-def _check_source(source: str, texts: Path | None, moved: str | None) -> None:
+def check_source(source: str, texts: Path | None, moved: str | None) -> None:
     """ValueError unless these arguments of `gains` and `control` go together."""
     if results.is_system(source):
         return

@@ -207,6 +207,50 @@ class Measured:
     ] = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How far the readout is to move, and how the energy of that is counted."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Wanted shift of the mean readout: a number in its unit, or as in 1std (its "
+            "standard deviation over the operating texts) or 2log-odds (of the class).  "
+            "[default: 1std]"
+        ),
+    ] = None
+    energy: Annotated[
+        str,
+        typer.Option(help="relative to the norm of the state that is pushed, or absolute."),
+    ] = "relative"
+
+
+@dataclass(frozen=True)
+class Planned(Wanted):
+    """The same with what a plan may do."""
+
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers that may push, as in 4-12,20.  [default: all]"),
+    ] = None
+    skip_layers: Annotated[str | None, typer.Option(help="Layers that may not push, as in 0.")] = (
+        None
+    )
+    max_relative_push: Annotated[
+        float | None,
+        typer.Option(help="Largest push, a fraction of the norm of the state, as in 0.3."),
+    ] = None
+    max_layers: Annotated[int | None, typer.Option(help="Push at so many layers at most.")] = None
+    linear: Annotated[
+        bool | None,
+        typer.Option(
+            "--linear",
+            help="The plan of the linear system as it is, without going on to the optimum of the "
+            "full model.",
+        ),
+    ] = None
+
+
 # words of a prompt, which may have line breaks
 _WRITTEN = ("template", "system_message", "answer", "read_at")
 

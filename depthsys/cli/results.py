@@ -48,6 +48,7 @@ SYSTEM = Result("system.nc", ("separation",))
 EACH = Result("systems_per_prompt.nc")
 GAINS = Result("gains.nc", ("gain_curves", "error_budget"))
 CONTROL = Result("schedule.nc", ("schedule", "energy"), (("energy.csv", _energies),))
+PLAN = Result("plan.nc", ("pushes",))
 COMPARISON = Result(
     "comparison.nc",
     ("agreement_by_order", "certified_errors", "budget_bars", "linear_range", "prompt_spread"),
@@ -57,11 +58,13 @@ TEXTS = "texts.csv"
 # what a command makes out of date, with its summary
 GAIN_FILES = [*GAINS.files, "gains.txt"]
 CONTROL_FILES = [*CONTROL.files, "control.txt"]
+PLAN_FILES = [*PLAN.files, "plan.txt"]
 COMPARISON_FILES = [*COMPARISON.files, "comparison.txt"]
 EFFECT_FILES = [*EFFECT.files, "verify.txt"]
 # a new identification makes all but a comparison out of date
 ALL_FILES = [
-    *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES, "demo.txt", "real.txt"
+    *SYSTEM.files, *EACH.files, "identify.txt", *GAIN_FILES, *CONTROL_FILES,
+    *PLAN_FILES, "demo.txt", "real.txt",
 ]  # fmt: skip
 
 

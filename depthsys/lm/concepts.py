@@ -28,7 +28,13 @@ from depthsys.lm.pairs import Pairs
 from depthsys.lm.precision import eps, wide
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run
-from depthsys.lm.separation import paired_accuracy, scores, separation, warning
+from depthsys.lm.separation import (
+    log_odds_per_unit,
+    paired_accuracy,
+    scores,
+    separation,
+    warning,
+)
 from depthsys.lm.stamp import provenance
 
 SHARED = 0.9  # where more of the texts are in one state, a direction would rest on the others
@@ -60,8 +66,10 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
         the score interval with Hanley and McNeil's variance. Unlike DeLong's it keeps a width
         where the AUC is 1. It says nothing of the texts that the direction was fitted on, and is
         too narrow where one class has far fewer texts and far more spread than the other. Where
-        the interval at the last depth does not lie above 0.5, attrs hold a ``warning``. With
-        held-out contrast pairs also ``paired_accuracy``, ``paired_low``, ``paired_high`` (depth):
+        the interval at the last depth does not lie above 0.5, attrs hold a ``warning``.
+        ``log_odds_per_unit`` (depth): by how much the log-odds of class 1 grow with ``v_k' x_k``,
+        as a linear discriminant reads it off the held-out texts. With held-out contrast pairs
+        also ``paired_accuracy``, ``paired_low``, ``paired_high`` (depth):
         the share of pairs whose positive text has the larger ``v_k' x_k`` (ties count one half),
         and its 95 % score interval (Wilson) over pairs, taken as independent.
 
@@ -563,6 +571,7 @@ def _result(
         result["auc"], result["auc_low"], result["auc_high"] = (
             ("depth", values) for values in (auc, low, high)
         )
+        result["log_odds_per_unit"] = ("depth", log_odds_per_unit(found, other.texts.labels))
         if isinstance(other.texts, Pairs):
             share = paired_accuracy(found[:, ::2], found[:, 1::2])
             names = ("paired_accuracy", "paired_low", "paired_high")

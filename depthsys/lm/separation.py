@@ -56,6 +56,22 @@ def auc_limit(auc: np.ndarray, n0: int, n1: int, end: float) -> np.ndarray:
     return inside
 
 
+def log_odds_per_unit(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    r"""By how much the log-odds of class 1 grow per unit of a score (depth, prompt).
+
+    That of Fisher's linear discriminant, :math:`(\mu_1 - \mu_0) / \sigma^2` with the pooled
+    variance of both classes: exact where scores are normal with one variance. Unlike the slope of
+    a logistic regression it is finite where the classes do not overlap. NaN where all scores of a
+    class are the same.
+    """
+    parts = [scores[:, labels == c] for c in (0, 1)]
+    apart = parts[1].mean(axis=-1) - parts[0].mean(axis=-1)
+    squares = sum(((p - p.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1) for p in parts)
+    variance = squares / max(scores.shape[-1] - 2, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(variance > 0, apart / variance, np.nan)
+
+
 def paired_accuracy(
     positive: np.ndarray, negative: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

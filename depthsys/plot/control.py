@@ -4,7 +4,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from depthsys.plot.style import BLACK, BLUE, layer_axis, mark_undefined
+from depthsys.plot.style import BLACK, BLUE, GREY, layer_axis, mark_undefined
+
+LARGE = 0.3  # ltv.plan.LARGE_PUSH: plots import no wing
 
 
 def schedule(ax: Axes, energies: xr.Dataset) -> None:
@@ -32,6 +34,39 @@ def schedule(ax: Axes, energies: xr.Dataset) -> None:
     if "target" in energies.attrs:
         shift = float(energies.attrs["target"])
         ax.set_title(f"minimum-energy schedule for a shift of {shift:.3g}")
+
+
+def pushes(ax: Axes, plan: xr.Dataset) -> None:
+    """Push of every layer over the norm of its state, with the sign of u where there is one input.
+
+    Uses ``push``, ``u`` and, for the plan of the linear system beside them, ``push_linear`` and
+    ``u_linear``. A line marks 0.3, above which nothing linear can be expected, where it is near.
+    """
+    rows = [("push", "u", "plan", {"color": BLUE})]
+    if "push_linear" in plan:
+        other = {"facecolor": "w", "edgecolor": BLACK, "hatch": "///"}
+        rows[0] = ("push", "u", "optimum of the full model", {"color": BLUE})
+        rows.append(("push_linear", "u_linear", "plan of the linear system", other))
+    width, most = 0.8 / len(rows), 0.0
+    for i, (name, of, label, style) in enumerate(rows):
+        u = plan[of]
+        single = "input" not in u.dims or u.sizes["input"] == 1
+        sign = np.sign(u.values.reshape(-1)) if single else 1.0
+        at = plan["layer"].values + width * (i - (len(rows) - 1) / 2)
+        ax.bar(at, sign * plan[name].values, width=width, label=label, **style)
+        most = max(most, float(plan[name].max()))
+    ax.axhline(0, color=BLACK, lw=0.8)
+    if most > 0.5 * LARGE:
+        ax.axhline(LARGE, color=GREY, lw=0.8, ls="--")
+        ax.text(1, LARGE, " 0.3", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    layer_axis(ax)
+    ax.set_ylabel("push / norm of the state")
+    if len(rows) > 1:
+        ax.legend(frameon=False, fontsize="small")
+    target = float(plan["target"].values.ravel()[0])
+    asked = plan.attrs.get("target_asked")
+    asked = f" ({asked})" if plan.attrs.get("target_unit", "readout") != "readout" else ""
+    ax.set_title(f"shift of {target:.3g}{asked}, {plan.attrs['energy']} energy")
 
 
 def energies(ax: Axes, energies: xr.Dataset) -> None:

@@ -48,6 +48,13 @@ def energy(energies: xr.Dataset) -> Figure:
     return fig
 
 
+def pushes(plan: xr.Dataset) -> Figure:
+    """Where a plan pushes, and how hard."""
+    fig, axes = figure(7.5, 3.6)
+    control.pushes(axes[0], plan)
+    return fig
+
+
 def separation(result: xr.Dataset) -> Figure | None:
     """How well the concept direction separates held-out texts at every depth."""
     if "auc_low" not in result:

@@ -11,6 +11,7 @@ from depthsys.report.exchange import effect
 from depthsys.report.forecast import forecast, kept
 from depthsys.report.gains import gains
 from depthsys.report.heading import heading, notes, text_notes
+from depthsys.report.plan import plan
 from depthsys.report.table import Report, Table, markdown
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "kept",
     "markdown",
     "notes",
+    "plan",
     "text_notes",
 ]

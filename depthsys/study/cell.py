@@ -98,6 +98,7 @@ def find_model(name: str, settings: Settings) -> "Found":
     settings.method().size(config.hidden_size)
     settings = settings.for_width(config.hidden_size)
     fits = fitting(settings.max_tokens, config)
+    settings.pushed_layers(config.num_hidden_layers)
     return Found(name, source, settings, config.hidden_size, fits)
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from depthsys.prompting import CUTS, Prompting
+from depthsys.shift import Shift
 from depthsys.splits import split_sizes
 from depthsys.study.names import (
     CONCEPTS,
@@ -63,6 +64,9 @@ class Settings:
         for 0.01 or 0.1.
     target, energy
         Wanted shift of the readout, None for its standard deviation, and how energy is counted.
+    layers, skip_layers, max_relative_push, max_layers, linear
+        Which layers may push, how hard, relative to the norm of the state, and at how many of them
+        at most; and whether the plan of the linear system is enough.
     methods, orders, n_each
         What a comparison compares, and how many held-out prompts get a system of their own.
     asked
@@ -95,8 +99,13 @@ class Settings:
     dtype: str | None = None
     step: str = "relative"
     eps: float | None = None
-    target: float | None = None
-    energy: str = "absolute"
+    target: Shift | None = None
+    energy: str = "relative"
+    layers: tuple[int, ...] | None = None
+    skip_layers: tuple[int, ...] = ()
+    max_relative_push: float | None = None
+    max_layers: int | None = None
+    linear: bool = False
     methods: tuple[str, ...] = METHODS
     orders: tuple[int, ...] = DEFAULT_ORDERS
     n_each: int = DEFAULT_EACH
@@ -167,6 +176,28 @@ class Settings:
         said = {name: getattr(self, name) for name in LAYOUT}
         return {name: value for name, value in said.items() if value not in (None, False)}
 
+    def pushed_layers(self, n_layers: int) -> list[int] | None:
+        """The layers that may push, out of so many; None for all.
+
+        ValueError if one is none of the model's, or if none is left.
+        """
+        if self.layers is None and not self.skip_layers:
+            return None
+        for name in ("layers", "skip_layers"):
+            wrong = [layer for layer in getattr(self, name) or () if layer >= n_layers]
+            if wrong:
+                raise ValueError(
+                    f"`{typed(name)}` must be layers of the model, 0 to {n_layers - 1}; got "
+                    f"{wrong[0]}. Leave it out."
+                )
+        asked = range(n_layers) if self.layers is None else self.layers
+        left = [layer for layer in asked if layer not in self.skip_layers]
+        if not left:
+            raise ValueError(
+                "`--skip-layers` must leave a layer that may push; got all of them. Name fewer."
+            )
+        return left
+
     def method(self) -> "Method":
         """The reduction method with its settings."""
         from depthsys.lm.methods import METHODS as made
@@ -195,9 +226,11 @@ _RULES = {
         "positive and finite; got {got}. The default is 0.01 of the state's norm.",
         lambda x: 0 < x < float("inf"),
     ),
-    "target": (
-        "finite and not zero; got {got}. Give a shift.", lambda x: 0 < abs(x) < float("inf"),
+    "max_relative_push": (
+        "a positive fraction of the state's norm; got {got}. Try 0.3.",
+        lambda x: 0 < x < float("inf"),
     ),
+    "max_layers": (">= 1; got {got}. Leave it out for all layers.", lambda x: x >= 1),
 }  # fmt: skip
 
 
@@ -255,6 +288,28 @@ def _orders(text: str) -> tuple[int, ...]:
     return tuple(orders)
 
 
+def _layers(name: str, text: str) -> tuple[int, ...]:
+    """Layers as in 0,4-12: rising, each once."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        whole = all(end.isascii() and end.isdecimal() and len(end) < 6 for end in ends)
+        if not whole or len(ends) > 2 or int(ends[0]) > int(ends[-1]):
+            raise ValueError(
+                f"`{name}` must be layers; got {text!r}. Write them as in 0,4-12: layer 0, and "
+                "layers 4 to 12."
+            )
+        found |= set(range(int(ends[0]), int(ends[-1]) + 1))
+    return tuple(sorted(found))
+
+
+def _target(given: "str | float | Shift") -> Shift:
+    try:
+        return Shift.read(given)
+    except ValueError as error:  # the argument as it is typed
+        raise ValueError(str(error).replace("`target`", "`--target`")) from None
+
+
 def _read_at(given: str | int) -> str | int:
     """A whole number, however it was written, is an index."""
     is_index = isinstance(given, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", given.strip())
@@ -281,6 +336,9 @@ _PARSERS = {
     "read_at": _read_at,
     "pairs": partial(_two, "pairs"),
     "classes": partial(_two, "classes"),
+    "layers": partial(_layers, "--layers"),
+    "skip_layers": partial(_layers, "--skip-layers"),
+    "target": _target,
 }
 
 

@@ -5,13 +5,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
-from depthsys import lm
+from depthsys import lm, ltv
 from depthsys.files import file_hash
 from depthsys.lm.hf.checkpoint import checked_dtype
 from depthsys.lm.measure import check_relative_step as check_dtype_step
 from depthsys.lm.parts import identity_of
+from depthsys.shift import STD, Shift
 from depthsys.study.cell import DTYPE, Cell, Found
 from depthsys.study.settings import Settings
 
@@ -23,7 +25,8 @@ MISSED = 0.1
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
 _SEPARATION = (
-    "auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high",
+    "auc", "auc_low", "auc_high", "log_odds_per_unit",
+    "paired_accuracy", "paired_low", "paired_high",
 )  # fmt: skip
 
 
@@ -100,16 +103,57 @@ def check_step(cell: Cell) -> None:
 
 def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     """The minimum-energy schedule beside simple ones; see `lm.compare_energies`."""
-    target = cell.settings.target
-    shift = float(system["y_std"]) if target is None else target
+    wanted = wanted_shift(cell)
     concept = concept_of(system)
     energies = lm.compare_energies(
-        cell.held_out, concept, system, shift, energy=cell.settings.energy
+        cell.held_out, concept, system, wanted.in_readout(system), energy=cell.settings.energy
     )
+    energies.attrs |= {"target_asked": str(wanted), "target_unit": wanted.unit}
     if abs(float(energies["progress"]) - 1) > MISSED:
         linear = (cell.linear_gains(name, concept) for name in ("operating", "held_out"))
         energies["miss"] = lm.miss_of_plan(system, energies, *linear)
     return _with_origin(energies, cell, system)
+
+
+def wanted_shift(cell: Cell) -> Shift:
+    """The shift of the readout that is asked for, by default one standard deviation of it."""
+    return cell.settings.target or Shift(1.0, STD)
+
+
+def plan(cell: Cell, system: xr.Dataset) -> xr.Dataset:
+    """The plan of the linear system, and from there the optimum of the full model.
+
+    A plan with its concept directions, ``direction`` (depth, input, feature), for
+    `lm.steering` and the commands that go on from it. ``u_linear`` (layer, input) and
+    ``push_linear`` (layer): the plan of the linear system, where ``u`` is the optimum.
+    """
+    settings, concept, wanted = cell.settings, concept_of(system), wanted_shift(cell)
+    shift = wanted.in_readout(system)
+    asked: dict[str, Any] = {
+        "energy": settings.energy,
+        "max_relative_push": settings.max_relative_push,
+        "layers": settings.pushed_layers(system.sizes["layer"]),
+    }
+    linear = ltv.minimum_energy(system, shift, max_layers=settings.max_layers, **asked)
+    found = linear
+    if not settings.linear:
+        if settings.max_layers is not None:
+            asked["layers"] = np.flatnonzero((linear["u"] != 0).any("input")).tolist()
+        found = lm.optimal_plan(
+            cell.operating, concept, shift, start=linear, held_out=cell.held_out, **asked
+        )
+        found["u_linear"], found["push_linear"] = linear["u"], linear["push"]
+    direction = concept["direction"].expand_dims("input", axis=1)
+    found["direction"] = direction.transpose("depth", "input", "feature")
+    found.attrs |= {
+        "target_asked": str(wanted), "target_unit": wanted.unit, "sign": _sign(cell)
+    }  # fmt: skip
+    return _with_origin(found, cell, system)
+
+
+def _sign(cell: Cell) -> str:
+    """Which class pushes with a positive u lead to, in words."""
+    return f"u > 0 pushes towards {cell.texts.concept.classes[1]!r}"
 
 
 def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
@@ -123,6 +167,8 @@ def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
         File of the system that is gone on from.
     """
     asked = {k: v for k, v in asdict(cell.settings).items() if k not in _NO_MATTER}
+    if cell.settings.target is not None:
+        asked["target"] = str(cell.settings.target)
     found = identity_of(cell.model, cell.texts, cell.settings.readout, asked)
     # the hashes of texts know their labels, not what these are called
     found["class names"] = list(cell.texts.concept.classes)

@@ -253,6 +253,20 @@ def test_the_interval_covers_the_true_auc_in_95_of_100_experiments(auc):
     assert 0.93 < ((low <= auc) & (auc <= high)).mean() < 0.99
 
 
+def test_log_odds_are_those_of_a_linear_discriminant():
+    """scikit-learn divides the pooled variance by n, not by n - 2."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [30, 50])
+    scores = rng.normal(size=(3, 80)) * [[0.1], [1.0], [30.0]] + labels * [[0.3], [-1.0], [10.0]]
+    found = separation.log_odds_per_unit(scores, labels)
+    for row, slope in zip(scores, found, strict=True):
+        fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(row[:, None], labels)
+        assert slope == pytest.approx(fitted.coef_.item() * 78 / 80, rel=1e-9)
+    assert np.isnan(separation.log_odds_per_unit(np.ones((1, 4)), np.array([0, 0, 1, 1])))
+
+
 def test_a_direction_without_separation_is_noted_in_the_result(planted):
     model, _ = planted
     held_out = planted_ids(30, 2)
@@ -422,7 +436,7 @@ def test_several_concepts_are_columns_of_one_dataset(pair):
             assert result[variable].dims == ("depth", "input")
             np.testing.assert_array_equal(result[variable].sel(input=name), concept[variable])
     # only what all have
-    assert set(result.data_vars) == {"direction", "auc", "auc_low", "auc_high"}
+    assert set(result.data_vars) == {"direction", "auc", "auc_low", "auc_high", "log_odds_per_unit"}
 
 
 def test_several_concepts_keep_their_provenance(pair, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from depthsys import lm
+from depthsys.shift import Shift
 from depthsys.study import Settings
 from depthsys.study.settings import IDENTIFICATION
 
@@ -51,7 +52,7 @@ def test_methods_are_parsed():
             "`--concept` must be one of mean_difference, .*; got",
         ),
         ({"readout": "all"}, "`--readout` must be concept or profile; got 'all'"),
-        ({"energy": "none"}, "`--energy` must be absolute or relative; got 'none'"),
+        ({"energy": "none"}, "`--energy` must be relative or absolute; got 'none'"),
         (
             {"dtype": "float8"},
             "`--dtype` must be float32, float64, bfloat16 or float16; got 'float8'",
@@ -65,6 +66,11 @@ def test_methods_are_parsed():
         ({"eps": float("nan")}, "`--eps` must be positive and finite; got nan"),
         ({"eps": float("inf")}, "`--eps` must be positive and finite; got inf"),
         ({"target": 0.0}, "`--target` must be finite and not zero; got 0.0. Give a shift."),
+        ({"target": "1 volt"}, "`--target` must be a number, .* got .1 volt.. Write it as in 1std"),
+        ({"layers": "4-"}, "`--layers` must be layers; got .4-.. Write them as in 0,4-12"),
+        ({"skip_layers": "5-2"}, "`--skip-layers` must be layers; got .5-2."),
+        ({"max_relative_push": 0.0}, "`--max-relative-push` must be a positive fraction .* got 0"),
+        ({"max_layers": 0}, "`--max-layers` must be >= 1; got 0"),
         ({"target": float("nan")}, "`--target` must be finite and not zero; got nan"),
         ({"split": "4/2"}, "`--split` must be three positive numbers concept/operating/held-out"),
         ({"split": "4/0/2"}, "`--split` must be three positive numbers"),
@@ -100,3 +106,24 @@ def test_an_unknown_option_is_a_mistake_of_the_caller():
 
 def test_options_that_identify_are_attributes():
     assert set(IDENTIFICATION) <= set(inspect.signature(Settings).parameters)
+
+
+def test_targets_and_layers_are_read_as_typed():
+    made = Settings.checked(target="-2 log-odds", layers="4-6,1", skip_layers="5")
+    assert made.target == Shift(-2.0, "log-odds")
+    assert made.pushed_layers(8) == [1, 4, 6]
+    assert Settings.checked().pushed_layers(8) is None
+    assert Settings.checked(skip_layers="0").pushed_layers(3) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "2,8"}, "`--layers` must be layers of the model, 0 to 7; got 8. Leave it out"),
+        ({"skip_layers": "0-9"}, "`--skip-layers` must be layers of the model, 0 to 7; got 8"),
+        ({"skip_layers": "0-7"}, "`--skip-layers` must leave a layer that may push"),
+    ],
+)
+def test_layers_that_the_model_does_not_have(options, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.checked(**options).pushed_layers(8)

@@ -163,7 +163,7 @@ def test_the_cause_that_is_named_is_the_cause(data):
     The response is linear there, so that blaming nonlinearity would be wrong.
     """
     settings = Settings.checked(
-        basis="ensemble", order=1, split="20/3/10", target=0.001, device="cpu"
+        basis="ensemble", order=1, split="20/3/10", target=0.001, energy="absolute", device="cpu"
     )
     folder, texts = data / "weights" / "gpt280K_tinystories", data / "tasks" / "tweet_hate.csv"
     cell = study.open_cell(str(folder), texts, settings)

@@ -1,0 +1,79 @@
+"""A plan of pushes: where it pushes how hard, what it takes and what it reaches."""
+
+import xarray as xr
+
+from depthsys.report.table import Report, Table
+from depthsys.wording import percent
+
+
+def plan(found: xr.Dataset) -> Report:
+    """What `study.plan` found."""
+    verdicts = [_asked(found)]
+    if "kkt_residual" in found:
+        verdicts.append(_optimum(found))
+    verdicts += _held_out(found)
+    verdicts.append(_largest(found))
+    if "warning" in found.attrs:
+        verdicts.append(f"WARNING: {found.attrs['warning']}")
+    return Report([_layers(found)], verdicts)
+
+
+def _layers(found: xr.Dataset) -> Table:
+    """Push of every layer over the norm of the state, with its sign."""
+    columns = {"push": "u"} | ({"push_linear": "u_linear"} if "push_linear" in found else {})
+    names = {"push": "push", "push_linear": "linear plan"}
+    header = ("layer", *(names[name] for name in columns))
+    rows = []
+    for layer in range(found.sizes["layer"]):
+        row = found.isel(layer=layer)
+        shown = []
+        for name, u in columns.items():
+            size, signs = float(row[name]), row[u].values
+            backwards = signs.size == 1 and float(signs.ravel()[0]) < 0
+            shown.append("-" if not size else f"{'-' * backwards}{percent(size)}")
+        rows.append((str(layer), *shown))
+    caption = "push over the norm of the state it is added to; - is none"
+    return Table(header, rows, caption=caption)
+
+
+def _asked(found: xr.Dataset) -> str:
+    target, kind = float(found["target"].values.ravel()[0]), found.attrs["energy"]
+    asked = found.attrs.get("target_asked", "")
+    asked = f" ({asked})" if found.attrs.get("target_unit", "readout") != "readout" else ""
+    return (
+        f"a shift of {target:.4g}{asked} is planned at {kind} energy {float(found['energy']):.4g}"
+    )
+
+
+def _optimum(found: xr.Dataset) -> str:
+    target = float(found["target"].values.ravel()[0])
+    off = abs(float(found["predicted"].values.ravel()[0]) / target - 1)
+    said = (
+        f"the full model reaches it on the operating prompts within {percent(off)} after "
+        f"{int(found['steps'])} steps (KKT residual {float(found['kkt_residual']):.1e})"
+    )
+    saved = float(found["saved"])
+    if saved == saved:
+        said += f"; {percent(saved)} less energy than the plan of the linear system needs there"
+    return said
+
+
+def _held_out(found: xr.Dataset) -> list[str]:
+    if "held_out_shift" not in found:
+        return []
+    part = found["held_out_shift"] / float(found["target"].values.ravel()[0])
+    mean, low, high = (float(part.sel(bound=bound)) for bound in ("mean", "low", "high"))
+    low, high = sorted((low, high))
+    return [
+        f"on held-out prompts it moves the readout by {mean:.3g} [{low:.3g}, {high:.3g}] of that"
+    ]
+
+
+def _largest(found: xr.Dataset) -> str:
+    push = found["push"]
+    largest = int(push.argmax())
+    pushed = int((push > 1e-3 * float(push.max())).sum())
+    return (
+        f"pushes at {pushed} of {push.sizes['layer']} layers, the largest "
+        f"{percent(float(push.max()))} of the state's norm at layer {largest}"
+    )

@@ -1,0 +1,106 @@
+"""Plan, play and compare on real and synthetic texts; write the tables of docs/control.md.
+
+    python examples/control_study.py --data ../shared/data --real ~/real --update
+
+REAL is what `depthsys fetch` has fetched (SmolLM2 and rated texts), DATA has tasks/sst2.csv. Every
+pair of model and task is one cell: directions from the concept texts, a system and the optimum of
+the full model from the operating texts, and everything played on held-out texts. What is finished
+is kept under OUT, so an interrupted study goes on where it stopped. With --update the numbers go to
+docs/control.nc, the figures to docs/figures and the tables between the markers of the page. Without
+DATA and REAL only the demo family is run, on its synthetic texts.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import xarray as xr
+
+from depthsys import lm, study
+from depthsys.study import steps
+
+ROOT = Path(__file__).parents[1]
+DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
+REAL = "SmolLM2-135M-Instruct"
+TASKS = {"movies": "real", "amazon": "real", "tweets": "real", "sst2": "data"}
+SYNTHETIC = "sentiment"
+TARGETS = ("1std", "3std")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with tasks/sst2.csv")
+    parser.add_argument("--real", type=Path, help="folder of `depthsys fetch`")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "control")
+    parser.add_argument("--split", default="400/200/200", help="texts per class")
+    parser.add_argument("--only", default="", help="regular expression on 'model-task'")
+    parser.add_argument("--systems", action="store_true", help="only identify")
+    parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")
+    options = parser.parse_args()
+    for model, task in planned(options):
+        if re.search(options.only, f"{model}-{task}"):
+            run_cell(model, task, options)
+
+
+def planned(options) -> list[tuple[str, str]]:
+    pairs = [(model, SYNTHETIC) for model in DEMOS]
+    if options.real is not None:
+        beside = {"real": options.real, "data": options.data}
+        pairs += [(REAL, task) for task, of in TASKS.items() if beside[of] is not None]
+    return pairs
+
+
+def run_cell(name: str, task: str, options) -> None:
+    folder = options.out / f"{name}-{task}"
+    folder.mkdir(parents=True, exist_ok=True)
+    cell = made(name, task, options)
+    system = kept(folder / "system.nc", lambda: identified(cell))
+    if options.systems:
+        return
+    raise NotImplementedError(system)
+
+
+def made(name: str, task: str, options, **asked) -> study.Cell:
+    settings = study.Settings.checked(split=options.split, **asked)
+    concept, operating, held_out = settings.split
+    texts = lm.read_texts(source_of(task, options)).split(
+        concept=concept, operating=operating, held_out=held_out
+    )
+    model = lm.DepthModel.load(model_of(name, options))
+    model.name = name
+    return study.Cell(settings.for_width(model.n_features), model, texts)
+
+
+def identified(cell: study.Cell) -> xr.Dataset:
+    return steps.identify(cell, steps.find_concept(cell))
+
+
+def kept(path: Path, find: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The Dataset of a file, found and written first where there is none."""
+    if not path.exists():
+        print("...", path.parent.name, path.stem, flush=True)
+        part = path.with_suffix(".part")
+        find().to_netcdf(part, engine="h5netcdf")
+        part.replace(path)
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+def source_of(task: str, options):
+    """The labelled texts of a task, or the file that holds them."""
+    from depthsys.demo import grammar
+
+    if task == SYNTHETIC:
+        return grammar.labelled(1000, concept=task, seed=2603)
+    folder = options.real if TASKS[task] == "real" else options.data / "tasks"
+    return folder / f"{task}.csv"
+
+
+def model_of(name: str, options) -> Path:
+    from depthsys import demo
+
+    return demo.model_path(name) if name in DEMOS else options.real / name
+
+
+if __name__ == "__main__":
+    main()
