@@ -5,7 +5,7 @@ from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.effect import steering_effect
-from depthsys.lm.energies import compare_energies, miss_of_plan, required_energy
+from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
@@ -33,6 +33,11 @@ from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
+from depthsys.lm.verification import (
+    amplitude_response,
+    compare_energies,
+    energies_over_splits,
+)
 
 __all__ = [
     "Adjoint",
@@ -55,11 +60,13 @@ __all__ = [
     "Texts",
     "TwoSided",
     "agreement",
+    "amplitude_response",
     "check_step",
     "compare",
     "comparison_cost",
     "compare_energies",
     "corrected",
+    "energies_over_splits",
     "error_budget",
     "error_gap",
     "exact_system",

@@ -180,11 +180,11 @@ def _layer_sets(gain: xr.DataArray) -> list[np.ndarray]:
 def _bootstrap_means(gain: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
     """Mean over prompts (first row), then of resampled prompts: (1 + n_bootstrap, layer)."""
     n = len(gain)
-    return np.vstack([gain.mean(axis=0), _resamples(n, n_bootstrap, seed) @ gain / n])
+    return np.vstack([gain.mean(axis=0), resamples(n, n_bootstrap, seed) @ gain / n])
 
 
 @lru_cache(maxsize=4)
-def _resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
+def resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
     """How often each of n prompts is drawn: (resample, prompt). A comparison asks many times."""
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be >= 1; got {n_bootstrap}. The default is 1000.")

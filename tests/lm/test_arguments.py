@@ -247,7 +247,7 @@ def test_systems_without_what_is_needed(things):
     each = lm.identify(things.run, things.concept, per_prompt=True)
     for system in (bare, each):
         with pytest.raises(
-            TypeError, match="`system` must be one system with y_ref and y_std; got"
+            TypeError, match="`system` must be one system with y_ref and y_std and state_norm; got"
         ):
             lm.compare_energies(things.run, things.concept, system, 0.3)
     with pytest.raises(TypeError, match="`system` must be one system with gain_full; got a Datas"):

@@ -6,7 +6,7 @@ import scipy.optimize
 import xarray as xr
 
 from depthsys import lm, ltv
-from depthsys.lm import energies
+from depthsys.lm import amplitude_search, energies
 from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
 from tests.conftest import TINY
 from tests.lm import whole_sequence
@@ -104,7 +104,7 @@ def test_search_reports_what_is_never_reached_and_what_is_not_monotone(monkeypat
 def test_compare_energies_ranks_the_baselines(tiny, tokens, concept, system):
     target = 1e-3  # small: the model is nearly linear there
     held_out = tokens
-    result = lm.compare_energies(tiny, held_out, concept, system, target)
+    result = lm.compare_energies(tiny, held_out, concept, system, target, energy="absolute")
     h = ltv.gains(system).values.ravel()
     single = (target / h) ** 2
     energy = result.energy.to_series()
@@ -121,17 +121,18 @@ def test_compare_energies_ranks_the_baselines(tiny, tokens, concept, system):
     np.testing.assert_allclose(result.predicted_energy, 1 / (1 / single).sum())
     np.testing.assert_allclose(result.multiple, result.energy / energy["minimum_energy"])
     np.testing.assert_allclose(result.u, h * target / (h @ h))
-    negative = lm.compare_energies(tiny, held_out, concept, system, -target)
+    negative = lm.compare_energies(tiny, held_out, concept, system, -target, energy="absolute")
     np.testing.assert_allclose(negative.energy[0], energy["minimum_energy"], rtol=0.02)
 
 
 def test_relative_energy_counts_pushes_by_the_size_of_the_state(tiny, tokens, concept, system):
-    result = lm.compare_energies(tiny, tokens, concept, system, 1e-3, energy="relative")
+    result = lm.compare_energies(tiny, tokens, concept, system, 1e-3)
+    assert result.attrs["energy"] == "relative"
     h, norm = ltv.gains(system).values.ravel(), system.state_norm.values[:-1]
     scaled = h * norm
     np.testing.assert_allclose(result.predicted_energy, 1e-6 / (scaled @ scaled))
     np.testing.assert_allclose(result.u, 1e-3 * h * norm**2 / (scaled @ scaled))
-    absolute = lm.compare_energies(tiny, tokens, concept, system, 1e-3)
+    absolute = lm.compare_energies(tiny, tokens, concept, system, 1e-3, energy="absolute")
     ratio = result.single_energy / absolute.single_energy
     np.testing.assert_allclose(ratio, 1 / norm**2, rtol=1e-3)
 
@@ -161,12 +162,12 @@ def test_a_response_that_turns_back_just_beyond_the_target_is_found():
         progress = 1.005 - 0.02 * np.log2(alphas / 5.6) ** 2
         return progress[None, :, None]
 
-    search = energies._Search(play, np.array([1.0]), np.array([4.0]))
+    search = amplitude_search.Search(play, np.array([1.0]), np.array([4.0]))
     search.bracket()
     search.refine()
     expected = 5.6 * 2 ** -np.sqrt(0.005 / 0.02)
     np.testing.assert_allclose(search.alpha, expected, rtol=0.02)
-    assert abs(search.points[0][search.alpha[0]] - 1) <= energies.TOLERANCE
+    assert abs(search.points[0][search.alpha[0]] - 1) <= amplitude_search.TOLERANCE
     assert search.monotone() == [True]
 
 
@@ -186,14 +187,14 @@ def test_what_is_called_reached_reaches_the_target(curve, crossing, predicted):
     def play(rows, alphas):
         return curve(alphas)[None, :, None]
 
-    search = energies._Search(play, np.array([1.0]), np.array([predicted]))
+    search = amplitude_search.Search(play, np.array([1.0]), np.array([predicted]))
     search.bracket()
     search.refine()
-    if crossing > energies.LARGEST * predicted:
+    if crossing > amplitude_search.LARGEST * predicted:
         assert np.isnan(search.alpha).all()
         return
     np.testing.assert_allclose(search.alpha, crossing, rtol=2e-4)
-    assert curve(search.alpha)[0] >= 1 - energies.TOLERANCE
+    assert curve(search.alpha)[0] >= 1 - amplitude_search.TOLERANCE
     np.testing.assert_array_equal(search.response[0, 0], curve(search.alpha))
 
 
@@ -263,7 +264,7 @@ def test_energies_are_those_of_a_dense_scan(gpt2_system, held_out, concept, shar
     found = lm.required_energy(held_out, concept, unit, target, amplitude=amplitude)
     for name in unit["schedule"].values:
         one, u = found.sel(schedule=name), unit.sel(schedule=name, drop=True)
-        expected = first_crossing(held_out, concept, u, target, energies.LARGEST * amplitude)
+        expected = first_crossing(held_out, concept, u, target, amplitude_search.LARGEST * amplitude)
         assert bool(one.reached) == np.isfinite(expected), name
         np.testing.assert_allclose(one.alpha, expected, rtol=2e-3)
         np.testing.assert_allclose(one.energy, expected**2, rtol=4e-3)
@@ -304,7 +305,7 @@ def test_compared_energies_are_those_of_a_dense_scan(gpt2_system, held_out, conc
     single = [spent[f"layer_{layer}"] for layer in range(3)]
     expected = {
         "minimum_energy": spent["plan"],
-        "uniform": spent["uniform"],
+        "uniform" if energy == "absolute" else "uniform_absolute": spent["uniform"],
         "first_layer": single[0],
         "middle_layer": single[1],
         "last_layer": single[2],
@@ -318,7 +319,8 @@ def test_compared_energies_are_those_of_a_dense_scan(gpt2_system, held_out, conc
     np.testing.assert_allclose(random.energy, ranked if np.isfinite(ranked) else np.nan, rtol=4e-3)
     assert table.attrs["best_layer"] == int(np.nanargmin(single))
     assert table.attrs["energy"] == energy
-    assert table.layer_pushed.values.tolist() == [-1, -1, 0, 1, 2, table.attrs["best_layer"], -1]
+    best = table.attrs["best_layer"]
+    assert table.layer_pushed.values.tolist() == [-1, -1, -1, 0, 1, 2, best, -1]
 
 
 # --------------------------------------------------------- several inputs, outputs, other readouts
@@ -356,12 +358,14 @@ def test_any_readout_and_several_inputs_against_a_dense_scan(
     for schedule in unit["schedule"].values:
         one, u = found.sel(schedule=schedule), unit.sel(schedule=schedule, drop=True)
         expected = first_crossing(
-            held_out, two_inputs, u, target, energies.LARGEST * amplitude, readout
+            held_out, two_inputs, u, target, amplitude_search.LARGEST * amplitude, readout
         )
         assert bool(one.reached) == np.isfinite(expected), schedule
         np.testing.assert_allclose(one.alpha, expected, rtol=2e-3)
     assert found.reached.sel(schedule="plan")
-    table = lm.compare_energies(held_out, two_inputs, system, target, readout=readout)
+    table = lm.compare_energies(
+        held_out, two_inputs, system, target, energy="absolute", readout=readout
+    )
     np.testing.assert_allclose(
         table.energy.sel(schedule="minimum_energy"), found.energy.sel(schedule="plan"), rtol=1e-3
     )
