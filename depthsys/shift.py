@@ -58,9 +58,9 @@ class Shift:
         >>> str(Shift.read("0.3"))
         '0.3'
         """
-        if isinstance(text, cls):
+        if isinstance(text, Shift):
             return text
-        if isinstance(text, bool) or not isinstance(text, str):
+        if not isinstance(text, str):
             return cls(float(text))
         found = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z-]*)\s*", text.lower())
         if found is None or found[2] not in _UNITS:

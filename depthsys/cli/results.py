@@ -11,8 +11,15 @@ if TYPE_CHECKING:
     from depthsys.files import OutputFolder
 
 
+_COLUMNS = [
+    "energy", "energy_low", "energy_high", "multiple", "multiple_low", "multiple_high",
+    "energy_relative", "energy_absolute", "largest_push", "reached", "monotone", "saturates",
+    "layer_pushed",
+]  # fmt: skip
+
+
 def _energies(energies: "xr.Dataset", path: Path) -> None:
-    table = energies[["energy", "multiple", "reached", "monotone", "layer_pushed"]]
+    table = energies[_COLUMNS]
     frame = table.to_dataframe()
     frame["target"], frame["energy_kind"] = energies.attrs["target"], energies.attrs["energy"]
     frame["predicted_energy"] = float(energies["predicted_energy"])
@@ -48,6 +55,7 @@ SYSTEM = Result("system.nc", ("separation",))
 EACH = Result("systems_per_prompt.nc")
 GAINS = Result("gains.nc", ("gain_curves", "error_budget"))
 CONTROL = Result("schedule.nc", ("schedule", "energy"), (("energy.csv", _energies),))
+VERIFIED = Result("verified.nc", ("energy", "achieved"), (("energy.csv", _energies),))
 PLAN = Result("plan.nc", ("pushes",))
 COMPARISON = Result(
     "comparison.nc",
@@ -59,6 +67,7 @@ TEXTS = "texts.csv"
 GAIN_FILES = [*GAINS.files, "gains.txt"]
 CONTROL_FILES = [*CONTROL.files, "control.txt"]
 PLAN_FILES = [*PLAN.files, "plan.txt"]
+VERIFIED_FILES = [*VERIFIED.files, "verify.txt"]
 COMPARISON_FILES = [*COMPARISON.files, "comparison.txt"]
 EFFECT_FILES = [*EFFECT.files, "verify.txt"]
 # a new identification makes all but a comparison out of date

@@ -13,7 +13,7 @@ from depthsys.cli.kept import KeptSteps, checked, inside, interrupt_told, until_
 from depthsys.cli.piped import Piped
 from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.cli.typed import named
-from depthsys.files import OutputFolder, Resumable
+from depthsys.files import OutputFolder, Resumable, file_hash
 from depthsys.report import Report, Screen, heading, notes, text_notes
 from depthsys.study import Cell, Found, Settings, find_model, open_cell
 from depthsys.study.stored import (
@@ -65,10 +65,11 @@ class Session:
             return found() if self.kept is None else self.kept(function.__name__, found, self.cell)
 
     @contextlib.contextmanager
-    def keeping(self, command: str, force: bool) -> Iterator[None]:
+    def keeping(self, command: str, force: bool, **files: Path) -> Iterator[None]:
         """Keep on disk what the steps find until all that is made of it is written.
 
-        Interrupted or killed on the way, the same command goes on with what is kept.
+        Interrupted or killed on the way, the same command goes on with what is kept. ``files`` are
+        what it is about beside model, texts and system, by their names in messages.
 
         Raises
         ------
@@ -80,7 +81,9 @@ class Session:
         from depthsys.study import steps
 
         partial = inside(self.folder.folder, command)
-        work = Resumable(partial, steps.identity(self.cell, self.source), "--out")
+        identity = steps.identity(self.cell, self.source)
+        identity |= {name: file_hash(path) for name, path in files.items()}
+        work = Resumable(partial, identity, "--out")
         kept = lm.Kept(KeptSteps(work).names, tuple(work.differences()))
         if not force:
             checked(kept, partial)

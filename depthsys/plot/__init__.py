@@ -11,7 +11,7 @@ from depthsys.plot.comparison import (
     linear_range,
     prompt_spread,
 )
-from depthsys.plot.control import energies, pushes, schedule
+from depthsys.plot.control import achieved, energies, pushes, schedule
 from depthsys.plot.gains import error_budget, gain_curves
 from depthsys.plot.ltv import (
     energy_ellipsoid,
@@ -35,6 +35,7 @@ __all__ = [
     "error_budget",
     "schedule",
     "energies",
+    "achieved",
     "pushes",
     "hankel_map",
     "hankel_lines",

@@ -55,6 +55,13 @@ def pushes(plan: xr.Dataset) -> Figure:
     return fig
 
 
+def achieved(energies: xr.Dataset) -> Figure:
+    """What a plan does over its amplitude, beside what is predicted."""
+    fig, axes = figure(6.0, 4.2)
+    control.achieved(axes[0], energies)
+    return fig
+
+
 def separation(result: xr.Dataset) -> Figure | None:
     """How well the concept direction separates held-out texts at every depth."""
     if "auc_low" not in result:

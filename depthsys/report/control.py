@@ -3,51 +3,99 @@
 import xarray as xr
 
 from depthsys.report.table import Report, Table
+from depthsys.wording import percent
 
 
 def control(energies: xr.Dataset) -> Report:
-    """What `study.control` found."""
+    """What `study.control` or `study.verify_plan` found."""
     verdicts = [_verdict(energies)]
     if "miss" in energies:
         verdicts.append(miss(energies))
+    if "achieved" in energies:
+        verdicts.append(_linearity(energies))
     return Report([_schedules(energies)], verdicts)
+
+
+def schedule_name(energies: xr.Dataset, name: str) -> str:
+    """A schedule in words, with the layer of a single one."""
+    layer = int(energies["layer_pushed"].sel(schedule=name))
+    single = f" ({layer})" if layer >= 0 and "random" not in name else ""
+    return name.replace("_", " ") + single
 
 
 def _schedules(energies: xr.Dataset) -> Table:
     rows = []
-    for name in energies["schedule"].values:
+    for name in map(str, energies["schedule"].values):
         row = energies.sel(schedule=name)
         reached = bool(row["reached"])
         remark = "" if bool(row["monotone"]) else "  (not monotone)"
-        layer = int(row["layer_pushed"])
-        single = f" ({layer})" if layer >= 0 and "random" not in str(name) else ""
         rows.append(
             (
-                str(name).replace("_", " ") + single,
-                f"{float(row['energy']):.4g}" if reached else "not reached",
-                f"{float(row['multiple']):.3g}{remark}" if reached else f"-{remark}",
+                schedule_name(energies, name),
+                with_interval(row, "energy", 4) if reached else "not reached",
+                f"{with_interval(row, 'multiple', 3)}{remark}" if reached else f"-{remark}",
+                percent([float(row["largest_push"])]) if reached else "-",
             )
         )
-    header = ("schedule", "energy", "multiple")
+    header = ("schedule", "energy", "multiple", "largest push")
     return Table(header, rows, left=header)
 
 
+def with_interval(row: xr.Dataset, name: str, digits: int) -> str:
+    """A number and, where it has one, its interval."""
+    value, low, high = (float(row[n]) for n in (name, f"{name}_low", f"{name}_high"))
+    shown = f"{value:.{digits}g}"
+    # a schedule has no interval against itself, and infinity is no end of one
+    if not (low < value < high < float("inf")):
+        return shown
+    return f"{shown} [{low:.{digits}g}, {high:.{digits}g}]"
+
+
 def _verdict(energies: xr.Dataset) -> str:
-    target = float(energies.attrs["target"])
-    planned, found = float(energies["predicted_energy"]), float(energies["energy"][0])
+    asked = energies.attrs.get("target_asked", "")
+    target = f"{float(energies.attrs['target']):.3g}"
+    target += f" ({asked})" if energies.attrs.get("target_unit", "readout") != "readout" else ""
+    mine = energies.sel(schedule=energies.attrs["reference"])
+    planned = float(energies.attrs.get("plan_energy", energies["predicted_energy"]))
+    found = float(mine["energy"])
     if found != found:
-        return f"the planned schedule does not reach a shift of {target:.3g} on the full model"
-    cheaper = energies["schedule"].values[energies["multiple"].values < 1]
-    verdict = (
-        f"cheaper on the full model: {', '.join(map(str, cheaper)).replace('_', ' ')}"
-        if len(cheaper)
-        else "no schedule of those compared is cheaper"
-    )
+        return f"the planned schedule does not reach a shift of {target} on the full model"
     factor = max(found / planned, planned / found)
-    off = "" if factor < 1.5 else f", {factor:.1f} times off"
+    off = "" if factor < 1.1 else f", {factor:.2g} times off"
     return (
-        f"a shift of {target:.3g} takes {energies.attrs['energy']} energy {found:.4g} on the full "
-        f"model, planned {planned:.4g}{off}; {verdict}"
+        f"a shift of {target} takes {energies.attrs['energy']} energy "
+        f"{with_interval(mine, 'energy', 4)} on the full model, planned {planned:.4g}{off}; "
+        f"{_cheaper(energies)}"
+    )
+
+
+def _cheaper(energies: xr.Dataset) -> str:
+    """Which schedules need less energy, and whether that is more than chance."""
+    below = energies["multiple"] < 1
+    surely = below & (energies["multiple_high"] < 1)
+    parts = []
+    for chosen, how in (
+        (surely, "cheaper on the full model"),
+        (below & ~surely, "cheaper by less than its interval"),
+    ):
+        names = energies["schedule"].values[chosen.values]
+        if len(names):
+            parts.append(f"{how}: {', '.join(schedule_name(energies, str(n)) for n in names)}")
+    return "; ".join(parts) or "no schedule of those compared is cheaper"
+
+
+def _linearity(energies: xr.Dataset) -> str:
+    """How far what was achieved is from what was predicted, as planned and at three times that."""
+    first = energies["played"].values[0]
+    rows = energies.sel(played=first)
+    parts = [
+        f"{float(achieved / rows['predicted'].sel(amplitude=a)):.3g} at {a:g}"
+        for a in (1.0, 3.0)
+        for achieved in [rows["achieved"].sel(amplitude=a, bound="estimate")]
+    ]
+    return (
+        "achieved over linearly predicted shift of the plan, by how many times it is played: "
+        f"{', '.join(parts)}"
     )
 
 

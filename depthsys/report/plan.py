@@ -20,8 +20,8 @@ def plan(found: xr.Dataset) -> Report:
 
 def _layers(found: xr.Dataset) -> Table:
     """Push of every layer over the norm of the state, with its sign."""
-    columns = {"push": "u"} | ({"push_linear": "u_linear"} if "push_linear" in found else {})
-    names = {"push": "push", "push_linear": "linear plan"}
+    columns = {"push": "u"} | ({"linear_push": "linear_u"} if "linear_push" in found else {})
+    names = {"push": "push", "linear_push": "linear plan"}
     header = ("layer", *(names[name] for name in columns))
     rows = []
     for layer in range(found.sizes["layer"]):
@@ -30,7 +30,7 @@ def _layers(found: xr.Dataset) -> Table:
         for name, u in columns.items():
             size, signs = float(row[name]), row[u].values
             backwards = signs.size == 1 and float(signs.ravel()[0]) < 0
-            shown.append("-" if not size else f"{'-' * backwards}{percent(size)}")
+            shown.append("-" if not size else f"{'-' * backwards}{percent([size])}")
         rows.append((str(layer), *shown))
     caption = "push over the norm of the state it is added to; - is none"
     return Table(header, rows, caption=caption)
@@ -49,12 +49,12 @@ def _optimum(found: xr.Dataset) -> str:
     target = float(found["target"].values.ravel()[0])
     off = abs(float(found["predicted"].values.ravel()[0]) / target - 1)
     said = (
-        f"the full model reaches it on the operating prompts within {percent(off)} after "
+        f"the full model reaches it on the operating prompts within {percent([off])} after "
         f"{int(found['steps'])} steps (KKT residual {float(found['kkt_residual']):.1e})"
     )
     saved = float(found["saved"])
     if saved == saved:
-        said += f"; {percent(saved)} less energy than the plan of the linear system needs there"
+        said += f"; {percent([saved])} less energy than the plan of the linear system needs there"
     return said
 
 
@@ -62,7 +62,7 @@ def _held_out(found: xr.Dataset) -> list[str]:
     if "held_out_shift" not in found:
         return []
     part = found["held_out_shift"] / float(found["target"].values.ravel()[0])
-    mean, low, high = (float(part.sel(bound=bound)) for bound in ("mean", "low", "high"))
+    mean, low, high = (float(part.sel(bound=bound)) for bound in ("estimate", "low", "high"))
     low, high = sorted((low, high))
     return [
         f"on held-out prompts it moves the readout by {mean:.3g} [{low:.3g}, {high:.3g}] of that"
@@ -75,5 +75,5 @@ def _largest(found: xr.Dataset) -> str:
     pushed = int((push > 1e-3 * float(push.max())).sum())
     return (
         f"pushes at {pushed} of {push.sizes['layer']} layers, the largest "
-        f"{percent(float(push.max()))} of the state's norm at layer {largest}"
+        f"{percent([float(push.max())])} of the state's norm at layer {largest}"
     )

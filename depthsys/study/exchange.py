@@ -8,7 +8,7 @@ import xarray as xr
 from depthsys import demo, ltv
 from depthsys.export.control_vectors import parts_of, read_control_vector
 from depthsys.export.netcdf import read_variables
-from depthsys.files import whole_file, write_netcdf
+from depthsys.files import file_hash, whole_file, write_netcdf
 from depthsys.ltv.norms import spectral_norm
 from depthsys.ltv.system import batch_sizes
 from depthsys.study.stored import lacks
@@ -49,6 +49,52 @@ def read_plan(path: Path) -> xr.Dataset:
             f"`--schedule` must be a schedule.nc; got {str(path)!r}{why} Make one with `depthsys "
             "control`."
         ) from error
+
+
+# what `depthsys plan` writes and others go on from
+_PLAN = (
+    "u", "direction", "energy", "target", "push", "u_end", "K", "W", "x_ref", "r_ref", "input",
+)  # fmt: skip
+_PLAN_CURE = "Make one with `depthsys plan`."
+
+
+def read_own_plan(path: Path) -> xr.Dataset:
+    """A plan that `depthsys plan` wrote, with its concept directions and the place of its system.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no plan that says of which system it is.
+    """
+    plan = read_variables(path, _PLAN, needed="u", cure=_PLAN_CURE)
+    lacking = [name for name in ("direction", "energy", "target") if name not in plan]
+    lacking += [name for name in ("system", "system_sha256", "energy") if name not in plan.attrs]
+    if lacking:
+        raise ValueError(
+            f"`path` must hold a plan with its target and system; got {str(path)!r} without "
+            f"{', '.join(lacking)}. {_PLAN_CURE}"
+        )
+    return plan
+
+
+def system_of(plan: xr.Dataset, path: Path) -> Path:
+    """The file of the system that a plan was made of, checked.
+
+    Raises
+    ------
+    ValueError
+        If it is not there, or another one by now.
+    """
+    place = path.parent / str(plan.attrs["system"])
+    if not place.is_file() or file_hash(place) != plan.attrs["system_sha256"]:
+        found = "another file by now" if place.is_file() else "none there"
+        raise ValueError(
+            f"`path` must be beside the system that it was made of, {plan.attrs['system']}; got "
+            f"{found}, seen from {str(path)!r}. Plan again."
+        )
+    return place
 
 
 def model_sizes(name: str) -> dict[str, int]:

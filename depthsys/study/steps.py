@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # A plan that misses its target by more than this part of it is explained.
 MISSED = 0.1
+PLANNED = "planned"
+_OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push")
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
 _SEPARATION = (
@@ -124,8 +126,8 @@ def plan(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     """The plan of the linear system, and from there the optimum of the full model.
 
     A plan with its concept directions, ``direction`` (depth, input, feature), for
-    `lm.steering` and the commands that go on from it. ``u_linear`` (layer, input) and
-    ``push_linear`` (layer): the plan of the linear system, where ``u`` is the optimum.
+    `lm.steering` and the commands that go on from it. ``linear_u`` (layer, input) and
+    ``linear_push`` (layer): the plan of the linear system, where ``u`` is the optimum.
     """
     settings, concept, wanted = cell.settings, concept_of(system), wanted_shift(cell)
     shift = wanted.in_readout(system)
@@ -142,13 +144,41 @@ def plan(cell: Cell, system: xr.Dataset) -> xr.Dataset:
         found = lm.optimal_plan(
             cell.operating, concept, shift, start=linear, held_out=cell.held_out, **asked
         )
-        found["u_linear"], found["push_linear"] = linear["u"], linear["push"]
+        found["linear_push"] = linear["push"]
     direction = concept["direction"].expand_dims("input", axis=1)
     found["direction"] = direction.transpose("depth", "input", "feature")
     found.attrs |= {
         "target_asked": str(wanted), "target_unit": wanted.unit, "sign": _sign(cell)
     }  # fmt: skip
     return _with_origin(found, cell, system)
+
+
+def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+    """A plan beside others on held-out prompts: energies, and shifts over amplitude.
+
+    What `lm.compare_energies` says of the schedules: "planned" is the plan, which multiples are of,
+    and "minimum_energy" that of the linear system; and ``predicted``, ``achieved`` and ``spread``
+    of these two (played) over ``amplitude``, from `lm.amplitude_response`.
+    """
+    concept, target = concept_of(system), float(found["target"].values.ravel()[0])
+    energies = lm.compare_energies(
+        cell.held_out,
+        concept,
+        system,
+        target,
+        energy=found.attrs["energy"],
+        plans={PLANNED: found},
+        reference=PLANNED,
+    )
+    both = {PLANNED: found["u"].isel(input=0), "minimum_energy": energies["u"]}
+    bare = [u.drop_vars(list(u.coords)) for u in both.values()]
+    schedules = xr.concat(bare, "schedule").assign_coords(schedule=list(both))
+    curves = lm.amplitude_response(cell.held_out, concept, system, schedules)
+    for name in ("predicted", "achieved", "spread"):
+        energies[name] = curves[name].rename(schedule="played")
+    energies.attrs |= {k: found.attrs[k] for k in _OF_PLAN if k in found.attrs}
+    energies.attrs["plan_energy"] = float(found["energy"])
+    return _with_origin(energies, cell, system)
 
 
 def _sign(cell: Cell) -> str:
