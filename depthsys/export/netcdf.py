@@ -24,7 +24,9 @@ _KINDS = {
     "a system of `depthsys identify`": {"A", "B", "C"},
     "a result of `depthsys compare`": {"error_budget", "h2_error"},
     "a result of `depthsys gains`": {"error_budget", "full_gain"},
+    "what `depthsys verify` found of a plan": {"predicted_energy", "achieved"},
     "a schedule of `depthsys control`": {"u", "predicted_energy"},
+    "a plan of `depthsys plan`": {"u", "direction", "target", "push"},
 }
 
 

@@ -43,7 +43,7 @@ def pushes(ax: Axes, plan: xr.Dataset) -> None:
     Uses ``push``, ``u`` and, for the plan of the linear system beside them, ``linear_push`` and
     ``linear_u``. A line marks 0.3, above which nothing linear can be expected, where it is near.
     """
-    rows = [("push", "u", "plan", {"color": BLUE})]
+    rows: list[tuple[str, str, str, dict]] = [("push", "u", "plan", {"color": BLUE})]
     if "linear_push" in plan:
         other = {"facecolor": "w", "edgecolor": BLACK, "hatch": "///"}
         rows[0] = ("push", "u", "optimum of the full model", {"color": BLUE})

@@ -71,7 +71,7 @@ def _held_out(found: xr.Dataset) -> list[str]:
 
 def _largest(found: xr.Dataset) -> str:
     push = found["push"]
-    largest = int(push.argmax())
+    largest = int(push.values.argmax())
     pushed = int((push > 1e-3 * float(push.max())).sum())
     return (
         f"pushes at {pushed} of {push.sizes['layer']} layers, the largest "

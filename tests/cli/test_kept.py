@@ -166,9 +166,9 @@ def test_other_targets_and_energies_are_other_commands(run, texts, tmp_path, mon
     code, _, err = run(*command, "--target", "0.6")
     assert code == 2
     assert "was begun with target 0.5, now 0.6. Go on" in err
-    code, _, err = run(*command, "--target", "0.5", "--energy", "relative")
+    code, _, err = run(*command, "--target", "0.5", "--energy", "absolute")
     assert code == 2
-    assert "was begun with energy absolute, now relative. Go on" in err
+    assert "was begun with energy relative, now absolute. Go on" in err
 
 
 def relabelled(texts, path, names):

@@ -45,7 +45,7 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     assert str(out) in shown
     assert "AUC on 12 held-out texts" in (out / "demo.txt").read_text()
     assert rows["last_layer"]["layer_pushed"] == "3"
-    assert rows["uniform"]["energy_kind"] == "absolute"
+    assert rows["uniform"]["energy_kind"] == "relative"
 
     source = lm.read_texts(out / "texts.csv").split(concept=12, operating=6, held_out=6)
     assert gains.attrs["prompts_sha256"] == source.held_out.sha256
@@ -146,10 +146,10 @@ def test_identify_gains_and_control_from_a_model(run, tmp_path, texts, drawn):
     assert run("gains", *common, "--eps", "0.05", "--out", tmp_path / "b")[0] == 0
     assert load(tmp_path / "b" / "gains.nc").attrs["step"] == 0.05
     xr.testing.assert_equal(load(tmp_path / "b" / "system.nc"), system)
-    relative = ["--energy", "relative", "--readout", "profile"]
-    assert run("control", *common, *relative, "--out", tmp_path / "c")[0] == 0
+    absolute = ["--energy", "absolute", "--readout", "profile"]
+    assert run("control", *common, *absolute, "--out", tmp_path / "c")[0] == 0
     assert load(tmp_path / "c" / "system.nc").attrs["readout"] == "profile"
-    assert load(tmp_path / "c" / "schedule.nc").attrs["energy"] == "relative"
+    assert load(tmp_path / "c" / "schedule.nc").attrs["energy"] == "absolute"
     for figure in ("b/gain_curves", "b/error_budget", "c/schedule", "c/energy"):
         assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / f"{figure}.svg").read_text().strip().endswith("</svg>")

@@ -12,12 +12,14 @@ def energies():
     return xr.Dataset(
         {
             "multiple": ("schedule", multiple),
+            "multiple_low": ("schedule", [1.0, 1.5, np.nan, 20.0]),
+            "multiple_high": ("schedule", [1.0, 2.5, np.nan, np.inf]),
             "monotone": ("schedule", [True, True, False, True]),
             "layer_pushed": ("schedule", [-1, -1, 0, 2]),
             "u": ("layer", [0.1, -0.2, 0.3]),
         },
         coords={"schedule": names, "layer": range(3)},
-        attrs={"target": 5.0, "energy": "absolute"},
+        attrs={"target": 5.0, "energy": "absolute", "reference": "minimum_energy"},
     )
 
 

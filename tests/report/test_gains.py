@@ -107,36 +107,44 @@ def energies():
     return xr.Dataset(
         {
             "energy": ("schedule", [4.0, 8.0, np.nan, 2.0]),
+            "energy_low": ("schedule", [3.5, 7.0, np.nan, 1.5]),
+            "energy_high": ("schedule", [4.5, np.inf, np.nan, 2.5]),
             "multiple": ("schedule", [1.0, 2.0, np.nan, 0.5]),
+            "multiple_low": ("schedule", [1.0, 1.5, np.nan, 0.4]),
+            "multiple_high": ("schedule", [1.0, 2.5, np.nan, 0.7]),
+            "largest_push": ("schedule", [0.25, 0.125, np.nan, 2.0]),
             "reached": ("schedule", [True, True, False, True]),
             "monotone": ("schedule", [True, False, False, True]),
             "layer_pushed": ("schedule", [-1, -1, 0, 3]),
             "predicted_energy": 3.9,
         },
         coords={"schedule": ["minimum_energy", "uniform", "first_layer", "best_single_layer"]},
-        attrs={"target": 2.5, "energy": "absolute"},
+        attrs={"target": 2.5, "energy": "absolute", "reference": "minimum_energy"},
     )
 
 
 def test_schedules_that_fail_or_turn_back_are_marked(energies):
     (table,) = report.control(energies).tables
     assert table.rows == [
-        ("minimum energy", "4", "1"),
-        ("uniform", "8", "2  (not monotone)"),
-        ("first layer (0)", "not reached", "-  (not monotone)"),
-        ("best single layer (3)", "2", "0.5"),
+        ("minimum energy", "4 [3.5, 4.5]", "1", "25.0 %"),
+        ("uniform", "8", "2 [1.5, 2.5]  (not monotone)", "12.5 %"),
+        ("first layer (0)", "not reached", "-  (not monotone)", "-"),
+        ("best single layer (3)", "2 [1.5, 2.5]", "0.5 [0.4, 0.7]", "200 %"),
     ]
 
 
 def test_the_verdict_on_energies(energies):
     assert report.control(energies).verdicts == [
-        "a shift of 2.5 takes absolute energy 4 on the full model, planned 3.9; cheaper on the "
-        "full model: best single layer"
+        "a shift of 2.5 takes absolute energy 4 [3.5, 4.5] on the full model, planned 3.9; cheaper "
+        "on the full model: best single layer (3)"
     ]
+    energies["multiple_high"][3] = 1.2
+    (verdict,) = report.control(energies).verdicts
+    assert verdict.endswith("; cheaper by less than its interval: best single layer (3)")
     energies["multiple"][3] = 3.0
     energies["predicted_energy"] = xr.DataArray(1.0)
     (verdict,) = report.control(energies).verdicts
-    assert "planned 1, 4.0 times off; no schedule of" in verdict
+    assert "planned 1, 4 times off; no schedule of" in verdict
     energies["energy"][0] = np.nan
     assert report.control(energies).verdicts == [
         "the planned schedule does not reach a shift of 2.5 on the full model"
