@@ -185,7 +185,7 @@ def _listed(attrs: Mapping[str, Mapping[str, Any]], group: str, attribute: str) 
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    return [one_line(name, 60) for name in names[:20]]
+    return [one_line(name, 60) for name in names[:60]]
 
 
 def _attributes(holder: h5py.HLObject) -> dict[str, dict[str, Any]]:
