@@ -21,7 +21,7 @@ CONCEPTS = ("mean_difference", "whitened", "logistic", "pca", "paired_difference
 # depthsys.lm.readouts.READOUTS
 READOUTS = ("concept", "profile")
 # depthsys.ltv.plan.ENERGIES
-ENERGIES = ("absolute", "relative")
+ENERGIES = ("relative", "absolute")
 # how the step of a measured gain is counted, see depthsys.lm.Step
 STEPS = ("relative", "absolute")
 # depthsys.lm.hf.checkpoint.DTYPES
