@@ -55,7 +55,7 @@ class Limits(NamedTuple):
         near = 1 - 1e-6
         box = (z >= self.upper * near) & (z > 0) | (z <= self.lower * near) & (z < 0)
         ball = (self.lengths(z) >= self.radius * near) & z.any(-1)
-        return (box | ball[:, None]).any(-1)
+        return np.asarray(box.any(-1) | ball)
 
 
 class Task(NamedTuple):
@@ -113,14 +113,18 @@ def least_push(task: Task) -> Found:
     if task.limits is None or not z.any() or task.limits.allow(z):
         return Found(z, least.reached, short, least.multipliers, _left(columns, z, least), least)
     rows = scaled_rows(columns, task.rtol, task.floor)
-    basis = rows.Vt[rows.used]
+    seen = np.flatnonzero(task.G.any((1, 2)))  # what nothing sees would float in the solver
+    limits = task.limits.of(seen)
+    m = task.G.shape[-1]
+    basis = rows.Vt[rows.used].reshape(-1, *z.shape)[:, seen].reshape(-1, len(seen) * m)
     size = float(np.linalg.norm(z))
-    aim = basis @ z.ravel() / size
-    part = min(1.0, _largest_part(basis, aim, size, task.limits) * (1 - EDGE))
+    aim = basis @ z[seen].ravel() / size
+    part = min(1.0, _largest_part(basis, aim, size, limits) * (1 - EDGE))
     if part <= 0.0:
         nothing = np.zeros_like(z)
         return Found(nothing, 0 * least.reached, 1.0, np.full(len(task.d), np.nan), 0.0, least)
-    found, kkt, slope = _within(basis, aim, part * size, task.limits)
+    found = np.zeros_like(z)
+    found[seen], kkt, slope = _within(basis, aim, part * size, limits)
     # of basis @ z per d: the chain rule through the scaled rows
     slope = rows.scale * (rows.U[:, rows.used] @ (slope / rows.s[rows.used]))
     if 1 - part > 10 * EDGE:
@@ -143,7 +147,9 @@ def _largest_part(basis: np.ndarray, aim: np.ndarray, size: float, limits: Limit
     unit = min(size, widest) if widest > 0 else size
     n = basis.shape[1]
     box, balls = _bounds(limits, unit)
-    lower, upper = (np.append(bound, end) for bound, end in zip(box, (0.0, 2 * size / unit)))
+    # nothing goes further along the aim than every push as far along it as its bound allows
+    far = reach((basis.T @ aim).reshape(limits.lower.shape), limits).sum() / unit
+    lower, upper = np.append(box[0], 0.0), np.append(box[1], min(2 * size / unit, 2 * far))
     balls = [(np.pad(matrix, ((0, 0), (0, 1))), radius) for matrix, radius in balls]
     found = quadratic_program(
         np.zeros((n + 1, n + 1)),
@@ -173,6 +179,18 @@ def _within(
         )
     z = limits.nearest(found.z.reshape(limits.lower.shape) * size)
     return z, max(found.stationarity, found.gap), found.equal * size
+
+
+def reach(pull: np.ndarray, limits: Limits) -> np.ndarray:
+    """An upper bound (..., layer) of pull' z (..., layer, input) within the limits."""
+    some = pull != 0
+    bound = np.where(some, np.where(pull > 0, limits.upper, limits.lower), 0.0)
+    box = (pull * bound).sum(-1)
+    least = np.linalg.svd(limits.turn, compute_uv=False)[..., -1]  # how little a turn stretches
+    seen = some.any(-1) & (least > 0)
+    length = np.linalg.norm(pull, axis=-1) / np.where(seen, least, 1.0)
+    ball = np.where(seen, np.where(seen, length, 1.0) * limits.radius, np.inf)
+    return np.where(some.any(-1), np.minimum(box, ball), 0.0)
 
 
 def _widest(limits: Limits) -> float:

@@ -11,8 +11,9 @@ import clarabel
 import numpy as np
 from scipy.sparse import csc_matrix, triu
 
-# of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals
-TOLERANCE = 1e-11
+# of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals. The
+# second is tried where rounding does not let it come that far.
+TOLERANCE, COARSE = 1e-11, 1e-8
 _solver: Any = clarabel  # its types are not stated
 _SOLVED = ("Solved", "AlmostSolved")
 _INFEASIBLE = ("PrimalInfeasible", "AlmostPrimalInfeasible")
@@ -87,13 +88,10 @@ def quadratic_program(
         limits.append(offset)
         kinds.append(_solver.SecondOrderConeT(len(matrix)))
     whole, limit = np.concatenate(rows), np.concatenate(limits)
-    settings = _solver.DefaultSettings()
-    settings.verbose = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = TOLERANCE
-    settings.max_iter = 200
-    hessian = csc_matrix(triu(csc_matrix(P)))
-    solver = _solver.DefaultSolver(hessian, q, csc_matrix(whole), limit, kinds, settings)
-    solution = solver.solve()
+    parts = csc_matrix(triu(csc_matrix(P))), q, csc_matrix(whole), limit, kinds
+    solution = _solver.DefaultSolver(*parts, _settings(TOLERANCE)).solve()
+    if str(solution.status) not in _SOLVED + _INFEASIBLE:
+        solution = _solver.DefaultSolver(*parts, _settings(COARSE)).solve()
     status = str(solution.status)
     if status in _INFEASIBLE:
         return Program(np.full(n, np.nan), np.full(len(b), np.nan), np.inf, False)
@@ -110,6 +108,14 @@ def quadratic_program(
     gap = abs(cost - proved) / (abs(cost) if cost else 1.0)
     # P z + q + A' y = 0 with y of the equalities: the least cost falls by y per unit of b
     return Program(z, -duals[: len(b)], float(off / (size if size > 0 else 1.0)), True, gap)
+
+
+def _settings(tolerance: float) -> Any:
+    settings = _solver.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
+    settings.max_iter = 200
+    return settings
 
 
 def _half_spaces(

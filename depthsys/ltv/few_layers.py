@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from depthsys.ltv.bounded import Found, Limits, Task, least_push, side_by_side
+from depthsys.ltv.bounded import Found, Limits, Task, least_push, reach, side_by_side
 from depthsys.ltv.convex import quadratic_program
 from depthsys.ltv.least_norm import least_norm, scaled_rows
 
@@ -76,7 +76,7 @@ def _best(task: Task, sets: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...],
     short, energy = _at_best(task, np.array(sets))
     best: tuple[tuple[int, ...], Found] | None = None
     for at in np.lexsort((energy, short)):
-        if best is not None and not _better((short[at], energy[at]), _score(best[1])):
+        if best is not None and not _better((float(short[at]), float(energy[at])), _score(best[1])):
             break
         found = least_push(task.of(sets[at]))
         if best is None or _score(found) < _score(best[1]):
@@ -108,27 +108,13 @@ def _at_best(task: Task, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if task.limits is None:
         return short, energy
     pull = np.einsum("slri,sr->sli", task.G[sets], least.multipliers)
-    each = _reach(pull, Limits(*(bound[sets] for bound in task.limits)))
+    each = reach(pull, Limits(*(bound[sets] for bound in task.limits)))
     part = np.minimum(1.0, each.sum(-1) / np.where(energy > 0, 2 * energy, 1.0))
     within = 1 - part > 1e-6
     return np.where(within, np.maximum(short, 1 - part), short), np.where(within, 0.0, energy)
 
 
-def _reach(pull: np.ndarray, limits: Limits) -> np.ndarray:
-    """An upper bound (..., layer) of pull' z (..., layer, input) within the limits."""
-    with np.errstate(invalid="ignore"):
-        box = np.where(pull > 0, pull * limits.upper, pull * limits.lower)
-    box = np.where(pull == 0, 0.0, box).sum(-1)
-    stretch = np.linalg.svd(limits.turn, compute_uv=False)[..., -1]
-    length = np.linalg.norm(pull, axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ball = np.where(length == 0, 0.0, length * limits.radius / stretch)
-    return np.fmin(box, ball)
-
-
-def _forward(
-    task: Task, useful: tuple[int, ...], most: int
-) -> tuple[tuple[int, ...], Found]:
+def _forward(task: Task, useful: tuple[int, ...], most: int) -> tuple[tuple[int, ...], Found]:
     """One layer more at a time, that which helps most."""
     layers, found = _best(task, [(layer,) for layer in useful])
     while len(layers) < most:
@@ -245,4 +231,5 @@ def _gained_in_ball(pull: np.ndarray, turn: np.ndarray, radius: np.ndarray) -> n
         middle = (low + high) / 2
         falls = slope(middle) < 0
         low, high = np.where(falls, middle, low), np.where(falls, high, middle)
-    return np.where(bounded & (slope(np.zeros(len(radius))) < 0), np.minimum(at(high), at(0 * high)), at(0 * high))
+    free = at(np.zeros(len(radius)))
+    return np.where(bounded, np.minimum(at(high), free), free)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -11,13 +10,8 @@ from numpy.typing import ArrayLike
 
 from depthsys.ltv.bounded import Limits, Task, least_push, side_by_side
 from depthsys.ltv.few_layers import few_layers
-from depthsys.ltv.labels import (
-    aligned,
-    beside_each_other,
-    in_order_of,
-    positions_of,
-    with_labels_of,
-)
+from depthsys.ltv.goals import Aim, Positions, aim_of, named_rows
+from depthsys.ltv.labels import aligned, beside_each_other, with_labels_of
 from depthsys.ltv.least_norm import (
     LeastNorm,
     least_norm,
@@ -36,11 +30,9 @@ from depthsys.ltv.plan import about_plan, chosen_energy, layer_weights
 from depthsys.ltv.push_limits import DIMS, push_limits, pushing_layers
 from depthsys.ltv.response import as_state
 from depthsys.ltv.rounding import YES
-from depthsys.ltv.system import as_named, plain, whole_number
-from depthsys.ltv.terminal_gains import known_gains
+from depthsys.ltv.system import as_named, whole_number
 
 MET = 1e-6  # relative distance below which a target counts as met
-Positions = int | str | Sequence[int] | Sequence[str]
 
 
 def minimum_energy(
@@ -174,7 +166,7 @@ def minimum_energy(
     pushes = pushing_layers(system, layers)
     limits = push_limits(system, lower, upper, max_relative_push, pushes)
     start = None if x0 is None else as_state(system, x0, "x0", 0)
-    aim = _aim(system, target, outputs, hold, start)
+    aim = aim_of(system, target, outputs, hold, start)
     cost, counted = _cost(weights, energy, system, aim.gain)
     wanted, alone, cost = beside_each_other(
         {"target": aim.wanted, "x0": aim.alone, "weights": cost}
@@ -218,46 +210,7 @@ def minimum_energy(
     plan.attrs |= about
     if aim.rows is None:
         return with_labels_of(plan, system)
-    return _named_rows(plan, system, aim.rows)
-
-
-class _Aim(NamedTuple):
-    """Which rows (``goal``) of the maps should end where; ``rows`` is None for a whole state."""
-
-    goal: str
-    gain: xr.DataArray
-    floor: xr.DataArray
-    lost: xr.DataArray
-    rows: list[int] | None
-    held: int
-    wanted: xr.DataArray
-    alone: xr.DataArray
-
-    def without_held(self) -> _Aim:
-        """Where the rows that are held may end anywhere."""
-        steered = {self.goal: slice(len(self.rows or ()) - self.held)}
-        parts = ("gain", "floor", "lost", "wanted", "alone")
-        return self._replace(**{name: getattr(self, name).isel(steered) for name in parts})
-
-
-def _aim(system: xr.Dataset | MatrixFree, target, outputs, hold, start) -> _Aim:
-    if isinstance(target, xr.DataArray) and "state" in target.dims:
-        if outputs is not None or np.size(hold):
-            raise ValueError(
-                "`outputs` and `hold` must be left out when the target is a whole state; got "
-                f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
-            )
-        goal, rows, held = "state", None, 0
-        maps = known_gains(system, goal)
-        wanted, alone = _whole_state(system, target, start, maps[0].sizes[goal])
-    else:
-        goal = "output"
-        maps = known_gains(system, goal)
-        rows, wanted, alone = _outputs(system, target, outputs, hold, start)
-        maps = tuple(x.isel(output=rows) for x in maps)
-        held = len(np.atleast_1d(np.asarray(hold, dtype=object)))
-    gain, floor, lost = (a.drop_vars(goal, errors="ignore") for a in maps)
-    return _Aim(goal, gain, floor, lost, rows, held, wanted, alone)
+    return named_rows(plan, system, aim.rows)
 
 
 def _cost(
@@ -272,7 +225,7 @@ def _cost(
         counted = "weights"
     else:
         raise ValueError(
-            f"`energy` must be left out where `weights` are given; got {energy!r}. Give one of them."
+            f"`energy` must be left out beside `weights`; got {energy!r}. Give one of them."
         )
     return _weights(weights, system, gain), counted
 
@@ -298,13 +251,13 @@ LIMITED = {
 
 
 def _solved(
-    aim: _Aim,
+    aim: Aim,
     cost: xr.DataArray,
     limits: dict[str, xr.DataArray] | None,
     most: int | None,
     rtol: float,
 ) -> dict[str, xr.DataArray]:
-    """The plan and what is known of it, by the names of `OUTCOMES` and `LIMITED`, and its energy."""
+    """The plan and what is known of it, by the names of `OUTCOMES` and `LIMITED`; its energy."""
     goal, given = aim.goal, [aim.gain, aim.wanted, cost, aim.floor, aim.lost]
     dims = [["layer", goal, "input"], [goal], ["layer", "input"], [goal], [goal]]
     names = OUTCOMES
@@ -333,7 +286,7 @@ def _solved(
 def _unreachable(
     system: xr.Dataset | MatrixFree,
     found: dict[str, xr.DataArray],
-    aim: _Aim,
+    aim: Aim,
     rtol: float,
     options: dict[str, bool],
 ) -> str:
@@ -341,7 +294,8 @@ def _unreachable(
     short = found["short"]
     at = short.argmax(...) if short.ndim else {}
     miss, rank = float(short.max()), int(found["gain_rank"].isel(at, missing_dims="ignore"))
-    end, size = labels(system, "depth")[-1], aim.gain.sizes[aim.goal]
+    end = labels(system, "depth")[-1]
+    size = len(aim.rows) if aim.rows else int(state_sizes(system)[-1].max())
     more = ["let more `layers` push"] * options["layers"]
     more += ["raise `max_layers`"] * options["max_layers"]
     start = f"`target` must be reachable; got relative residual {miss:.1e} at depth {end} "
@@ -350,9 +304,10 @@ def _unreachable(
         cure = ", ".join(["Add input layers", *more])
         counted = f"(rank {rank} of {size} {aim.goal}s, rtol {rtol:.0e})"
         return f"{start}{counted}. {cure} or pass `allow_residual=True`."
+    way = np.floor(1000 * (1 - miss) + 1e-3) / 10  # "100 %" would be a lie
     cure = ", ".join(["Widen the bounds", *more, "ask for that part"])
     return (
-        f"{start}(within the bounds {100 * (1 - miss):.3g} % of the way at most). {cure} or pass "
+        f"{start}(within the bounds {way:.3g} % of the way at most). {cure} or pass "
         "`allow_residual=True`."
     )
 
@@ -373,7 +328,7 @@ def _of_limits(
 
 
 def _price(
-    aim: _Aim,
+    aim: Aim,
     alone: xr.DataArray,
     cost: xr.DataArray,
     limits: dict[str, xr.DataArray] | None,
@@ -436,94 +391,12 @@ def _in_words(
     )
 
 
-def _whole_state(
-    system: xr.Dataset | MatrixFree, target: xr.DataArray, start: xr.DataArray | None, n: int
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Where the state should end, and where it ends alone."""
-    wanted = as_state(system, target, "target", -1).isel(state=slice(n))
-    alone = 0.0 * wanted if start is None else _alone(system, start, "state")
-    return xr.broadcast(wanted, alone.isel(state=slice(n)))
-
-
 def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.DataArray:
     largest = abs(wanted).max(goal)  # squares of tiny or huge targets would vanish or overflow
     scale = largest.where(largest > 0, 1.0)
     norm = ((wanted / scale) ** 2).sum(goal) ** 0.5
     miss = (((reached - wanted) / scale) ** 2).sum(goal) ** 0.5
     return (miss / norm).where(norm > 0, miss)
-
-
-def _alone(system: xr.Dataset | MatrixFree, start: xr.DataArray, goal: str) -> xr.DataArray:
-    """Where the state or the outputs end from an initial state without input."""
-
-    def core(A, C, x0):
-        x = x0[..., None]
-        for k, a in enumerate(A):
-            x = a @ x[..., : C[k].shape[-1], :]
-        if goal == "state":
-            return x[..., 0]
-        return (C[-1] @ x)[..., 0]
-
-    return over_depth(core, system, "AC", [[goal]], start, extra_dims=[["state"]])
-
-
-def _outputs(
-    system: xr.Dataset | MatrixFree, target, outputs, hold, start: xr.DataArray | None
-) -> tuple[list[int], xr.DataArray, xr.DataArray]:
-    """The outputs to steer and to hold, where they should end, and where they end alone."""
-    n = np.shape(system.C[0])[0] if isinstance(system, MatrixFree) else system.sizes["output"]
-    held = _positions(hold, "hold", n, system)
-    rest = [i for i in range(n) if i not in held]
-    steered = rest if outputs is None else _positions(outputs, "outputs", n, system)
-    if not steered or set(steered) & set(held):
-        raise ValueError(
-            f"`outputs` must name at least one output that is not held; got {steered} beside "
-            f"hold={held}. Steer some and hold others."
-        )
-    if not isinstance(target, xr.DataArray):
-        target = np.atleast_1d(plain(target, "target"))
-    target = as_named(target, "target", {"output": len(steered)})
-    part = None if isinstance(system, MatrixFree) else system.isel(output=steered)
-    if part is not None and ("output" in part.coords or "output_name" in part.coords):
-        target = aligned(target, "target", part)
-    else:
-        target = in_order_of(target, "target", "output", np.array(steered))
-        target = aligned(target, "target", system)
-    rows = steered + held
-    if start is None:
-        alone = xr.DataArray(np.zeros(len(rows)), dims=["output"])
-    else:
-        alone = _alone(system, start, "output").drop_vars("output", errors="ignore")
-        alone = alone.isel(output=rows)
-    target, alone = beside_each_other({"target": target, "x0": alone})
-    stay = alone.isel(output=slice(len(steered), None))
-    wanted = xr.concat(xr.broadcast(target, stay, exclude=["output"]), dim="output")
-    return rows, wanted, alone
-
-
-def _named_rows(plan: xr.Dataset, system: xr.Dataset | MatrixFree, rows: list[int]) -> xr.Dataset:
-    """Outputs by their labels in the system, or by their positions where it has none."""
-    if isinstance(system, MatrixFree):
-        return with_labels_of(plan, system).assign_coords(output=rows)
-    plan = with_labels_of(plan, system.isel(output=rows))
-    return plan if "output" in plan.coords else plan.assign_coords(output=rows)
-
-
-def _positions(
-    value: Positions, name: str, n_outputs: int, system: xr.Dataset | MatrixFree
-) -> list[int]:
-    positions = np.atleast_1d(np.asarray(positions_of(value, name, system, "output")))
-    if positions.size == 0:
-        return []
-    whole = positions.ndim == 1 and positions.dtype.kind in "iu"
-    if not whole or (positions < 0).any() or (positions >= n_outputs).any():
-        raise ValueError(
-            f"`{name}` must be positions of outputs, in 0..{n_outputs - 1}; got {value!r}."
-            " Count them in the C of the system."
-        )
-    if len(set(positions.tolist())) < len(positions):
-        raise ValueError(f"`{name}` must name each output once; got {value!r}. Drop the copies.")
-    return [int(i) for i in positions]
 
 
 def _weights(

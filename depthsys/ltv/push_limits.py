@@ -86,9 +86,7 @@ def push_limits(
     return {name: each.drop_vars("layer", errors="ignore") for name, each in found.items()}
 
 
-def _relative(
-    system: System, rho: Any, sizes: dict[str, int]
-) -> tuple[xr.DataArray, xr.DataArray]:
+def _relative(system: System, rho: Any, sizes: dict[str, int]) -> tuple[xr.DataArray, xr.DataArray]:
     """The matrix whose product with u is as long as the push, and how long it may be."""
     if isinstance(system, MatrixFree) or "state_norm" not in system:
         raise ValueError(
@@ -128,6 +126,6 @@ def _relative(
 
 def _triangle(v: np.ndarray) -> np.ndarray:
     """R (..., input, input) with |R u| = |v u|, for v (..., feature, input)."""
-    found = np.linalg.qr(v, mode="r")
+    found = np.asarray(np.linalg.qr(v, mode="r"))
     missing = v.shape[-1] - found.shape[-2]
     return np.pad(found, [(0, 0)] * (found.ndim - 2) + [(0, missing), (0, 0)])
