@@ -230,7 +230,8 @@ def _nominal(
     read = as_named(told, "nominal", sizes)
     read = aligned(read, "nominal", system).drop_vars("depth", errors="ignore")
     if isinstance(system, MatrixFree):
-        seen = xr.DataArray(np.array([np.any(c, axis=1) for c in system.C]), dims=["depth", "output"])
+        rows = np.array([np.any(c, axis=1) for c in system.C])
+        seen = xr.DataArray(rows, dims=["depth", "output"])
     else:
         C = system["C"]
         seen = (C != 0).any("state").drop_vars(list(C.coords), errors="ignore")

@@ -163,7 +163,7 @@ def test_layers_that_do_not_suffice_are_said():
         "pass `allow_residual=True`",
     ):
         ltv.minimum_energy(system, [1.0, 2.0], layers=3)
-    with pytest.raises(np.linalg.LinAlgError, match="rank 1 of 2 .*, raise `max_layers` or"):
+    with pytest.raises(np.linalg.LinAlgError, match=r"rank 1 of 2 .*, raise `max_layers` or"):
         ltv.minimum_energy(system, [1.0, 2.0], max_layers=1)
     for wrong in (6, [], [0, 7], [[1]], ["a"]):
         with pytest.raises(ValueError, match=r"`layers` must be labels of layers .* 0\.\.5"):
@@ -384,7 +384,7 @@ def test_a_relative_bound_needs_norms():
     bare = model_system(0).drop_vars("state_norm")
     free = ltv.MatrixFree(*([*bare[x].values] for x in "ABC"))
     for system in (bare, free):
-        with pytest.raises(ValueError, match="`max_relative_push` must be left out .* 'state_n"):
+        with pytest.raises(ValueError, match=r"`max_relative_push` must be left out .* 'state_n"):
             ltv.minimum_energy(system, 1.0, max_relative_push=0.3)
 
 
