@@ -1,6 +1,7 @@
 """A steering plan as the vectors to add to a model: safetensors, and control vectors of llama.cpp.
 
-A plan pushes the state of the last token at the input of block l by ``sum_i u[l, i] v[l, :, i]``.
+A plan pushes the state at the input of block l by ``sum_i u[l, i] v[l, :, i]``, at the tokens that
+its attr ``positions`` names: the last one where it names none.
 """
 
 import json
@@ -16,11 +17,17 @@ from depthsys.export.control_vectors import write_directions
 from depthsys.export.plain import one_system
 from depthsys.files import whole_file
 from depthsys.ltv.labels import aligned
-from depthsys.ltv.plan import check_pushes_exist
+from depthsys.ltv.plan import OF_SYSTEM, WHAT_IT_DOES, check_pushes_exist
 from depthsys.ltv.system import as_named
 
 FORMAT = "depthsys steering plan"
-HOOK = "input of block l (= residual stream before it), last token only"
+HOOK = "input of block l (= residual stream before it), {tokens}"
+# what a plan calls the tokens that it pushes
+TOKENS = {
+    "last": "last token only",
+    "every": "every token",
+    "generated": "last token of the prompt and every new token",
+}
 UNIT = (
     "that of the state: add the vectors as they are, also where the energy of the plan is relative "
     "(that only weighs the layers by the mean norm of the state over the prompts)"
@@ -28,26 +35,15 @@ UNIT = (
 DIFFERENCES = (
     "A steering plan of depthsys as a control vector of llama.cpp. direction.N is added to the "
     "output of block N (counted from 0): the plan's push at the input of block N + 1. Differs from "
-    "the plan: every token is pushed (the plan pushes the last one only); pushes at the inputs of "
-    "blocks 0 and 1 cannot be made; float32; the same vectors for every prompt, not scaled to "
-    "its state."
+    "the plan: {tokens}pushes at the inputs of blocks 0 and 1 cannot be made; float32; the same "
+    "vectors for every prompt, not scaled to its state."
 )
 # llama.cpp adds nothing to the output of block 0, so its first push is at the input of block 2.
 FIRST = 2
 
-_FROM_SYSTEM = (
-    "model",
-    "revision",
-    "model_fingerprint",
-    "concept",
-    "concept_sha256",
-    "readout",
-    "prompts_sha256",
-)
-
 
 def injections(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
-    r"""The vectors that a plan adds to the state of the last token.
+    r"""The vectors that a plan adds to the state, by default of the last token.
 
     ``p_l = sum_i u[l, i] v[l, :, i]``, at the input of block l, which is the state at depth l.
 
@@ -71,7 +67,8 @@ def injections(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
         If ``system`` is no Dataset, or ``u`` holds no real numbers.
     ValueError
         If the system has no ``v``, batch dims, or does not start at layer 0; or if the plan has no
-        ``u``, several schedules, other sizes or labels, is not finite, or is of another model.
+        ``u``, several schedules, other sizes or labels, is not finite, is of another model, or does
+        more than to add vectors (a feedback law).
 
     Examples
     --------
@@ -83,7 +80,7 @@ def injections(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
     array([[0.4 , 0.  ],
            [0.48, 0.64]])
     """
-    return _pushes(*_parts(system, plan))
+    return _pushes(*_parts(system, plan)).assign_attrs(hook=_hook(plan))
 
 
 def to_safetensors(
@@ -93,8 +90,9 @@ def to_safetensors(
 
     Tensors: ``injection`` (layer, feature), to be added, in float32, in which models run
     (`injections` returns it in float64); and what it is made of, ``u`` (layer, input) and ``v``
-    (layer, feature, input) in float64. The metadata, all of them texts, say where to add it, and of
-    which model, prompts and energy the plan is.
+    (layer, feature, input) in float64. The metadata, all of them texts, say what to do with it
+    (``operation``, ``hook``, ``positions``, ``unit``, ``sign``), and of which model, prompts and
+    energy the plan is.
 
     Parameters
     ----------
@@ -146,7 +144,7 @@ def to_safetensors(
         "u": np.ascontiguousarray(u.values),
         "v": np.ascontiguousarray(v.values),
     }
-    about = {"format": FORMAT, "hook": HOOK, "layer_origin": "0", "unit": UNIT}
+    about = {"format": FORMAT, "hook": _hook(plan), "layer_origin": "0", "unit": UNIT}
     content = safetensors.save(tensors, metadata=about | _provenance(system, plan))
     with whole_file(path, force) as partial:
         partial.write_bytes(content)  # its own `save_file` lets nobody else read
@@ -222,7 +220,7 @@ def to_gguf(
         directions,
         path,
         model_hint=model_hint,
-        description=DIFFERENCES,
+        description=_differences(plan),
         about=about,
         signs=np.sign(u.values[:, 0]) if u.sizes["input"] == 1 else None,
         force=force,
@@ -243,8 +241,8 @@ def unexpressed(system: xr.Dataset, plan: xr.Dataset) -> xr.DataArray:
     -------
     xr.DataArray
         ``unexpressed`` (layer), labels 0 and 1: a share of the energy as the plan counts it
-        (relative: by the mean norm of the state), 0..1. Zero where nothing is pushed, or less than
-        the rounding of float32 relative to the largest push.
+        (relative: by the mean norm of the state; with weights of its own: absolute), 0..1. Zero
+        where nothing is pushed, or less than the rounding of float32 relative to the largest push.
 
     Raises
     ------
@@ -296,8 +294,8 @@ def _beyond_reach(lost: xr.DataArray, drop: bool) -> str:
     if not drop:
         raise ValueError(
             f"`plan` must not push at the inputs of blocks 0 and 1 for llama.cpp; got {found}. "
-            f"Plan again without them, `ltv.minimum_energy(..., weights=w)` with `w[:{FIRST}]` 1e9 "
-            "times the others, or leave them out with `drop=True` (`--drop`)."
+            f"Plan again without them, `ltv.minimum_energy(..., layers=range({FIRST}, L))`, or "
+            "leave them out with `drop=True` (`--drop`)."
         )
     return found
 
@@ -328,6 +326,11 @@ def _parts(system: xr.Dataset, plan: xr.Dataset) -> tuple[xr.DataArray, xr.DataA
             "`ltv.minimum_energy`, or `xr.Dataset({'u': u})`."
         )
     _check_same_model(system, plan)
+    if (operation := plan.attrs.get("operation", "add")) != "add":
+        raise ValueError(
+            f"`plan` must add vectors; got operation {operation!r}, which depends on the state it "
+            "acts on. No vectors do the same: play it with `lm.steering`."
+        )
     v = system["v"].isel(depth=slice(-1)).drop_vars(system.coords, errors="ignore")
     v = v.rename(depth="layer").transpose("layer", "feature", "input").astype(np.float64)
     u = _schedule(system, plan["u"])
@@ -364,7 +367,28 @@ def _pushes(u: xr.DataArray, v: xr.DataArray) -> xr.DataArray:
     found = xr.dot(v, u, dim="input")
     found = found.transpose("layer", "feature").rename("injection")
     found = found.assign_coords(layer=np.arange(found.sizes["layer"]))
-    return found.assign_attrs(hook=HOOK, unit=UNIT)
+    return found.assign_attrs(unit=UNIT)
+
+
+def _positions(plan: xr.Dataset) -> str:
+    return str(plan.attrs.get("positions", WHAT_IT_DOES["positions"]))
+
+
+def _hook(plan: xr.Dataset) -> str:
+    """Where the vectors are to be added, and at which tokens."""
+    where = _positions(plan)
+    return HOOK.format(tokens=TOKENS.get(where, f"tokens: {where}"))
+
+
+def _differences(plan: xr.Dataset) -> str:
+    """What the description of a control vector says of it beside the plan."""
+    where = _positions(plan)
+    tokens = (
+        ""
+        if where == "every"
+        else f"every token is pushed (the plan: {TOKENS.get(where, where)}); "
+    )
+    return DIFFERENCES.format(tokens=tokens)
 
 
 def _single(pushes: xr.DataArray) -> np.ndarray:
@@ -398,7 +422,11 @@ def _shares(system: xr.Dataset, plan: xr.Dataset, u: xr.DataArray) -> np.ndarray
 def _provenance(system: xr.Dataset, plan: xr.Dataset) -> dict[str, str]:
     """What the files say of the system and the plan; texts, of what is known."""
     found: dict[str, Any] = {"depthsys_version": __version__}
-    found |= {key: system.attrs[key] for key in _FROM_SYSTEM if key in system.attrs}
+    found |= {"operation": "add", "positions": _positions(plan)}
+    found |= {
+        key: plan.attrs[key] for key in ("sign", "target_unit", "layers") if key in plan.attrs
+    }
+    found |= {key: system.attrs[key] for key in OF_SYSTEM if key in system.attrs}
     if "input_name" in system.coords:
         found["inputs"] = json.dumps(system["input_name"].values.astype(str).tolist())
     if "energy" in plan.attrs:

@@ -5,6 +5,7 @@ Layers are time: ``x_{l+1} = A_l x_l + B_l u_l`` for layer l = 0..L-1, and
 """
 
 from depthsys.ltv.actuators import Energy, Trace, Volume, actuator_layers
+from depthsys.ltv.bands import bands
 from depthsys.ltv.basis import (
     RankError,
     adjoint_basis,
@@ -74,6 +75,7 @@ __all__ = [
     "arnoldi_basis",
     "balanced_basis",
     "balreal",
+    "bands",
     "check",
     "closed_loop",
     "compare",

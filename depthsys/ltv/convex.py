@@ -1,4 +1,4 @@
-"""Convex quadratic programs with boxes and balls, by the interior-point solver Clarabel.
+"""Convex quadratic programs with boxes, balls and cones, by the interior-point solver Clarabel.
 
 Plans with bounds are such programs: an energy to be minimised, targets as equalities, and pushes
 that stay below a part of the state. Without inequalities `least_norm` is exact and is used instead.
@@ -11,8 +11,9 @@ import clarabel
 import numpy as np
 from scipy.sparse import csc_matrix, triu
 
-# of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals
-TOLERANCE = 1e-11
+# of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals. The
+# second is tried where rounding does not let it come that far.
+TOLERANCE, COARSE = 1e-11, 1e-8
 _solver: Any = clarabel  # its types are not stated
 _SOLVED = ("Solved", "AlmostSolved")
 _INFEASIBLE = ("PrimalInfeasible", "AlmostPrimalInfeasible")
@@ -23,13 +24,15 @@ class Program(NamedTuple):
 
     ``z`` (variable); ``equal`` (row): the derivative of the least cost with respect to b;
     ``stationarity``, what is left of the gradient of the Lagrangian relative to the gradient of
-    the cost; ``found``: False where no point satisfies all constraints, and then z is NaN.
+    the cost; ``found``: False where no point satisfies all constraints, and then z is NaN; ``gap``,
+    what the least cost is above its dual bound, relative to it.
     """
 
     z: np.ndarray
     equal: np.ndarray
     stationarity: float
     found: bool
+    gap: float = 0.0
 
 
 def quadratic_program(
@@ -41,11 +44,14 @@ def quadratic_program(
     lower: np.ndarray | None = None,
     upper: np.ndarray | None = None,
     balls: Sequence[tuple[np.ndarray, float]] = (),
+    below: tuple[np.ndarray, np.ndarray] | None = None,
+    cones: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> Program:
     r"""The z that minimises :math:`\tfrac12 z^\top P z + q^\top z` within bounds.
 
-    Subject to :math:`A z = b`, :math:`\text{lower} \le z \le \text{upper}` and
-    :math:`\|M_i z\| \le \rho_i` for every ball :math:`(M_i, \rho_i)`.
+    Subject to :math:`A z = b`, :math:`\text{lower} \le z \le \text{upper}`, :math:`F z \le f`,
+    :math:`\|M_i z\| \le \rho_i` for every ball :math:`(M_i, \rho_i)`, and for every cone
+    :math:`(M_j, m_j)` the first entry of :math:`M_j z + m_j` is at least the norm of the others.
 
     Parameters
     ----------
@@ -57,6 +63,10 @@ def quadratic_program(
         Bounds (variable), infinite where there is none.
     balls
         Matrices (row, variable) and radii.
+    below
+        F (row, variable) and f (row).
+    cones
+        Matrices (row, variable) and offsets (row).
 
     Raises
     ------
@@ -64,25 +74,24 @@ def quadratic_program(
         If the solver ends neither with a solution nor with a proof that there is none.
     """
     n = len(q)
-    rows, limits, cones = [A], [b], [_solver.ZeroConeT(len(b))]
-    for bound, sign in ((upper, 1.0), (lower, -1.0)):
-        if bound is not None and np.isfinite(bound).any():
-            at = np.isfinite(bound)
-            rows.append(sign * np.eye(n)[at])
-            limits.append(sign * np.asarray(bound)[at])
-            cones.append(_solver.NonnegativeConeT(int(at.sum())))
-    for matrix, radius in balls:
-        rows.append(np.concatenate([np.zeros((1, n)), -matrix]))
-        limits.append(np.append(radius, np.zeros(len(matrix))))
-        cones.append(_solver.SecondOrderConeT(1 + len(matrix)))
+    rows, limits, kinds = [A], [b], [_solver.ZeroConeT(len(b))]
+    for matrix, limit in _half_spaces(n, lower, upper, below):
+        rows.append(matrix)
+        limits.append(limit)
+        kinds.append(_solver.NonnegativeConeT(len(limit)))
+    round_ones = [
+        (np.concatenate([np.zeros((1, n)), matrix]), np.append(radius, np.zeros(len(matrix))))
+        for matrix, radius in balls
+    ]
+    for matrix, offset in (*round_ones, *cones):
+        rows.append(-matrix)
+        limits.append(offset)
+        kinds.append(_solver.SecondOrderConeT(len(matrix)))
     whole, limit = np.concatenate(rows), np.concatenate(limits)
-    settings = _solver.DefaultSettings()
-    settings.verbose = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = TOLERANCE
-    settings.max_iter = 200
-    hessian = csc_matrix(triu(csc_matrix(P)))
-    solver = _solver.DefaultSolver(hessian, q, csc_matrix(whole), limit, cones, settings)
-    solution = solver.solve()
+    parts = csc_matrix(triu(csc_matrix(P))), q, csc_matrix(whole), limit, kinds
+    solution = _solver.DefaultSolver(*parts, _settings(TOLERANCE)).solve()
+    if str(solution.status) not in _SOLVED + _INFEASIBLE:
+        solution = _solver.DefaultSolver(*parts, _settings(COARSE)).solve()
     status = str(solution.status)
     if status in _INFEASIBLE:
         return Program(np.full(n, np.nan), np.full(len(b), np.nan), np.inf, False)
@@ -95,5 +104,30 @@ def quadratic_program(
     gradient = P @ z + q
     off = np.linalg.norm(gradient + whole.T @ duals)
     size = np.linalg.norm(gradient)
+    cost, proved = float(solution.obj_val), float(solution.obj_val_dual)
+    gap = abs(cost - proved) / (abs(cost) if cost else 1.0)
     # P z + q + A' y = 0 with y of the equalities: the least cost falls by y per unit of b
-    return Program(z, -duals[: len(b)], float(off / (size if size > 0 else 1.0)), True)
+    return Program(z, -duals[: len(b)], float(off / (size if size > 0 else 1.0)), True, gap)
+
+
+def _settings(tolerance: float) -> Any:
+    settings = _solver.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
+    settings.max_iter = 200
+    return settings
+
+
+def _half_spaces(
+    n: int,
+    lower: np.ndarray | None,
+    upper: np.ndarray | None,
+    below: tuple[np.ndarray, np.ndarray] | None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every F and f of F z <= f."""
+    found = []
+    for bound, sign in ((upper, 1.0), (lower, -1.0)):
+        if bound is not None and np.isfinite(bound).any():
+            at = np.isfinite(bound)
+            found.append((sign * np.eye(n)[at], sign * np.asarray(bound)[at]))
+    return [*found, below] if below is not None else found

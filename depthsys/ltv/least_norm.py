@@ -31,6 +31,36 @@ class LeastNorm(NamedTuple):
     certain: np.ndarray
 
 
+class ScaledRows(NamedTuple):
+    """Rows (..., row, column) in units of their own size, by their singular values.
+
+    ``size`` (..., row); ``alive``, which are more than rounding; ``scale``, one over the size, or
+    zero; ``U``, ``s``, ``Vt`` of the scaled rows; ``used``, which singular values count.
+    """
+
+    size: np.ndarray
+    alive: np.ndarray
+    scale: np.ndarray
+    U: np.ndarray
+    s: np.ndarray
+    Vt: np.ndarray
+    used: np.ndarray
+
+    @property
+    def inverse(self) -> np.ndarray:
+        """One over the singular values that count, zero for the others."""
+        return np.where(self.used, 1.0 / np.where(self.used, self.s, 1.0), 0.0)
+
+
+def scaled_rows(G: np.ndarray, rtol: float, floor: np.ndarray) -> ScaledRows:
+    """See `ScaledRows`; ``rtol`` and ``floor`` as in `least_norm`."""
+    size = lengths(G)
+    alive = (size > floor) & (size >= SMALLEST)
+    scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)
+    U, s, Vt = np.linalg.svd(G * scale[..., None], full_matrices=False)
+    return ScaledRows(size, alive, scale, U, s, Vt, used_values(s, rtol))
+
+
 def least_norm(
     G: np.ndarray, d: np.ndarray, rtol: float, floor: np.ndarray, lost: np.ndarray
 ) -> LeastNorm:
@@ -57,12 +87,9 @@ def least_norm(
         nothing, none = np.zeros(batch), np.zeros((*batch, 0))
         z = np.zeros((*batch, G.shape[-1]))
         return LeastNorm(z, none, nothing, none, nothing.astype(int), nothing, nothing == 0)
-    size = lengths(G)
-    alive = (size > floor) & (size >= SMALLEST)
-    scale = np.where(alive, 1.0 / np.where(alive, size, 1.0), 0.0)
-    U, s, Vt = np.linalg.svd(G * scale[..., None], full_matrices=False)
-    used = used_values(s, rtol)
-    inverse = np.where(used, 1.0 / np.where(used, s, 1.0), 0.0)
+    seen_rows = scaled_rows(G, rtol, floor)
+    size, alive, scale, U, s, Vt, used = seen_rows
+    inverse = seen_rows.inverse
     wanted = d * scale
     shares = np.where(used, _times(transposed(U), wanted), 0.0)
     inside = _times(U, shares)

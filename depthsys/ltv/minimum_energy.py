@@ -8,13 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from depthsys.ltv.labels import (
-    aligned,
-    beside_each_other,
-    in_order_of,
-    positions_of,
-    with_labels_of,
-)
+from depthsys.ltv.bounded import Limits, Task, least_push, side_by_side
+from depthsys.ltv.few_layers import few_layers
+from depthsys.ltv.goals import Aim, Positions, aim_of, named_rows
+from depthsys.ltv.labels import aligned, beside_each_other, with_labels_of
 from depthsys.ltv.least_norm import (
     LeastNorm,
     least_norm,
@@ -29,13 +26,13 @@ from depthsys.ltv.matrix_free import (
     state_size,
     state_sizes,
 )
+from depthsys.ltv.plan import about_plan, chosen_energy, layer_weights
+from depthsys.ltv.push_limits import DIMS, push_limits, pushing_layers
 from depthsys.ltv.response import as_state
 from depthsys.ltv.rounding import YES
-from depthsys.ltv.system import as_named, plain
-from depthsys.ltv.terminal_gains import known_gains
+from depthsys.ltv.system import as_named, whole_number
 
 MET = 1e-6  # relative distance below which a target counts as met
-Positions = int | str | Sequence[int] | Sequence[str]
 
 
 def minimum_energy(
@@ -45,15 +42,21 @@ def minimum_energy(
     x0: ArrayLike | xr.DataArray | None = None,
     outputs: Positions | None = None,
     hold: Positions = (),
+    energy: str | None = None,
     weights: ArrayLike | xr.DataArray | None = None,
+    layers: int | Sequence[int] | None = None,
+    max_layers: int | None = None,
+    max_relative_push: ArrayLike | xr.DataArray | None = None,
+    lower: ArrayLike | xr.DataArray | None = None,
+    upper: ArrayLike | xr.DataArray | None = None,
     rtol: float = 1e-10,
     allow_residual: bool = False,
 ) -> xr.Dataset:
     r"""The input of least energy that brings the last depth to ``target``.
 
     Minimises :math:`\sum_l u_l^\top \mathrm{diag}(w_l) u_l` subject to :math:`G u = \Delta y`,
-    with G the maps of all layers to the last depth side by side. With one output and unit weights
-    :math:`u^* = h\,\Delta y / \|h\|^2`.
+    with G the maps of all layers to the last depth side by side, and to the bounds that are given.
+    With one output and neither weights nor bounds :math:`u^* = h\,\Delta y / \|h\|^2`.
 
     Parameters
     ----------
@@ -69,15 +72,32 @@ def minimum_energy(
     hold
         Outputs that must end where they would end without input. Outputs neither steered nor
         held may end anywhere.
+    energy
+        "relative": :math:`w_l = 1 / \|x_l\|^2`, with the ``state_norm`` of the system, so that a
+        push counts by how much it changes the state; "absolute": w = 1. By default relative where
+        the system has ``state_norm`` (a language model), absolute elsewhere.
     weights
-        Positive cost per layer (layer) or per input (layer, input); 1 by default.
+        Positive cost per layer (layer) or per input (layer, input), instead of ``energy``.
+    layers
+        Labels of the layers that may push; all by default.
+    max_layers
+        Push at most so many layers, the best ones: all sets of layers are tried where there are few
+        (always up to 12 layers; of any number with one output and no bounds), otherwise they are
+        found greedily, and ``optimality_gap`` says how far from the best that can be.
+    max_relative_push
+        Largest part of the state's norm that a push may have, :math:`|V_l u_l| \le \rho \|x_l\|`; a
+        number or (layer). Needs ``state_norm``, and the directions ``v`` for several inputs.
+    lower, upper
+        Bounds on u in its unit: a number, (input) or (layer, input), infinite where there is none.
+        Doing nothing must stay allowed.
     rtol
         Ranks and reachability are decided with each row of G scaled to unit size, so that they do
         not depend on units of outputs: singular values below ``rtol`` times the largest count as
         zero, and a relative residual above ``rtol`` as unreachable. Between 0 and 1; written
         into attrs.
     allow_residual
-        Return the least-squares schedule when the target cannot be reached.
+        Return the least-squares schedule when the target cannot be reached; within bounds, the
+        one that goes as far towards it as they allow.
 
     Returns
     -------
@@ -88,18 +108,40 @@ def minimum_energy(
         ``multipliers`` (like the target): the derivative of the energy with respect to it,
         ``gain_rank`` of G; ``resolution``, what rounding explains in a singular value of G with
         its rows scaled to unit size, and ``gain_rank_is_certified``, False where one is nearer to
-        ``rtol`` than that. attrs: ``certified``, "yes", or "not certified" and why: where the rank
-        is not, or where u, run through the layers, ends elsewhere, since rounding of u grows with
-        the modes that grow.
+        ``rtol`` than that.
+
+        With outputs held, ``hold_price``, the energy over that of the same plan without holding
+        (1 is free), and ``side_effect`` (output), where that plan takes the held outputs (NaN for
+        those steered). With bounds, ``at_limit`` (layer), which pushes lie on one, and
+        ``kkt_residual``, what is left of the optimality conditions (see `Program`). With
+        ``max_layers``, ``chosen`` (layer), ``lower_bound``, a proved lower bound on the energy of
+        every plan with so few layers, and ``optimality_gap``, energy / lower bound - 1 (0 where the
+        choice is exact); both NaN where the target is not reached. Of a system with ``state_norm``
+        and ``v``, ``push`` (layer), the size of the push over the state's norm.
+
+        attrs: ``certified``, "yes", or "not certified" and why: where the rank is not, or where u,
+        run through the layers, ends elsewhere, since rounding of u grows with the modes that grow;
+        ``energy``, "relative", "absolute" or "weights"; ``layers``, a JSON list of those that might
+        push; ``search`` of the layers, "exact" or "greedy"; and of a language model what the plan
+        does (``operation``, ``hook``, ``positions``, ``unit``, ``sign``), of which model it is, and
+        a ``warning`` where a push is no small one.
 
     Raises
     ------
     ValueError
-        If ``target``, ``x0``, ``outputs``, ``hold`` or ``weights`` is not finite, not positive,
-        not there, of the wrong size or with other labels than the system.
+        If ``target``, ``x0``, ``outputs``, ``hold``, ``weights``, ``layers`` or a bound is not
+        finite, not positive, not there, of the wrong size or with other labels than the system; if
+        ``energy`` or a bound is relative to states of which the system knows no norm.
     numpy.linalg.LinAlgError
-        If the target is not reachable and ``allow_residual`` is False, or the energy is beyond the
-        largest number.
+        If the target is not reachable, or not within the bounds, and ``allow_residual`` is False,
+        or the energy is beyond the largest number.
+
+    Notes
+    -----
+    Without bounds and ``max_layers`` the solution is exact linear algebra, otherwise (where the
+    bounds bind) that of an interior-point solver, one member of a batch after the other. Of a
+    system whose inputs are all features (``lm.identify(..., inputs="free")``), the energy is the
+    least that any direction needs.
 
     References
     ----------
@@ -112,68 +154,195 @@ def minimum_energy(
     >>> plan = ltv.minimum_energy(s, target=1.0)
     >>> plan.u.values.ravel(), round(float(plan.energy), 6)
     (array([0.4, 0.8]), 0.8)
+    >>> ltv.minimum_energy(s, 1.0, upper=0.75).u.values.ravel().round(6)
+    array([0.5 , 0.75])
+    >>> ltv.minimum_energy(s, 1.0, max_layers=1).u.values.ravel()
+    array([0., 1.])
     """
     if not 0 < rtol < 1:
         raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Leave it at 1e-10.")
+    if max_layers is not None:
+        whole_number(max_layers, "max_layers")
+    pushes = pushing_layers(system, layers)
+    limits = push_limits(system, lower, upper, max_relative_push, pushes)
     start = None if x0 is None else as_state(system, x0, "x0", 0)
-    if isinstance(target, xr.DataArray) and "state" in target.dims:
-        if outputs is not None or np.size(hold):
-            raise ValueError(
-                "`outputs` and `hold` must be left out when the target is a whole state; got "
-                f"{outputs} and {hold}. Give a target with the dim 'output' to steer outputs."
-            )
-        goal, rows, size = "state", None, int(state_sizes(system)[-1].max())
-        gain, floor, lost = known_gains(system, goal)
-        wanted, alone = _whole_state(system, target, start, gain.sizes[goal])
-    else:
-        goal = "output"
-        gain, floor, lost = known_gains(system, goal)
-        rows, wanted, alone = _outputs(system, target, outputs, hold, start)
-        gain, floor, lost = (x.isel(output=rows) for x in (gain, floor, lost))
-        size = len(rows)
-    cost = _weights(weights, system, gain)
-    bare = [a.drop_vars(goal, errors="ignore") for a in (gain, floor, lost)]
-    wanted, alone, cost = beside_each_other({"target": wanted, "x0": alone, "weights": cost})
-    gap = xr.apply_ufunc(left_to_reach, wanted, alone, kwargs={"n_states": state_size(system)})
-    found = xr.apply_ufunc(
-        _least_energy,
-        bare[0],
-        gap,
-        cost,
-        *bare[1:],
-        kwargs={"rtol": rtol},
-        input_core_dims=[["layer", goal, "input"], [goal], ["layer", "input"], [goal], [goal]],
-        output_core_dims=[["layer", "input"], [goal], [goal], [], [goal], [], [], []],
+    aim = aim_of(system, target, outputs, hold, start)
+    cost, counted = _cost(weights, energy, system, aim.gain)
+    wanted, alone, cost = beside_each_other(
+        {"target": aim.wanted, "x0": aim.alone, "weights": cost}
     )
-    u, shift, reached, miss, multipliers, rank, resolution, certain = found
-    if not allow_residual and not bool((miss <= rtol).all()):
-        worst = miss.argmax(...) if miss.ndim else {}
-        raise np.linalg.LinAlgError(
-            f"`target` must be reachable; got relative residual {float(miss.max()):.1e} at depth "
-            f"{labels(system, 'depth')[-1]} (rank {int(rank.isel(worst))} of {size} {goal}s, rtol "
-            f"{rtol:.0e}). Add input layers or pass `allow_residual=True`."
-        )
-    with np.errstate(over="ignore"):
-        energy = (cost * u**2).sum(["layer", "input"])
-    if not np.isfinite(energy.values).all():
-        raise np.linalg.LinAlgError(overflowing("energy", u.values))
+    gap = xr.apply_ufunc(left_to_reach, wanted, alone, kwargs={"n_states": state_size(system)})
+    gain = aim.gain.drop_vars("layer", errors="ignore") * xr.DataArray(pushes, dims=["layer"])
+    aim = aim._replace(gain=gain, wanted=gap)
+    found = _solved(aim, cost, limits, max_layers, rtol)
+    if not allow_residual and not bool((found["short"] <= rtol).all()):
+        options = {"layers": layers is not None, "max_layers": max_layers is not None}
+        raise np.linalg.LinAlgError(_unreachable(system, found, aim, rtol, options))
+    if not np.isfinite(found["energy"].values).all():
+        raise np.linalg.LinAlgError(overflowing("energy", found["u"].values))
     plan = xr.Dataset(
         {
-            "u": u,
-            "energy": energy,
-            "predicted": shift + alone,
-            "residual": _residual(reached, gap, goal),
+            "u": found["u"],
+            "energy": found["energy"],
+            "predicted": found["shift"] + alone,
+            "residual": _residual(found["reached"], gap, aim.goal),
             "target": wanted,
-            "multipliers": multipliers,
-            "gain_rank": rank,
-            "resolution": resolution,
-            "gain_rank_is_certified": certain,
+            "multipliers": found["multipliers"],
+            "gain_rank": found["gain_rank"],
+            "resolution": found["resolution"],
+            "gain_rank_is_certified": found["certain"],
         },
         attrs={"method": "minimum_energy", "rtol": rtol},
     )
-    said = _in_words(system, start, plan, goal, rows)
+    plan = plan.assign(_of_limits(found, limits, max_layers))
+    if aim.held:
+        plan = plan.assign(_price(aim, alone, cost, limits, max_layers, rtol, found))
+    plan = plan.assign_coords(layer=labels(system, "layer"))
+    if max_layers is not None:
+        plan.attrs |= {"max_layers": max_layers}
+        plan.attrs |= {"search": "exact" if bool(found["exact"].all()) else "greedy"}
+    push, about = about_plan(system, plan["u"], plan["layer"].values[pushes].tolist(), counted)
+    if push is not None:
+        plan["push"] = push
+    said = _in_words(system, start, plan, aim.goal, aim.rows)
+    certain, resolution = found["certain"], found["resolution"]
     plan.attrs["certified"] = rank_in_words("gain_rank", certain, resolution, rtol, said)
-    return with_labels_of(plan, system) if rows is None else _named_rows(plan, system, rows)
+    plan.attrs |= about
+    if aim.rows is None:
+        return with_labels_of(plan, system)
+    return named_rows(plan, system, aim.rows)
+
+
+def _cost(
+    weights, energy: str | None, system: xr.Dataset | MatrixFree, gain: xr.DataArray
+) -> tuple[xr.DataArray, str]:
+    """Cost (layer, input), and how the energy counts."""
+    if weights is None:
+        counted = chosen_energy(system, energy)
+        if counted == "relative" and isinstance(system, xr.Dataset):
+            weights = layer_weights(system, counted)
+    elif energy is None:
+        counted = "weights"
+    else:
+        raise ValueError(
+            f"`energy` must be left out beside `weights`; got {energy!r}. Give one of them."
+        )
+    return _weights(weights, system, gain), counted
+
+
+OUTCOMES = {
+    "u": ["layer", "input"],
+    "shift": ["goal"],
+    "reached": ["goal"],
+    "short": [],
+    "multipliers": ["goal"],
+    "gain_rank": [],
+    "resolution": [],
+    "certain": [],
+}
+LIMITED = {
+    "least_miss": [],
+    "kkt_residual": [],
+    "at_limit": ["layer"],
+    "chosen": ["layer"],
+    "lower_bound": [],
+    "exact": [],
+}
+
+
+def _solved(
+    aim: Aim,
+    cost: xr.DataArray,
+    limits: dict[str, xr.DataArray] | None,
+    most: int | None,
+    rtol: float,
+) -> dict[str, xr.DataArray]:
+    """The plan and what is known of it, by the names of `OUTCOMES` and `LIMITED`; its energy."""
+    goal, given = aim.goal, [aim.gain, aim.wanted, cost, aim.floor, aim.lost]
+    dims = [["layer", goal, "input"], [goal], ["layer", "input"], [goal], [goal]]
+    names = OUTCOMES
+    options = {"rtol": rtol}
+    core = _least_energy
+    if limits is not None or most is not None:
+        names = OUTCOMES | LIMITED
+        core, options = _limited, {"rtol": rtol, "most": most}
+        for name, bounds in (limits or {}).items():
+            given.append(bounds)
+            dims.append(DIMS[name])
+    returned = xr.apply_ufunc(
+        core,
+        *given,
+        kwargs=options,
+        input_core_dims=dims,
+        output_core_dims=[[goal if d == "goal" else d for d in own] for own in names.values()],
+        vectorize=core is _limited,
+    )
+    found = dict(zip(names, returned, strict=True))
+    with np.errstate(over="ignore"):
+        found["energy"] = (cost * found["u"] ** 2).sum(["layer", "input"])
+    return found
+
+
+def _unreachable(
+    system: xr.Dataset | MatrixFree,
+    found: dict[str, xr.DataArray],
+    aim: Aim,
+    rtol: float,
+    options: dict[str, bool],
+) -> str:
+    """Why the target cannot be reached, of the worst member of a batch, and the cure."""
+    short = found["short"]
+    at = short.argmax(...) if short.ndim else {}
+    miss, rank = float(short.max()), int(found["gain_rank"].isel(at, missing_dims="ignore"))
+    end = labels(system, "depth")[-1]
+    size = len(aim.rows) if aim.rows else int(state_sizes(system)[-1].max())
+    more = ["let more `layers` push"] * options["layers"]
+    more += ["raise `max_layers`"] * options["max_layers"]
+    start = f"`target` must be reachable; got relative residual {miss:.1e} at depth {end} "
+    whole = found.get("least_miss")
+    if whole is None or float(whole.isel(at, missing_dims="ignore")) > rtol:
+        cure = ", ".join(["Add input layers", *more])
+        counted = f"(rank {rank} of {size} {aim.goal}s, rtol {rtol:.0e})"
+        return f"{start}{counted}. {cure} or pass `allow_residual=True`."
+    way = np.floor(1000 * (1 - miss) + 1e-3) / 10  # "100 %" would be a lie
+    cure = ", ".join(["Widen the bounds", *more, "ask for that part"])
+    return (
+        f"{start}(within the bounds {way:.3g} % of the way at most). {cure} or pass "
+        "`allow_residual=True`."
+    )
+
+
+def _of_limits(
+    found: dict[str, xr.DataArray], limits: dict[str, xr.DataArray] | None, most: int | None
+) -> dict[str, xr.DataArray]:
+    """What a plan says of its bounds and of the choice of its layers."""
+    names = ["at_limit", "kkt_residual"] if limits is not None else []
+    more = {name: found[name] for name in names}
+    if most is not None:
+        # a bound above the energy is one by rounding
+        bound = xr.where(found["exact"].astype(bool), found["energy"], found["lower_bound"])
+        bound = xr.where(found["short"] > 0, np.nan, np.minimum(bound, found["energy"]))
+        gap = (found["energy"] / bound - 1).where(found["energy"] > 0, bound)
+        more |= {"chosen": found["chosen"], "lower_bound": bound, "optimality_gap": gap}
+    return more
+
+
+def _price(
+    aim: Aim,
+    alone: xr.DataArray,
+    cost: xr.DataArray,
+    limits: dict[str, xr.DataArray] | None,
+    most: int | None,
+    rtol: float,
+    found: dict[str, xr.DataArray],
+) -> dict[str, xr.DataArray]:
+    """What holding costs, and where what is held would go."""
+    free = _solved(aim.without_held(), cost, limits, most, rtol)
+    price = (found["energy"] / free["energy"]).where(free["energy"] > 0, 1.0)
+    ends = alone + (aim.gain * free["u"]).sum(["layer", "input"])
+    held = np.arange(len(aim.rows or ())) >= len(aim.rows or ()) - aim.held
+    ends = ends.where(xr.DataArray(held, dims=[aim.goal]))
+    return {"hold_price": price, "side_effect": ends}
 
 
 def _in_words(
@@ -222,94 +391,12 @@ def _in_words(
     )
 
 
-def _whole_state(
-    system: xr.Dataset | MatrixFree, target: xr.DataArray, start: xr.DataArray | None, n: int
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Where the state should end, and where it ends alone."""
-    wanted = as_state(system, target, "target", -1).isel(state=slice(n))
-    alone = 0.0 * wanted if start is None else _alone(system, start, "state")
-    return xr.broadcast(wanted, alone.isel(state=slice(n)))
-
-
 def _residual(reached: xr.DataArray, wanted: xr.DataArray, goal: str) -> xr.DataArray:
     largest = abs(wanted).max(goal)  # squares of tiny or huge targets would vanish or overflow
     scale = largest.where(largest > 0, 1.0)
     norm = ((wanted / scale) ** 2).sum(goal) ** 0.5
     miss = (((reached - wanted) / scale) ** 2).sum(goal) ** 0.5
     return (miss / norm).where(norm > 0, miss)
-
-
-def _alone(system: xr.Dataset | MatrixFree, start: xr.DataArray, goal: str) -> xr.DataArray:
-    """Where the state or the outputs end from an initial state without input."""
-
-    def core(A, C, x0):
-        x = x0[..., None]
-        for k, a in enumerate(A):
-            x = a @ x[..., : C[k].shape[-1], :]
-        if goal == "state":
-            return x[..., 0]
-        return (C[-1] @ x)[..., 0]
-
-    return over_depth(core, system, "AC", [[goal]], start, extra_dims=[["state"]])
-
-
-def _outputs(
-    system: xr.Dataset | MatrixFree, target, outputs, hold, start: xr.DataArray | None
-) -> tuple[list[int], xr.DataArray, xr.DataArray]:
-    """The outputs to steer and to hold, where they should end, and where they end alone."""
-    n = np.shape(system.C[0])[0] if isinstance(system, MatrixFree) else system.sizes["output"]
-    held = _positions(hold, "hold", n, system)
-    rest = [i for i in range(n) if i not in held]
-    steered = rest if outputs is None else _positions(outputs, "outputs", n, system)
-    if not steered or set(steered) & set(held):
-        raise ValueError(
-            f"`outputs` must name at least one output that is not held; got {steered} beside "
-            f"hold={held}. Steer some and hold others."
-        )
-    if not isinstance(target, xr.DataArray):
-        target = np.atleast_1d(plain(target, "target"))
-    target = as_named(target, "target", {"output": len(steered)})
-    part = None if isinstance(system, MatrixFree) else system.isel(output=steered)
-    if part is not None and ("output" in part.coords or "output_name" in part.coords):
-        target = aligned(target, "target", part)
-    else:
-        target = in_order_of(target, "target", "output", np.array(steered))
-        target = aligned(target, "target", system)
-    rows = steered + held
-    if start is None:
-        alone = xr.DataArray(np.zeros(len(rows)), dims=["output"])
-    else:
-        alone = _alone(system, start, "output").drop_vars("output", errors="ignore")
-        alone = alone.isel(output=rows)
-    target, alone = beside_each_other({"target": target, "x0": alone})
-    stay = alone.isel(output=slice(len(steered), None))
-    wanted = xr.concat(xr.broadcast(target, stay, exclude=["output"]), dim="output")
-    return rows, wanted, alone
-
-
-def _named_rows(plan: xr.Dataset, system: xr.Dataset | MatrixFree, rows: list[int]) -> xr.Dataset:
-    """Outputs by their labels in the system, or by their positions where it has none."""
-    if isinstance(system, MatrixFree):
-        return with_labels_of(plan, system).assign_coords(output=rows)
-    plan = with_labels_of(plan, system.isel(output=rows))
-    return plan if "output" in plan.coords else plan.assign_coords(output=rows)
-
-
-def _positions(
-    value: Positions, name: str, n_outputs: int, system: xr.Dataset | MatrixFree
-) -> list[int]:
-    positions = np.atleast_1d(np.asarray(positions_of(value, name, system, "output")))
-    if positions.size == 0:
-        return []
-    whole = positions.ndim == 1 and positions.dtype.kind in "iu"
-    if not whole or (positions < 0).any() or (positions >= n_outputs).any():
-        raise ValueError(
-            f"`{name}` must be positions of outputs, in 0..{n_outputs - 1}; got {value!r}."
-            " Count them in the C of the system."
-        )
-    if len(set(positions.tolist())) < len(positions):
-        raise ValueError(f"`{name}` must name each output once; got {value!r}. Drop the copies.")
-    return [int(i) for i in positions]
 
 
 def _weights(
@@ -335,16 +422,41 @@ def _least_energy(gain, target, cost, floor, lost, *, rtol):
     # z = sqrt(cost) u turns the weighted problem into a plain least-norm one
     scale = 1.0 / np.sqrt(cost)
     n_layers, n_rows, n_inputs = gain.shape[-3:]
-    G = np.moveaxis(gain * scale[..., None, :], -3, -2)
-    G = G.reshape(*G.shape[:-3], n_rows, n_layers * n_inputs)
+    G = side_by_side(gain * scale[..., None, :])
     # the largest weight says by how much a row of rounding may have grown
     most = scale.max((-2, -1))[..., None]
     found: LeastNorm = least_norm(G, target, rtol, floor * most, lost * most)
     shift = (G @ found.z[..., None])[..., 0]
     u = found.z.reshape(*found.z.shape[:-1], n_layers, n_inputs) * scale
+    u = np.where(gain.any(-2), u, 0.0)  # nor a trace of rounding where nothing is pushed
     batch = found.miss.shape
     multipliers, reached = (
         np.broadcast_to(x, (*batch, n_rows)).copy() for x in (found.multipliers, found.reached)
     )
     known = found.rank, found.resolution, found.certain
     return u, shift, reached, found.miss, multipliers, *known
+
+
+def _limited(gain, target, cost, floor, lost, *bounds, rtol, most):
+    """One plan within bounds, or with few layers."""
+    scale = 1.0 / np.sqrt(cost)
+    G, grown = gain * scale[:, None, :], scale.max()
+    limits = None
+    if bounds:
+        lower, upper, turn, radius = bounds
+        limits = Limits(lower / scale, upper / scale, turn * scale[:, None, :], radius)
+    task = Task(G, target, floor * grown, lost * grown, rtol, limits)
+    if most is None:
+        layers, bound, exact, found = tuple(range(len(G))), np.nan, True, least_push(task)
+    else:
+        layers, found, bound, exact = few_layers(task, most)
+    z = np.zeros(scale.shape)
+    z[list(layers)] = found.z
+    z[~gain.any(1)] = 0.0
+    chosen = np.zeros(len(G), dtype=bool)
+    chosen[list(layers)] = z[list(layers)].any(-1)
+    at_limit = np.zeros(len(G), dtype=bool) if limits is None else limits.touched(z)
+    shift = np.einsum("lri,li->r", G, z)
+    known = found.least.rank, found.least.resolution, found.least.certain
+    result = z * scale, shift, found.reached, found.short, found.multipliers, *known
+    return *result, found.least.miss, found.kkt, at_limit, chosen, bound, exact

@@ -6,10 +6,14 @@ the state at depth l, the vector :math:`\sum_i u_{l,i} v_{l,i}` is added. Its en
 by how much it changes the state.
 """
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
 from depthsys.ltv.labels import in_order_of
+from depthsys.ltv.matrix_free import MatrixFree
 from depthsys.ltv.system import as_named, plain
 
 ENERGIES = ("relative", "absolute")
@@ -24,6 +28,16 @@ WHAT_IT_DOES = {
     "positions": "last",
     "unit": "state",
 }
+# what a plan keeps of the system that it was made with
+OF_SYSTEM = (
+    "model",
+    "revision",
+    "model_fingerprint",
+    "concept",
+    "concept_sha256",
+    "readout",
+    "prompts_sha256",
+)
 
 
 def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan") -> xr.DataArray:
@@ -67,14 +81,49 @@ def check_pushes_exist(u: xr.DataArray, exists: np.ndarray, name: str = "plan") 
         )
 
 
-def layer_weights(system: xr.Dataset, energy: str) -> xr.DataArray:
-    """Cost of a push (layer): 1 for "absolute" energy, 1 / norm² of the state for "relative"."""
+def chosen_energy(system: xr.Dataset | MatrixFree, energy: str | None) -> str:
+    """The energy that is asked for; by default "relative" where the system can say what that is.
+
+    Raises
+    ------
+    ValueError
+        If ``energy`` is unknown, or relative without ``state_norm``.
+    """
+    known = not isinstance(system, MatrixFree) and "state_norm" in system
+    if energy is None:
+        return "relative" if known else "absolute"
     if energy not in ENERGIES:
         raise ValueError(f"`energy` must be one of {ENERGIES}; got {energy!r}. Pick one.")
-    if energy == "absolute":
+    if energy == "relative" and not known:
+        raise ValueError(
+            "`energy` must be 'absolute' for a system without 'state_norm' (depth), the mean norm "
+            "of the state; got 'relative'. Identify it with `lm.identify`, or assign 'state_norm'."
+        )
+    return energy
+
+
+def layer_weights(system: xr.Dataset, energy: str) -> xr.DataArray:
+    """Cost of a push (layer): 1 for "absolute" energy, 1 / norm² of the state for "relative"."""
+    if chosen_energy(system, energy) == "absolute":
         return xr.DataArray(np.ones(system.sizes["layer"]), dims="layer")
+    return 1 / layer_norms(system) ** 2
+
+
+def layer_norms(system: xr.Dataset) -> xr.DataArray:
+    """Mean norm of the state at the input of every layer (layer).
+
+    Raises
+    ------
+    ValueError
+        If one is not a positive number.
+    """
     norm = system["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
-    return 1 / norm.drop_vars([n for n in norm.coords if n != "layer"]) ** 2
+    if not bool(((norm > 0) & np.isfinite(norm)).all()):
+        raise ValueError(
+            "`system` must have a positive 'state_norm' at the input of every layer; got "
+            f"{float(norm.min()):g} for the least. Identify it again, or ask for absolute energy."
+        )
+    return norm.drop_vars([n for n in norm.coords if n != "layer"])
 
 
 def push_sizes(u: xr.DataArray, v: xr.DataArray, state_norm: xr.DataArray) -> xr.DataArray:
@@ -99,7 +148,8 @@ def push_sizes(u: xr.DataArray, v: xr.DataArray, state_norm: xr.DataArray) -> xr
     bare = [each.drop_vars(["layer", "input"], errors="ignore") for each in (u, first, norm)]
     vector = xr.dot(bare[0], bare[1], dim="input")
     size = (vector**2).sum("feature") ** 0.5 / bare[2].reset_coords(drop=True)
-    return size.assign_coords(layer=np.arange(u.sizes["layer"])).rename("push")
+    at = u["layer"].values if "layer" in u.coords else np.arange(u.sizes["layer"])
+    return size.assign_coords(layer=at).rename("push")
 
 
 def large_push(push: xr.DataArray) -> dict[str, str]:
@@ -109,12 +159,62 @@ def large_push(push: xr.DataArray) -> dict[str, str]:
     where = np.flatnonzero(values > LARGE_PUSH * (1 + 1e-6))
     if not len(where):
         return {}
-    layers = ", ".join(map(str, where))
+    names = push["layer"].values if "layer" in push.coords else np.arange(len(values))
+    layers = ", ".join(str(names[at]) for at in where)
     return {
         "warning": f"pushes of more than {LARGE_PUSH:g} of the state's norm at layer"
         f"{'s' * (len(where) > 1)} {layers} (largest {values.max():.2f} at layer "
-        f"{int(values.argmax())}): nothing linear can be expected of them"
+        f"{names[values.argmax()]}): nothing linear can be expected of them"
     }
+
+
+def about_plan(
+    system: xr.Dataset | MatrixFree, u: xr.DataArray, layers: Sequence[int], energy: str
+) -> tuple[xr.DataArray | None, dict[str, str]]:
+    """What a schedule does to the states of the model of its system.
+
+    Parameters
+    ----------
+    system
+        The system that it was made with.
+    u
+        (..., layer, input).
+    layers
+        Labels of the layers that might push.
+    energy
+        How its energy counts: "relative", "absolute" or "weights".
+
+    Returns
+    -------
+    tuple
+        ``push`` (..., layer), see `push_sizes`, or None where the system knows no ``state_norm`` or
+        no directions; and attrs: how the energy counts, which layers might push, and, of a system
+        of a language model, `WHAT_IT_DOES`, ``sign``, ``target_unit``, which model it is, and a
+        ``warning`` where a push is large.
+    """
+    attrs = {"energy": energy, "layers": json.dumps([int(layer) for layer in layers])}
+    if isinstance(system, MatrixFree) or "state_norm" not in system:
+        return None, attrs
+    if "v" in system:
+        push = push_sizes(u, system["v"], system["state_norm"])
+    elif system.attrs.get("inputs") == "free" or u.sizes["input"] == 1:
+        size = (u.drop_vars("layer", errors="ignore") ** 2).sum("input") ** 0.5
+        push = (size / layer_norms(system)).rename("push")
+    else:
+        return None, attrs
+    attrs |= WHAT_IT_DOES | {"target_unit": "readout"}
+    attrs |= {key: str(system.attrs[key]) for key in OF_SYSTEM if key in system.attrs}
+    if (sign := _sign(system, u.sizes["input"])) is not None:
+        attrs["sign"] = sign
+    return push, attrs | large_push(push)
+
+
+def _sign(system: xr.Dataset, n_inputs: int) -> str | None:
+    """What a push of positive ``u`` pushes towards, where the classes of one concept are known."""
+    classes = json.loads(str(system.attrs.get("classes", "[]")))
+    if n_inputs != 1 or len(classes) != 2:
+        return None
+    return f"u > 0 pushes towards {classes[1]!r}, u < 0 towards {classes[0]!r}"
 
 
 def plan_energy(u: xr.DataArray, weights: xr.DataArray | None = None) -> xr.DataArray:

@@ -7,7 +7,7 @@ import xarray as xr
 
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.matrices import in_memory
-from depthsys.ltv.matrix_free import state_sizes
+from depthsys.ltv.matrix_free import MatrixFree, state_sizes
 from depthsys.ltv.response import as_state
 from depthsys.ltv.system import as_named, plain
 
@@ -77,9 +77,12 @@ def _free(value: Any, named: xr.DataArray) -> xr.DataArray:
     return named.copy(data=np.isnan(array) if array.dtype.kind == "f" else array != array)
 
 
-def bound(system: xr.Dataset, value: Any, name: str, none: float) -> xr.DataArray:
+def bound(system: xr.Dataset | MatrixFree, value: Any, name: str, none: float) -> xr.DataArray:
     """A bound (layer, input); ``none`` (infinite) where there is none."""
-    sizes = {d: system.sizes[d] for d in ("layer", "input")}
+    if isinstance(system, MatrixFree):
+        sizes = {"layer": len(system.A), "input": np.shape(system.B[0])[1]}
+    else:
+        sizes = {d: system.sizes[d] for d in ("layer", "input")}
     value = none if value is None else value
     if isinstance(value, xr.DataArray):
         in_memory(value, name)

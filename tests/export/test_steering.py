@@ -203,6 +203,51 @@ def test_safetensors_hold_the_plan_and_say_where_it_belongs(model, two, tmp_path
     assert len(json.loads(about["inputs"])) == 2
 
 
+def test_a_plan_of_a_system_says_in_the_file_what_it_does(one, tmp_path):
+    system, _ = one
+    plan = ltv.minimum_energy(system.assign_attrs(classes='["sad", "glad"]'), 0.1, layers=[1, 2])
+    to_safetensors(system, plan, tmp_path / "plan.safetensors")
+    with safe_open(tmp_path / "plan.safetensors", "numpy") as opened:
+        about = opened.metadata()
+    told = {key: about[key] for key in ("operation", "positions", "energy", "layers", "sign")}
+    assert told == {
+        "operation": "add",
+        "positions": "last",
+        "energy": "relative",
+        "layers": "[1, 2]",
+        "sign": "u > 0 pushes towards 'glad', u < 0 towards 'sad'",
+    }
+    assert about["unit"].startswith("that of the state")
+    assert about["model_fingerprint"] == plan.attrs["model_fingerprint"]
+    with pytest.raises(ValueError, match="`plan` must be of the model of the system; got model_f"):
+        injections(system, plan.assign_attrs(model_fingerprint="another"))
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ("every", "every token"),
+        ("generated", "last token of the prompt and every new token"),
+        ("after 'Answer:'", "tokens: after 'Answer:'"),
+    ],
+)
+def test_a_plan_for_other_tokens_says_which(system, plan, positions, said, tmp_path):
+    plan = plan.assign_attrs(positions=positions)
+    assert injections(system, plan).attrs["hook"].endswith(f"before it), {said}")
+    to_safetensors(system, plan, tmp_path / "plan.safetensors")
+    with safe_open(tmp_path / "plan.safetensors", "numpy") as opened:
+        assert opened.metadata()["positions"] == positions
+    to_gguf(system, plan, tmp_path / "plan.gguf")
+    differs = "every token is pushed" in read(tmp_path / "plan.gguf")[1]["general.description"]
+    assert differs == (positions != "every")
+
+
+def test_a_law_is_no_set_of_vectors(system, plan):
+    law = plan.assign_attrs(operation="feedback")
+    with pytest.raises(ValueError, match="`plan` must add vectors; got operation 'feedback'"):
+        injections(system, law)
+
+
 def test_arrays_that_lie_otherwise_in_memory_are_written_in_their_order(system, plan, tmp_path):
     v = np.asfortranarray(system.v.values)
     to_safetensors(system.assign(v=(system.v.dims, v)), plan, tmp_path / "plan.safetensors")
@@ -233,7 +278,12 @@ def test_a_control_vector_says_and_holds_what_llama_cpp_wants(two, tmp_path):
     assert about["general.architecture"] == "controlvector"
     assert about["controlvector.model_hint"] == "gpt2"
     assert about["controlvector.layer_count"] == N_LAYERS - 1
-    for difference in ("every token", "output of block", "float32", "blocks 0 and 1"):
+    for difference in (
+        "every token is pushed (the plan: last token only)",
+        "output of block",
+        "float32",
+        "blocks 0 and 1",
+    ):
         assert difference in about["general.description"]
     assert about["depthsys.model"] == "tiny"
     assert about["depthsys.energy"] == "absolute"
@@ -259,11 +309,11 @@ def test_a_control_vector_at_the_last_token_is_the_plan_and_at_all_tokens_anothe
 def test_the_cure_for_pushes_at_layers_0_and_1_cures(model, ids, one, tmp_path):
     system, concept = one
     plan = ltv.minimum_energy(system, 1.0)
-    with pytest.raises(ValueError, match=r"% at layer 0 and .* % at layer 1 of the energy.*1e9"):
+    with pytest.raises(
+        ValueError, match=r"% at layer 0 and .* % at layer 1 of the energy.*layers=r"
+    ):
         to_gguf(system, plan, tmp_path / "plan.gguf")
-    weights = np.ones(N_LAYERS)
-    weights[:2] = 1e9
-    again = ltv.minimum_energy(system, 1.0, weights=weights)
+    again = ltv.minimum_energy(system, 1.0, layers=range(2, N_LAYERS))
     to_gguf(system, again, tmp_path / "plan.gguf")
     last = steered_by_llama_cpp(model, ids, concept, tmp_path / "plan.gguf", slice(-1, None))
     close(last, played(model, ids, concept, again), SINGLE)

@@ -50,6 +50,7 @@ CALLS = {
     "adjoint_basis": lambda s: ltv.adjoint_basis(s, order=2),
     "arnoldi_basis": lambda s: ltv.arnoldi_basis(s, order=2),
     "balanced_basis": lambda s: ltv.balanced_basis(s, order=2),
+    "bands": lambda s: ltv.bands(s, width=[1, 3]),
     "balreal": lambda s: ltv.io_matrix(ltv.balreal(s)),
     "check": ltv.check,
     "closed_loop": lambda s: ltv.closed_loop(s, ltv.lqr(s, np.eye(len(s.state)), np.eye(INPUTS)).K),

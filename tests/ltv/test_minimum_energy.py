@@ -337,7 +337,8 @@ def test_rtol_decides_which_directions_count():
     coarse = ltv.minimum_energy(system, [1.0, 2.0], rtol=1e-3, allow_residual=True)
     assert int(coarse["gain_rank"]) == 1
     np.testing.assert_allclose(coarse.u, [[0.5, 0.0]] * 3, atol=1e-4)
-    assert coarse.attrs == {"method": "minimum_energy", "rtol": 1e-3, "certified": "yes"}
+    said = {"method": "minimum_energy", "rtol": 1e-3, "certified": "yes"}
+    assert coarse.attrs == said | {"energy": "absolute", "layers": "[0, 1, 2]"}
 
 
 ONES = np.ones((2, 2))

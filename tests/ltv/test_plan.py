@@ -83,7 +83,7 @@ def test_weights_are_one_or_one_over_the_square_of_the_norm(system):
     assert relative.dims == ("layer",)
     np.testing.assert_allclose(relative, [1, 1 / 4, 1 / 16, 1 / 25])
     with pytest.raises(
-        ValueError, match=r"`energy` must be one of \('absolute', 'relative'\); got"
+        ValueError, match=r"`energy` must be one of \('relative', 'absolute'\); got"
     ):
         layer_weights(system, "total")
 

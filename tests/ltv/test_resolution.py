@@ -57,7 +57,15 @@ CLAIMS_NOTHING = {
     # objects of python-control, which hold no more: the values have it
     "lti_balanced_truncation",
     # products and solutions, and shares of vectors
-    *("floquet_multipliers", "gains", "impulse_response", "io_matrix", "kalman_filter", "lqe"),
+    *(
+        "bands",
+        "floquet_multipliers",
+        "gains",
+        "impulse_response",
+        "io_matrix",
+        "kalman_filter",
+        "lqe",
+    ),
     *("lqr", "lqry", "lti_gramians", "modal_controllability", "observability_factors"),
     *("observability_gramian", "reachability_factors", "reachability_gramian"),
     *("reachable_fraction", "simulate", "state_gains", "step_response", "transition"),
