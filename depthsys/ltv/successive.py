@@ -252,7 +252,7 @@ def search(
 
 
 def _inside(u: np.ndarray, bounds: Sequence[Ball]) -> np.ndarray:
-    """u with every part that is out of its bound scaled back onto it."""
+    """A point whose parts beyond their bounds are scaled back onto them."""
     u = u.copy()
     for matrix, radius in bounds:
         size = np.linalg.norm(matrix @ u)
