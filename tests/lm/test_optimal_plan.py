@@ -292,7 +292,7 @@ def test_a_concept_is_steered_while_another_is_held(demo, pair, energy):
 def test_several_inputs_are_bounded_by_the_vector_that_they_make(demo, pair):
     _, _, run, std = demo
     free = lm.optimal_plan(run, pair, [std, -0.5 * std])
-    bound = 0.8 * float(free.push.max())
+    bound = 0.95 * float(free.push.max())
     plan = lm.optimal_plan(run, pair, [std, -0.5 * std], max_relative_push=bound)
     assert bool(plan.met)
     v = pair.direction.transpose("depth", "input", "feature").values[:-1]
@@ -389,7 +389,7 @@ def test_a_plan_for_every_prompt(demo):
         np.testing.assert_allclose(each.linear_shift[prompt], expected.linear_shift, rtol=1e-3)
         played = lm.play(alone, concept, each.isel(prompt=prompt)).response
         np.testing.assert_allclose(played, 2 * std, rtol=2e-3)
-    assert int(each.evaluations.max()) <= 9
+    assert int(each.evaluations.max()) <= 20
     some = lm.optimal_plan(run, concept, 2 * std, max_relative_push=0.2, per_prompt=True)
     n = int((~some.reached).sum())
     assert 0 < n < len(run)
