@@ -33,6 +33,8 @@ from depthsys.ltv.successive import Ball, Optimum, Problem, least_energies, leas
 N_BOOTSTRAP, LEVEL, SEED = 1000, 0.95, 0
 # Roundings of the readout below which nothing is decided.
 ROUNDINGS = 8
+# A target counts as reached within this part of it, whatever the condition of an optimum says.
+RESIDUAL_REACHED = 0.01
 
 
 @of_run(once=False)
@@ -94,8 +96,10 @@ def optimal_plan(
     Returns
     -------
     xr.Dataset
-        A plan, with ``met`` (whether target and KKT residual are within what was asked for) and,
-        in attrs, ``ended`` (why the search ended) and ``not_met``, what is missing and the cure.
+        A plan, with ``met`` (whether target and KKT residual are within what was asked for),
+        ``reached`` (whether the target is missed by 1 % at most) and, in attrs, ``ended`` (why the
+        search ended) and ``not_met``, what is missing and the cure. A plan that does not reach its
+        target is the one that was found to come nearest to it.
 
         * ``u`` (layer, input), ``energy``, ``predicted``, the mean shift that it reaches on these
           prompts, ``target`` (output), ``residual``, ``kkt_residual``, ``multipliers`` (output;
@@ -163,12 +167,13 @@ def optimal_plan(
         "target_unit": "readout",
         "readout": goal.reader.name,
         "layers": json.dumps(np.flatnonzero(allowed.any(axis=1)).tolist()),
-        "hold": json.dumps(goal.held),
+        "hold": json.dumps([goal.names[i] for i in goal.held]),
         "max_relative_push": np.inf if max_relative_push is None else float(max_relative_push),
         "target_rtol": target_rtol,
         "kkt": kkt,
         "ended": json.dumps([one.ended for one in found]) if per_prompt else found[0].ended,
         **_not_met(found, per_prompt),
+        **_sign(concept),
         **large_push(plan["push"]),
         **direction_note(concept),
     }
@@ -201,10 +206,11 @@ def price_of_sharing(shared: xr.Dataset, own: xr.Dataset) -> xr.Dataset:
     xr.Dataset
         ``own_energy`` (bound): mean over the prompts that reach the target with a plan of their
         own, with its 95 % bootstrap interval; ``price`` (bound): the energy of the shared plan, by
-        which the mean of the same prompts is shifted as much, over that mean; 1 if sharing costs
-        nothing. ``n_reached``, ``n_prompts``; ``spread`` (output): the standard deviation over
-        prompts of what the shared plan does, in parts of the largest target (their own plans have
-        none).
+        which their mean is shifted as much, over that mean. 1 if sharing costs nothing; it may be
+        below 1, since a shared plan need not shift each prompt alike. The interval is that of the
+        mean below it. ``n_reached``, ``n_prompts``; ``spread`` (output): the standard deviation
+        over prompts of what the shared plan does, in parts of the largest target (their own plans
+        have none).
 
     Raises
     ------
@@ -491,8 +497,12 @@ def _as_plan(
     return plan
 
 
-# A target counts as reached within this part of it, whatever the condition of an optimum says.
-RESIDUAL_REACHED = 0.01
+def _sign(concept: xr.Dataset) -> dict[str, str]:
+    """The attr that says what u > 0 pushes towards, where the classes are known; or none."""
+    if "classes" not in concept.attrs:
+        return {}
+    _, towards = json.loads(concept.attrs["classes"])
+    return {"sign": f"u > 0 pushes towards class {towards!r}"}
 
 
 def _not_met(found: list[Optimum], per_prompt: bool) -> dict[str, str]:

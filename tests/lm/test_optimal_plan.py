@@ -272,6 +272,7 @@ def test_a_concept_is_steered_while_another_is_held(demo, pair, energy):
     np.testing.assert_allclose(played[0], 2 * std, rtol=0.05)
     assert abs(float(played[1])) < 0.05 * 2 * std
     np.testing.assert_array_equal(plan.target, [2 * std, 0])
+    assert json.loads(plan.attrs["hold"]) == ["other"]
     assert plan.output.values.tolist() == plan.input.values.tolist() == ["label", "other"]
     # steering it alone moves the other one, and costs less
     rows = directions(model, pair)[-1, 0][None].numpy()
@@ -354,6 +355,7 @@ def test_large_pushes_are_warned_of_and_a_plan_says_what_it_does(demo):
     assert "pushes of more than 0.3 of the state's norm at layer" in plan.attrs["warning"]
     assert ltv.plan.WHAT_IT_DOES.items() <= plan.attrs.items()
     assert plan.attrs["energy"] == "absolute"
+    assert plan.attrs["sign"] == "u > 0 pushes towards class '1'"
     assert plan.attrs["model_fingerprint"] == run.model.fingerprint
     assert plan.history.sel(quantity="energy")[-1] == plan.energy
     assert len(plan.history) == plan.steps + 1
