@@ -7,6 +7,7 @@ from depthsys.lm.contexts import Budget
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
+from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
@@ -25,6 +26,7 @@ from depthsys.lm.methods import (
     TwoSided,
 )
 from depthsys.lm.model import DepthModel
+from depthsys.lm.optimal_plan import optimal_plan, price_of_sharing
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
 from depthsys.lm.products import mean_jvp, mean_vjp
@@ -71,6 +73,7 @@ __all__ = [
     "error_gap",
     "exact_system",
     "expected_error",
+    "free_directions",
     "gain_report",
     "identify",
     "jacobians",
@@ -84,9 +87,11 @@ __all__ = [
     "measure_gains",
     "measure_gains_at",
     "miss_of_plan",
+    "optimal_plan",
     "paired_difference",
     "pca",
     "play",
+    "price_of_sharing",
     "read_pairs",
     "read_texts",
     "required_energy",

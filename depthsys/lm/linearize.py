@@ -89,6 +89,11 @@ class Linearised:
             self._x = x.detach()[:, None].clone().requires_grad_()
             self._y = f(self._x)
 
+    @property
+    def y(self) -> torch.Tensor:
+        """The image of ``x`` (prompt, feature)."""
+        return self._y.detach()[:, 0]
+
     def jvp(self, directions: torch.Tensor) -> torch.Tensor:
         r"""Products :math:`J v` (prompt, direction, feature), as `linearize.jvp`."""
         return self._products(*self._pull_back, directions)

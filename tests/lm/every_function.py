@@ -54,6 +54,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         ),
         "corrected": Work(lm.corrected, before={"system": system}, after=named),
         "exact_system": Work(lm.exact_system, after=named, options={"readout": "profile"}),
+        "free_directions": Work(lm.free_directions, after=named),
         "jacobians": Work(lm.jacobians),
         "jacobians, each": Work(lm.jacobians, options={"per_prompt": True}),
         "linear_gains": Work(lm.linear_gains, after=named),
@@ -66,6 +67,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "mean_vjp": Work(lm.mean_vjp, after=directions),
         "measure_gains": Work(lm.measure_gains, after=named),
         "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
+        "optimal_plan": Work(lm.optimal_plan, after={**named, "target": 0.3}),
         "play": Work(lm.play, after={**named, "plan": plan}),
         "play, every token": Work(
             lm.play, after={**named, "plan": plan}, options={"tokens": "every"}
@@ -99,9 +101,9 @@ METHODS = {
 }
 NAMES = [
     *(
-        "compare_energies corrected exact_system jacobians linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at play "
-        "required_energy steering_effect"
+        "compare_energies corrected exact_system free_directions jacobians linear_gains "
+        "linear_range logistic mean_difference pca whitened mean_jvp mean_vjp measure_gains "
+        "measure_gains_at optimal_plan play required_energy steering_effect"
     ).split(),
     "play, every token",
     "jacobians, each",
