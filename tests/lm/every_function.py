@@ -49,6 +49,11 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
     found = {
+        "amplitude_response": Work(
+            lm.amplitude_response,
+            after={**named, "system": system, "schedules": schedules},
+            options={"n_bootstrap": 3},
+        ),
         "compare_energies": Work(
             lm.compare_energies, after={**named, "system": system, "target": 0.3}
         ),
@@ -99,8 +104,8 @@ METHODS = {
 }
 NAMES = [
     *(
-        "compare_energies corrected exact_system jacobians linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at play "
+        "amplitude_response compare_energies corrected exact_system jacobians linear_gains "
+        "linear_range logistic mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at play "
         "required_energy steering_effect"
     ).split(),
     "play, every token",

@@ -264,7 +264,9 @@ def test_energies_are_those_of_a_dense_scan(gpt2_system, held_out, concept, shar
     found = lm.required_energy(held_out, concept, unit, target, amplitude=amplitude)
     for name in unit["schedule"].values:
         one, u = found.sel(schedule=name), unit.sel(schedule=name, drop=True)
-        expected = first_crossing(held_out, concept, u, target, amplitude_search.LARGEST * amplitude)
+        expected = first_crossing(
+            held_out, concept, u, target, amplitude_search.LARGEST * amplitude
+        )
         assert bool(one.reached) == np.isfinite(expected), name
         np.testing.assert_allclose(one.alpha, expected, rtol=2e-3)
         np.testing.assert_allclose(one.energy, expected**2, rtol=4e-3)
