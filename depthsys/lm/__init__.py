@@ -7,6 +7,7 @@ from depthsys.lm.contexts import Budget
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
+from depthsys.lm.feedback import clamp, feedback, reflect
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
@@ -27,6 +28,7 @@ from depthsys.lm.methods import (
 from depthsys.lm.model import DepthModel
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
+from depthsys.lm.play_law import compare_feedback, play_law
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
@@ -62,15 +64,18 @@ __all__ = [
     "agreement",
     "amplitude_response",
     "check_step",
+    "clamp",
     "compare",
     "comparison_cost",
     "compare_energies",
+    "compare_feedback",
     "corrected",
     "energies_over_splits",
     "error_budget",
     "error_gap",
     "exact_system",
     "expected_error",
+    "feedback",
     "gain_report",
     "identify",
     "jacobians",
@@ -87,8 +92,10 @@ __all__ = [
     "paired_difference",
     "pca",
     "play",
+    "play_law",
     "read_pairs",
     "read_texts",
+    "reflect",
     "required_energy",
     "several",
     "steering_effect",
