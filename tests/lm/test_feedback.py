@@ -10,7 +10,7 @@ import xarray as xr
 from depthsys import lm, ltv
 from tests.conftest import TINY, tiny_gpt2
 from tests.lm import whole_sequence
-from tests.lm.conftest import LabelledIds, labelled_ids
+from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +358,29 @@ def test_layers_left_out_and_depths_without_a_direction_are_not_pushed(held_out,
     found = lm.play_law(held_out, partly, lm.clamp(partly, 3.0, layers=[1, 2])).u[:, :, 0]
     assert not found[:, :2].any()
     assert found[:, 2].all()
+
+
+# ------------------------------------------------------------------------- dtypes and cost
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes_push_as_plays_do(tokens, concept, system, dtype):
+    model = lm.DepthModel(TINY["llama"]().to(dtype), name="llama")
+    law = lm.feedback(system, 0.5)
+    found = lm.play_law(model, tokens, concept, law.assign(K=0 * law.K))
+    expected = lm.play(model, tokens, concept, law).response.isel(scale=0)
+    np.testing.assert_array_equal(found.response, expected)
+    assert found.response.all()
+    assert np.isfinite(lm.play_law(model, tokens, concept, law).response).all()
+
+
+def test_a_law_takes_one_pass_with_two_rows_for_each_prompt(gpt2, concept, system, monkeypatch):
+    run = gpt2.run(labelled_ids(6, 9))
+    calls = counted_block_calls(gpt2, monkeypatch)
+    lm.play_law(run, concept, lm.feedback(system, 0.3))
+    rows = [sum(rows for layer, rows in calls if layer == number) for number in range(3)]
+    assert rows == [12, 12, 12]
+    assert len(calls) == 3 * len(run.numbers)
 
 
 # ---------------------------------------------------------------------------------- refusals
