@@ -280,7 +280,7 @@ def known_errors(monkeypatch, factor):
 
     def errors(run, concept, law, u, readout):
         base = np.linspace(1, 2, len(run))
-        values = np.stack([base, base, factor(base)], axis=1)
+        values = np.stack([1.1 * base, base, factor(base)], axis=1)
         dims, policy = ("prompt", "policy"), ["open_loop", "open_loop_same_energy", "feedback"]
         names = ("error", "shift_error", "bias", "energy")
         return xr.Dataset({name: (dims, values) for name in names}, {"policy": policy})
@@ -303,6 +303,7 @@ def test_the_verdict_is_that_of_the_interval(monkeypatch, held_out, concept, sys
     known_errors(monkeypatch, factor)
     found = lm.compare_feedback(held_out, concept, lm.feedback(system, 0.3))
     assert found.attrs["verdict"].startswith(said)
+    assert "that of the plan at the same mean energy [" in found.attrs["verdict"]
 
 
 def test_another_plan_may_be_the_open_loop(held_out, concept, system):
