@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from depthsys import lm, ltv
+from depthsys.files import write_netcdf
 from tests.conftest import TINY, tiny_gpt2
 from tests.lm import whole_sequence
 from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
@@ -359,6 +360,18 @@ def test_layers_left_out_and_depths_without_a_direction_are_not_pushed(held_out,
     found = lm.play_law(held_out, partly, lm.clamp(partly, 3.0, layers=[1, 2])).u[:, :, 0]
     assert not found[:, :2].any()
     assert found[:, 2].all()
+
+
+def test_a_law_is_plain_data(held_out, concept, system, tmp_path):
+    """It goes through a file, as the comparison does, and plays the same."""
+    law = lm.feedback(system, 0.3, reference="mean")
+    compared = lm.compare_feedback(held_out, concept, law, n_bootstrap=3)
+    for name, data in {"law": law, "compared": compared}.items():
+        write_netcdf(tmp_path / f"{name}.nc", {None: data})
+    read = xr.load_dataset(tmp_path / "law.nc")
+    found, expected = (lm.play_law(held_out, concept, each) for each in (read, law))
+    xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
+    assert xr.load_dataset(tmp_path / "compared.nc").attrs["verdict"] == compared.attrs["verdict"]
 
 
 # ------------------------------------------------------------------------- dtypes and cost
