@@ -7,6 +7,7 @@ from depthsys.lm.contexts import Budget
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
+from depthsys.lm.feedback import clamp, feedback, reflect
 from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
@@ -29,6 +30,7 @@ from depthsys.lm.model import DepthModel
 from depthsys.lm.optimal_plan import optimal_plan, price_of_sharing
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
+from depthsys.lm.play_law import compare_feedback, play_law
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
@@ -64,15 +66,18 @@ __all__ = [
     "agreement",
     "amplitude_response",
     "check_step",
+    "clamp",
     "compare",
     "comparison_cost",
     "compare_energies",
+    "compare_feedback",
     "corrected",
     "energies_over_splits",
     "error_budget",
     "error_gap",
     "exact_system",
     "expected_error",
+    "feedback",
     "free_directions",
     "gain_report",
     "identify",
@@ -91,9 +96,11 @@ __all__ = [
     "paired_difference",
     "pca",
     "play",
+    "play_law",
     "price_of_sharing",
     "read_pairs",
     "read_texts",
+    "reflect",
     "required_energy",
     "several",
     "steering_effect",

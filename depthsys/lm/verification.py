@@ -416,7 +416,7 @@ def energies_over_splits(tables: xr.Dataset | Sequence[xr.Dataset]) -> xr.Datase
     shared = {
         key: value
         for key, value in first.attrs.items()
-        if all(np.array_equal(one.attrs.get(key), value) for one in every)
+        if all(key in one.attrs and np.array_equal(one.attrs[key], value) for one in every)
     }
     return out.assign_attrs(shared | {"n_splits": len(every)})
 

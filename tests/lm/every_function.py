@@ -48,10 +48,22 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
     vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
+    clamped = lm.clamp(concept, 0.1).assign(target=("output", [0.3]))
     found = {
+        "amplitude_response": Work(
+            lm.amplitude_response,
+            after={**named, "system": system, "schedules": schedules},
+            options={"n_bootstrap": 3},
+        ),
         "compare_energies": Work(
             lm.compare_energies, after={**named, "system": system, "target": 0.3}
         ),
+        "compare_feedback": Work(
+            lm.compare_feedback,
+            after={**named, "law": clamped},
+            options={"plan": plan, "n_bootstrap": 3},
+        ),
+        "play_law": Work(lm.play_law, after={**named, "law": clamped}),
         "corrected": Work(lm.corrected, before={"system": system}, after=named),
         "exact_system": Work(lm.exact_system, after=named, options={"readout": "profile"}),
         "free_directions": Work(lm.free_directions, after=named),
@@ -101,9 +113,10 @@ METHODS = {
 }
 NAMES = [
     *(
-        "compare_energies corrected exact_system free_directions jacobians linear_gains "
-        "linear_range logistic mean_difference pca whitened mean_jvp mean_vjp measure_gains "
-        "measure_gains_at optimal_plan play required_energy steering_effect"
+        "amplitude_response compare_energies compare_feedback corrected exact_system "
+        "free_directions jacobians linear_gains linear_range logistic mean_difference pca "
+        "whitened mean_jvp mean_vjp measure_gains measure_gains_at optimal_plan play play_law "
+        "required_energy steering_effect"
     ).split(),
     "play, every token",
     "jacobians, each",
