@@ -27,15 +27,19 @@ from depthsys.lm.methods import (
 from depthsys.lm.model import DepthModel
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
+from depthsys.lm.positions import After
+from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
+from depthsys.lm.steering import equal_push_plan, steering
 
 __all__ = [
     "Adjoint",
+    "After",
     "Arnoldi",
     "Balanced",
     "Budget",
@@ -60,11 +64,13 @@ __all__ = [
     "comparison_cost",
     "compare_energies",
     "corrected",
+    "equal_push_plan",
     "error_budget",
     "error_gap",
     "exact_system",
     "expected_error",
     "gain_report",
+    "generation_effects",
     "identify",
     "jacobians",
     "kept_parts",
@@ -84,6 +90,7 @@ __all__ = [
     "read_texts",
     "required_energy",
     "several",
+    "steering",
     "steering_effect",
     "whitened",
 ]
