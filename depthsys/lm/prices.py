@@ -13,7 +13,7 @@ from depthsys.lm.batches import length_batches
 from depthsys.lm.directions import direction_note
 from depthsys.lm.hf.tokens import tokens_sha256
 from depthsys.lm.hf.writing import check_room, end_tokens, padded, read_plainly, read_steered
-from depthsys.lm.kinds import kinds_checked, short
+from depthsys.lm.kinds import MODEL, check_kinds, short
 from depthsys.lm.model import DepthModel
 from depthsys.lm.positions import Positions, checked
 from depthsys.lm.precision import wide
@@ -31,7 +31,6 @@ PlanAt = xr.Dataset | tuple[xr.Dataset, Positions | None]
 Words = Sequence[str | int]
 
 
-@kinds_checked()
 def generation_effects(
     model: DepthModel,
     prompts: Any,
@@ -102,6 +101,8 @@ def generation_effects(
     FloatingPointError
         If a push is so large that a state overflows.
     """
+    given = {"model": model, "concept": concept}
+    check_kinds("generation_effects", given, {"model": MODEL})
     chosen = _named(plans)
     factors = _factors(strengths)
     reader = checked_readout(model, readout, concept)
@@ -264,7 +265,7 @@ def _mean(values: torch.Tensor, is_new: torch.Tensor) -> np.ndarray:
 
 
 def _named(plans: Any) -> dict[str, tuple[xr.Dataset, Positions | None]]:
-    if not isinstance(plans, Mapping) or not plans:
+    if not isinstance(plans, Mapping) or isinstance(plans, xr.Dataset) or not plans:
         raise TypeError(
             f"`plans` must be plans by name; got {short(plans)}. Write {{'plan': plan}}, or "
             "{'plan': (plan, 'generated')}."
