@@ -159,7 +159,7 @@ class _Work:
         """Measures (prompt) and texts; ``at``: concept, plan, positions, strength."""
         with (
             self._steering(at) if at else nullcontext(),
-            _same_chance(self.seed, self.model.device),
+            same_chance(self.seed, self.model.device),
         ):
             new = self.model.new_tokens(self.rows, **self.written)
         found = {name: np.full(len(new), np.nan) for name in MEASURES}
@@ -239,7 +239,7 @@ def _told(name: str):
 
 
 @contextmanager
-def _same_chance(seed: int, device: torch.device):
+def same_chance(seed: int, device: torch.device):
     """The same random numbers for every plan and strength; those of others are as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -181,12 +181,12 @@ def test_wrong_asks_are_refused(model, concept, plans, demo_model):
     refused(r"`concept` must be concept directions; got 3", TypeError, of=3)
     two = xr.concat([concept, concept], "input")
     refused(r"`readout` must be one number here; got 2 outputs", of=two)
-    huge = plans["plan"] * 1e308
+    huge = plans["plan"] * 1e200
     with pytest.raises(FloatingPointError, match="the states must stay finite"):
         lm.generation_effects(model, PROMPTS, concept, {"huge": huge}, max_new_tokens=2)
     wrong = {"good": plans["plan"], "short": plans["plan"].isel(layer=slice(2))}
     with pytest.raises(ValueError, match=r"`plan` must hold u") as error:
-        lm.generation_effects(model, PROMPTS, concept, wrong)
+        lm.generation_effects(model, PROMPTS, concept, wrong, max_new_tokens=2)
     assert error.value.__notes__ == ["This is about the plan 'short'."]
     nothing = lm.mean_difference(demo_model, [("a good movie", 1), ("a bad movie", 0)])
     plan = lm.equal_push_plan(nothing, size=1.0)
