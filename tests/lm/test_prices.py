@@ -188,7 +188,8 @@ def test_wrong_asks_are_refused(model, concept, plans, demo_model):
     with pytest.raises(ValueError, match=r"`plan` must hold u") as error:
         lm.generation_effects(model, PROMPTS, concept, wrong, max_new_tokens=2)
     assert error.value.__notes__ == ["This is about the plan 'short'."]
-    nothing = lm.mean_difference(demo_model, [("a good movie", 1), ("a bad movie", 0)])
-    plan = lm.equal_push_plan(nothing, size=1.0)
-    with pytest.raises(ValueError, match=r"`words` must be single tokens; got 'xyzzy"):
-        lm.generation_effects(demo_model, ["a"], nothing, {"p": plan}, words=(["xyzzy plugh"], [1]))
+    axes = np.eye(demo_model.n_layers + 1, demo_model.n_features)
+    plan = lm.equal_push_plan(xr.DataArray(axes, dims=("depth", "feature")), size=1.0)
+    for words in ((["xyzzy plugh"], [1]), ([True], [2])):
+        with pytest.raises(ValueError, match=r"`words` must be single tokens; got ('xyzzy|True)"):
+            lm.generation_effects(demo_model, ["a"], plan, {"p": plan}, words=words)
