@@ -113,7 +113,7 @@ def test_repeng_writes_what_steering_every_token_writes(in_python):
             assert out.sequences[0, len(prompt) :].tolist() == theirs["alone"][number]
             logits = torch.cat(out.logits).numpy()
             assert off(logits, np.array(theirs["logits"][number])) < 1e-4
-    assert batch == theirs["alone"] != plain
+    assert batch == theirs["batch"] == theirs["alone"] != plain
 
 
 def test_a_vector_that_repeng_trained_makes_the_round_trip(in_python, tmp_path):
