@@ -526,6 +526,21 @@ def test_calls_that_cannot_be_understood_are_refused(model, concept, plan):
     assert is_clean(model)
 
 
+def test_a_model_that_drops_tokens_on_its_way_is_refused(model, concept, plan):
+    def cut(module, args):
+        return (args[0][:, 1:], *args[1:])
+
+    handle = blocks(model.hf)[1].register_forward_pre_hook(cut)
+    try:
+        with lm.steering(model, concept, plan) as here:
+            with pytest.raises(
+                ValueError, match=r"one state for each of its 4 tokens .*\(1, 3, 16\)"
+            ):
+                here.hf(torch.tensor(PROMPTS[:1]))
+    finally:
+        handle.remove()
+
+
 def test_a_cache_that_tells_too_little_is_refused(model, concept, plan):
     class Forgetful(DynamicCache):
         def get_seq_length(self, layer_idx=0):
