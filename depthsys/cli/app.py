@@ -11,6 +11,7 @@ from depthsys.cli import typed
 from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.exchange import export, import_
+from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
 from depthsys.cli.plan import plan
 from depthsys.cli.real import fetch, real
@@ -39,6 +40,7 @@ COMMANDS = {
     "fetch": fetch,
     "real": real,
     "verify": verify,
+    "generate": generate,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -54,14 +54,9 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite results of an ea
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What all commands that run a model take."""
+class Prompted:
+    """What all commands take that feed texts to a model."""
 
-    split: Annotated[
-        str | None,
-        typer.Option(help="Texts PER CLASS: concept/operating/held-out.  [default: 400/200/200]"),
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of the splits.  [default: 0]")] = None
     max_tokens: Annotated[
         int | None, typer.Option(help="Longer texts are cut.  [default: 128]")
     ] = None
@@ -91,6 +86,25 @@ class Shared:
         str | None, typer.Option("--system", help="With --chat: what the system says before.")
     ] = None
     answer: Annotated[str | None, typer.Option(help="With --chat: how the answer begins.")] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float64, or bfloat16 and float16, which keep the model in 16 bits.  "
+            "[default: float32, or that of the system.nc]"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Shared(Prompted):
+    """What all commands that run a model on labelled texts take."""
+
+    split: Annotated[
+        str | None,
+        typer.Option(help="Texts PER CLASS: concept/operating/held-out.  [default: 400/200/200]"),
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits.  [default: 0]")] = None
     read_at: Annotated[
         str | None,
         typer.Option(
@@ -103,14 +117,6 @@ class Shared:
         typer.Option(
             help="The label that the readout grows towards.  [default: the larger number, or the "
             "later word]"
-        ),
-    ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float64, or bfloat16 and float16, which keep the model in 16 bits.  "
-            "[default: float32, or that of the system.nc]"
         ),
     ] = None
 

@@ -31,12 +31,15 @@ from depthsys.lm.optimal_plan import optimal_plan, price_of_sharing
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
 from depthsys.lm.play_law import compare_feedback, play_law
+from depthsys.lm.positions import After
+from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
+from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -45,6 +48,7 @@ from depthsys.lm.verification import (
 
 __all__ = [
     "Adjoint",
+    "After",
     "Arnoldi",
     "Balanced",
     "Budget",
@@ -73,6 +77,7 @@ __all__ = [
     "compare_feedback",
     "corrected",
     "energies_over_splits",
+    "equal_push_plan",
     "error_budget",
     "error_gap",
     "exact_system",
@@ -80,6 +85,7 @@ __all__ = [
     "feedback",
     "free_directions",
     "gain_report",
+    "generation_effects",
     "identify",
     "jacobians",
     "kept_parts",
@@ -103,6 +109,7 @@ __all__ = [
     "reflect",
     "required_energy",
     "several",
+    "steering",
     "steering_effect",
     "whitened",
 ]

@@ -1,12 +1,15 @@
-"""Schedules played at every token: whole sequences through the full model.
+"""Schedules played at every token, or behind a marker: whole sequences through the full model.
 
 So do llama.cpp, repeng and steering-vectors. The tokens before the last one change as well, so no
 frozen context can be used: each schedule is a forward pass of its own.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.progress import bar
 from depthsys.lm.readouts import Readout
 from depthsys.lm.run import Run
@@ -19,6 +22,7 @@ def every_token_shifts(
     pushes: torch.Tensor,
     reader: Readout,
     ends: torch.Tensor | None = None,
+    begins: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Shift of the last token's y_L (prompt, copy, output) when every token is pushed.
 
@@ -36,6 +40,8 @@ def every_token_shifts(
         What is read of the last token.
     ends
         Pushes behind the last block (copy, input).
+    begins
+        Index of the first token that is pushed, in every prompt; by default 0.
     """
     model = run.model
     model.check_weights()
@@ -45,12 +51,14 @@ def every_token_shifts(
     with bar("play at every token", len(run), "prompt") as shown:
         for number, prompts in enumerate(run.numbers):
             calls = run.calls_of(number)
+            where = None if begins is None else _tokens_from(calls, [begins[i] for i in prompts])
             last = []
             for push, end in zip(added, behind, strict=True):
                 hidden = calls.embedded
                 for layer, vector in enumerate(push):
                     if bool((vector != 0).any()):
-                        hidden = hidden + vector.to(hidden)
+                        moved = hidden + vector.to(hidden)
+                        hidden = moved if where is None else torch.where(where, moved, hidden)
                     hidden = model.blocks.sequence(layer, calls, hidden)[0]
                 last.append(hidden[:, -1] + end.to(hidden))
             y = reader.values(model, torch.stack(last, dim=1)).cpu().numpy()
@@ -58,3 +66,13 @@ def every_token_shifts(
                 shift[prompts] = y[:, :-1] - y[:, -1:]
             shown.update(len(prompts))
     return shift
+
+
+def _tokens_from(calls: Calls, begins: Sequence[int]) -> torch.Tensor:
+    """Which tokens are at or behind those (prompt, token, 1)."""
+    n_tokens = calls.n_tokens
+    device = calls.embedded.device
+    at = torch.arange(n_tokens, device=device).expand(len(begins), -1)
+    if calls.real is not None:
+        at = at - (~calls.real.to(device)).sum(-1, keepdim=True)
+    return (at >= torch.tensor(begins, device=device)[:, None])[:, :, None]

@@ -17,6 +17,7 @@ from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import of_run
+from depthsys.lm.positions import After, Positions, checked, decoder, prediction, starts
 from depthsys.lm.precision import dtype_name, eps, finer, wide
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
@@ -418,7 +419,7 @@ def play(
     *,
     scale: Sequence[float] = (1.0,),
     readout: ReadoutLike = "concept",
-    tokens: str = "last",
+    tokens: Positions = "last",
 ) -> xr.Dataset:
     """Play a schedule on the full nonlinear model: what the readout really does.
 
@@ -438,24 +439,27 @@ def play(
     readout
         See `identify`; of a profile the last depth counts.
     tokens
-        Which tokens are pushed: "last", as a plan says, or "every" one of the prompt, as llama.cpp,
-        repeng and steering-vectors do. Then whole sequences run, once for each schedule and factor.
+        Which tokens are pushed: "last", as a plan says; "every" one of the prompt, as llama.cpp,
+        repeng and steering-vectors do; or those `After` a marker. For the latter two whole
+        sequences run, once for each schedule and factor. "generated" (see `steering`) is "last"
+        here: a prompt has no new tokens yet.
 
     Returns
     -------
     xr.Dataset
         ``response`` (prompt, scale): y_L with the schedule minus y_L without; with a dim output
-        where there are several, and the further dims of ``u`` after prompt.
+        where there are several, and the further dims of ``u`` after prompt. attrs ``prediction``:
+        whether linear systems predict it.
 
     Raises
     ------
     ValueError
-        If the plan does not fit the model and the concept.
+        If a prompt has no such marker, or ends with it; if the plan does not fit the model and the
+        concept.
     FloatingPointError
         If a push is so large that a state overflows.
     """
-    if tokens not in TOKENS:
-        raise ValueError(f"`tokens` must be one of {TOKENS}; got {short(tokens)}. Pick one.")
+    tokens = checked(tokens, "tokens")
     n_inputs = directions(run.model, concept).shape[1]
     if isinstance(plan, xr.DataArray):
         plan = plan.to_dataset(name="u")
@@ -471,11 +475,12 @@ def play(
     given = pushes.reshape(-1, *u.shape[1:])
     response = shifts(run, concept, given, readout, "play", ends, tokens=tokens)
     shape = (len(run), *batch.shape, len(factors), response.shape[-1])
+    told = prediction("last" if tokens == "generated" else tokens)
     found = squeezed(response.reshape(shape), "prompt", *map(str, batch.dims), "scale", "output")
     return xr.Dataset(
         {"response": found},
         coords={"scale": factors, **batch.coords},
-        attrs=stamp(run, "play") | direction_note(concept) | {"tokens": tokens},
+        attrs=stamp(run, "play") | direction_note(concept) | told | {"tokens": str(tokens)},
     )
 
 
@@ -517,7 +522,7 @@ def shifts(
     title: str,
     ends: np.ndarray | None = None,
     *,
-    tokens: str = "last",
+    tokens: Positions = "last",
 ) -> np.ndarray:
     """Shift of y_L (prompt, copy, output) by pushes (copy, layer, input).
 
@@ -543,14 +548,27 @@ def shifts(
             "`plan.u_end` must be zero where the concept has no direction at the last depth; got "
             f"{abs(ends).max():.3g}. Leave it out with `plan.drop_vars('u_end')`."
         )
-    if tokens == "every":
-        return _checked(every_token_shifts(run, v, copies, reader, last), pushes)
+    if tokens not in ("last", "generated"):
+        begins = None if isinstance(tokens, str) else _begins(run, tokens)
+        return _checked(every_token_shifts(run, v, copies, reader, last, begins), pushes)
     shift = np.empty((len(run), len(pushes), reader.n_outputs))
     for batch in run.stream(title):
         y = readouts(model, batch, v, copies, reader, last)
         with np.errstate(invalid="ignore"):  # states that overflow are found below
             shift[batch.prompts] = y[:, :-1] - y[:, -1:]
     return _checked(shift, pushes)
+
+
+def _begins(run: Run, after: After) -> list[int]:
+    """Index of the first pushed token of every prompt; ValueError where none would be pushed."""
+    begins = starts(run.rows, after, decoder(run.model.tokenizer))
+    for number, (begin, row) in enumerate(zip(begins, run.rows, strict=True)):
+        if begin >= len(row):
+            raise ValueError(
+                f"`tokens` must leave something to push behind the marker; prompt number {number} "
+                f"ends with {after.marker!r:.60}. Use 'last', or `generate` within `steering`."
+            )
+    return begins
 
 
 def _checked(shift: np.ndarray, pushes: np.ndarray) -> np.ndarray:

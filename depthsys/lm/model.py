@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from depthsys.lm import contract
+from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget
 from depthsys.lm.hf.blocks import Blocks
 from depthsys.lm.hf.causes import first_line, memory_error, out_of_memory
@@ -32,6 +33,7 @@ from depthsys.lm.hf.checkpoint import (
 from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
+from depthsys.lm.hf.writing import new_tokens
 from depthsys.lm.kinds import short
 from depthsys.lm.precision import dtype_name, wide_dtype
 from depthsys.lm.run import Run
@@ -317,6 +319,54 @@ class DepthModel:
             If a state is not finite.
         """
         return Run(self, prompts, budget=budget, contexts=contexts)
+
+    def generate(self, prompts: Prompts, *, max_new_tokens: int = 40, **options: Any) -> list[str]:
+        """New texts that the model writes behind the prompts, greedily unless asked otherwise.
+
+        Within `steering` it writes them as it is pushed.
+
+        Parameters
+        ----------
+        prompts
+            Texts, put into the model's template, or token ids.
+        max_new_tokens
+            The longest new text.
+        **options
+            Of the model's own ``generate``, for example ``do_sample=True``, ``num_beams=3``.
+
+        Returns
+        -------
+        list of str
+            What follows each prompt, without the prompt and without special tokens.
+
+        Raises
+        ------
+        ValueError
+            If there is no tokenizer or no room for the text, or if the state is read before the
+            prompt ends, so that what would go on is not the prompt.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "`tokenizer` must be given where texts are written; got None. Call "
+                "`model.hf.generate`, which gives token ids."
+            )
+        written = self.new_tokens(prompts, max_new_tokens=max_new_tokens, **options)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in written]
+
+    def new_tokens(
+        self, prompts: Prompts, *, max_new_tokens: int = 40, **options: Any
+    ) -> list[list[int]]:
+        """`generate` as token ids, with the one that ends a text where the model wrote it."""
+        if self.prompting.read_at != "last":
+            raise ValueError(
+                "`read_at` must be 'last' where a model writes: later tokens of a prompt are not "
+                f"fed; got {short(self.prompting.read_at)}. Load the model without it."
+            )
+        rows, _ = self.tokenize(prompts)
+        batches = length_batches([len(row) for row in rows], padded=self.left_padding)
+        return new_tokens(
+            self.blocks, rows, batches, max_new_tokens=max_new_tokens, options=options
+        )
 
     def check_weights(self) -> None:
         """ValueError if the weights are no longer those that were wrapped and checked."""

@@ -167,6 +167,11 @@ class Run:
         """L."""
         return self.model.n_layers
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """Token ids of every prompt, up to the one that is read."""
+        return self._rows
+
     @cached_property
     def tokens_sha256(self) -> str:
         """Fingerprint of the token ids."""

@@ -10,6 +10,7 @@ from depthsys.report.control import control
 from depthsys.report.exchange import effect
 from depthsys.report.forecast import forecast, kept
 from depthsys.report.gains import gains
+from depthsys.report.generation import texts
 from depthsys.report.heading import heading, notes, text_notes
 from depthsys.report.plan import plan
 from depthsys.report.table import Report, Table, markdown
@@ -29,4 +30,5 @@ __all__ = [
     "notes",
     "plan",
     "text_notes",
+    "texts",
 ]

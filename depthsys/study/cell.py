@@ -124,6 +124,10 @@ class Found:
 
     def load(self, texts: "Splits") -> Cell:
         """The cell of the model and these texts."""
+        return Cell(self.settings, self.load_model(), texts)
+
+    def load_model(self) -> "DepthModel":
+        """The model alone."""
         from depthsys import lm
 
         model = lm.DepthModel.load(
@@ -134,7 +138,7 @@ class Found:
         )
         if self.name in demo.MODELS:
             model.name = self.name
-        return Cell(self.settings, model, texts)
+        return model
 
 
 def open_cell(

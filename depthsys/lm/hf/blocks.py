@@ -35,7 +35,11 @@ from depthsys.lm.hf.checkpoint import (
     has_experts,
     input_device,
 )
+from depthsys.lm.hf.own_work import own_work
 from depthsys.lm.hf.weights import Weights
+
+# Hooks that leave calls of this package alone.
+STEERING = "depthsys.lm.hf.steering_hooks"
 
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
@@ -81,7 +85,7 @@ class Blocks:
         self.margins_are_known = all(
             _rule_is_known(router, width) for routers in self._routers for router in routers
         )
-        self._takes_positions = "position_ids" in _parameters(hf.base_model)
+        self.takes_positions = "position_ids" in _parameters(hf.base_model)
         if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
             eager_mask = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
@@ -130,7 +134,7 @@ class Blocks:
         args = tuple(cache if a is _CACHE else a for a in args)
         kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
         # the numbers are in the model's dtype, whatever surrounds the call
-        with torch.autocast(hidden.device.type, enabled=False):
+        with own_work(), torch.autocast(hidden.device.type, enabled=False):
             if args:
                 out = block(hidden, *args[1:], **kwargs)
             else:
@@ -216,7 +220,7 @@ class Blocks:
     def _hook_count(self, layer: int) -> int:
         return sum(
             # transformers leaves hooks behind that only record (output_hidden_states=True)
-            not str(getattr(hook, "__module__", "")).startswith("transformers.")
+            not str(getattr(hook, "__module__", "")).startswith(("transformers.", STEERING))
             for module in self._list[layer].modules()
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
             for hook in hooks.values()
@@ -286,7 +290,7 @@ class Blocks:
             return states[-1]
 
         positions = {}
-        if self._takes_positions and not bool(mask.all()):
+        if self.takes_positions and not bool(mask.all()):
             # GPT-2 would count the padding
             all_positions = (mask.cumsum(-1) - 1).clamp_min(0)
             positions["position_ids"] = all_positions[:, -ids.shape[1] :]
@@ -313,7 +317,8 @@ class Blocks:
                 "attn_implementation='sdpa'."
             )
         try:
-            self.hf(torch.zeros(1, 3, dtype=torch.long, device=self.device))
+            with own_work():
+                self.hf(torch.zeros(1, 3, dtype=torch.long, device=self.device))
         except Exception as error:  # anything a model's code may raise
             raise ValueError(
                 f"`model` must run by itself; {type(self.hf).__name__} in {self.hf.dtype} does "
@@ -325,7 +330,7 @@ class Blocks:
         seen: list[Any] = []
         handle = self._list[0].register_forward_hook(lambda *a: seen.append(a[2]))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), own_work():
                 self.hf.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
         finally:
             handle.remove()
@@ -352,7 +357,7 @@ class Blocks:
     def replaced(self, function: Callable):
         """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
         # a block may carry a forward of its own on the instance (accelerate does that)
-        with self._lock:
+        with self._lock, own_work():
             old = [block.__dict__.get("forward") for block in self._list]
             try:
                 for layer, block in enumerate(self._list):
@@ -407,6 +412,7 @@ class Blocks:
         the key L sees the output of the last block.
         """
         stack = contextlib.ExitStack()
+        stack.enter_context(own_work())
         for layer, function in pre_hooks.items():
             if layer == len(self):
                 handle = self._list[-1].register_forward_hook(_output_hook(function))

@@ -5,7 +5,9 @@
 
 * repeng.gguf, the vector as repeng's export_gguf writes it,
 * trained.gguf, one that repeng trained itself, with the directions in trained.npz,
-* states.npz: nominal, repeng, repeng_trained, steering_vectors (prompt, feature).
+* states.npz: nominal, repeng, repeng_trained, steering_vectors (prompt, feature),
+* texts.json: new tokens of each prompt and of all of them in one batch, written under repeng's
+  vector, and the logits of the first of each.
 """
 
 import json
@@ -43,6 +45,24 @@ def states(model, hf, prompts) -> np.ndarray:
     return np.array(found)
 
 
+def texts(model, prompts) -> dict:
+    """What repeng's model writes, each prompt alone, and all in a batch padded on the left."""
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    alone, logits = [], []
+    for prompt in prompts:
+        out = model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
+            output_logits=True, return_dict_in_generate=True, **options,
+        )  # fmt: skip
+        alone.append(out.sequences[0, len(prompt) :].tolist())
+        logits.append([step[0].tolist() for step in out.logits])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    batch = model.generate(input_ids=ids, attention_mask=mask, **options)[:, width:].tolist()
+    return {"alone": alone, "batch": batch, "logits": logits}
+
+
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, prompts, strength = Path(request["out"]), request["prompts"], request["strength"]
@@ -59,6 +79,7 @@ def main() -> None:
     model = ControlModel(hf, request["layer_ids"])
     model.set_control(control, strength)
     found["repeng"] = states(model, hf, prompts)
+    (out / "texts.json").write_text(json.dumps(texts(model, prompts)))
     model.reset()
     pairs = [DatasetEntry(a, b) for a, b in (("abc", "xyz"), ("bcd", "yzx"), ("cab", "zxw"))]
     trained = ControlVector.train(model, Letters(), pairs)

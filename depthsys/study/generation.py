@@ -1,0 +1,106 @@
+"""Texts that a model writes under a plan, by strength."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from depthsys.export.control_vectors import read_control_vector, with_layers
+from depthsys.export.netcdf import read_variables
+from depthsys.study.exchange import VECTOR_SUFFIX, model_sizes
+
+if TYPE_CHECKING:
+    from depthsys.lm import After, DepthModel
+
+PLAN_VARIABLES = ("u", "u_end", "direction", "energy", "K", "W", "x_ref", "r_ref")
+_CURE = (
+    "Give a plan with its directions, or a control vector: `depthsys import vec.gguf --out vec.nc` "
+    "writes one."
+)
+
+
+def parsed_strengths(text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Examples
+    --------
+    >>> parsed_strengths("0, 0.5,-1")
+    [0.0, 0.5, -1.0]
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not np.isfinite(found).all() or len(set(found)) < len(found):
+        raise ValueError(
+            f"`--strength` must be finite numbers, each once; got {text!r}. Write them as in "
+            "0,0.5,1,2."
+        )
+    return found
+
+
+def read_steering_plan(path: Path, model: str) -> xr.Dataset:
+    """A plan with its directions, fitting a model of that name: from netCDF4, or a control vector.
+
+    A control vector acts on every token, as where it comes from, unless its file says otherwise.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError, TypeError
+        If it is none, or is of a model with other sizes.
+    """
+    if path.suffix == VECTOR_SUFFIX:
+        plan = read_control_vector(path)
+    else:
+        plan = read_variables(path, PLAN_VARIABLES, needed="u", cure=_CURE)
+    if "direction" not in plan:
+        raise ValueError(
+            f"`plan` must hold `u` and `direction`; got {str(path)!r} without `direction`. {_CURE}"
+        )
+    sizes = model_sizes(model)
+    if plan["direction"].sizes.get("feature") != sizes["n_features"]:
+        raise ValueError(
+            f"`plan` must be as wide as the states of the model, {sizes['n_features']}; got "
+            f"{dict(plan['direction'].sizes)} in {str(path)!r}. Give the model that it is of."
+        )
+    if "u_end" in plan or path.suffix == VECTOR_SUFFIX:
+        plan = with_layers(plan, sizes["n_layers"])
+        plan = plan.assign_attrs(positions=plan.attrs.get("positions", "every"))
+    return plan
+
+
+def steered_texts(
+    model: "DepthModel",
+    plan: xr.Dataset,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    *,
+    positions: "str | After | None",
+    max_new_tokens: int,
+    seed: int,
+    options: dict[str, Any],
+) -> xr.Dataset:
+    """``text`` (prompt, strength): what the model writes behind each prompt.
+
+    Sampled texts of all strengths are made with the same random numbers.
+    """
+    from depthsys import lm
+    from depthsys.lm.prices import same_chance
+
+    texts = np.empty((len(prompts), len(strengths)), dtype=object)
+    where = ""
+    for place, strength in enumerate(strengths):
+        with lm.steering(model, plan, plan, positions=positions, strength=strength) as here:
+            where = str(here.positions)
+            with same_chance(seed, model.device):
+                written = model.generate(prompts, max_new_tokens=max_new_tokens, **options)
+        texts[:, place] = written
+    return xr.Dataset(
+        {"text": (("prompt", "strength"), texts.astype(str))},
+        coords={"prompt": list(prompts), "strength": list(strengths)},
+        attrs={"positions": where, "model": model.name, "max_new_tokens": max_new_tokens},
+    )

@@ -1,0 +1,140 @@
+"""`depthsys generate`: texts by strength, as the library writes them."""
+
+import csv
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import export, lm
+from depthsys.files import write_netcdf
+from depthsys.study.generation import parsed_strengths
+from tests.export.test_control_vectors import written
+
+PROMPTS = ["the movie", "a long day"]
+ASKED = ["--device", "cpu", "--max-new-tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def plan(demo_model, demo_texts) -> xr.Dataset:
+    concept = lm.mean_difference(demo_model, demo_texts.concept)
+    return lm.equal_push_plan(concept, size=8.0, positions="generated")
+
+
+@pytest.fixture(scope="module")
+def path(plan, tmp_path_factory):
+    place = tmp_path_factory.mktemp("plans") / "plan.nc"
+    write_netcdf(place, {None: plan})
+    return place
+
+
+def by_library(model, plan, positions, strengths, prompts=PROMPTS, **options):
+    rows = []
+    for strength in strengths:
+        with lm.steering(model, plan, plan, positions=positions, strength=strength):
+            rows.append(model.generate(prompts, max_new_tokens=6, **options))
+    return {
+        (prompt, strength): row[i]
+        for strength, row in zip(strengths, rows, strict=True)
+        for i, prompt in enumerate(prompts)
+    }
+
+
+def in_file(path):
+    with path.open(newline="") as file:
+        return {(r["prompt"], float(r["strength"])): r["text"] for r in csv.DictReader(file)}
+
+
+def asked_for(prompts=PROMPTS):
+    return [word for prompt in prompts for word in ("--prompt", prompt)]
+
+
+@pytest.mark.parametrize(
+    ("options", "positions"),
+    [
+        ([], "generated"),  # as the plan says
+        (["--positions", "last"], "last"),
+        (["--positions", "every"], "every"),
+        (["--after", "the"], lm.After("the")),
+    ],
+)
+def test_texts_are_those_of_the_library(run, path, plan, demo_model, tmp_path, options, positions):
+    prompts = PROMPTS if not isinstance(positions, lm.After) else ["the movie", "over the hill"]
+    out = tmp_path / "texts.csv"
+    command = ["generate", "demo_48x4", "--plan", path, *asked_for(prompts), *ASKED]
+    code, shown, err = run(*command, "--strength", "0,-1,2", *options, "--out", out)
+    assert code == 0, err
+    expected = by_library(demo_model, plan, positions, [0.0, -1.0, 2.0], prompts)
+    assert in_file(out) == expected
+    assert len(set(expected.values())) > len(prompts)
+    for (prompt, _), text in expected.items():
+        assert prompt in shown
+        assert " ".join(text.split()) in " ".join(shown.split())
+    assert shown.index("-1") > shown.index(prompts[0])
+    assert "pushed: " in shown
+
+
+def test_sampling_has_a_seed_that_all_strengths_share(run, path, tmp_path):
+    found = []
+    for seed in ("3", "3", "4"):
+        out = tmp_path / "texts.csv"
+        command = ["generate", "demo_48x4", "--plan", path, *asked_for(), *ASKED, "--out", out]
+        code, _, err = run(*command, "--force", "--strength", "0,1e-9", "--sample", "--seed", seed)
+        assert code == 0, err
+        found.append(in_file(out))
+    assert found[0] == found[1] != found[2]
+    for prompt in PROMPTS:
+        assert found[0][prompt, 0.0] == found[0][prompt, 1e-9]
+
+
+def test_templates_are_put_around_prompts(run, path, plan, tmp_path, demo_model):
+    out = tmp_path / "texts.csv"
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", r"the\nmovie", *ASKED]
+    code, _, err = run(*command, "--template", "{text} was", "--strength", "1", "--out", out)
+    assert code == 0, err
+    model = lm.DepthModel(demo_model.hf, demo_model.tokenizer, template="{text} was")
+    assert in_file(out) == by_library(model, plan, "generated", [1.0], ["the\nmovie"])
+
+
+def test_a_control_vector_acts_on_every_token(run, demo_model, tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = {n: (3 * rng.standard_normal(48)).astype(np.float32) for n in (3, 2, 1)}
+    gguf, imported = written(tmp_path / "v.gguf", vectors), tmp_path / "v.nc"
+    assert run("import", gguf, "--out", imported)[0] == 0
+    vector = export.read_control_vector(gguf, n_layers=4, n_features=48)
+    expected = by_library(demo_model, vector, "every", [0.0, 1.0])
+    for source in (gguf, imported):
+        out = tmp_path / f"{source.suffix[1:]}.csv"
+        command = ["generate", "demo_48x4", "--plan", source, *asked_for(), *ASKED, "--out", out]
+        code, shown, err = run(*command, "--strength", "0,1")
+        assert code == 0, err
+        assert in_file(out) == expected
+        assert "pushed: every token" in shown
+
+
+def test_what_is_typed_wrongly_is_named_as_it_is_typed(run, path, plan, tmp_path):
+    def refused(*options, plan=path, words):
+        command = ["generate", "demo_48x4", "--plan", plan, "--prompt", "the movie", *ASKED]
+        code, shown, err = run(*command, *options)
+        assert (code, shown) == (2, "")
+        assert words in " ".join(err.split())
+
+    refused("--strength", "a", words="`--strength` must be finite numbers, each once; got 'a'")
+    refused("--strength", "1,1", words="`--strength` must be finite numbers, each once")
+    refused("--seed", "1", words="`--seed` must come with --sample; got 1")
+    refused("--positions", "first", words="`--positions` must be one of")
+    refused("--positions", "last", "--after", "x", words="`--positions` and `--after` must not")
+    refused("--after", "xyzzy", words="`--after` must mark a place in every prompt")
+    refused("--max-new-tokens", "0", words="`--max-new-tokens` must be a whole number >= 1")
+    (tmp_path / "there.csv").touch()
+    refused("--out", tmp_path / "there.csv", words="`--out` must not exist yet")
+    refused(plan=tmp_path / "none.nc", words="`--plan` must")
+    bare, narrow = tmp_path / "bare.nc", tmp_path / "narrow.nc"
+    write_netcdf(bare, {None: plan.drop_vars("direction")})
+    write_netcdf(narrow, {None: plan.isel(feature=slice(40))})
+    refused(plan=bare, words="`--plan` must hold `u` and `direction`")
+    refused(plan=narrow, words="`--plan` must be as wide as the states of the model, 48; got")
+
+
+def test_strengths():
+    assert parsed_strengths(" 0,-2, 1e-1") == [0.0, -2.0, 0.1]
