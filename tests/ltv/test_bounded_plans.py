@@ -101,6 +101,8 @@ def test_a_plan_says_what_it_does_to_which_model(m):
     assert json.loads(plan.attrs["layers"]) == [0, 1, 2, 3, 4, 5]
     sign = "u > 0 pushes towards 'glad', u < 0 towards 'sad'"
     assert plan.attrs.get("sign") == (sign if m == 1 else None)
+    for classes in ("sad, glad", "[]"):
+        assert "sign" not in ltv.minimum_energy(system.assign_attrs(classes=classes), 1.0).attrs
     assert "warning" not in plan.attrs
     assert all(isinstance(value, (str, int, float)) for value in plan.attrs.values())
     large = ltv.minimum_energy(system, 1.0 * 0.31 / float(plan.push.max()))
