@@ -11,6 +11,7 @@ from scipy.optimize import linprog, minimize
 from scipy.sparse.linalg import aslinearoperator
 
 from depthsys import ltv
+from depthsys.ltv import bounded
 from depthsys.ltv.plan import WHAT_IT_DOES
 from tests.ltv.models import model_system, push_lengths, stacked_gains
 from tests.ltv.test_system import random_arrays
@@ -429,3 +430,9 @@ def test_sizes_many_decades_apart_do_not_stop_the_solver(seed, part, spread):
     # on the way to the target, or there
     reached = (1 - plan.residual.item()) * d
     np.testing.assert_allclose(plan.predicted, reached, rtol=1e-6, atol=1e-9 * abs(reached).max())
+
+
+def test_a_solver_that_contradicts_itself_is_an_error(monkeypatch):
+    monkeypatch.setattr(bounded, "_largest_part", lambda *_: 2.0)
+    with pytest.raises(np.linalg.LinAlgError, match="got no solution where one was found before"):
+        ltv.minimum_energy(model_system(0), 100.0, max_relative_push=0.01)
