@@ -296,3 +296,12 @@ def test_noise_of_rounding_ends_a_search_rather_than_sending_it_round():
 def test_bad_problems(change, message):
     with pytest.raises(ValueError, match=message):
         Problem(**{"weights": np.ones(2), "target": np.ones(1), **change})
+
+
+def test_a_derivative_that_is_none_stalls():
+    def wrong(u):
+        return np.array([u.sum() / 2]), np.full((1, 2), -0.5)
+
+    found = least_energy(Problem(np.ones(2), np.ones(1)), wrong)
+    assert (found.met, found.ended) == (False, "stalled")
+    assert not found.history["taken"][1:].any()
