@@ -394,8 +394,8 @@ class _State:
         found = self._solved(here.c, self.radius, None)
         if found is not None:
             d, _, duals = found
-            cost = self._model(d)
-            self._raise_price(1.2 * float(np.abs(duals).max()), cost, here.off)
+            # above the multipliers, and a step that the model likes is worth its energy
+            self.price = max(self.price, 1.2 * float(np.abs(duals).max()))
             return self._step(d)
         nearest = self._solved(here.c, self.radius, np.inf)
         if nearest is None:
@@ -412,7 +412,7 @@ class _State:
                 break
             price *= 4
         d = nearest[0] if found is None else found[0]
-        self._raise_price(price, self._model(d), max(here.off - self._off(d), 0.0))
+        self.price = max(self.price, price)
         return self._step(d)
 
     def _step(self, d: np.ndarray) -> _Step:
@@ -437,11 +437,6 @@ class _State:
             wide = self._solved(self.here.c, self.units.radius, np.inf)
             return wide is None or self.here.off - wide[1] <= NO_WAY_ON * self.here.off
         return True
-
-    def _raise_price(self, least: float, cost: float, gain: float) -> None:
-        """A price of a miss at which the step is worth its cost."""
-        needed = cost / (0.7 * gain) if gain > self.rounding else 0.0
-        self.price = max(self.price, least, needed)
 
     def _solved(self, c, radius, price) -> tuple[np.ndarray, float, np.ndarray] | None:
         """The model's best step, what is then left of c, and multipliers; None if there is none.
