@@ -143,13 +143,14 @@ def _left(columns: np.ndarray, z: np.ndarray, least: LeastNorm) -> float:
 
 def _largest_part(basis: np.ndarray, aim: np.ndarray, size: float, limits: Limits) -> float:
     """The largest t <= 2 for which t aim can be reached within the limits, in units of ``size``."""
-    widest = _widest(limits)
-    unit = min(size, widest) if widest > 0 else size
+    # nothing goes further along the aim than every push as far along it as its bound allows
+    far = float(reach((basis.T @ aim).reshape(limits.lower.shape), limits).sum())
+    if far <= 0:
+        return 0.0
+    unit = min(size, far)
     n = basis.shape[1]
     box, balls = _bounds(limits, unit)
-    # nothing goes further along the aim than every push as far along it as its bound allows
-    far = reach((basis.T @ aim).reshape(limits.lower.shape), limits).sum() / unit
-    lower, upper = np.append(box[0], 0.0), np.append(box[1], min(2 * size / unit, 2 * far))
+    lower, upper = np.append(box[0], 0.0), np.append(box[1], 2.0)
     balls = [(np.pad(matrix, ((0, 0), (0, 1))), radius) for matrix, radius in balls]
     found = quadratic_program(
         np.zeros((n + 1, n + 1)),
@@ -182,24 +183,21 @@ def _within(
 
 
 def reach(pull: np.ndarray, limits: Limits) -> np.ndarray:
-    """An upper bound (..., layer) of pull' z (..., layer, input) within the limits."""
+    """An upper bound (..., layer) of pull' z (..., layer, input) within the limits.
+
+    Exact where a layer has a box or a ball, not both.
+    """
     some = pull != 0
     bound = np.where(some, np.where(pull > 0, limits.upper, limits.lower), 0.0)
     box = (pull * bound).sum(-1)
-    least = np.linalg.svd(limits.turn, compute_uv=False)[..., -1]  # how little a turn stretches
-    seen = some.any(-1) & (least > 0)
-    length = np.linalg.norm(pull, axis=-1) / np.where(seen, least, 1.0)
+    stretch = np.linalg.svd(limits.turn, compute_uv=False)
+    full = stretch[..., -1] > 1e-12 * stretch[..., 0]
+    identity = np.eye(pull.shape[-1])
+    inverse = np.linalg.inv(np.where(full[..., None, None], limits.turn, identity))
+    length = np.linalg.norm((pull[..., None, :] @ inverse)[..., 0, :], axis=-1)
+    seen = full & (length > 0)  # infinity times zero is no number
     ball = np.where(seen, np.where(seen, length, 1.0) * limits.radius, np.inf)
     return np.where(some.any(-1), np.minimum(box, ball), 0.0)
-
-
-def _widest(limits: Limits) -> float:
-    """The largest finite bound."""
-    bounds = np.concatenate([abs(limits.lower).ravel(), abs(limits.upper).ravel()])
-    stretch = np.linalg.norm(limits.turn, axis=(-2, -1))
-    balls = limits.radius[stretch > 0] / stretch[stretch > 0]
-    finite = np.concatenate([bounds[np.isfinite(bounds)], balls[np.isfinite(balls)]])
-    return float(finite.max(initial=0.0))
 
 
 def _bounds(

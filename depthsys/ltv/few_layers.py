@@ -74,17 +74,16 @@ def _score(found: Found) -> tuple[float, float]:
 def _best(task: Task, sets: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], Found]:
     """The set with the best plan; plans are made in the order of what they could be at best."""
     short, energy = _at_best(task, np.array(sets))
-    best: tuple[tuple[int, ...], Found] | None = None
-    for at in np.lexsort((energy, short)):
-        if best is not None and not _better((float(short[at]), float(energy[at])), _score(best[1])):
+    first, *others = np.lexsort((energy, short))
+    best = sets[first], least_push(task.of(sets[first]))
+    if task.limits is None:
+        return best  # nothing was optimistic
+    for at in others:
+        if not _better((float(short[at]), float(energy[at])), _score(best[1])):
             break
         found = least_push(task.of(sets[at]))
-        if best is None or _score(found) < _score(best[1]):
+        if _score(found) < _score(best[1]):
             best = sets[at], found
-        if task.limits is None:
-            break  # nothing was optimistic
-    if best is None:
-        raise ValueError("`sets` must hold at least one set of layers; got none. Give one.")
     return best
 
 

@@ -111,13 +111,14 @@ def minimum_energy(
         ``rtol`` than that.
 
         With outputs held, ``hold_price``, the energy over that of the same plan without holding
-        (1 is free), and ``side_effect`` (output), where that plan takes the held outputs (NaN for
-        those steered). With bounds, ``at_limit`` (layer), which pushes lie on one, and
-        ``kkt_residual``, what is left of the optimality conditions (see `Program`). With
-        ``max_layers``, ``chosen`` (layer), ``lower_bound``, a proved lower bound on the energy of
-        every plan with so few layers, and ``optimality_gap``, energy / lower bound - 1 (0 where the
-        choice is exact); both NaN where the target is not reached. Of a system with ``state_norm``
-        and ``v``, ``push`` (layer), the size of the push over the state's norm.
+        (1 is free; NaN where the target is not reached), and ``side_effect`` (output), where that
+        plan takes the held outputs (NaN for those steered). With bounds, ``at_limit`` (layer),
+        which pushes lie on one, and ``kkt_residual``, what is left of the optimality conditions
+        relative to the gradient of the energy and to the energy. With ``max_layers``, ``chosen``
+        (layer), ``lower_bound``, a proved lower bound on the energy of every plan with so few
+        layers, and ``optimality_gap``, energy / lower bound - 1 (0 where the choice is exact);
+        both NaN where the target is not reached. Of a system with ``state_norm`` and ``v``,
+        ``push`` (layer), the size of the push over the state's norm.
 
         attrs: ``certified``, "yes", or "not certified" and why: where the rank is not, or where u,
         run through the layers, ends elsewhere, since rounding of u grows with the modes that grow;
@@ -339,6 +340,7 @@ def _price(
     """What holding costs, and where what is held would go."""
     free = _solved(aim.without_held(), cost, limits, most, rtol)
     price = (found["energy"] / free["energy"]).where(free["energy"] > 0, 1.0)
+    price = price.where((found["short"] <= rtol) & (free["short"] <= rtol))
     ends = alone + (aim.gain * free["u"]).sum(["layer", "input"])
     held = np.arange(len(aim.rows or ())) >= len(aim.rows or ()) - aim.held
     ends = ends.where(xr.DataArray(held, dims=[aim.goal]))

@@ -211,7 +211,10 @@ def about_plan(
 
 def _sign(system: xr.Dataset, n_inputs: int) -> str | None:
     """What a push of positive ``u`` pushes towards, where the classes of one concept are known."""
-    classes = json.loads(str(system.attrs.get("classes", "[]")))
+    try:
+        classes = json.loads(str(system.attrs.get("classes", "[]")))
+    except ValueError:  # of somebody else
+        return None
     if n_inputs != 1 or len(classes) != 2:
         return None
     return f"u > 0 pushes towards {classes[1]!r}, u < 0 towards {classes[0]!r}"

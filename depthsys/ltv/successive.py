@@ -52,7 +52,8 @@ class Problem:
     target
         t (output), finite and not all zero.
     bounds
-        Pairs :math:`(M, \rho)`: :math:`\|M u\| \le \rho`; M is (row, variable).
+        Pairs :math:`(M, \rho)`: :math:`\|M u\| \le \rho`; M is (row, variable). No two of them
+        are of the same part of u.
     sizes
         Pairs :math:`(M, \rho)`: a step d has the size :math:`\max \|M d\| / \rho`, and the first
         one has at most the size `FIRST_RADIUS`. Without, steps are measured in energy, and the
@@ -242,12 +243,7 @@ def search(
         if step is None:
             break
         y, gradient = yield units.u(step.z)
-        if not state.judge(step, units.point(units.u(step.z), y, gradient)):
-            again = state.corrected(step)
-            if again is not None and state.ended is None and state.steps < max_steps:
-                y, gradient = yield units.u(again.z)
-                state.judge(again, units.point(units.u(again.z), y, gradient))
-            state.shrink(step)
+        state.judge(step, units.point(units.u(step.z), y, gradient))
     return state.optimum()
 
 
@@ -366,7 +362,6 @@ class _Step(NamedTuple):
     z: np.ndarray
     d: np.ndarray
     promised: float
-    exact: bool
 
 
 @dataclass
@@ -389,7 +384,7 @@ class _State:
         self.H = 2 * np.eye(len(self.here.z))
         self.radius = self.units.radius
         self.nearest = self.here
-        self._settle(True)
+        self._settle()
 
     # ------------------------------------------------------------------ a step
 
@@ -399,9 +394,9 @@ class _State:
         found = self._solved(here.c, self.radius, None)
         if found is not None:
             d, _, duals = found
-            cost = self._model(d)
-            self._raise_price(1.2 * float(np.abs(duals).max()), cost, here.off)
-            return self._step(d, True)
+            # above the multipliers, and a step that the model likes is worth its energy
+            self.price = max(self.price, 1.2 * float(np.abs(duals).max()))
+            return self._step(d)
         nearest = self._solved(here.c, self.radius, np.inf)
         if nearest is None:
             self.ended = "stalled"
@@ -417,23 +412,15 @@ class _State:
                 break
             price *= 4
         d = nearest[0] if found is None else found[0]
-        self._raise_price(price, self._model(d), max(here.off - self._off(d), 0.0))
-        return self._step(d, False)
+        self.price = max(self.price, price)
+        return self._step(d)
 
-    def corrected(self, step: _Step) -> _Step | None:
-        """The step with the curvature of the constraint, seen at its end, taken into account."""
-        tried = self.tried
-        if not (step.exact and tried.is_finite) or tried.off < 0.1 * self.rounding:
-            return None
-        found = self._solved(tried.c - self.here.J @ step.d, self.radius, None)
-        return None if found is None else self._step(found[0], True)
-
-    def _step(self, d: np.ndarray, exact: bool) -> _Step:
+    def _step(self, d: np.ndarray) -> _Step:
         units, here = self.units, self.here
         z = _inside(units.u(here.z + d), self.bounds) / units.per_z
         d = z - here.z
         promised = self.price * (here.off - self._off(d)) - self._model(d)
-        return _Step(z, d, max(promised, 0.0), exact)
+        return _Step(z, d, max(promised, 0.0))
 
     def _model(self, d: np.ndarray) -> float:
         """Change of the energy that the model expects, curvature of the constraint included."""
@@ -450,12 +437,6 @@ class _State:
             wide = self._solved(self.here.c, self.units.radius, np.inf)
             return wide is None or self.here.off - wide[1] <= NO_WAY_ON * self.here.off
         return True
-
-    def _raise_price(self, least: float, cost: float, gain: float) -> None:
-        """A price of a miss at which the step is worth its cost."""
-        needed = max(least, cost / (0.7 * gain) if gain > self.rounding else 0.0)
-        # a price from far away, where a region was too small, would hide the energy
-        self.price = needed if self.price > 10 * needed else max(self.price, needed)
 
     def _solved(self, c, radius, price) -> tuple[np.ndarray, float, np.ndarray] | None:
         """The model's best step, what is then left of c, and multipliers; None if there is none.
@@ -482,7 +463,7 @@ class _State:
         lower[:n], upper[:n] = np.minimum(lower[:n], 0), np.maximum(upper[:n], 0)
         if slack:
             A[:m, n + copies :] = np.concatenate([np.eye(m), -np.eye(m)], axis=1)
-            q[n + copies :] = 1.0 if price is None or only_near else price
+            q[n + copies :] = 1.0 if only_near else price
             lower[n + copies :] = 0.0
         at_d, at_z = np.eye(n, size), np.eye(n, size, k=n)
         balls = [(matrix @ at_d, radius * r) for matrix, r in self.units.sizes.balls]
@@ -500,41 +481,35 @@ class _State:
 
     # ------------------------------------------------------------------ what came of it
 
-    def judge(self, step: _Step, there: _Point) -> bool:
-        """Whether the step is taken; the region, the curvature and the records follow."""
+    def judge(self, step: _Step, there: _Point) -> None:
+        """Take the step or leave it; the region, the curvature and the records follow."""
         self.steps += 1
         self.evaluations += 1
-        self.tried = there
-        if not there.is_finite:
-            self._record(False)
-            return False
-        if there.off < self.nearest.off:
-            self.nearest = there
-        here = self.here
-        got = here.energy - there.energy + self.price * (here.off - there.off)
-        # differences that rounding explains decide nothing
-        doubt = self.price * self.rounding + 1e-14 * here.energy
-        share = (got + doubt) / (step.promised + doubt)
+        share = self._share(step, there) if there.is_finite else -np.inf
+        if there.is_finite:
+            self._bend(there)
+            self.nearest = min(self.nearest, there, key=lambda point: point.off)
         size = self.units.sizes.size(step.d)
-        self._bend(there)
         if share < TAKEN:
             self._record(False)
-            return False
+            self.radius = 0.3 * min(self.radius, size)
+            if self.radius < SMALLEST_RADIUS * self.units.radius:
+                self.ended = "stalled"
+            return
         self.here = there
         if share < POOR:
             self.radius = max(0.5 * size, 0.25 * self.radius)
         elif share > GOOD and size > 0.8 * self.radius:
             self.radius *= 2.5
-        self._settle(True)
-        return True
+        self._settle()
 
-    def shrink(self, step: _Step) -> None:
-        """After a step that was not taken, unless its correction was."""
-        if self.rows[-1][-1]:
-            return
-        self.radius = 0.3 * min(self.radius, self.units.sizes.size(step.d))
-        if self.radius < SMALLEST_RADIUS * self.units.radius and self.ended is None:
-            self.ended = "stalled"
+    def _share(self, step: _Step, there: _Point) -> float:
+        """How much of what the model promised came true."""
+        here = self.here
+        got = here.energy - there.energy + self.price * (here.off - there.off)
+        # differences that rounding explains decide nothing
+        doubt = self.price * self.rounding + 1e-14 * here.energy
+        return (got + doubt) / (step.promised + doubt) if step.promised + doubt > 0 else -np.inf
 
     def _bend(self, there: _Point) -> None:
         """Damped BFGS with the change of the Lagrangian's gradient."""
@@ -551,9 +526,9 @@ class _State:
             along = float(s @ change)
         self.H = self.H - np.outer(Hs, Hs) / curved + np.outer(change, change) / along
 
-    def _settle(self, taken: bool) -> None:
+    def _settle(self) -> None:
         self.kkt_residual, self.multipliers = _stationarity(self.here, self.units.bounds)
-        self._record(taken)
+        self._record(True)
         if self.here.residual <= self.target_rtol and self.kkt_residual <= self.kkt:
             self.ended = "met"
 

@@ -53,7 +53,7 @@ def test_baselines_push_where_the_system_predicts_progress(
 
 
 def test_required_energy_is_the_first_crossing_on_the_full_model(tiny, tokens, concept, system):
-    plan = ltv.minimum_energy(system, target=0.3)
+    plan = ltv.minimum_energy(system, target=0.3, energy="absolute")
     schedules = plan.u.rename(input="schedule").assign_coords(schedule=["plan"])
     amplitude = float(np.sqrt(plan.energy))
     found = lm.required_energy(tiny, tokens, concept, schedules, 0.3, amplitude=amplitude)

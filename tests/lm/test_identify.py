@@ -243,3 +243,26 @@ def test_router_margin_is_the_least_over_all_prompts():
         each = lm.identify(model, tokens, concept, method, per_prompt=True)
         mine = each.router_margin.transpose("prompt", "layer")
         np.testing.assert_allclose(mine, margins, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("readout", ["concept", "profile"])
+def test_concepts_are_steered_and_held_by_name(tiny, tokens, readout):
+    rng = np.random.default_rng(3)
+    v = rng.standard_normal((2, 4, 16))
+    v /= np.linalg.norm(v, axis=-1, keepdims=True)
+    parts = {
+        name: xr.Dataset({"direction": (("depth", "feature"), each)})
+        for name, each in zip(("movies", "hate"), v, strict=True)
+    }
+    both = lm.several(parts)
+    system = lm.identify(tiny, tokens, both, lm.Ensemble(order=6), readout=readout)
+    plan = ltv.minimum_energy(system, 1e-3, outputs="movies", hold="hate")
+    assert plan.output_name.values.tolist() == ["movies", "hate"]
+    assert plan.attrs["energy"] == "relative"
+    assert plan.attrs["model_fingerprint"] == tiny.fingerprint
+    free = ltv.minimum_energy(system, 1e-3, outputs="movies")
+    np.testing.assert_allclose(plan.hold_price, plan.energy / free.energy)
+    moved = lm.play(tiny, tokens, both, plan).response.mean("prompt").squeeze().values
+    np.testing.assert_allclose(moved, [1e-3, 0], atol=2e-5)
+    aside = lm.play(tiny, tokens, both, free).response.mean("prompt").squeeze().values
+    np.testing.assert_allclose(aside[1], plan.side_effect[1], rtol=0.05)

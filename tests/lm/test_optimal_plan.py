@@ -467,9 +467,12 @@ def test_layers_without_a_direction_cannot_push_alone(tiny, tokens, concept):
 
 @pytest.mark.real
 def test_smollm2_meets_its_targets(real_folder):
-    """One and three standard deviations, both energies, with and without bounds."""
+    """One and three standard deviations, both energies, with and without bounds.
+
+    With absolute energy the first layer is cheapest, and pushed by more than the state is long.
+    """
     model = lm.DepthModel.load(str((real_folder / MODEL).resolve()), device="cpu")
-    texts = lm.read_texts(real_folder / "movies.csv").split(concept=20, operating=2, held_out=2)
+    texts = lm.read_texts(real_folder / "tweets.csv").split(concept=20, operating=2, held_out=2)
     concept = lm.mean_difference(model, texts.concept)
     run = model.run(texts.operating)
     std = float(lm.linear_gains(run, concept).readout.std())

@@ -11,6 +11,7 @@ from scipy.optimize import linprog, minimize
 from scipy.sparse.linalg import aslinearoperator
 
 from depthsys import ltv
+from depthsys.ltv import bounded
 from depthsys.ltv.plan import WHAT_IT_DOES
 from tests.ltv.models import model_system, push_lengths, stacked_gains
 from tests.ltv.test_system import random_arrays
@@ -101,6 +102,8 @@ def test_a_plan_says_what_it_does_to_which_model(m):
     assert json.loads(plan.attrs["layers"]) == [0, 1, 2, 3, 4, 5]
     sign = "u > 0 pushes towards 'glad', u < 0 towards 'sad'"
     assert plan.attrs.get("sign") == (sign if m == 1 else None)
+    for classes in ("sad, glad", "[]"):
+        assert "sign" not in ltv.minimum_energy(system.assign_attrs(classes=classes), 1.0).attrs
     assert "warning" not in plan.attrs
     assert all(isinstance(value, (str, int, float)) for value in plan.attrs.values())
     large = ltv.minimum_energy(system, 1.0 * 0.31 / float(plan.push.max()))
@@ -406,3 +409,30 @@ def test_holding_has_a_price_and_spares_a_side_effect():
     assert "hold_price" not in without
     nothing = ltv.minimum_energy(system, 0.0, outputs=2, hold=0)
     assert nothing.hold_price == 1
+    far = {"max_relative_push": 1e-3, "allow_residual": True}
+    assert np.isnan(ltv.minimum_energy(system, 1.0, outputs=2, hold=0, **far).hold_price)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e4])
+@pytest.mark.parametrize("part", [1e-6, 1e-3, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_sizes_many_decades_apart_do_not_stop_the_solver(seed, part, spread):
+    """Targets a million times beyond the bounds, states and gains that differ by four decades."""
+    system = model_system(seed, 12, m=1 + seed % 3, p=1 + seed % 2, spread=spread)
+    rng = np.random.default_rng(seed)
+    system["B"] = system.B * 10 ** rng.uniform(-4, 2, (12, 1, 1))
+    d = 10.0 ** rng.uniform(-6, 6) * rng.standard_normal(system.sizes["output"])
+    free = ltv.minimum_energy(system, d)
+    rho, most = part * float(free.push.max()), 2 * float(abs(free.u).max())
+    plan = ltv.minimum_energy(system, d, max_relative_push=rho, upper=most, allow_residual=True)
+    assert plan.kkt_residual < 1e-6
+    assert plan.push.max() <= rho * (1 + 1e-9)
+    # on the way to the target, or there
+    reached = (1 - plan.residual.item()) * d
+    np.testing.assert_allclose(plan.predicted, reached, rtol=1e-6, atol=1e-9 * abs(reached).max())
+
+
+def test_a_solver_that_contradicts_itself_is_an_error(monkeypatch):
+    monkeypatch.setattr(bounded, "_largest_part", lambda *_: 2.0)
+    with pytest.raises(np.linalg.LinAlgError, match="got no solution where one was found before"):
+        ltv.minimum_energy(model_system(0), 100.0, max_relative_push=0.01)

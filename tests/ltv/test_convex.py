@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, lsq_linear, minimize
 
+from depthsys.ltv import convex
 from depthsys.ltv.convex import quadratic_program
 
 NONE = np.zeros((0, 4)), np.zeros(0)
@@ -121,3 +122,11 @@ def test_what_no_point_satisfies_is_not_found():
 def test_what_has_no_least_value_is_an_error():
     with pytest.raises(np.linalg.LinAlgError, match=r"must be solvable; got 'DualInfeasible' of"):
         quadratic_program(np.zeros((2, 2)), np.ones(2), np.zeros((0, 2)), np.zeros(0))
+
+
+def test_where_rounding_stops_the_solver_it_is_asked_for_less(monkeypatch):
+    P, q, A, b = problem(0)
+    fine = quadratic_program(P, q, A, b, upper=0.6 * np.ones(4))
+    monkeypatch.setattr(convex, "TOLERANCE", 1e-40)
+    coarse = quadratic_program(P, q, A, b, upper=0.6 * np.ones(4))
+    np.testing.assert_allclose(coarse.z, fine.z, atol=1e-6)

@@ -267,20 +267,22 @@ def test_no_more_steps_than_allowed():
     assert found.residual > 1e-3
 
 
-def test_noise_of_rounding_ends_a_search_rather_than_sending_it_round():
-    rng = np.random.default_rng(0)
-    exact = curved(0, 1)
+def test_noise_of_rounding_decides_nothing():
+    """Near the optimum the energy changes by less than the noise of y times its price."""
+    cost = weights(0)
+    for seed in range(8):
+        rng, exact = np.random.default_rng(seed), curved(seed, 1)
 
-    def evaluate(u):
-        y, gradient = exact(u)
-        return y + 1e-5 * rng.standard_normal(1), gradient * (1 + 1e-3 * rng.standard_normal(N))
+        def evaluate(u, rng=rng, exact=exact):
+            y, gradient = exact(u)
+            return y + 1e-4 * rng.standard_normal(1), gradient
 
-    found = least_energy(
-        Problem(weights(0), np.array([1.2])), evaluate, rounding=1e-4, kkt=1e-8, max_steps=100
-    )
-    assert not found.met
-    assert found.residual < 1e-3
-    assert found.kkt_residual < 5e-3
+        found = least_energy(
+            Problem(cost, np.array([1.2])), evaluate, rounding=5e-4, target_rtol=2e-3, kkt=1e-4
+        )
+        assert found.met
+        assert found.history["taken"].all()
+        assert found.steps < 10
 
 
 @pytest.mark.parametrize(
@@ -296,3 +298,12 @@ def test_noise_of_rounding_ends_a_search_rather_than_sending_it_round():
 def test_bad_problems(change, message):
     with pytest.raises(ValueError, match=message):
         Problem(**{"weights": np.ones(2), "target": np.ones(1), **change})
+
+
+def test_a_derivative_that_is_none_stalls():
+    def wrong(u):
+        return np.array([u.sum() / 2]), np.full((1, 2), -0.5)
+
+    found = least_energy(Problem(np.ones(2), np.ones(1)), wrong)
+    assert (found.met, found.ended) == (False, "stalled")
+    assert not found.history["taken"][1:].any()
