@@ -61,7 +61,7 @@ def _optimum(found: xr.Dataset) -> str:
 def _held_out(found: xr.Dataset) -> list[str]:
     if "held_out_shift" not in found:
         return []
-    part = found["held_out_shift"] / float(found["target"].values.ravel()[0])
+    part = found["held_out_shift"].isel(output=0) / float(found["target"].values.ravel()[0])
     mean, low, high = (float(part.sel(bound=bound)) for bound in ("estimate", "low", "high"))
     low, high = sorted((low, high))
     return [

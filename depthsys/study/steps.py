@@ -144,7 +144,7 @@ def plan(cell: Cell, system: xr.Dataset) -> xr.Dataset:
         found = lm.optimal_plan(
             cell.operating, concept, shift, start=linear, held_out=cell.held_out, **asked
         )
-        found["linear_push"] = linear["push"]
+        found["linear_push"] = linear["push"].drop_vars(["order", "layer"], errors="ignore")
     direction = concept["direction"].expand_dims("input", axis=1)
     found["direction"] = direction.transpose("depth", "input", "feature")
     found.attrs |= {
