@@ -50,3 +50,30 @@ def length_batches(
         batches.append(np.sort(order[start_of[stop] : stop]))
         stop = start_of[stop]
     return batches[::-1]
+
+
+def writing_batches(
+    lengths: Sequence[int], *, padded: bool, max_rows: int = 32, max_tokens: int = 2**14
+) -> list[np.ndarray]:
+    """Row numbers grouped into batches that write together.
+
+    What counts is how many passes are made, one for each new token, and hardly how many prompts
+    are in them: so as few batches as possible, with any padding where ``padded`` allows it.
+
+    Examples
+    --------
+    >>> [batch.tolist() for batch in writing_batches([9, 2, 9, 4], padded=True)]
+    [[0, 1, 2, 3]]
+    >>> [batch.tolist() for batch in writing_batches([9, 2, 9], padded=False)]
+    [[1], [0, 2]]
+    """
+    array = np.asarray(lengths)
+    if not padded:
+        groups = [np.flatnonzero(array == length) for length in np.unique(array)]
+    else:
+        groups = [np.argsort(array, kind="stable")]
+    batches = []
+    for group in groups:
+        rows = max(1, min(max_rows, max_tokens // int(array[group].max())))
+        batches += [np.sort(group[i : i + rows]) for i in range(0, len(group), rows)]
+    return batches

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from depthsys.lm import contract
-from depthsys.lm.batches import length_batches
+from depthsys.lm.batches import writing_batches
 from depthsys.lm.contexts import Budget
 from depthsys.lm.hf.blocks import Blocks
 from depthsys.lm.hf.causes import first_line, memory_error, out_of_memory
@@ -363,7 +363,7 @@ class DepthModel:
                 f"fed; got {short(self.prompting.read_at)}. Load the model without it."
             )
         rows, _ = self.tokenize(prompts)
-        batches = length_batches([len(row) for row in rows], padded=self.left_padding)
+        batches = writing_batches([len(row) for row in rows], padded=self.left_padding)
         return new_tokens(
             self.blocks, rows, batches, max_new_tokens=max_new_tokens, options=options
         )

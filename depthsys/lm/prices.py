@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.accuracy import mean_bounds
-from depthsys.lm.batches import length_batches
+from depthsys.lm.batches import writing_batches
 from depthsys.lm.directions import direction_note
 from depthsys.lm.hf.tokens import tokens_sha256
 from depthsys.lm.hf.writing import check_room, end_tokens, padded, read_plainly, read_steered
@@ -165,9 +165,9 @@ class _Work:
         found = {name: np.full(len(new), np.nan) for name in MEASURES}
         longest = max(map(len, new))
         n_words = self.model.hf.get_output_embeddings().weight.shape[0]
-        count = max(1, LOGITS // (4 * longest * n_words))
-        batches = length_batches(
-            [len(row) for row in self.rows], max_prompts=count, padded=self.model.left_padding
+        count = min(32, max(1, LOGITS // (4 * longest * n_words)))
+        batches = writing_batches(
+            [len(row) for row in self.rows], max_rows=count, padded=self.model.left_padding
         )
         for numbers in batches:
             measured = self._read(numbers, [new[i] for i in numbers], at)

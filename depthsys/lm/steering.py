@@ -20,6 +20,7 @@ from depthsys.lm.positions import Positions, checked, decoder
 from depthsys.ltv.plan import WHAT_IT_DOES, check_pushes_exist, schedule
 
 OPERATIONS = ("add", "feedback")
+HOOK = "input of block l"
 _LAW = ("K", "W", "x_ref", "r_ref")
 # fingerprints of models that are not wrapped, which cost a look at every weight
 _FINGERPRINTS: weakref.WeakKeyDictionary[Any, tuple[Weights, str]] = weakref.WeakKeyDictionary()
@@ -202,6 +203,12 @@ def _push_of(
         raise ValueError(
             f"`plan` must be one of {OPERATIONS}, and with {', '.join(_LAW)} where it is feedback; "
             f"got the operation {operation!r} with {sorted(map(str, plan))}. Make it again."
+        )
+    hook = plan.attrs.get("hook", HOOK)
+    if not str(hook).startswith(HOOK):
+        raise ValueError(
+            f"`plan` must push at the {HOOK}, the state at depth l; got one for {short(hook)}. "
+            "Move it by a layer, or make it again."
         )
     exists = defined(concept)
     check_pushes_exist(u, exists[:-1])

@@ -167,3 +167,21 @@ def test_blocks_on_two_devices_give_the_same_numbers():
         assert a.jvp(layer, V).is_cuda
         np.testing.assert_allclose(a.jvp(layer, V).cpu(), b.jvp(layer, V), atol=1e-10)
         np.testing.assert_allclose(a.vjp(layer, V).cpu(), b.vjp(layer, V), atol=1e-10)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("positions", ["last", "generated", "every", lm.After([1])], ids=str)
+def test_steered_texts(family, positions, device, concept):
+    """A static cache would be compiled on a GPU, with the pushes of the first pass."""
+    hf = TINY[family]().double()
+    hf.generation_config.eos_token_id = None
+    models = lm.DepthModel(hf), lm.DepthModel(copy.deepcopy(hf).to(device))
+    plan = xr.Dataset({"u": ("layer", [1.5, -2.5, 2.0])})
+    prompts = [[3, 1, 4, 7], [1, 6, 5]]
+    for cache in (None, "static"):
+        options = {"max_new_tokens": 6, "cache_implementation": cache}
+        found = []
+        for model in models:
+            with lm.steering(model, concept, plan, positions=positions):
+                found.append(model.new_tokens(prompts, **options))
+        assert found[0] == found[1]

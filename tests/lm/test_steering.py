@@ -579,6 +579,9 @@ def test_wrong_plans_are_refused_before_a_hook_is_set(model, concept, plan):
     refused(r"`plan.u_end` must be one finite number", by=plan.assign(u_end=np.inf))
     refused(r"`plan` must be one of \('add', 'feedback'\)", by=plan.assign_attrs(operation="clamp"))
     refused(r"`plan` must be one of .* feedback", by=plan.assign_attrs(operation="feedback"))
+    refused(
+        r"`plan` must push at the input of block l", by=plan.assign_attrs(hook="output of block")
+    )
     law = plan.assign(law_of()).assign_attrs(operation="feedback")
     refused(r"`plan` must hold a finite W", by=law.assign(W=law["W"] * np.nan))
     refused(r"`plan` must be made for the weights", by=plan.assign_attrs(model_fingerprint="x"))
