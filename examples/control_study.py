@@ -13,11 +13,14 @@ DATA and REAL only the demo family is run, on its synthetic texts.
 import argparse
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import xarray as xr
 
 from depthsys import lm, study
+from depthsys.shift import Shift
 from depthsys.study import steps
 
 ROOT = Path(__file__).parents[1]
@@ -56,9 +59,10 @@ def run_cell(name: str, task: str, options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cell = made(name, task, options)
     system = kept(folder / "system.nc", lambda: identified(cell))
-    if options.systems:
-        return
-    raise NotImplementedError(system)
+    for target in TARGETS if not options.systems else ():
+        wanted = Shift.read(target)
+        plan = kept(folder / f"plan_{target}.nc", partial(steps.plan, cell, system, wanted))
+        kept(folder / f"verified_{target}.nc", partial(steps.verify_plan, cell, system, plan))
 
 
 def made(name: str, task: str, options, **asked) -> study.Cell:
@@ -79,10 +83,11 @@ def identified(cell: study.Cell) -> xr.Dataset:
 def kept(path: Path, find: Callable[[], xr.Dataset]) -> xr.Dataset:
     """The Dataset of a file, found and written first where there is none."""
     if not path.exists():
-        print("...", path.parent.name, path.stem, flush=True)
+        begin = perf_counter()
         part = path.with_suffix(".part")
         find().to_netcdf(part, engine="h5netcdf")
         part.replace(path)
+        print(path.parent.name, path.stem, f"{perf_counter() - begin:.0f} s", flush=True)
     return xr.load_dataset(path, engine="h5netcdf")
 
 

@@ -122,14 +122,16 @@ def wanted_shift(cell: Cell) -> Shift:
     return cell.settings.target or Shift(1.0, STD)
 
 
-def plan(cell: Cell, system: xr.Dataset) -> xr.Dataset:
+def plan(cell: Cell, system: xr.Dataset, target: Shift | None = None) -> xr.Dataset:
     """The plan of the linear system, and from there the optimum of the full model.
 
     A plan with its concept directions, ``direction`` (depth, input, feature), for
     `lm.steering` and the commands that go on from it. ``linear_u`` (layer, input) and
-    ``linear_push`` (layer): the plan of the linear system, where ``u`` is the optimum.
+    ``linear_push`` (layer): the plan of the linear system, where ``u`` is the optimum. The target
+    is that of the settings unless another one is given.
     """
-    settings, concept, wanted = cell.settings, concept_of(system), wanted_shift(cell)
+    settings, concept = cell.settings, concept_of(system)
+    wanted = target or wanted_shift(cell)
     shift = wanted.in_readout(system)
     asked: dict[str, Any] = {
         "energy": settings.energy,
