@@ -19,16 +19,19 @@ from time import perf_counter
 
 import xarray as xr
 
+from control_example import STAGES, TARGETS, Stage
+
 from depthsys import lm, study
 from depthsys.shift import Shift
+from depthsys.splits import split_sizes
 from depthsys.study import steps
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
 REAL = "SmolLM2-135M-Instruct"
+EXAMPLE = (REAL, "movies")
 TASKS = {"movies": "real", "amazon": "real", "tweets": "real", "sst2": "data"}
 SYNTHETIC = "sentiment"
-TARGETS = ("1std", "3std")
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "control")
     parser.add_argument("--split", default="400/200/200", help="texts per class")
     parser.add_argument("--only", default="", help="regular expression on 'model-task'")
+    parser.add_argument("--stages", default="", help="of the worked example, as --only")
     parser.add_argument("--systems", action="store_true", help="only identify")
     parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")
     options = parser.parse_args()
@@ -59,18 +63,24 @@ def run_cell(name: str, task: str, options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cell = made(name, task, options)
     system = kept(folder / "system.nc", lambda: identified(cell))
+    plans, verified = {}, {}
     for target in TARGETS if not options.systems else ():
         wanted = Shift.read(target)
         plan = kept(folder / f"plan_{target}.nc", partial(steps.plan, cell, system, wanted))
-        kept(folder / f"verified_{target}.nc", partial(steps.verify_plan, cell, system, plan))
+        plans[target] = plan
+        verify = partial(steps.verify_plan, cell, system, plan)
+        verified[target] = kept(folder / f"verified_{target}.nc", verify)
+    if (name, task) == EXAMPLE and not options.systems:
+        others = [texts_of(t, options) for t in ("tweet_offensive", "amazon")]
+        stage = Stage(cell, system, plans, verified, others[0].concept, others[1].held_out)
+        for find in STAGES:
+            if re.search(options.stages, find.__name__):
+                kept(folder / f"{find.__name__}.nc", partial(find, stage))
 
 
 def made(name: str, task: str, options, **asked) -> study.Cell:
     settings = study.Settings.checked(split=options.split, **asked)
-    concept, operating, held_out = settings.split
-    texts = lm.read_texts(source_of(task, options)).split(
-        concept=concept, operating=operating, held_out=held_out
-    )
+    texts = texts_of(task, options)
     model = lm.DepthModel.load(model_of(name, options))
     model.name = name
     return study.Cell(settings.for_width(model.n_features), model, texts)
@@ -91,13 +101,17 @@ def kept(path: Path, find: Callable[[], xr.Dataset]) -> xr.Dataset:
     return xr.load_dataset(path, engine="h5netcdf")
 
 
+def texts_of(task: str, options) -> lm.Splits:
+    return lm.read_texts(source_of(task, options)).split(**split_sizes(options.split, "--split"))
+
+
 def source_of(task: str, options):
     """The labelled texts of a task, or the file that holds them."""
     from depthsys.demo import grammar
 
     if task == SYNTHETIC:
         return grammar.labelled(1000, concept=task, seed=2603)
-    folder = options.real if TASKS[task] == "real" else options.data / "tasks"
+    folder = options.real if TASKS.get(task) == "real" else options.data / "tasks"
     return folder / f"{task}.csv"
 
 
