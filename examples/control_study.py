@@ -18,12 +18,10 @@ from pathlib import Path
 from time import perf_counter
 
 import xarray as xr
-
 from control_example import STAGES, TARGETS, Stage
 
 from depthsys import lm, study
 from depthsys.shift import Shift
-from depthsys.splits import split_sizes
 from depthsys.study import steps
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +100,7 @@ def kept(path: Path, find: Callable[[], xr.Dataset]) -> xr.Dataset:
 
 
 def texts_of(task: str, options) -> lm.Splits:
-    return lm.read_texts(source_of(task, options)).split(**split_sizes(options.split, "--split"))
+    return lm.read_texts(source_of(task, options)).split(options.split)
 
 
 def source_of(task: str, options):

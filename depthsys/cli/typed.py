@@ -17,6 +17,8 @@ from typer.models import ArgumentInfo, OptionInfo
 _CURES = {
     "with `force=True` (`--force`)": "with --force",
     "with `drop=True` (`--drop`)": "with --drop",
+    "ask for that part or pass `allow_residual=True`": "or ask for that part",
+    " or pass `allow_residual=True`": "",
 }
 # what is typed for a number: the rule, and the cure
 _NUMBERS = {

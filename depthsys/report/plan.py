@@ -11,6 +11,8 @@ def plan(found: xr.Dataset) -> Report:
     verdicts = [_asked(found)]
     if "kkt_residual" in found:
         verdicts.append(_optimum(found))
+    if "not_met" in found.attrs:
+        verdicts.append(f"NOT MET: {found.attrs['not_met']}")
     verdicts += _held_out(found)
     verdicts.append(_largest(found))
     if "warning" in found.attrs:

@@ -138,7 +138,10 @@ def plan(cell: Cell, system: xr.Dataset, target: Shift | None = None) -> xr.Data
         "max_relative_push": settings.max_relative_push,
         "layers": settings.pushed_layers(system.sizes["layer"]),
     }
-    linear = ltv.minimum_energy(system, shift, max_layers=settings.max_layers, **asked)
+    # what the linear system cannot reach within the bounds the model itself may
+    linear = ltv.minimum_energy(
+        system, shift, max_layers=settings.max_layers, allow_residual=not settings.linear, **asked
+    )
     found = linear
     if not settings.linear:
         if settings.max_layers is not None:
