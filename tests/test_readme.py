@@ -28,10 +28,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S)
 
 
 def test_every_python_example_shows_its_output():
-    assert len(EXAMPLES) == README.count("```python") == 3
+    assert len(EXAMPLES) == README.count("```python") == 4
 
 
-@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "ltv", "export"])
+@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "steering", "ltv", "export"])
 def test_python_example_prints_what_the_readme_shows(code, shown, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

@@ -8,7 +8,7 @@ because the last token influences no earlier one. What knows Hugging Face lies i
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -320,7 +320,17 @@ class DepthModel:
         """
         return Run(self, prompts, budget=budget, contexts=contexts)
 
-    def generate(self, prompts: Prompts, *, max_new_tokens: int = 40, **options: Any) -> list[str]:
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]: a text is a sequence of texts
+        self, prompts: str, *, max_new_tokens: int = 40, **options: Any
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompts: Prompts, *, max_new_tokens: int = 40, **options: Any
+    ) -> list[str]: ...
+    def generate(
+        self, prompts: str | Prompts, *, max_new_tokens: int = 40, **options: Any
+    ) -> str | list[str]:
         """New texts that the model writes behind the prompts, greedily unless asked otherwise.
 
         Within `steering` it writes them as it is pushed.
@@ -328,7 +338,7 @@ class DepthModel:
         Parameters
         ----------
         prompts
-            Texts, put into the model's template, or token ids.
+            Texts, put into the model's template, or token ids; or one text.
         max_new_tokens
             The longest new text.
         **options
@@ -337,7 +347,8 @@ class DepthModel:
         Returns
         -------
         list of str
-            What follows each prompt, without the prompt and without special tokens.
+            What follows each prompt, without the prompt and without special tokens; of one text a
+            str.
 
         Raises
         ------
@@ -350,6 +361,8 @@ class DepthModel:
                 "`tokenizer` must be given where texts are written; got None. Call "
                 "`model.hf.generate`, which gives token ids."
             )
+        if isinstance(prompts, str):
+            return self.generate([prompts], max_new_tokens=max_new_tokens, **options)[0]
         written = self.new_tokens(prompts, max_new_tokens=max_new_tokens, **options)
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in written]
 
