@@ -13,7 +13,7 @@ References
 ----------
 .. [1] Fletcher, Practical Methods of Optimization, 2nd ed. (1987), section 14.4; Nocedal and
    Wright, Numerical Optimization, 2nd ed. (2006), algorithm 18.4 and section 18.5.
-.. [2] Powell (1978), doi:10.1007/BFb0067703: damped BFGS.
+.. [2] Conn, Gould and Toint (1991), doi:10.1007/BF01594934: the symmetric rank-one update.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -37,6 +37,8 @@ SMALLEST_RADIUS = 1e-7
 TAKEN, POOR, GOOD = 1e-4, 0.25, 0.75
 # Beyond reach: a whole first region cannot bring the target nearer by this part of what is left.
 NO_WAY_ON = 1e-3
+# Curvature of the model; that of the energy alone is 2.
+LEAST_CURVED, MOST_CURVED = 0.1, 1e4
 # A bound counts as active within this part of it.
 ACTIVE = 1e-5
 
@@ -381,7 +383,7 @@ class _State:
     rows: list[tuple[float, float, float, float, bool]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.H = 2 * np.eye(len(self.here.z))
+        self.H = self.bent = 2 * np.eye(len(self.here.z))
         self.radius = self.units.radius
         self.nearest = self.here
         self._settle()
@@ -512,19 +514,19 @@ class _State:
         return (got + doubt) / (step.promised + doubt) if step.promised + doubt > 0 else -np.inf
 
     def _bend(self, there: _Point) -> None:
-        """Damped BFGS with the change of the Lagrangian's gradient."""
+        """Symmetric rank-one update with the change of the Lagrangian's gradient.
+
+        It learns negative curvature, which damped BFGS turns into a matrix that is nearly singular;
+        the steps are those of its convex part, within the region.
+        """
         s = there.z - self.here.z
-        Hs = self.H @ s
-        curved = float(s @ Hs)
-        if curved <= 1e-24 * max(self.here.energy, 1e-12):
+        left = 2 * s - (there.J - self.here.J).T @ self.multipliers - self.bent @ s
+        along = float(left @ s)
+        if abs(along) <= 1e-8 * np.linalg.norm(left) * np.linalg.norm(s):
             return
-        change = 2 * s - (there.J - self.here.J).T @ self.multipliers
-        along = float(s @ change)
-        if along < 0.2 * curved:
-            part = 0.8 * curved / (curved - along)
-            change = part * change + (1 - part) * Hs
-            along = float(s @ change)
-        self.H = self.H - np.outer(Hs, Hs) / curved + np.outer(change, change) / along
+        self.bent = self.bent + np.outer(left, left) / along
+        values, vectors = np.linalg.eigh(self.bent)
+        self.H = (vectors * np.clip(values, LEAST_CURVED, MOST_CURVED)) @ vectors.T
 
     def _settle(self) -> None:
         self.kkt_residual, self.multipliers = _stationarity(self.here, self.units.bounds)

@@ -197,6 +197,22 @@ def test_it_converges_where_plain_linearisation_wanders():
     np.testing.assert_allclose(found.energy, energy.min(), rtol=1e-8)
 
 
+def test_it_leaves_a_saddle():
+    """At (1, 0) the condition of an optimum holds, but a bend makes other points cheaper."""
+
+    def evaluate(u):
+        return np.array([u[0] + 3 * u[1] ** 2]), np.array([[1.0, 6 * u[1]]])
+
+    problem = Problem(np.ones(2), np.ones(1))
+    found = least_energy(problem, evaluate, start=np.array([0.9, 0.02]), **TIGHT)
+    assert found.met
+    np.testing.assert_allclose(found.u, [1 / 6, (5 / 18) ** 0.5], rtol=1e-5)
+    assert found.steps < 20
+    # from the axis itself nothing says so: an optimum is a local one
+    still = least_energy(problem, evaluate)
+    np.testing.assert_allclose(still.u, [1, 0], atol=1e-6)
+
+
 def test_steps_are_as_long_as_the_region():
     seen = []
 
