@@ -4,6 +4,7 @@ Each stage takes a `Stage` and returns a Dataset, which control_study.py keeps.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -51,6 +52,12 @@ class Stage:
         return Shift.read(asked).in_readout(self.system)
 
 
+def joined(parts: list[xr.Dataset], dim: str = "row") -> xr.Dataset:
+    """Parts side by side."""
+    found: Any = xr.concat(parts, dim, data_vars="all", coords="minimal", compat="override")
+    return found
+
+
 def options(stage: Stage) -> xr.Dataset:
     """The optimum with both energies, without a bound and with one that matters."""
     rows = []
@@ -80,11 +87,11 @@ def options(stage: Stage) -> xr.Dataset:
                 kept["linear_shift"] = found["linear_shift"].isel(output=0) / target
                 kept["held_out_shift"] = found["held_out_shift"].isel(output=0) / target
                 kept["largest_push"] = largest
-                kept["bound"] = np.inf if bound is None else bound
+                kept["limit"] = np.inf if bound is None else bound
                 names = {"asked": asked, "of": energy, "bounded": str(bounded)}
-                rows.append(kept.drop_vars(list(kept.coords.keys() - {"bound"})).assign(names))
+                rows.append(kept.drop_vars(kept.coords.keys() - {"bound"}).assign(names))
                 bound = min(0.3, largest / 2)
-    return xr.concat(rows, dim="row")
+    return joined(rows)
 
 
 def free(stage: Stage) -> xr.Dataset:
@@ -95,11 +102,12 @@ def free(stage: Stage) -> xr.Dataset:
 def few(stage: Stage) -> xr.Dataset:
     """Least energy at so many layers at most, by the linear system, for a shift of one."""
     L = stage.system.sizes["layer"]
-    plans = [ltv.minimum_energy(stage.system, 1.0, max_layers=n) for n in (1, 2, 4, 8, 16)]
+    sizes = [n for n in (1, 2, 4, 8, 16) if n < L]
+    plans = [ltv.minimum_energy(stage.system, 1.0, max_layers=n) for n in sizes]
     plans.append(ltv.minimum_energy(stage.system, 1.0))
     rows = [xr.Dataset({"energy": p["energy"], "u": p["u"]}) for p in plans]
-    found = xr.concat([r.drop_vars(list(r.coords)) for r in rows], dim="most")
-    return found.assign_coords(most=[1, 2, 4, 8, 16, L])
+    found = joined([r.drop_vars(list(r.coords)) for r in rows], "most")
+    return found.assign_coords(most=[*sizes, L])
 
 
 def bands(stage: Stage) -> xr.Dataset:
@@ -110,7 +118,8 @@ def bands(stage: Stage) -> xr.Dataset:
 def sharing(stage: Stage) -> xr.Dataset:
     """What one plan for all prompts loses."""
     texts = stage.cell.texts.operating
-    run = stage.cell.model.run([texts.prompts[i] for i in range(N_SHARING)])
+    chosen = np.linspace(0, len(texts.texts) - 1, N_SHARING).astype(int)  # of both classes
+    run = stage.cell.model.run([texts.texts[i] for i in chosen])
     asked = {"start": stage.plans["1std"], "energy": "relative"}
     target = stage.target("1std")
     shared = lm.optimal_plan(run, stage.concept, target, **asked)
@@ -175,7 +184,7 @@ def feedback(stage: Stage) -> xr.Dataset:
                     asked=asked, reference=reference, verdict=table.attrs["verdict"]
                 )
             )
-    found = xr.concat(rows, dim="row")
+    found = joined(rows)
     std = float(stage.system["y_std"])
     return found.assign_attrs(effort=EFFORT, order=32, y_std=std)
 

@@ -5,12 +5,13 @@
 REAL is what `depthsys fetch` has fetched (SmolLM2 and rated texts), DATA has tasks/sst2.csv. Every
 pair of model and task is one cell: directions from the concept texts, a system and the optimum of
 the full model from the operating texts, and everything played on held-out texts. What is finished
-is kept under OUT, so an interrupted study goes on where it stopped. With --update the numbers go to
-docs/control.nc, the figures to docs/figures and the tables between the markers of the page. Without
-DATA and REAL only the demo family is run, on its synthetic texts.
+is kept under OUT, so an interrupted study goes on where it stopped. With --update the numbers go
+to docs/control.json, the figures to docs/figures and the tables between the markers of the page.
+Without DATA and REAL only the demo family is run, on its synthetic texts.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +21,17 @@ from time import perf_counter
 import xarray as xr
 from control_example import STAGES, TARGETS, Stage
 
-from depthsys import lm, study
+from depthsys import lm, plot, study
+from depthsys.plot import sheets
+from depthsys.report.many_plans import energy_row, example, page
+from depthsys.report.page import update as update_page
 from depthsys.shift import Shift
 from depthsys.study import steps
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
 REAL = "SmolLM2-135M-Instruct"
+STORED, PAGE = ROOT / "docs" / "control.json", ROOT / "docs" / "control.md"
 EXAMPLE = (REAL, "movies")
 TASKS = {"movies": "real", "amazon": "real", "tweets": "real", "sst2": "data"}
 SYNTHETIC = "sentiment"
@@ -43,9 +48,15 @@ def main() -> None:
     parser.add_argument("--systems", action="store_true", help="only identify")
     parser.add_argument("--update", action="store_true", help="rewrite the page and its figures")
     options = parser.parse_args()
+    if options.update and (options.only or options.stages or None in (options.data, options.real)):
+        raise SystemExit(
+            "--update writes the page from the whole study: give --data and --real, not --only"
+        )
     for model, task in planned(options):
         if re.search(options.only, f"{model}-{task}"):
             run_cell(model, task, options)
+    if options.update:
+        update(planned(options), options.out)
 
 
 def planned(options) -> list[tuple[str, str]]:
@@ -117,6 +128,40 @@ def model_of(name: str, options) -> Path:
     from depthsys import demo
 
     return demo.model_path(name) if name in DEMOS else options.real / name
+
+
+def update(pairs: list[tuple[str, str]], out: Path) -> None:
+    """Write the numbers, then the page and its figures from them."""
+    folders = {pair: out / "-".join(pair) for pair in pairs}
+    rows = [
+        energy_row(*pair, *(load(f / f"{n}.nc") for n in ("system", f"plan_{t}", f"verified_{t}")))
+        for pair, f in folders.items()
+        for t in TARGETS
+    ]
+    shown = folders[EXAMPLE]
+    stages = {find.__name__: load(shown / f"{find.__name__}.nc") for find in STAGES}
+    found = {"energies": rows, "example": example(stages)}
+    STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parts = page(json.loads(STORED.read_text(encoding="utf-8")))
+    update_page(PAGE, {markers(name): part for name, part in parts.items()})
+    last = TARGETS[-1]
+    drawn = {
+        "pushes": sheets.pushes(load(shown / f"plan_{last}.nc")),
+        "energy": sheets.energy(load(shown / f"verified_{last}.nc")),
+        "achieved": sheets.achieved(load(shown / f"verified_{last}.nc")),
+        "effects": sheets.effects(stages["effects"]),
+    }
+    for name, fig in drawn.items():
+        plot.save(fig, ROOT / "docs" / "figures" / f"control_{name}.png", "png")
+
+
+def load(path: Path) -> xr.Dataset:
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after a part of the page."""
+    return f"<!-- {name}: examples/control_study.py -->", f"<!-- end of {name} -->"
 
 
 if __name__ == "__main__":

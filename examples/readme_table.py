@@ -106,7 +106,8 @@ def energies_at(shift: float, system: xr.Dataset, folder: Path) -> xr.Dataset:
     out = folder / f"shift_{shift:g}"
     if not (out / "control.txt").exists():
         target = shift * float(system["y_std"])
-        depthsys("control", folder / "system.nc", "--target", repr(target), "--out", out, "--force")
+        asked = ("--target", repr(target), "--energy", "absolute", "--out", out, "--force")
+        depthsys("control", folder / "system.nc", *asked)
     return load(out / "schedule.nc")
 
 

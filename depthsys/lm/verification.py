@@ -128,7 +128,7 @@ def compare_energies(
     check_target(target)
     _check_size(run, system, target)
     wanted = np.atleast_1d(np.asarray(target, dtype=np.float64))
-    plan = ltv.minimum_energy(system, target, weights=weights.values)
+    plan = ltv.minimum_energy(system, target, energy=energy)
     exists = defined(concept)[:-1]
     layers = np.flatnonzero(exists.any(axis=1)).tolist()
     schedules = _schedules(system, plan, plans or {}, wanted, energy, exists)

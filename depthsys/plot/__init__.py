@@ -12,6 +12,7 @@ from depthsys.plot.comparison import (
     prompt_spread,
 )
 from depthsys.plot.control import achieved, energies, pushes, schedule
+from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
 from depthsys.plot.ltv import (
     energy_ellipsoid,
@@ -34,6 +35,7 @@ __all__ = [
     "auc_by_depth",
     "error_budget",
     "schedule",
+    "effect_against_price",
     "energies",
     "achieved",
     "pushes",

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from depthsys.plot import budget, comparison, control, gains, sizes
+from depthsys.plot.effects import effect_against_price
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.style import (
     figure,
@@ -59,6 +60,15 @@ def achieved(energies: xr.Dataset) -> Figure:
     """What a plan does over its amplitude, beside what is predicted."""
     fig, axes = figure(6.0, 4.2)
     control.achieved(axes[0], energies)
+    return fig
+
+
+def effects(found: xr.Dataset) -> Figure:
+    """What steered texts are, against what steering costs."""
+    fig, axes = figure(11.5, 4.4, columns=2)
+    effect_against_price(axes[0], found, "log_odds_mean", "kl_mean", legend=False)
+    effect_against_price(axes[1], found, "readout_new_shift", "perplexity_mean", legend=False)
+    shared_legend(axes[:1])
     return fig
 
 

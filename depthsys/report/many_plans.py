@@ -127,7 +127,7 @@ def _options(found: xr.Dataset) -> list[dict]:
         row = found.isel(row=i)
         names = {"asked": str(row["asked"].values), "of": str(row["of"].values)}
         numbers = (
-            "bound", "energy", "linear_energy", "linear_needed", "linear_largest_push",
+            "limit", "energy", "linear_energy", "linear_needed", "linear_largest_push",
             "linear_shift", "largest_push", "saved", "residual", "kkt_residual", "steps",
             "evaluations",
         )  # fmt: skip
@@ -220,7 +220,7 @@ def options_table(rows: list[dict]) -> Table:
         (
             row["asked"],
             row["of"],
-            "none" if row["bound"] is None else percent_of_page([row["bound"]]),
+            "none" if row["limit"] is None else percent_of_page([row["limit"]]),
             percent_of_page([row["linear_largest_push"]]),
             f"{row['linear_shift']:.3g}",
             percent_of_page([row["largest_push"]]),
