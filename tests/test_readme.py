@@ -31,7 +31,9 @@ def test_every_python_example_shows_its_output():
     assert len(EXAMPLES) == README.count("```python") == 4
 
 
-@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["language model", "steering", "ltv", "export"])
+@pytest.mark.parametrize(
+    ("code", "shown"), EXAMPLES, ids=["language model", "steering", "ltv", "export"]
+)
 def test_python_example_prints_what_the_readme_shows(code, shown, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
