@@ -49,7 +49,10 @@ def _asked(found: xr.Dataset) -> str:
 
 def _optimum(found: xr.Dataset) -> str:
     target = float(found["target"].values.ravel()[0])
-    off = abs(float(found["predicted"].values.ravel()[0]) / target - 1)
+    reached = float(found["predicted"].values.ravel()[0]) / target
+    off = abs(reached - 1)
+    if "not_met" in found.attrs:
+        return f"on the operating prompts it moves the readout by {reached:.3g} of that"
     said = (
         f"the full model reaches it on the operating prompts within {percent([off])} after "
         f"{int(found['steps'])} steps (KKT residual {float(found['kkt_residual']):.1e})"

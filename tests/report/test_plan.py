@@ -38,15 +38,21 @@ def test_every_layer_shows_its_push_with_its_sign(plan):
 
 def test_what_a_plan_reaches_and_takes(plan):
     plan.attrs["warning"] = "pushes are large"
-    plan.attrs["not_met"] = "out of steps"
     assert report.plan(plan).verdicts == [
         "a shift of 3 (2std) is planned at relative energy 0.5",
         "the full model reaches it on the operating prompts within 1.00 % after 4 steps (KKT "
         "residual 2.0e-04); 12.5 % less energy than the plan of the linear system needs there",
-        "NOT MET: out of steps",
         "on held-out prompts it moves the readout by 0.9 [0.8, 1.1] of that",
         "pushes at 2 of 3 layers, the largest 25.0 % of the state's norm at layer 1",
         "WARNING: pushes are large",
+    ]
+
+
+def test_what_is_not_met_is_not_called_reached(plan):
+    plan.attrs["not_met"], plan["predicted"] = "out of steps", 0.1 * plan["predicted"]
+    assert report.plan(plan).verdicts[1:3] == [
+        "on the operating prompts it moves the readout by 0.101 of that",
+        "NOT MET: out of steps",
     ]
 
 
