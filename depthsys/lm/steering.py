@@ -232,9 +232,21 @@ def _end_of(plan: xr.Dataset, v: torch.Tensor) -> torch.Tensor:
     return float(end) * v[-1, 0]
 
 
+def _check_needs_no_nominal(attrs: dict) -> None:
+    """ValueError for laws that read what a model that writes does not have: its unsteered run."""
+    for name, allowed in (("reference", ("mean", "none")), ("reads", ("live",))):
+        if attrs.get(name, allowed[0]) not in allowed:
+            raise ValueError(
+                f"`plan` must be feedback with {name} {' or '.join(allowed)} while a model writes, "
+                f"where there is no run without pushes beside it; got {name} {attrs[name]!r}. Make "
+                "such a law, or play this one with `lm.play_law`."
+            )
+
+
 def _law_of(sizes: _Sizes, plan: xr.Dataset, v: torch.Tensor) -> Law | None:
     if "K" not in plan:
         return None
+    _check_needs_no_nominal(plan.attrs)
     n_layers, n_features, n_inputs = sizes.n_layers, sizes.n_features, v.shape[1]
     n_states = plan.sizes.get("state", 0)
     dims = {

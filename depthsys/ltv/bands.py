@@ -68,7 +68,7 @@ def bands(
     Returns
     -------
     xr.Dataset
-        (first, width, ...), NaN for bands that reach beyond the last layer. For "add": ``shift``
+        (first, width, ...), NaN for bands that reach beyond the last layer. For "add": ``gain``
         (output, input) of y_L per unit push of that input, relative or absolute; ``cancelled``
         (output, input), :math:`1 - |\sum_l G_l u_l| / \sum_l |G_l u_l|`, the part of the pushes
         that others of the band undo; ``energy`` (output), the least that shifts the output by one
@@ -143,7 +143,7 @@ def _added(system: xr.Dataset | MatrixFree, energy: str, strength: float) -> xr.
     with np.errstate(divide="ignore"):
         least = strength**2 / power
     cancelled = (1 - abs(total) / sizes).where(sizes > 0, sizes)
-    found = {"shift": total, "cancelled": cancelled, "energy": least}
+    found = {"gain": total, "cancelled": cancelled, "energy": least}
     return xr.Dataset(found, attrs={"energy": energy})
 
 

@@ -676,3 +676,23 @@ def test_control_vectors_of_others_are_concept_and_plan(model):
     with lm.steering(model, vector, vector, positions="every") as here:
         found = written(here.hf, PROMPTS)
     assert found == [written_by_hooks(model.hf, p, added, "every") for p in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        (
+            lambda c, s: lm.clamp(c, 1.0, reads="clean"),
+            "with reads live while .*; got reads 'clean'",
+        ),
+        (lambda c, s: lm.feedback(s, 1.0), "with reference mean or none .*; got reference 'own'"),
+    ],
+)
+def test_laws_that_need_the_unsteered_run_are_refused(demo_model, demo_texts, law, message):
+    concept = lm.mean_difference(demo_model, demo_texts.concept)
+    system = lm.identify(demo_model, demo_texts.operating, concept, lm.Krylov(order=2))
+    with (
+        pytest.raises(ValueError, match=message),
+        lm.steering(demo_model, concept, law(concept, system)),
+    ):
+        pass

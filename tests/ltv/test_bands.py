@@ -35,7 +35,7 @@ def test_sums_over_bands_by_loops(energy):
     system = model_system(0, L, m=2, p=2)
     found = ltv.bands(system, energy=energy)
     assert found.attrs["energy"] == (energy or "relative")
-    assert found["shift"].dims[:2] == ("first", "width")
+    assert found["gain"].dims[:2] == ("first", "width")
     norm = system.state_norm.values[:-1] if energy is None else np.ones(L)
     G = stacked_gains(system).reshape(2, L, 2)
     for first in range(L):
@@ -46,7 +46,7 @@ def test_sums_over_bands_by_loops(energy):
                 continue
             band = range(first, first + width)
             parts = np.array([G[:, k] * norm[k] for k in band])
-            np.testing.assert_allclose(at["shift"], parts.sum(0), rtol=1e-9)
+            np.testing.assert_allclose(at["gain"], parts.sum(0), rtol=1e-9)
             undone = 1 - abs(parts.sum(0)) / abs(parts).sum(0)
             np.testing.assert_allclose(at["cancelled"], undone, atol=1e-12)
             for i in range(2):
@@ -60,7 +60,7 @@ def test_gains_that_alternate_cancel():
     np.testing.assert_allclose(found.cancelled.sel(first=0), [0, 1, 2 / 3])
     np.testing.assert_allclose(found.energy.sel(first=0), [1, 1 / 2, 1 / 3])
     free = ltv.MatrixFree([aslinearoperator(-np.eye(1))] * 4, [np.eye(1)] * 4, [np.eye(1)] * 5)
-    np.testing.assert_allclose(ltv.bands(free, width=2)["shift"][:3, 0], 0, atol=1e-15)
+    np.testing.assert_allclose(ltv.bands(free, width=2)["gain"][:3, 0], 0, atol=1e-15)
     idle = ltv.bands(ltv.constant([[1.0]], [[0.0]], [[1.0]], horizon=2), width=1)
     assert (idle["energy"] == np.inf).all()
     assert (idle["cancelled"] == 0).all()
