@@ -23,7 +23,7 @@ from control_example import STAGES, TARGETS, Stage
 
 from depthsys import lm, plot, study
 from depthsys.plot import sheets
-from depthsys.report.many_plans import energy_row, example, page
+from depthsys.report.many_plans import energy_row, example, page, splits_row
 from depthsys.report.page import update as update_page
 from depthsys.shift import Shift
 from depthsys.study import steps
@@ -33,6 +33,7 @@ DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
 REAL = "SmolLM2-135M-Instruct"
 STORED, PAGE = ROOT / "docs" / "control.json", ROOT / "docs" / "control.md"
 EXAMPLE = (REAL, "movies")
+N_SPLITS = 5
 TASKS = {"movies": "real", "amazon": "real", "tweets": "real", "sst2": "data"}
 SYNTHETIC = "sentiment"
 
@@ -79,6 +80,8 @@ def run_cell(name: str, task: str, options) -> None:
         plans[target] = plan
         verify = partial(steps.verify_plan, cell, system, plan)
         verified[target] = kept(folder / f"verified_{target}.nc", verify)
+    if name in DEMOS and not options.systems:
+        kept(folder / "splits.nc", partial(over_splits, name, task, options))
     if (name, task) == EXAMPLE and not options.systems:
         others = [texts_of(t, options) for t in ("tweet_offensive", "amazon")]
         stage = Stage(cell, system, plans, verified, others[0].concept, others[1].held_out)
@@ -87,9 +90,20 @@ def run_cell(name: str, task: str, options) -> None:
                 kept(folder / f"{find.__name__}.nc", partial(find, stage))
 
 
-def made(name: str, task: str, options, **asked) -> study.Cell:
-    settings = study.Settings.checked(split=options.split, **asked)
-    texts = texts_of(task, options)
+def over_splits(name: str, task: str, options) -> xr.Dataset:
+    """The same for other splits of the texts: median and range."""
+    tables = []
+    for seed in range(N_SPLITS):
+        cell = made(name, task, options, seed=seed)
+        system = identified(cell)
+        plan = steps.plan(cell, system, Shift.read(TARGETS[0]))
+        tables.append(steps.verify_plan(cell, system, plan))
+    return lm.energies_over_splits(tables)
+
+
+def made(name: str, task: str, options, seed: int = 0) -> study.Cell:
+    settings = study.Settings.checked(split=options.split, seed=seed)
+    texts = texts_of(task, options, seed)
     model = lm.DepthModel.load(model_of(name, options))
     model.name = name
     return study.Cell(settings.for_width(model.n_features), model, texts)
@@ -110,8 +124,8 @@ def kept(path: Path, find: Callable[[], xr.Dataset]) -> xr.Dataset:
     return xr.load_dataset(path, engine="h5netcdf")
 
 
-def texts_of(task: str, options) -> lm.Splits:
-    return lm.read_texts(source_of(task, options)).split(options.split)
+def texts_of(task: str, options, seed: int = 0) -> lm.Splits:
+    return lm.read_texts(source_of(task, options)).split(options.split, seed=seed)
 
 
 def source_of(task: str, options):
@@ -140,7 +154,8 @@ def update(pairs: list[tuple[str, str]], out: Path) -> None:
     ]
     shown = folders[EXAMPLE]
     stages = {find.__name__: load(shown / f"{find.__name__}.nc") for find in STAGES}
-    found = {"energies": rows, "example": example(stages)}
+    splits = {m: splits_row(load(out / f"{m}-{SYNTHETIC}" / "splits.nc")) for m in DEMOS}
+    found = {"energies": rows, "splits": splits, "example": example(stages)}
     STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     parts = page(json.loads(STORED.read_text(encoding="utf-8")))
     update_page(PAGE, {markers(name): part for name, part in parts.items()})

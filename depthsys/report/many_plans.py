@@ -87,6 +87,29 @@ def energies(rows: list[dict]) -> Table:
     return Table(header, cells)
 
 
+def splits_row(found: xr.Dataset) -> dict:
+    """Multiples over splits, median and range, from `lm.energies_over_splits`."""
+    multiples = {
+        name: [_short(x) for x in found["multiple"].sel(schedule=name)] for name in HEURISTICS
+    }
+    return {"n_splits": int(found.attrs["n_splits"]), "multiples": multiples}
+
+
+def splits_table(rows: dict[str, dict]) -> Table:
+    """Multiples of every model over splits."""
+    cells = [
+        (model, str(row["n_splits"]), *(_range(row["multiples"][name]) for name in HEURISTICS))
+        for model, row in rows.items()
+    ]
+    names = [name.replace("_", " ") for name in HEURISTICS[1:]]
+    return Table(("model", "splits", "linear plan", *names), cells)
+
+
+def _range(found: list) -> str:
+    middle, least, most = ("not reached" if x is None else f"{x:.3g}" for x in found)
+    return middle if least == most == middle else f"{middle} ({least} to {most})"
+
+
 def _multiple(row: dict, name: str, stars: list[str]) -> str:
     found = row["multiples"][name]
     layer = f" (layer {row['best_layer']})" if name == "best_single_layer" else ""
@@ -305,6 +328,7 @@ def page(stored: dict) -> dict[str, str]:
     found = stored["example"]
     tables = {
         "energies": energies(stored["energies"]),
+        "splits": splits_table(stored["splits"]),
         "options": options_table(found["options"]),
         "few": few_table(found["few"]),
         "holding": holding_table(found["holding"]),
