@@ -1,6 +1,6 @@
 """How numbers, names and orders are told: in tables, verdicts, figures and pages alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import SupportsFloat
 
@@ -93,6 +93,18 @@ def fixed(values: Iterable[SupportsFloat], places: int = 2, *, unknown: str = "n
     shown = ", ".join(f"{bound:.{places}f}" for bound in bounds)
     interval = f" [{shown}]" if bounds and all(map(isfinite, bounds)) else ""
     return f"{estimate:.{places}f}{interval}"
+
+
+def asked_for(attrs: Mapping[str, object]) -> str:
+    """The target of a plan as it was asked for, in brackets, where it had a unit of its own.
+
+    Examples
+    --------
+    >>> asked_for({"target_asked": "2std"}), asked_for({"target_asked": "0.5"}), asked_for({})
+    (' (2std)', '', '')
+    """
+    text = str(attrs.get("target_asked", ""))
+    return f" ({text})" if text.endswith(("std", "log-odds")) else ""
 
 
 def size(n_bytes: float) -> str:

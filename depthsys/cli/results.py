@@ -22,7 +22,9 @@ def _energies(energies: "xr.Dataset", path: Path) -> None:
     table = energies[_COLUMNS]
     frame = table.to_dataframe()
     frame["target"], frame["energy_kind"] = energies.attrs["target"], energies.attrs["energy"]
-    frame["predicted_energy"] = float(energies["predicted_energy"])
+    frame["predicted_energy"] = energies.attrs.get(
+        "plan_energy", float(energies["predicted_energy"])
+    )
     frame.to_csv(path)
 
 

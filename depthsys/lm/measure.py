@@ -463,6 +463,11 @@ def play(
     n_inputs = directions(run.model, concept).shape[1]
     if isinstance(plan, xr.DataArray):
         plan = plan.to_dataset(name="u")
+    if "K" in plan:
+        raise ValueError(
+            "`plan` must be a schedule here; got a feedback law (`K`), whose pushes depend on the "
+            "states. Play it with `lm.play_law`, or its open loop with plan[['u']]."
+        )
     batch, u = _schedules(plan, run.n_layers, n_inputs)
     exists = defined(concept)[:-1]
     check_pushes_exist(xr.DataArray(u, dims=("schedule", "layer", "input")), exists)

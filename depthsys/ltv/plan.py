@@ -164,7 +164,7 @@ def large_push(push: xr.DataArray) -> dict[str, str]:
     return {
         "warning": f"pushes of more than {LARGE_PUSH:g} of the state's norm at layer"
         f"{'s' * (len(where) > 1)} {layers} (largest {values.max():.2f} at layer "
-        f"{names[values.argmax()]}): nothing linear can be expected of them"
+        f"{names[values.argmax()]}): linear predictions do not hold there"
     }
 
 

@@ -5,8 +5,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from depthsys.plot.style import BLACK, BLUE, GREY, STYLES, layer_axis, mark_undefined
+from depthsys.wording import asked_for
 
-LABELS = {"minimum_energy": "plan of the linear system", "planned": "the plan"}
 LARGE = 0.3  # ltv.plan.LARGE_PUSH: plots import no wing
 
 
@@ -65,9 +65,7 @@ def pushes(ax: Axes, plan: xr.Dataset) -> None:
     if len(rows) > 1:
         ax.legend(frameon=False, fontsize="small")
     target = float(plan["target"].values.ravel()[0])
-    asked = plan.attrs.get("target_asked")
-    asked = f" ({asked})" if plan.attrs.get("target_unit", "readout") != "readout" else ""
-    ax.set_title(f"shift of {target:.3g}{asked}, {plan.attrs['energy']} energy")
+    ax.set_title(f"shift of {target:.3g}{asked_for(plan.attrs)}, {plan.attrs['energy']} energy")
 
 
 def energies(ax: Axes, energies: xr.Dataset) -> None:
@@ -126,7 +124,7 @@ def achieved(ax: Axes, energies: xr.Dataset) -> None:
             one["achieved"].sel(bound=b) / target for b in ("estimate", "low", "high")
         )
         ax.fill_between(wanted, low, high, color=style["color"], alpha=0.15, lw=0)
-        ax.plot(wanted, mean, label=LABELS.get(str(name), str(name).replace("_", " ")), **style)
+        ax.plot(wanted, mean, label=str(name).replace("_", " "), **style)
         most = max(most, float(wanted.max()))
     ax.plot([0, most], [0, most], color=GREY, lw=0.8, ls="--", label="as predicted")
     ax.legend(frameon=False, fontsize="small")

@@ -1,9 +1,11 @@
 """Energies of schedules on the full model, and what they say."""
 
+import json
+
 import xarray as xr
 
 from depthsys.report.table import Report, Table
-from depthsys.wording import percent
+from depthsys.wording import asked_for, percent
 
 
 def control(energies: xr.Dataset) -> Report:
@@ -12,7 +14,7 @@ def control(energies: xr.Dataset) -> Report:
     if "miss" in energies:
         verdicts.append(miss(energies))
     if "achieved" in energies:
-        verdicts.append(_linearity(energies))
+        verdicts += _linearity(energies)
     return Report([_schedules(energies)], verdicts)
 
 
@@ -33,12 +35,23 @@ def _schedules(energies: xr.Dataset) -> Table:
             (
                 schedule_name(energies, name),
                 with_interval(row, "energy", 4) if reached else "not reached",
-                f"{with_interval(row, 'multiple', 3)}{remark}" if reached else f"-{remark}",
+                f"{with_interval(row, 'multiple', 3)}{_range(energies, name)}{remark}"
+                if reached
+                else f"-{remark}",
                 percent([float(row["largest_push"])]) if reached else "-",
             )
         )
     header = ("schedule", "energy", "multiple", "largest push")
     return Table(header, rows, left=header)
+
+
+def _range(energies: xr.Dataset, name: str) -> str:
+    """Least and largest multiple of a layer that is drawn at random."""
+    if name != "random_single_layer" or "random_multiple" not in energies:
+        return ""
+    ends = energies["random_multiple"].values[[0, -1]]
+    least, most = ("not reached" if not end < float("inf") else f"{end:.3g}" for end in ends)
+    return f", of all {least} to {most}"
 
 
 def with_interval(row: xr.Dataset, name: str, digits: int) -> str:
@@ -52,16 +65,14 @@ def with_interval(row: xr.Dataset, name: str, digits: int) -> str:
 
 
 def _verdict(energies: xr.Dataset) -> str:
-    asked = energies.attrs.get("target_asked", "")
-    target = f"{float(energies.attrs['target']):.3g}"
-    target += f" ({asked})" if energies.attrs.get("target_unit", "readout") != "readout" else ""
+    target = f"{float(energies.attrs['target']):.3g}{asked_for(energies.attrs)}"
     mine = energies.sel(schedule=energies.attrs["reference"])
     planned = float(energies.attrs.get("plan_energy", energies["predicted_energy"]))
     found = float(mine["energy"])
     if found != found:
         return f"the planned schedule does not reach a shift of {target} on the full model"
-    factor = max(found / planned, planned / found)
-    off = "" if factor < 1.1 else f", {factor:.2g} times off"
+    factor = found / planned
+    off = "" if 1 / 1.1 < factor < 1.1 else f" ({factor:.2g} times that)"
     return (
         f"a shift of {target} takes {energies.attrs['energy']} energy "
         f"{with_interval(mine, 'energy', 4)} on the full model, planned {planned:.4g}{off}; "
@@ -84,8 +95,8 @@ def _cheaper(energies: xr.Dataset) -> str:
     return "; ".join(parts) or "no schedule of those compared is cheaper"
 
 
-def _linearity(energies: xr.Dataset) -> str:
-    """How far what was achieved is from what was predicted, as planned and at three times that."""
+def _linearity(energies: xr.Dataset) -> list[str]:
+    """How far what was achieved is from what was predicted; where the plan may not push."""
     first = energies["played"].values[0]
     rows = energies.sel(played=first)
     parts = [
@@ -93,10 +104,19 @@ def _linearity(energies: xr.Dataset) -> str:
         for a in (1.0, 3.0)
         for achieved in [rows["achieved"].sel(amplitude=a, bound="estimate")]
     ]
-    return (
+    said = [
         "achieved over linearly predicted shift of the plan, by how many times it is played: "
         f"{', '.join(parts)}"
-    )
+    ]
+    allowed = json.loads(str(energies.attrs.get("layers", "[]")))
+    if allowed and len(allowed) < energies.sizes["layer"]:
+        said.append(
+            f"the plan may push at {len(allowed)} of {energies.sizes['layer']} layers; those that "
+            "it is compared with may push anywhere"
+        )
+    if "warning" in energies.attrs:
+        said.append(f"WARNING, of the plan: {energies.attrs['warning']}")
+    return said
 
 
 def miss(energies: xr.Dataset) -> str:

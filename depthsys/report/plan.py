@@ -3,7 +3,7 @@
 import xarray as xr
 
 from depthsys.report.table import Report, Table
-from depthsys.wording import percent
+from depthsys.wording import counted, percent
 
 
 def plan(found: xr.Dataset) -> Report:
@@ -55,7 +55,7 @@ def _optimum(found: xr.Dataset) -> str:
         return f"on the operating prompts it moves the readout by {reached:.3g} of that"
     said = (
         f"the full model reaches it on the operating prompts within {percent([off])} after "
-        f"{int(found['steps'])} steps (KKT residual {float(found['kkt_residual']):.1e})"
+        f"{counted(int(found['steps']), 'step')} (KKT residual {float(found['kkt_residual']):.1e})"
     )
     saved = float(found["saved"])
     if saved == saved:
@@ -70,7 +70,7 @@ def _held_out(found: xr.Dataset) -> list[str]:
     mean, low, high = (float(part.sel(bound=bound)) for bound in ("estimate", "low", "high"))
     low, high = sorted((low, high))
     return [
-        f"on held-out prompts it moves the readout by {mean:.3g} [{low:.3g}, {high:.3g}] of that"
+        f"on held-out prompts it moves the readout by {mean:.3f} [{low:.3f}, {high:.3f}] of that"
     ]
 
 

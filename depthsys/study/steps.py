@@ -13,6 +13,7 @@ from depthsys.files import file_hash
 from depthsys.lm.hf.checkpoint import checked_dtype
 from depthsys.lm.measure import check_relative_step as check_dtype_step
 from depthsys.lm.parts import identity_of
+from depthsys.ltv.labels import in_order_of
 from depthsys.shift import STD, Shift
 from depthsys.study.cell import DTYPE, Cell, Found
 from depthsys.study.settings import Settings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # A plan that misses its target by more than this part of it is explained.
 MISSED = 0.1
 PLANNED = "planned"
-_OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push")
+_OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push", "warning")
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
 _SEPARATION = (
@@ -110,7 +111,7 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     energies = lm.compare_energies(
         cell.held_out, concept, system, wanted.in_readout(system), energy=cell.settings.energy
     )
-    energies.attrs |= {"target_asked": str(wanted), "target_unit": wanted.unit}
+    energies.attrs["target_asked"] = str(wanted)
     if abs(float(energies["progress"]) - 1) > MISSED:
         linear = (cell.linear_gains(name, concept) for name in ("operating", "held_out"))
         energies["miss"] = lm.miss_of_plan(system, energies, *linear)
@@ -153,7 +154,7 @@ def plan(cell: Cell, system: xr.Dataset, target: Shift | None = None) -> xr.Data
     direction = concept["direction"].expand_dims("input", axis=1)
     found["direction"] = direction.transpose("depth", "input", "feature")
     found.attrs |= {
-        "target_asked": str(wanted), "target_unit": wanted.unit, "sign": _sign(cell)
+        "target_asked": str(wanted), "sign": _sign(cell)
     }  # fmt: skip
     return _with_origin(found, cell, system)
 
@@ -162,9 +163,13 @@ def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset
     """A plan beside others on held-out prompts: energies, and shifts over amplitude.
 
     What `lm.compare_energies` says of the schedules: "planned" is the plan, which multiples are of,
-    and "minimum_energy" that of the linear system; and ``predicted``, ``achieved`` and ``spread``
-    of these two (played) over ``amplitude``, from `lm.amplitude_response`.
+    and "minimum_energy" that of the linear system, which may push at all layers; and
+    ``predicted``, ``achieved`` and ``spread`` over ``amplitude`` (played: "planned", and
+    "linear_plan" from which the plan was found), from `lm.amplitude_response`.
+
+    ValueError if the plan pushes along other directions than those of the system.
     """
+    _check_directions(system, found)
     concept, target = concept_of(system), float(found["target"].values.ravel()[0])
     energies = lm.compare_energies(
         cell.held_out,
@@ -175,8 +180,13 @@ def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset
         plans={PLANNED: found},
         reference=PLANNED,
     )
-    both = {PLANNED: found["u"].isel(input=0), "minimum_energy": energies["u"]}
-    bare = [u.drop_vars(list(u.coords)) for u in both.values()]
+    both = {PLANNED: found["u"].isel(input=0)}
+    if "linear_u" in found:
+        both["linear_plan"] = found["linear_u"].isel(input=0)
+    layers = np.arange(energies.sizes["layer"])
+    bare = [
+        in_order_of(u, "plan", "layer", layers).drop_vars(list(u.coords)) for u in both.values()
+    ]
     schedules = xr.concat(bare, "schedule").assign_coords(schedule=list(both))
     curves = lm.amplitude_response(cell.held_out, concept, system, schedules)
     for name in ("predicted", "achieved", "spread"):
@@ -184,6 +194,16 @@ def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset
     energies.attrs |= {k: found.attrs[k] for k in _OF_PLAN if k in found.attrs}
     energies.attrs["plan_energy"] = float(found["energy"])
     return _with_origin(energies, cell, system)
+
+
+def _check_directions(system: xr.Dataset, plan: xr.Dataset) -> None:
+    given = plan["direction"].isel(input=0).transpose("depth", "feature").values
+    known = system["v"].isel(input=0).transpose("depth", "feature").values
+    if given.shape != known.shape or not np.allclose(given, known, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "`plan` must push along the directions of its system; got others. Plan again, or give "
+            "MODEL and TEXTS to see what it does."
+        )
 
 
 def _sign(cell: Cell) -> str:

@@ -52,7 +52,7 @@ def test_the_plan_is_the_optimum_of_the_library_and_says_what_it_does(planned, c
     assert float(played.response.mean()) == pytest.approx(target, rel=1e-2)
     np.testing.assert_allclose(plan.direction.isel(input=0), concept.direction)
     said = {"operation": "add", "positions": "last", "unit": "state", "target_asked": "2std",
-            "target_unit": "std", "energy": "relative", "sign": "u > 0 pushes towards '1'",
+            "target_unit": "readout", "energy": "relative", "sign": "u > 0 pushes towards '1'",
             "system": "system.nc"}  # fmt: skip
     assert said.items() <= plan.attrs.items()
     assert plan.attrs["model_fingerprint"] == system.attrs["model_fingerprint"]
@@ -140,6 +140,16 @@ def test_verify_plays_the_plan_on_held_out_prompts(run, planned, cell, tmp_path)
     assert "(2std) takes relative energy" in shown
     for name in ("energy.png", "achieved.svg", "verify.txt"):
         assert (tmp_path / name).is_file()
+
+
+def test_layers_of_a_plan_go_by_label(planned, cell):
+    folder, _ = planned
+    plan, system = load(folder / "plan.nc"), load(folder / "system.nc")
+    one, other = (
+        steps.verify_plan(cell, system, p) for p in (plan, plan.isel(layer=slice(None, None, -1)))
+    )
+    for name in ("achieved", "predicted", "energy"):
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
 
 
 def test_verify_wants_the_system_that_the_plan_was_made_of(run, planned, tmp_path):

@@ -56,7 +56,7 @@ def plan():
             "target": ("output", [3.0]),
         },
         coords={"layer": range(3)},
-        attrs={"energy": "relative", "target_asked": "2std", "target_unit": "std"},
+        attrs={"energy": "relative", "target_asked": "2std"},
     )
 
 

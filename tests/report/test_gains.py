@@ -144,7 +144,7 @@ def test_the_verdict_on_energies(energies):
     energies["multiple"][3] = 3.0
     energies["predicted_energy"] = xr.DataArray(1.0)
     (verdict,) = report.control(energies).verdicts
-    assert "planned 1, 4 times off; no schedule of" in verdict
+    assert "planned 1 (4 times that); no schedule of" in verdict
     energies["energy"][0] = np.nan
     assert report.control(energies).verdicts == [
         "the planned schedule does not reach a shift of 2.5 on the full model"

@@ -23,7 +23,7 @@ def plan():
             "held_out_shift": (("output", "bound"), [[2.7, 2.4, 3.3]]),
         },
         coords={"bound": ["estimate", "low", "high"]},
-        attrs={"energy": "relative", "target_asked": "2std", "target_unit": "std"},
+        attrs={"energy": "relative", "target_asked": "2std"},
     )
 
 
@@ -42,7 +42,7 @@ def test_what_a_plan_reaches_and_takes(plan):
         "a shift of 3 (2std) is planned at relative energy 0.5",
         "the full model reaches it on the operating prompts within 1.00 % after 4 steps (KKT "
         "residual 2.0e-04); 12.5 % less energy than the plan of the linear system needs there",
-        "on held-out prompts it moves the readout by 0.9 [0.8, 1.1] of that",
+        "on held-out prompts it moves the readout by 0.900 [0.800, 1.100] of that",
         "pushes at 2 of 3 layers, the largest 25.0 % of the state's norm at layer 1",
         "WARNING: pushes are large",
     ]
@@ -58,7 +58,7 @@ def test_what_is_not_met_is_not_called_reached(plan):
 
 def test_a_plan_of_the_linear_system_alone(plan):
     linear = plan[["u", "push", "energy", "target"]]
-    linear.attrs["target_unit"] = "readout"
+    linear.attrs["target_asked"] = "3"
     found = report.plan(linear)
     assert found.tables[0].header == ("layer", "push")
     assert found.verdicts[0] == "a shift of 3 is planned at relative energy 0.5"
@@ -70,4 +70,4 @@ def test_a_negative_shift_keeps_the_order_of_its_interval(plan):
     plan["held_out_shift"] = (
         -plan["held_out_shift"].isel(bound=[0, 2, 1]).assign_coords(bound=plan["bound"])
     )
-    assert "by 0.9 [0.8, 1.1] of that" in report.plan(plan).verdicts[2]
+    assert "by 0.900 [0.800, 1.100] of that" in report.plan(plan).verdicts[2]
