@@ -44,14 +44,14 @@ def effect_against_price(
     for row, plan in enumerate(effects["plan"].values):
         style = STYLES[row % len(STYLES)]
         y, x = (effects[name].sel(plan=plan) for name in (effect, price))
-        mean = [values.sel(bound="estimate").values for values in (x, y)]
+        middle = [values.sel(bound="estimate").values for values in (x, y)]
         off = [
             abs(values.sel(bound=["low", "high"]) - values.sel(bound="estimate")).values.T
             for values in (x, y)
         ]
-        bars = {"xerr": off[0], "yerr": off[1], "ecolor": style["color"], "elinewidth": 0.6}
-        ax.errorbar(*mean, **bars, capsize=0, label=str(plan), **style)
-        for strength, at_x, at_y in zip(effects["strength"].values, *mean, strict=True):
+        bars: dict = {"xerr": off[0], "yerr": off[1], "ecolor": style["color"], "elinewidth": 0.6}
+        ax.errorbar(middle[0], middle[1], **bars, capsize=0, label=str(plan), **style)
+        for strength, at_x, at_y in zip(effects["strength"].values, *middle, strict=True):
             if strength == 0:
                 ax.plot(at_x, at_y, "o", ms=11, mfc="none", mec=GREY)
     if "perplexity" in price:
