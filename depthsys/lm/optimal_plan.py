@@ -254,14 +254,18 @@ def _names(array: xr.DataArray, dim: str, count: int) -> list:
 
 def _positions(hold, names: list) -> list[int]:
     """Positions of outputs that are given by name or position."""
-    given = list(hold) if isinstance(hold, (Sequence, np.ndarray, set)) else [hold]
+    given: list[Any] = list(hold) if isinstance(hold, (Sequence, np.ndarray, set)) else [hold]
     given = [hold] if isinstance(hold, str) else given
     found = []
     for one in given:
         by_name = [i for i, name in enumerate(names) if isinstance(one, str) and name == one]
         if by_name:
             found.append(by_name[0])
-        elif _is_number(one, (int, np.integer)) and -len(names) <= one < len(names):
+        elif (
+            isinstance(one, (int, np.integer))
+            and not isinstance(one, bool)
+            and -len(names) <= one < len(names)
+        ):
             found.append(int(one) % len(names))
         else:
             raise ValueError(
@@ -290,8 +294,9 @@ def _check_options(energy, max_relative_push, target_rtol, kkt, max_steps) -> No
     whole_number(max_steps, "max_steps")
 
 
-def _is_number(value: Any, kinds: tuple = (int, float, np.integer, np.floating)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    return number and not isinstance(value, bool)
 
 
 def _check_finite(first: np.ndarray) -> None:
@@ -488,9 +493,10 @@ def _not_met(found: list[Optimum], per_prompt: bool, *, bounded: bool) -> dict[s
         + " or begin from another `start`",
         "stalled": "Ask for less, or use a finer dtype",
     }
+    what = "the target" if worst.residual > RESIDUAL_REACHED else "the condition of least energy"
     who = f"{len(missing)} of {len(found)} prompts miss theirs, the worst" if per_prompt else "it"
     return {
-        "not_met": f"the target, or its least energy, is not met: {who} ended with {worst.ended!r} "
+        "not_met": f"{what} is not met: {who} ended with {worst.ended!r} "
         f"after {worst.steps} steps, a target missed by {worst.residual:.1%} and a KKT residual of "
         f"{worst.kkt_residual:.1e}. {cures.get(worst.ended, 'Ask for less')}."
     }
