@@ -27,11 +27,12 @@ from depthsys.lm.methods import (
     TwoSided,
 )
 from depthsys.lm.model import DepthModel
-from depthsys.lm.optimal_plan import optimal_plan, price_of_sharing
+from depthsys.lm.optimal_plan import optimal_plan
 from depthsys.lm.pairs import Pairs, read_pairs
 from depthsys.lm.parts import Kept
 from depthsys.lm.play_law import compare_feedback, play_law
 from depthsys.lm.positions import After
+from depthsys.lm.price_of_sharing import price_of_sharing
 from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts

@@ -1,5 +1,6 @@
 """What is driven and what is read: the inputs and outputs of a system."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from depthsys.lm.precision import SIXTEEN_BITS, dtype_name, eps
 from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.plan import classes_of_inputs
 
 INPUTS = ("concept", "free")
 # In 16 bits the rounding of a product: below it nothing can be told from rounding.
@@ -62,6 +64,7 @@ class Channels:
     def attrs(self, action: str, run: Run, concept: xr.Dataset) -> dict[str, str | int]:
         """Provenance of a system with these channels."""
         warning = concept.attrs.get("warning")
+        each = {} if self.free else classes_of_inputs(concept.attrs)
         return {
             **({} if warning is None else {"concept_warning": warning}),
             **direction_note(concept),
@@ -70,6 +73,7 @@ class Channels:
             "readout": self.readout.name,
             "concept": concept.attrs.get("method", "given"),
             "classes": concept.attrs.get("classes", "[]"),
+            **({"classes_of_inputs": json.dumps(each)} if each else {}),
             "n_prompts": len(run),
             **self.kind.attrs,
             "step": "exact Jacobian (no step)",

@@ -1,7 +1,8 @@
-"""The plan of least energy of the full nonlinear model, and what one plan for all prompts costs."""
+"""The plan of least energy of the full nonlinear model."""
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +27,11 @@ from depthsys.ltv.plan import (
     large_push,
     push_sizes,
     schedule,
+    sign_in_words,
 )
+from depthsys.ltv.push_limits import layer_numbers
 from depthsys.ltv.successive import Ball, Optimum, Problem, least_energies, least_energy, search
+from depthsys.ltv.system import whole_number
 
 # Of intervals over prompts.
 N_BOOTSTRAP, LEVEL, SEED = 1000, 0.95, 0
@@ -91,21 +95,24 @@ def optimal_plan(
         A plan of its own for every prompt, each with the same target.
     target_rtol, kkt, max_steps
         When to stop: the largest miss of a target (a part of it; of a held output, a part of the
-        largest target), the largest KKT residual, the most steps.
+        largest target), the largest KKT residual, the most steps of a search.
 
     Returns
     -------
     xr.Dataset
         A plan, with ``met`` (whether target and KKT residual are within what was asked for),
         ``reached`` (whether the target is missed by 1 % at most) and, in attrs, ``ended`` (why the
-        search ended) and ``not_met``, what is missing and the cure. A plan that does not reach its
-        target is the one that was found to come nearest to it.
+        search ended, see `ltv.successive.Optimum`), ``not_met``, what is missing and the cure, and
+        ``sign``, of the inputs whose two classes are known. A plan that does not reach its target
+        is the one that was found to come nearest to it.
 
         * ``u`` (layer, input), ``energy``, ``predicted``, the mean shift that it reaches on these
           prompts, ``target`` (output), ``residual``, ``kkt_residual``, ``multipliers`` (output;
           what the energy rises by per unit of each target), ``push`` (layer), a fraction of the
           state's norm. See `ltv.successive.Optimum` for the definitions.
-        * ``steps``, ``evaluations`` (passes forward and backward), ``history`` (step, quantity).
+        * ``steps``, ``evaluations`` (passes forward and backward), ``history`` (step, quantity):
+          where it searched twice, see the notes, of the search that found the plan; evaluations
+          are those of both.
         * ``response`` (prompt, output), the shift of every prompt.
         * ``linear_u``, ``linear_energy``, ``linear_shift``: ``start``, or the plan of the model
           linearised where nothing is pushed, what it costs and what it really does.
@@ -129,7 +136,9 @@ def optimal_plan(
     Notes
     -----
     An optimum is a local one: the condition that is checked holds for it, and the search begins
-    at no push, where for a small target it is the only one.
+    at no push, where for a small target it is the only one. A search that ends short of its target
+    although the linear plan reaches it when it is scaled, within the bounds, begins again from
+    there (not ``per_prompt``).
     """
     goal = _Goal.of(run, concept, target, readout, hold)
     _check_options(energy, max_relative_push, target_rtol, kkt, max_steps)
@@ -158,8 +167,17 @@ def optimal_plan(
         linear = [_linear(problem, *replay.at_zero(p), first) for p in range(n)]
         searches = [search(problem, start=first, **options) for _ in range(n)]
         found = least_energies(searches, replay)
+        cost, needed = weights_of(energy, norm), np.nan
+        if not per_prompt:
+            needed = _needed_by(linear[0], goal, allowed, run, concept, readout, cost)
+            again = _along(linear[0], needed, problem)
+            if found[0].residual > RESIDUAL_REACHED and again is not None:
+                second = least_energies([search(problem, start=again, **options)], replay)
+                found = [_better(*found, *second)]
     plan = _as_plan(found, linear, goal, allowed, norm, concept, per_prompt)
     plan["evaluations"] = plan["evaluations"] + (first is not None)
+    if not per_prompt:
+        plan["linear_energy_needed"] = needed
     plan.attrs = {
         **stamp(run, "optimal_plan"),
         **WHAT_IT_DOES,
@@ -172,12 +190,12 @@ def optimal_plan(
         "target_rtol": target_rtol,
         "kkt": kkt,
         "ended": json.dumps([one.ended for one in found]) if per_prompt else found[0].ended,
-        **_not_met(found, per_prompt),
-        **_sign(concept),
+        **_not_met(found, per_prompt, bounded=max_relative_push is not None),
+        **sign_in_words(concept.attrs, goal.v.shape[1]),
         **large_push(plan["push"]),
         **direction_note(concept),
     }
-    return _played(plan, run, concept, readout, beside, weights_of(energy, norm))
+    return _played(plan, run, concept, readout, beside, cost)
 
 
 def weights_of(energy: str, norm: np.ndarray) -> np.ndarray:
@@ -191,68 +209,6 @@ def mean_state_norm(run: Run) -> np.ndarray:
     for _, x in run.states_by_batch():
         total += wide(x).norm(dim=-1).double().sum(dim=1).cpu().numpy()
     return total / len(run)
-
-
-def price_of_sharing(shared: xr.Dataset, own: xr.Dataset) -> xr.Dataset:
-    """What one plan for all prompts loses against a plan for each.
-
-    Parameters
-    ----------
-    shared, own
-        `optimal_plan` of the same prompts, target and energy, without and with ``per_prompt``.
-
-    Returns
-    -------
-    xr.Dataset
-        ``own_energy`` (bound): mean over the prompts that reach the target with a plan of their
-        own, with its 95 % bootstrap interval; ``price`` (bound): the energy of the shared plan, by
-        which their mean is shifted as much, over that mean. 1 if sharing costs nothing; it may be
-        below 1, since a shared plan need not shift each prompt alike. The interval is that of the
-        mean below it. ``n_reached``, ``n_prompts``; ``spread`` (output): the standard deviation
-        over prompts of what the shared plan does, in parts of the largest target (their own plans
-        have none).
-
-    Raises
-    ------
-    ValueError
-        If the two are not of the same prompts, target, energy and bound, or no prompt reaches it.
-    """
-    if "prompt" in shared["u"].dims or "prompt" not in own["u"].dims:
-        raise ValueError(
-            "`shared` must be one plan and `own` one per prompt; got "
-            f"{dict(shared['u'].sizes)} and {dict(own['u'].sizes)}. Exchange them, or make `own` "
-            "with `per_prompt=True`."
-        )
-    same = ("tokens_sha256", "energy", "readout", "max_relative_push", "hold", "layers")
-    differ = [name for name in same if shared.attrs.get(name) != own.attrs.get(name)]
-    if not np.array_equal(shared["target"].values, own["target"].values):
-        differ.append("target")
-    if differ:
-        raise ValueError(
-            f"`own` must be made as `shared` was; got another {', '.join(differ)}. Make both from "
-            "the same run and options."
-        )
-    reached = own["reached"].values
-    if not reached.any():
-        raise ValueError(
-            "`own` must reach the target for some prompt; got none. Ask for less, or widen the "
-            "bound."
-        )
-    energy = own["energy"].isel(prompt=np.flatnonzero(reached))
-    mean = mean_bounds(energy, n_bootstrap=N_BOOTSTRAP, level=LEVEL, seed=SEED)
-    # a large mean makes a small price
-    order = mean.isel(bound=[0, 2, 1]).assign_coords(bound=mean["bound"])
-    largest = float(abs(shared["target"]).max())
-    return xr.Dataset(
-        {
-            "own_energy": mean,
-            "price": shared["energy"] / order,
-            "n_reached": int(reached.sum()),
-            "n_prompts": len(reached),
-            "spread": shared["response"].std("prompt") / largest,
-        },
-        attrs={"n_bootstrap": N_BOOTSTRAP, "level": LEVEL, "energy": own.attrs["energy"]},
-    )
 
 
 # ------------------------------------------------------------------ what is wanted
@@ -298,13 +254,18 @@ def _names(array: xr.DataArray, dim: str, count: int) -> list:
 
 def _positions(hold, names: list) -> list[int]:
     """Positions of outputs that are given by name or position."""
-    given = [hold] if isinstance(hold, (str, int, np.integer)) else list(hold)
+    given: list[Any] = list(hold) if isinstance(hold, (Sequence, np.ndarray, set)) else [hold]
+    given = [hold] if isinstance(hold, str) else given
     found = []
     for one in given:
         by_name = [i for i, name in enumerate(names) if isinstance(one, str) and name == one]
         if by_name:
             found.append(by_name[0])
-        elif isinstance(one, (int, np.integer)) and -len(names) <= one < len(names):
+        elif (
+            isinstance(one, (int, np.integer))
+            and not isinstance(one, bool)
+            and -len(names) <= one < len(names)
+        ):
             found.append(int(one) % len(names))
         else:
             raise ValueError(
@@ -322,16 +283,20 @@ def _check_options(energy, max_relative_push, target_rtol, kkt, max_steps) -> No
     if energy not in ENERGIES:
         raise ValueError(f"`energy` must be one of {ENERGIES}; got {short(energy)}. Pick one.")
     bound = 1.0 if max_relative_push is None else max_relative_push
-    if not (np.isfinite(bound) and bound > 0):
+    if not (_is_number(bound) and np.isfinite(bound) and bound > 0):
         raise ValueError(
-            f"`max_relative_push` must be positive and finite; got {max_relative_push}. Write 0.3, "
-            "or leave it out."
+            "`max_relative_push` must be positive and finite, one number for all layers; got "
+            f"{short(max_relative_push)}. Write 0.3, or leave it out."
         )
     for name, value in {"target_rtol": target_rtol, "kkt": kkt}.items():
-        if not 0 < value < 1:
-            raise ValueError(f"`{name}` must be between 0 and 1; got {value}. Write 1e-3.")
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1; got {max_steps}. Leave it at 50.")
+        if not (_is_number(value) and 0 < value < 1):
+            raise ValueError(f"`{name}` must be between 0 and 1; got {short(value)}. Write 1e-3.")
+    whole_number(max_steps, "max_steps")
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    return number and not isinstance(value, bool)
 
 
 def _check_finite(first: np.ndarray) -> None:
@@ -343,7 +308,7 @@ def _allowed(run: Run, concept: xr.Dataset, layers: Sequence[int] | None) -> np.
     """Which pushes there may be (layer, input)."""
     exists = defined(concept)[:-1].copy()
     if layers is not None:
-        chosen = [int(layer) for layer in np.atleast_1d(np.asarray(layers))]
+        chosen = layer_numbers(layers)
         wrong = [layer for layer in chosen if not 0 <= layer < run.n_layers]
         if wrong or not chosen:
             raise ValueError(
@@ -441,7 +406,25 @@ def _linear(problem: Problem, _, gradient: np.ndarray, first: np.ndarray | None)
     if first is not None:
         return first
     tight = {"target_rtol": 1e-8, "kkt": 1e-6}
-    return least_energy(problem, lambda u: (gradient @ u, gradient), **tight).u
+    # of a linear readout every step is right, however long
+    whole = replace(problem, sizes=())
+    return least_energy(whole, lambda u: (gradient @ u, gradient), **tight).u
+
+
+def _along(linear: np.ndarray, needed: float, problem: Problem) -> np.ndarray | None:
+    """The linear plan, scaled to the energy that reaches the target; None if none in the bounds."""
+    energy = float(problem.weights @ linear**2)
+    if not (energy > 0 and np.isfinite(needed)):
+        return None
+    u = linear * np.sqrt(needed / energy)
+    inside = all(np.linalg.norm(matrix @ u) <= radius for matrix, radius in problem.bounds)
+    return u if inside else None
+
+
+def _better(first: Optimum, second: Optimum) -> Optimum:
+    """The second where it is nearer, with what both have cost."""
+    best = second if second.residual < first.residual else first
+    return best._replace(evaluations=first.evaluations + second.evaluations)
 
 
 # ------------------------------------------------------------------ the result
@@ -497,15 +480,7 @@ def _as_plan(
     return plan
 
 
-def _sign(concept: xr.Dataset) -> dict[str, str]:
-    """The attr that says what u > 0 pushes towards, where the classes are known; or none."""
-    if "classes" not in concept.attrs:
-        return {}
-    _, towards = json.loads(concept.attrs["classes"])
-    return {"sign": f"u > 0 pushes towards class {towards!r}"}
-
-
-def _not_met(found: list[Optimum], per_prompt: bool) -> dict[str, str]:
+def _not_met(found: list[Optimum], per_prompt: bool, *, bounded: bool) -> dict[str, str]:
     """The attr that says what is missing and the cure; or none."""
     missing = [one for one in found if not one.met]
     if not missing:
@@ -513,12 +488,15 @@ def _not_met(found: list[Optimum], per_prompt: bool) -> dict[str, str]:
     worst = max(missing, key=lambda one: one.residual)
     cures = {
         "steps": "Allow more `max_steps`",
-        "beyond reach": "Ask for less, allow more layers or a larger `max_relative_push`",
+        "no way on": "Ask for less, allow more `layers`"
+        + ", a larger `max_relative_push`" * bounded
+        + " or begin from another `start`",
         "stalled": "Ask for less, or use a finer dtype",
     }
+    what = "the target" if worst.residual > RESIDUAL_REACHED else "the condition of least energy"
     who = f"{len(missing)} of {len(found)} prompts miss theirs, the worst" if per_prompt else "it"
     return {
-        "not_met": f"the target, or its least energy, is not met: {who} ended with {worst.ended!r} "
+        "not_met": f"{what} is not met: {who} ended with {worst.ended!r} "
         f"after {worst.steps} steps, a target missed by {worst.residual:.1%} and a KKT residual of "
         f"{worst.kkt_residual:.1e}. {cures.get(worst.ended, 'Ask for less')}."
     }
@@ -546,9 +524,7 @@ def _played(
     response = shifts(run, concept, both, readout, "plans played")
     plan["response"] = (("prompt", "output"), response[:, 0])
     plan["linear_shift"] = ("output", response[:, 1].mean(axis=0))
-    needed = _needed_by(plan, run, concept, readout, weights)
-    plan["linear_energy_needed"] = needed
-    plan["saved"] = (1 - plan["energy"] / needed).where(plan["reached"])
+    plan["saved"] = (1 - plan["energy"] / plan["linear_energy_needed"]).where(plan["reached"])
     if beside is not None:
         other = shifts(beside, concept, both[:1], readout, "held-out prompts")[:, 0]
         plan["held_out_response"] = (("prompt_held_out", "output"), other)
@@ -561,18 +537,21 @@ def _played(
     return plan
 
 
-def _needed_by(plan: xr.Dataset, run: Run, concept, readout, weights: np.ndarray) -> float:
+def _needed_by(
+    linear: np.ndarray, goal: _Goal, allowed: np.ndarray, run: Run, concept, readout, weights
+) -> float:
     """Energy that the linear plan needs when it is scaled until it reaches the target."""
-    u, energy = plan["linear_u"].drop_vars("input"), float(plan["linear_energy"])
+    u = np.zeros((1, *allowed.shape))
+    u[:, allowed] = linear
+    energy = float(weights @ (u[0] ** 2).sum(axis=1))
     if energy == 0:
         return np.nan
-    target = plan["target"].values
     try:
         found = required_energy(
             run,
             concept,
-            u.expand_dims(schedule=["linear"]),
-            target if len(target) > 1 else float(target[0]),
+            xr.DataArray(u, dims=("schedule", "layer", "input"), coords={"schedule": ["linear"]}),
+            goal.target if len(goal.target) > 1 else float(goal.target[0]),
             amplitude=float(np.sqrt(energy)),
             weights=xr.DataArray(weights, dims="layer"),
             readout=readout,

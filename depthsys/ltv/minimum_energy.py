@@ -124,7 +124,8 @@ def minimum_energy(
         run through the layers, ends elsewhere, since rounding of u grows with the modes that grow;
         ``energy``, "relative", "absolute" or "weights"; ``layers``, a JSON list of those that might
         push; ``search`` of the layers, "exact" or "greedy"; and of a language model what the plan
-        does (``operation``, ``hook``, ``positions``, ``unit``, ``sign``), of which model it is, and
+        does (``operation``, ``hook``, ``positions``, ``unit``; ``sign``, of the inputs whose two
+        classes are known), of which model it is, and
         a ``warning`` where a push is no small one.
 
     Raises

@@ -7,7 +7,8 @@ by how much it changes the state.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -204,20 +205,53 @@ def about_plan(
         return None, attrs
     attrs |= WHAT_IT_DOES | {"target_unit": "readout"}
     attrs |= {key: str(system.attrs[key]) for key in OF_SYSTEM if key in system.attrs}
-    if (sign := _sign(system, u.sizes["input"])) is not None:
-        attrs["sign"] = sign
-    return push, attrs | large_push(push)
+    return push, attrs | sign_in_words(system.attrs, u.sizes["input"]) | large_push(push)
 
 
-def _sign(system: xr.Dataset, n_inputs: int) -> str | None:
-    """What a push of positive ``u`` pushes towards, where the classes of one concept are known."""
+def sign_in_words(attrs: Mapping[Any, Any], n_inputs: int) -> dict[str, str]:
+    """The attr ``sign``: what a push of positive ``u`` pushes towards; or none.
+
+    Parameters
+    ----------
+    attrs
+        Of a concept or a system: ``classes`` says the two of a single concept,
+        ``classes_of_inputs`` or ``concepts`` (of `lm.several`) those of several by name.
+    n_inputs
+        How many inputs there are; those of unknown classes are left out.
+    """
+    if n_inputs == 1 and (pair := _pair(attrs.get("classes"))):
+        return {"sign": f"u > 0 pushes towards {pair[1]!r}, u < 0 towards {pair[0]!r}"}
+    each = classes_of_inputs(attrs)
+    if not each or len(each) > n_inputs:
+        return {}
+    words = (
+        f"u > 0 of {name!r} pushes towards {up!r}, u < 0 towards {down!r}"
+        for name, (down, up) in each.items()
+    )
+    return {"sign": "; ".join(words)}
+
+
+def classes_of_inputs(attrs: Mapping[Any, Any]) -> dict[str, list]:
+    """The two classes of every input of which they are known, by name, of several concepts."""
+    if isinstance(known := _read(attrs.get("classes_of_inputs")), dict):
+        found = known
+    elif isinstance(each := _read(attrs.get("concepts")), dict):
+        found = {k: v.get("classes") for k, v in each.items() if isinstance(v, dict)}
+    else:
+        return {}
+    return {str(name): pair for name, two in found.items() if (pair := _pair(two))}
+
+
+def _read(text: Any) -> Any:
     try:
-        classes = json.loads(str(system.attrs.get("classes", "[]")))
+        return json.loads(text) if isinstance(text, str) else text
     except ValueError:  # of somebody else
         return None
-    if n_inputs != 1 or len(classes) != 2:
-        return None
-    return f"u > 0 pushes towards {classes[1]!r}, u < 0 towards {classes[0]!r}"
+
+
+def _pair(classes: Any) -> list | None:
+    two = _read(classes)
+    return two if isinstance(two, list) and len(two) == 2 else None
 
 
 def plan_energy(u: xr.DataArray, weights: xr.DataArray | None = None) -> xr.DataArray:

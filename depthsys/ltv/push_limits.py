@@ -23,19 +23,41 @@ DIMS = {
 }
 
 
+def layer_numbers(layers: Any) -> list[int]:
+    """Layers that are named by their numbers, one or several.
+
+    Raises
+    ------
+    ValueError
+        If one is no whole number. A mask would quietly mean layers 0 and 1.
+    """
+    if isinstance(layers, (np.ndarray, xr.DataArray)):
+        layers = np.asarray(layers).tolist()
+    try:
+        given = [layers] if isinstance(layers, (str, bytes)) else list(layers)
+    except TypeError:
+        given = [layers]
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in given):
+        raise ValueError(
+            f"`layers` must be whole numbers, the labels of layers; got {layers!r}. Name those "
+            "that may push, as [0, 3]; for a mask write `np.flatnonzero(mask)`."
+        )
+    return [int(n) for n in given]
+
+
 def pushing_layers(system: System, layers: int | Sequence[int] | None) -> np.ndarray:
     """Which layers (layer) may push, by their labels; all where ``layers`` is None.
 
     Raises
     ------
     ValueError
-        If a label is not one of the system, or none is given.
+        If a label is no whole number or not one of the system, or none is given.
     """
     known = labels(system, "layer")
     if layers is None:
         return np.ones(len(known), dtype=bool)
-    given = np.atleast_1d(np.asarray(layers))
-    if given.ndim != 1 or not given.size or not np.isin(given, known).all():
+    given = layer_numbers(layers)
+    if not given or not np.isin(given, known).all():
         raise ValueError(
             f"`layers` must be labels of layers of the system, {known[0]}..{known[-1]}, at least "
             f"one; got {layers!r}. Name those that may push."

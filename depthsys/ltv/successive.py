@@ -35,7 +35,8 @@ SMALLEST_RADIUS = 1e-7
 # A step is taken where the penalty falls by this part of what the model promised; the region
 # shrinks below the second part and grows above the third.
 TAKEN, POOR, GOOD = 1e-4, 0.25, 0.75
-# Beyond reach: a whole first region cannot bring the target nearer by this part of what is left.
+# No way on: a whole first region brings the target nearer by less than this part of what is left,
+# and of what was reached so far (of a far target, what is left says nothing).
 NO_WAY_ON = 1e-3
 # Curvature of the model; that of the energy alone is 2.
 LEAST_CURVED, MOST_CURVED = 0.1, 1e4
@@ -119,9 +120,10 @@ class Optimum(NamedTuple):
     met
         Whether both residuals are within what was asked for.
     ended
-        Why it ended: "met", "steps" (no more were allowed), "beyond reach" (no step
-        within the bounds brings the target nearer: of all u only where there is a single valley,
-        as where the readout saturates), "stalled" (no step improves what rounding lets one see).
+        Why it ended: "met", "steps" (no more were allowed), "no way on" (no step from there
+        within the bounds brings the target nearer: no u at all does only where there is a single
+        valley, as where the readout saturates), "stalled" (no step improves what rounding lets one
+        see).
         Then u is the point that came nearest to the target.
     steps, evaluations
         Points tried after the first; values and gradients that were asked for.
@@ -261,13 +263,17 @@ def _inside(u: np.ndarray, bounds: Sequence[Ball]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Point:
-    """A point in units of the search: z, c = (y - t) / scale, J = dc/dz; energy |z|^2."""
+    """A point in units of the search: z, c = (y - t) / scale, J = dc/dz; energy |z|^2.
+
+    ``reached``: the sum of |y| / scale.
+    """
 
     z: np.ndarray
     c: np.ndarray
     J: np.ndarray
     y: np.ndarray
     gradient: np.ndarray
+    reached: float
 
     @property
     def is_finite(self) -> bool:
@@ -284,6 +290,16 @@ class _Point:
     @property
     def residual(self) -> float:
         return float(np.abs(self.c).max())
+
+    def nearer(self, change: np.ndarray) -> float:
+        """By how much `off` falls where c changes so.
+
+        Of a far target, a difference of two sums would be rounding.
+        """
+        size = np.abs(self.c)
+        within = np.abs(change) <= size
+        gain = np.where(within, -np.sign(self.c) * change, size - np.abs(self.c + change))
+        return float(gain.sum())
 
 
 @dataclass(frozen=True)
@@ -322,7 +338,8 @@ class _Units:
 
     def point(self, u: np.ndarray, y: np.ndarray, gradient: np.ndarray) -> _Point:
         c, J = (y - self.target) / self.scale, gradient * self.per_z / self.scale[:, None]
-        return _Point(u / self.per_z, c, J, y, gradient)
+        reached = float(np.abs(y / self.scale).sum())
+        return _Point(u / self.per_z, c, J, y, gradient, reached)
 
 
 @dataclass(frozen=True)
@@ -347,6 +364,21 @@ class _Balls:
         """The radius that just holds d."""
         each = [np.linalg.norm(matrix @ d) / radius for matrix, radius in self.balls]
         return float(max([*(np.abs(d) / self.box), *each]))
+
+    def reach(self, rows: np.ndarray) -> np.ndarray:
+        """The largest |r z| (row) of z within them; infinite where they leave r free."""
+        found = np.zeros(len(rows))
+        left = rows.copy()
+        for matrix, radius in self.balls:
+            at = np.abs(matrix).any(axis=0)
+            part, rank = np.linalg.lstsq(matrix[:, at].T, rows[:, at].T, rcond=1e-12)[::2]
+            if rank == at.sum():
+                found += radius * np.linalg.norm(part, axis=0)
+                left[:, at] = 0
+        size = np.abs(left)
+        box = np.where(np.isfinite(self.box), self.box, 0.0)
+        free = (size[:, ~np.isfinite(self.box)] > 0).any(axis=1)
+        return np.where(free, np.inf, found + size @ box)
 
     def normals(self, z: np.ndarray) -> np.ndarray:
         """Outer normals (bound, variable) of those that z lies on."""
@@ -393,27 +425,28 @@ class _State:
     def propose(self) -> _Step | None:
         """The next point; None where there is nowhere to go, and then ``ended`` says why."""
         here = self.here
-        found = self._solved(here.c, self.radius, None)
+        found = self._solved(self.radius, None)
         if found is not None:
             d, _, duals = found
             # above the multipliers, and a step that the model likes is worth its energy
             self.price = max(self.price, 1.2 * float(np.abs(duals).max()))
             return self._step(d)
-        nearest = self._solved(here.c, self.radius, np.inf)
-        if nearest is None:
+        nearest = self._solved(self.radius, np.inf)
+        if nearest is None and here.J.any():
             self.ended = "stalled"
             return None
-        gain = here.off - nearest[1]
+        d, gain = (np.zeros(len(here.z)), 0.0) if nearest is None else nearest[:2]
         if self._no_way_on(gain):
-            self.ended = "beyond reach"
+            self.ended = "no way on"
             return None
-        price = max(self.price, 1.0)
+        # what nearer costs at the least, since the energy is convex in it
+        price = max(self.price, 1.0, 0.9 * self._model(d) / gain)
         for _ in range(12):
-            found = self._solved(here.c, self.radius, price)
-            if found is not None and here.off - found[1] >= 0.9 * gain:
+            found = self._solved(self.radius, price)
+            if found is not None and found[1] >= 0.9 * gain:
                 break
             price *= 4
-        d = nearest[0] if found is None else found[0]
+        d = d if found is None else found[0]
         self.price = max(self.price, price)
         return self._step(d)
 
@@ -421,65 +454,83 @@ class _State:
         units, here = self.units, self.here
         z = _inside(units.u(here.z + d), self.bounds) / units.per_z
         d = z - here.z
-        promised = self.price * (here.off - self._off(d)) - self._model(d)
+        promised = self.price * here.nearer(here.J @ d) - self._model(d)
         return _Step(z, d, max(promised, 0.0))
 
     def _model(self, d: np.ndarray) -> float:
         """Change of the energy that the model expects, curvature of the constraint included."""
         return float(2 * self.here.z @ d + 0.5 * d @ self.H @ d)
 
-    def _off(self, d: np.ndarray) -> float:
-        return float(np.abs(self.here.c + self.here.J @ d).sum())
-
     def _no_way_on(self, gain: float) -> bool:
         """Whether even the whole first region brings nothing; a small one always brings little."""
-        if gain > NO_WAY_ON * self.here.off:
-            return False
-        if self.radius < self.units.radius:
-            wide = self._solved(self.here.c, self.units.radius, np.inf)
-            return wide is None or self.here.off - wide[1] <= NO_WAY_ON * self.here.off
-        return True
+        units, here = self.units, self.here
+        if (units.radius * units.sizes.reach(here.J) <= self.rounding).all():
+            return True
+        least = NO_WAY_ON * min(here.off, here.reached)
+        if gain <= least and self.radius < units.radius:
+            wide = self._solved(units.radius, np.inf)
+            gain = 0.0 if wide is None else wide[1]
+        return gain <= least
 
-    def _solved(self, c, radius, price) -> tuple[np.ndarray, float, np.ndarray] | None:
-        """The model's best step, what is then left of c, and multipliers; None if there is none.
+    def _most(self, rows: np.ndarray, radius: float) -> np.ndarray:
+        """The most that a step can change rows (row, variable) @ z by."""
+        by_step = radius * self.units.sizes.reach(rows)
+        return np.minimum(by_step, self.units.bounds.reach(rows) + np.abs(rows @ self.here.z))
 
-        ``price`` of what may be left; None: nothing may, infinity: as little as possible.
+    def _solved(
+        self, radius: float, price: float | None
+    ) -> tuple[np.ndarray, float, np.ndarray] | None:
+        """The model's best step, what that is nearer by, and multipliers; None if there is none.
+
+        ``price`` of what may be left of c; None: nothing may, infinity: as little as possible.
         """
-        n, m = len(self.here.z), len(c)
-        wide = self.units.bounds
-        copies = n if wide.balls else 0
-        slack = 0 if price is None else 2 * m
+        c, J, n, m = self.here.c, self.here.J, len(self.here.z), len(self.here.c)
+        most, unit, unit_c = self._most(J, radius), 1.0, 1.0
+        if price is None:
+            if (np.abs(c) > (1 + 1e-9) * most).any():
+                return None
+        elif not most.any():
+            return None
+        else:
+            # Beyond what a step can do, a target may be at any distance: at twice that, and in
+            # units of the step, the solver sees a problem of size one.
+            c = np.clip(c, -2 * most, 2 * most)
+            unit, unit_c = float(self._most(np.eye(n), radius).max()), float(np.abs(c).max())
+        wide, here, J = self.units.bounds, self.here.z / unit, J * (unit / unit_c)
+        copies, slack = n if wide.balls else 0, 0 if price is None else 2 * m
         size = n + copies + slack
         P, q = np.zeros((size, size)), np.zeros(size)
         only_near = price == np.inf
-        P[:n, :n] = self.H * (1e-6 if only_near else 1.0)
-        q[:n] = 0.0 if only_near else 2 * self.here.z
+        cost = unit**2 / (1.0 if price is None else price * unit_c)
+        P[:n, :n] = self.H * (1e-6 if only_near else cost)
+        q[:n] = 2 * here * (0.0 if only_near else cost)
         A = np.zeros((m + copies, size))
-        A[:m, :n] = self.here.J
-        b = np.concatenate([-c, self.here.z[:copies]])
+        A[:m, :n] = J
+        b = np.concatenate([-c / unit_c, here[:copies]])
         lower, upper = np.full(size, -np.inf), np.full(size, np.inf)
-        step = radius * self.units.sizes.box
-        lower[:n] = np.maximum(-wide.box - self.here.z, -step)
-        upper[:n] = np.minimum(wide.box - self.here.z, step)
+        step, box = radius / unit * self.units.sizes.box, wide.box / unit
+        lower[:n], upper[:n] = np.maximum(-box - here, -step), np.minimum(box - here, step)
         # on a bound, rounding may have crossed it
         lower[:n], upper[:n] = np.minimum(lower[:n], 0), np.maximum(upper[:n], 0)
         if slack:
             A[:m, n + copies :] = np.concatenate([np.eye(m), -np.eye(m)], axis=1)
-            q[n + copies :] = 1.0 if only_near else price
+            q[n + copies :] = 1.0
             lower[n + copies :] = 0.0
         at_d, at_z = np.eye(n, size), np.eye(n, size, k=n)
         balls = [(matrix @ at_d, radius * r) for matrix, r in self.units.sizes.balls]
         if copies:
             A[m:] = at_z - at_d
             balls += [(matrix @ at_z, r) for matrix, r in wide.balls]
+        if slack:
+            balls = [(matrix * (unit / r), 1.0) for matrix, r in balls]
         try:
             found = quadratic_program(P, q, A, b, lower=lower, upper=upper, balls=balls)
         except np.linalg.LinAlgError:
             return None
         if not found.found:
             return None
-        d = found.z[:n]
-        return d, float(np.abs(c + self.here.J @ d).sum()), found.equal[:m]
+        d = found.z[:n] * unit
+        return d, self.here.nearer(self.here.J @ d), found.equal[:m]
 
     # ------------------------------------------------------------------ what came of it
 
@@ -490,7 +541,8 @@ class _State:
         share = self._share(step, there) if there.is_finite else -np.inf
         if there.is_finite:
             self._bend(there)
-            self.nearest = min(self.nearest, there, key=lambda point: point.off)
+            if self.nearest.nearer((there.y - self.nearest.y) / self.units.scale) > 0:
+                self.nearest = there
         size = self.units.sizes.size(step.d)
         if share < TAKEN:
             self._record(False)
@@ -508,7 +560,8 @@ class _State:
     def _share(self, step: _Step, there: _Point) -> float:
         """How much of what the model promised came true."""
         here = self.here
-        got = here.energy - there.energy + self.price * (here.off - there.off)
+        nearer = here.nearer((there.y - here.y) / self.units.scale)
+        got = here.energy - there.energy + self.price * nearer
         # differences that rounding explains decide nothing
         doubt = self.price * self.rounding + 1e-14 * here.energy
         return (got + doubt) / (step.promised + doubt) if step.promised + doubt > 0 else -np.inf
@@ -580,6 +633,10 @@ def _stationarity(point: _Point, bounds: _Balls) -> tuple[float, np.ndarray]:
         found = np.linalg.lstsq(columns, 2 * point.z, rcond=1e-12)[0]
     else:
         least = np.append(np.full(m, -np.inf), np.zeros(len(normals)))
-        found = lsq_linear(columns, 2 * point.z, (least, np.inf), method="bvls").x
+        # it stops by absolute tolerances
+        length = np.linalg.norm(columns, axis=0)
+        length[length == 0] = 1.0
+        scaled = columns / length, 2 * point.z / size
+        found = lsq_linear(*scaled, (least, np.inf), method="bvls").x * size / length
     left = np.linalg.norm(2 * point.z - columns @ found) / size
     return float(left), found[:m]

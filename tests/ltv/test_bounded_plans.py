@@ -168,7 +168,10 @@ def test_layers_that_do_not_suffice_are_said():
         ltv.minimum_energy(system, [1.0, 2.0], layers=3)
     with pytest.raises(np.linalg.LinAlgError, match=r"rank 1 of 2 .*, raise `max_layers` or"):
         ltv.minimum_energy(system, [1.0, 2.0], max_layers=1)
-    for wrong in (6, [], [0, 7], [[1]], ["a"]):
+    for wrong in ([True, False, True], np.array([True] * 6), True, [1.0], "2", ["a"], [[1]], 1.7):
+        with pytest.raises(ValueError, match="`layers` must be whole numbers, the labels of la"):
+            ltv.minimum_energy(system, [1.0, 2.0], layers=wrong)
+    for wrong in (6, [], [0, 7]):
         with pytest.raises(ValueError, match=r"`layers` must be labels of layers .* 0\.\.5"):
             ltv.minimum_energy(system, [1.0, 2.0], layers=wrong)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 
 from depthsys.ltv.successive import Optimum, Problem, least_energies, least_energy, search
 
@@ -156,7 +156,7 @@ def saturating(u):
 
 def test_a_target_beyond_what_saturates():
     found = least_energy(Problem(np.ones(3), np.array([3.5])), saturating)
-    assert (found.met, found.ended) == (False, "beyond reach")
+    assert (found.met, found.ended) == (False, "no way on")
     assert 2.99 < found.y[0] < 3
     np.testing.assert_allclose(found.residual, 1 - found.y[0] / 3.5)
     near = least_energy(Problem(np.ones(3), np.array([2.9])), saturating)
@@ -166,13 +166,59 @@ def test_a_target_beyond_what_saturates():
 
 def test_a_target_beyond_bounds_is_reached_as_far_as_they_allow():
     found = least_energy(Problem(np.ones(3), np.array([2.0]), [(np.eye(3), 1.0)]), saturating)
-    assert (found.met, found.ended) == (False, "beyond reach")
+    assert (found.met, found.ended) == (False, "no way on")
     np.testing.assert_allclose(found.u, np.full(3, 3**-0.5), rtol=1e-4)
     np.testing.assert_allclose(found.y[0], 3 * np.tanh(3**-0.5), rtol=1e-6)
     # what no push moves: nothing is pushed
     still = least_energy(Problem(np.ones(2), np.ones(1)), lambda u: (np.zeros(1), np.zeros((1, 2))))
-    assert (still.met, still.ended, still.residual) == (False, "beyond reach", 1.0)
+    assert (still.met, still.ended, still.residual) == (False, "no way on", 1.0)
     assert not still.u.any()
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4, 1e8, 1e14])
+@pytest.mark.parametrize("bound", [1.0, 1e-5])
+def test_however_far_a_target_is_the_search_goes_as_near_as_bounds_allow(far, bound):
+    gain = np.array([[1.0, -2.0, 0.5], [0.3, 0.1, 1.0]])
+    balls = [(row[None], bound) for row in np.eye(3)]
+    sizes = [(row[None], 2.0) for row in np.eye(3)]
+    for target, best in ((far, [1, -1, 1]), (-far, [-1, 1, -1])):
+        problem = Problem(np.ones(3), np.array([target]), balls, sizes)
+        found = least_energy(problem, lambda u: (gain[:1] @ u, gain[:1]), rounding=1e-15 / far)
+        assert found.ended == "no way on"
+        np.testing.assert_allclose(found.u, bound * np.array(best), rtol=1e-5)
+        np.testing.assert_allclose(found.y, np.sign(target) * 3.5 * bound, rtol=1e-5)
+        assert found.kkt_residual < 1e-6
+        assert found.steps < 6
+    # a ball, and an output that is held: along the part of the gain that does not move it
+    ball = [(np.eye(3), bound)]
+    problem = Problem(np.ones(3), np.array([far, 0.0]), ball, [(np.eye(3), 2.0)])
+    found = least_energy(problem, lambda u: (gain @ u, gain), rounding=1e-15 / far)
+    free = gain[0] - gain[1] * (gain[0] @ gain[1]) / (gain[1] @ gain[1])
+    np.testing.assert_allclose(
+        found.u, bound * free / np.linalg.norm(free), atol=2e-3 * bound, rtol=0
+    )
+
+
+def test_a_far_target_is_reached_where_the_readout_goes_on():
+    """The first region moves a millionth of it; the oracle is the equation along the gain."""
+
+    def evaluate(u):
+        s = u @ [0.6, 0.8]
+        return np.array([s + np.sin(s)]), (1 + np.cos(s)) * np.array([[0.6, 0.8]])
+
+    sizes = [(row[None], 1.0) for row in np.eye(2)]
+    found = least_energy(Problem(np.ones(2), np.array([1e6]), sizes=sizes), evaluate)
+    assert found.met
+    s = brentq(lambda s: s + np.sin(s) - 1e6, 9e5, 1.1e6)
+    np.testing.assert_allclose(found.u, s * np.array([0.6, 0.8]), rtol=1.1e-3)
+
+
+def test_what_is_below_rounding_is_no_way():
+    noise = np.array([[1e-17, -1e-17]])
+    sizes = [(row[None], 1.0) for row in np.eye(2)]
+    problem = Problem(np.ones(2), np.ones(1), sizes=sizes)
+    found = least_energy(problem, lambda u: (noise @ u, noise))
+    assert (found.ended, found.steps) == ("no way on", 0)
 
 
 def wandering(u):
