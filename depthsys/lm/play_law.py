@@ -153,8 +153,11 @@ def _parts(law: xr.Dataset, v: torch.Tensor) -> dict[str, Any]:
                 f"`law` must hold {name} {dict((d, sizes[d]) for d in dims)}; got "
                 f"{dict(array.sizes)}. Make it with this model and concept."
             )
-        if not np.isfinite(array.values).all():
-            raise ValueError(f"`law` must be finite; got NaN or infinity in {name}. Mend it.")
+        if array.dtype.kind not in "biuf" or not np.isfinite(array.values).all():
+            raise ValueError(
+                f"`law` must be finite real numbers; got NaN, infinity or others in {name}, of "
+                f"{array.dtype}. Mend it."
+            )
         array = in_order_of(array, f"law.{name}", dims[0], np.arange(sizes[dims[0]]))
         found[name] = torch.as_tensor(array.transpose(*dims).values.copy()).to(v)
     return found

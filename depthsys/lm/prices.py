@@ -127,7 +127,8 @@ def generation_effects(
         for i, j in np.ndindex(shape[:2]):
             plan, positions = list(chosen.values())[i]
             at = (_direction(plan, concept), plan, positions, factors[j])
-            measured, text = base if factors[j] == 0 else work.of(at)
+            with _told(list(chosen)[i]):
+                measured, text = base if factors[j] == 0 else work.of(at)
             for name in MEASURES:
                 found[name][i, j] = measured[name]
             texts[i, j] = text
@@ -233,7 +234,7 @@ def _told(name: str):
     """Errors about a plan say which one it is."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FloatingPointError) as error:
         error.add_note(f"This is about the plan {name!r}.")
         raise
 

@@ -17,6 +17,7 @@ from depthsys.lm.hf.steering_hooks import Law, Push, steered
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.kinds import short
 from depthsys.lm.positions import Positions, checked, decoder
+from depthsys.lm.precision import dtype_name
 from depthsys.ltv.plan import WHAT_IT_DOES, check_pushes_exist, schedule
 
 OPERATIONS = ("add", "feedback")
@@ -118,6 +119,9 @@ def steering(
         block, if the model is called in a way in which the tokens meant are not known: padding on
         the right, several texts packed in one row, a filled cache outside of `generate`, a
         `generate` that runs other prompts beside (guidance, contrastive search).
+    FloatingPointError
+        If a push is not finite in the dtype of the model; within the block, if the logits of a
+        `generate` are not. Other calls give such logits back as they are.
 
     Notes
     -----
@@ -125,6 +129,11 @@ def steering(
     transformers or none, and an assistant model work, and nothing is compiled. Outside of
     `generate` what a call is given is its prompt. Predictions of a plan hold for "last"; at other
     tokens what a push does can only be measured (`generation_effects`, `play`).
+
+    All threads that call the model in the block are pushed, each with prompts of its own. What
+    changes the model itself must not overlap with a `generate` of another thread: entering or
+    leaving `steering` pushes a part of that text, or stops it with an error; and runs of this
+    package switch the model's attention meanwhile. Take turns, or load a model for each thread.
 
     Examples
     --------
@@ -193,7 +202,8 @@ def _push_of(
     u = schedule(plan, sizes.n_layers, v.shape[1])
     if not np.isfinite(u).all():
         raise ValueError("`plan` must be finite; got NaN or infinity in `u`. Make it again.")
-    if not isinstance(strength, (int, float, np.number)) or not np.isfinite(strength):
+    is_real = isinstance(strength, (int, float, np.integer, np.floating))
+    if not is_real or not np.isfinite(strength):
         raise ValueError(
             f"`strength` must be a finite number; got {short(strength)}. The default is 1."
         )
@@ -215,6 +225,12 @@ def _push_of(
     added = torch.zeros(sizes.n_layers + 1, sizes.n_features, dtype=v.dtype, device=v.device)
     added[:-1] = torch.einsum("li,lif->lf", torch.as_tensor(u.values).to(v), v[:-1])
     added[-1] = _end_of(plan, v)
+    if not bool((strength * added).to(sizes.dtype).isfinite().all()):
+        raise FloatingPointError(
+            f"`strength` must leave every push finite in {dtype_name(sizes.dtype)}; got "
+            f"{strength:g} for pushes up to {float(added.norm(dim=-1).max()):.3g}. Use a smaller "
+            "one, or a smaller plan."
+        )
     where = checked(plan.attrs.get("positions", "last") if positions is None else positions)
     return Push(added, where, float(strength), law, sizes.decode)
 
@@ -223,11 +239,12 @@ def _end_of(plan: xr.Dataset, v: torch.Tensor) -> torch.Tensor:
     if "u_end" not in plan:
         return torch.zeros_like(v[-1, 0])
     end = plan["u_end"]
-    if end.ndim or v.shape[1] != 1 or not np.isfinite(end) or (end and not bool(v[-1].any())):
+    is_number = not end.ndim and end.dtype.kind in "biuf" and bool(np.isfinite(end))
+    if not is_number or v.shape[1] != 1 or (end and not bool(v[-1].any())):
         raise ValueError(
             "`plan.u_end` must be one finite number, for one input with a direction at the last "
-            f"depth; got {dict(end.sizes) or float(end)} for {v.shape[1]} inputs. Leave it out "
-            "with `plan.drop_vars('u_end')`."
+            f"depth; got {dict(end.sizes) or short(end.item())} for {v.shape[1]} inputs. Leave it "
+            "out with `plan.drop_vars('u_end')`."
         )
     return float(end) * v[-1, 0]
 
@@ -260,10 +277,11 @@ def _law_of(sizes: _Sizes, plan: xr.Dataset, v: torch.Tensor) -> Law | None:
         held = plan[name] if name in plan else xr.DataArray(np.nan)
         if dict(held.sizes) != wanted and set(held.dims) == set(wanted) - {"input"}:
             held = held.expand_dims(input=n_inputs) if n_inputs == 1 else held
-        if dict(held.sizes) != wanted or not np.isfinite(held).all():
+        fits = dict(held.sizes) == wanted and held.dtype.kind in "biuf"
+        if not fits or not np.isfinite(held).all():
             raise ValueError(
                 f"`plan` must hold a finite {name} {wanted} where it is feedback; got "
-                f"{dict(held.sizes)}. Make it with this model."
+                f"{dict(held.sizes)} of {held.dtype}. Make it with this model."
             )
         values = np.array(held.transpose(*wanted).values)
         tensors[name] = torch.as_tensor(values).to(v)
@@ -329,7 +347,8 @@ def equal_push_plan(
         )
     n_layers = len(exists) - 1
     chosen = [k for k in range(1, n_layers) if exists[k, 0]] if layers is None else list(layers)
-    wrong = [k for k in chosen if k not in range(n_layers) or not exists[k, 0]]
+    whole = np.asarray(chosen).dtype.kind in "iu"  # a mask is none
+    wrong = [k for k in chosen if not whole or k not in range(n_layers) or not exists[k, 0]]
     if wrong or not chosen:
         raise ValueError(
             f"`layers` must be layers in 0..{n_layers - 1} with a direction; got {short(chosen)}. "

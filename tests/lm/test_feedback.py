@@ -456,7 +456,11 @@ def test_laws_that_do_not_fit(held_out, concept, two, system):
         (law.assign_attrs(reads="x"), "got 'own' and 'x'"),
         (law.assign_attrs(reference="mean"), "must hold x_ref where .* got 'mean' without it"),
         (lm.clamp(two, 0.0), "`law` must hold u .*'input': 1.*; got"),
-        (law.assign(K=law.K * np.nan), "`law` must be finite; got NaN or infinity in K"),
+        (
+            law.assign(K=law.K * np.nan),
+            "`law` must be finite real numbers; got .* in K, of float64",
+        ),
+        (law.assign(K=law.K * 1j), "`law` must be finite real numbers; got .* in K, of complex128"),
     ]:
         with pytest.raises(ValueError, match=message):
             lm.play_law(held_out, concept, wrong)

@@ -7,6 +7,7 @@ import xarray as xr
 
 from depthsys import lm
 from depthsys.lm.accuracy import BOUNDS
+from depthsys.lm.hf.writing import read_steered
 from depthsys.lm.prices import repetition
 from tests.conftest import TINY
 from tests.lm.test_steering import MARKED, begins_by_hand, logits_by_hooks
@@ -172,7 +173,7 @@ def test_other_readouts(model, concept, plans):
     np.testing.assert_allclose(found["readout"].sel(plan="plan")[0, 1], expected, rtol=1e-5)
 
 
-def test_wrong_asks_are_refused(model, concept, plans, demo_model):
+def test_wrong_asks_are_refused(model, concept, plans, demo_model, monkeypatch):
     def refused(said, kind=ValueError, of=concept, by=plans, **options):
         with pytest.raises(kind, match=said):
             lm.generation_effects(model, PROMPTS, of, by, **{"max_new_tokens": 2, **options})
@@ -188,9 +189,14 @@ def test_wrong_asks_are_refused(model, concept, plans, demo_model):
     refused(r"`concept` must be concept directions; got 3", TypeError, of=3)
     two = xr.concat([concept, concept], "input")
     refused(r"`readout` must be one number here; got 2 outputs", of=two)
-    huge = plans["plan"] * 1e200
-    with pytest.raises(FloatingPointError, match="the states must stay finite"):
-        lm.generation_effects(model, PROMPTS, concept, {"huge": huge}, max_new_tokens=2)
+    huge = {"huge": plans["plan"] * 1e307}
+    with pytest.raises(FloatingPointError, match=r"at strength 0\.5: a push overflows") as error:
+        lm.generation_effects(model, PROMPTS, concept, huge, max_new_tokens=2)
+    assert error.value.__notes__ == ["This is about the plan 'huge'."]
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.prices, "read_steered", lambda *given: read_steered(*given) * np.nan)
+        with pytest.raises(FloatingPointError, match="the states must stay finite"):
+            lm.generation_effects(model, PROMPTS, concept, plans, max_new_tokens=2)
     wrong = {"good": plans["plan"], "short": plans["plan"].isel(layer=slice(2))}
     with pytest.raises(ValueError, match=r"`plan` must hold u") as error:
         lm.generation_effects(model, PROMPTS, concept, wrong, max_new_tokens=2)
