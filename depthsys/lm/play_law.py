@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.accuracy import mean_bounds, resamples
-from depthsys.lm.directions import directions
+from depthsys.lm.directions import directions, in_inputs_of
 from depthsys.lm.feedback import READS, REFERENCES
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
@@ -76,7 +76,7 @@ def play_law(
     model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
-    parts = _parts(law, v)
+    parts = _parts(in_inputs_of(law, concept, "law"), v)
     n_layers, m = run.n_layers, v.shape[1]
     y = np.empty((len(run), 2, reader.n_outputs))
     u = np.empty((len(run), n_layers, m))
@@ -222,7 +222,8 @@ def compare_feedback(
     if off is not None:
         runs["off"] = as_run(run.model, off)
     n_layers, m = run.n_layers, law.sizes["input"]
-    u = law["u"] if plan is None else schedule(plan, n_layers, m)
+    law = in_inputs_of(law, concept, "law")
+    u = law["u"] if plan is None else schedule(in_inputs_of(plan, concept, "plan"), n_layers, m)
     u = u.drop_vars(list(u.coords)).transpose("layer", "input")
     bounds = {"n_bootstrap": n_bootstrap, "level": level, "seed": seed}
     parts = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import as_concept, defined, directions
+from depthsys.lm.directions import as_concept, defined, directions, in_inputs_of
 from depthsys.lm.hf.checkpoint import checked_fingerprint, input_device, refuse_config
 from depthsys.lm.hf.columns import Decode
 from depthsys.lm.hf.steering_hooks import Law, Push, steered
@@ -18,6 +18,7 @@ from depthsys.lm.hf.weights import Weights
 from depthsys.lm.kinds import short
 from depthsys.lm.positions import Positions, checked, decoder
 from depthsys.lm.precision import dtype_name
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.plan import WHAT_IT_DOES, check_pushes_exist, schedule
 
 OPERATIONS = ("add", "feedback")
@@ -199,6 +200,7 @@ def _push_of(
 ) -> Push:
     """The plan as tensors, all of it checked."""
     v: Any = directions(sizes, concept)  # pyright: ignore[reportArgumentType]
+    plan = in_inputs_of(plan, concept, "plan")
     u = schedule(plan, sizes.n_layers, v.shape[1])
     if not np.isfinite(u).all():
         raise ValueError("`plan` must be finite; got NaN or infinity in `u`. Make it again.")
@@ -283,6 +285,8 @@ def _law_of(sizes: _Sizes, plan: xr.Dataset, v: torch.Tensor) -> Law | None:
                 f"`plan` must hold a finite {name} {wanted} where it is feedback; got "
                 f"{dict(held.sizes)} of {held.dtype}. Make it with this model."
             )
+        for dim in {"layer", "depth"} & set(wanted):
+            held = in_order_of(held, f"plan.{name}", dim, np.arange(wanted[dim]))
         values = np.array(held.transpose(*wanted).values)
         tensors[name] = torch.as_tensor(values).to(v)
     return Law(**tensors, v=v)
