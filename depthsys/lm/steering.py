@@ -222,6 +222,12 @@ def _push_of(
             f"`plan` must push at the {HOOK}, the state at depth l; got one for {short(hook)}. "
             "Move it by a layer, or make it again."
         )
+    unit = plan.attrs.get("unit", WHAT_IT_DOES["unit"])
+    if unit != WHAT_IT_DOES["unit"]:
+        raise ValueError(
+            f"`plan` must hold u in the unit of the state; got the unit {short(unit)}. Convert u, "
+            "and set plan.attrs['unit'] = 'state'."
+        )
     exists = defined(concept)
     check_pushes_exist(u, exists[:-1])
     added = torch.zeros(sizes.n_layers + 1, sizes.n_features, dtype=v.dtype, device=v.device)

@@ -178,11 +178,16 @@ def test_wrong_asks_are_refused(model, concept, plans, demo_model, monkeypatch):
         with pytest.raises(kind, match=said):
             lm.generation_effects(model, PROMPTS, of, by, **{"max_new_tokens": 2, **options})
 
+    plan = plans["plan"]
     refused(r"`plans` must be plans by name; got a Dataset", TypeError, by=plans["plan"])
     refused(r"`strengths` must be finite numbers, each once; got \[1, 1\]", strengths=[1, 1])
     refused(r"`strengths` must be finite numbers", strengths=[np.nan])
     refused(r"`words` must be the words of two classes; got 'good'", TypeError, words="good")
+    refused(r"`plans` must have names that differ .*; got \[1, '1'\]", by={1: plan, "1": plan})
+    for level in (2, 0.0, "a"):
+        refused(r"`level` must be between 0 and 1; got ", level=level)
     refused(r"`words` must be single tokens; got 50, which is \[50\]", words=([50], [1]))
+    refused(r"`words` must be single tokens; got 5\.5, which is", words=([5.5], [6]))
     refused(r"`words` must be token ids where the model has no", words=([" good"], [1]))
     refused(r"`words` must be at least one of each class, and none of both", words=([1], [1, 2]))
     refused(r"`max_new_tokens` must leave the text within", max_new_tokens=40)

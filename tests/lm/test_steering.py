@@ -595,6 +595,10 @@ def test_wrong_plans_are_refused_before_a_hook_is_set(model, concept, plan):
     refused(
         r"`plan` must push at the input of block l", by=plan.assign_attrs(hook="output of block")
     )
+    refused(
+        r"`plan` must hold u in the unit of the state; got .*'relative'",
+        by=plan.assign_attrs(unit="relative"),
+    )
     law = plan.assign(law_of()).assign_attrs(operation="feedback")
     refused(r"`plan` must hold a finite W", by=law.assign(W=law["W"] * np.nan))
     refused(r"`plan` must hold a finite K .* of complex128", by=law.assign(K=law["K"] * 1j))
@@ -675,6 +679,19 @@ def test_a_call_while_another_thread_works_with_the_model_is_told_why():
     assert "in one thread while depthsys works with it in another" in errors[0]
 
 
+def test_nothing_is_compiled_while_it_writes(monkeypatch, concept, plan):
+    """A compiled pass would keep the pushes of the first one; the CPU never compiles."""
+    model = lm.DepthModel(tiny_gpt2())
+    seen, of_model = [], model.hf.generate
+    monkeypatch.setattr(
+        model.hf, "generate", lambda *a, **k: seen.append(k) or of_model(*a, **k), raising=True
+    )
+    with lm.steering(model, concept, plan):
+        model.new_tokens(PROMPTS[:1], max_new_tokens=2)
+    model.new_tokens(PROMPTS[:1], max_new_tokens=2)
+    assert [each.get("disable_compile") for each in seen] == [True, None]
+
+
 def test_a_compiled_model_is_refused(concept, plan):
     hf = tiny_gpt2().eval()
     hf.transformer.h[1]._compiled_call_impl = hf.transformer.h[1]._call_impl  # as compile() sets it
@@ -745,6 +762,8 @@ def test_texts_that_cannot_be_written(model, demo_model):
             model.new_tokens(PROMPTS, max_new_tokens=wrong)
     with pytest.raises(ValueError, match=r"`max_new_tokens` must leave .* the 40 tokens .* of 4\."):
         model.new_tokens(PROMPTS, max_new_tokens=37)
+    with pytest.raises(ValueError, match=r"got 1000 behind a prompt of 4\. Write fewer\.$"):
+        model.new_tokens(PROMPTS, max_new_tokens=1000)
     assert len(model.new_tokens(PROMPTS, max_new_tokens=36)) == 3
     config = GenerationConfig(num_return_sequences=2, do_sample=True)
     for name, wrong in (

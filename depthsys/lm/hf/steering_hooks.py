@@ -223,7 +223,7 @@ class _Session:
                 "`model` must be called as a whole while it is steered: a block was run that no "
                 "call of the model itself had begun, or out of order. Call the model that was "
                 "given to `steering`, not its parts nor a wrapper's inner model, and without "
-                "gradient checkpointing."
+                "gradient checkpointing; begin to steer it when no other thread runs it."
             )
         return frame
 

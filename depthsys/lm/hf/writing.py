@@ -86,10 +86,12 @@ def check_room(hf: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> N
     context = getattr(hf.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
     longest = max(map(len, rows))
     if 0 < context < longest + max_new_tokens:
+        cure = "Write fewer"
+        if max_new_tokens < context:
+            cure += f", or cut prompts by max_tokens={context - max_new_tokens}"
         raise ValueError(
             f"`max_new_tokens` must leave the text within the {context} tokens of the model; got "
-            f"{max_new_tokens} behind a prompt of {longest}. Write fewer, or cut prompts by "
-            f"max_tokens={max(context - max_new_tokens, 1)}."
+            f"{max_new_tokens} behind a prompt of {longest}. {cure}."
         )
 
 
