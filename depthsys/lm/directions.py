@@ -12,6 +12,8 @@ from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model
 from depthsys.ltv.labels import in_order_of
 
+_LABELS = ("input_name", "input")
+
 
 def as_concept(concept: xr.Dataset | xr.DataArray) -> xr.Dataset:
     """A concept as a Dataset with ``direction``; that variable alone is enough.
@@ -88,8 +90,9 @@ def input_names(concept: xr.Dataset | xr.DataArray) -> list[str]:
     count = given.sizes.get("input", 1)
     if count == 1:
         return ["concept"]
-    if "input" in given.coords:
-        return [str(name) for name in given["input"].values]
+    for label in _LABELS:
+        if label in given.coords:
+            return [str(name) for name in given[label].values]
     return [f"concept{i}" for i in range(count)]
 
 
@@ -106,19 +109,21 @@ def in_inputs_of(plan: xr.Dataset, concept: xr.Dataset | xr.DataArray, name: str
     """
     if not isinstance(plan, xr.Dataset):
         return plan  # `schedule` refuses it
-    told = [c for c in ("input_name", "input") if c in plan.coords and plan[c].dims == ("input",)]
+    told = [c for c in _LABELS if c in plan.coords and plan[c].dims == ("input",)]
     if not told:
         return plan
     bare = plan.drop_vars(told)
     ours, theirs = input_names(concept), [str(label) for label in plan[told[0]].values]
     if len(ours) != len(theirs) or len(ours) == 1:
         return bare  # of sizes that do not fit others tell
-    has_labels = "input" in as_concept(concept)["direction"].coords
+    held = as_concept(concept)["direction"].coords
+    has_labels = any(label in held for label in _LABELS)
+    kinds = {held[c].dtype.kind for c in _LABELS if c in held} | {plan[told[0]].dtype.kind}
     if not has_labels and set(theirs) == set(map(str, range(len(ours)))):
         ours = list(map(str, range(len(ours))))
     if set(ours) != set(theirs) or len(set(ours)) < len(ours):
-        if not has_labels or ours == theirs or plan[told[0]].dtype.kind in "iu":
-            return bare
+        if not has_labels or ours == theirs or kinds & {"i", "u"}:
+            return bare  # a number is no name
         raise ValueError(
             f"`{name}` must have the inputs of the concept, {ours}; got {theirs}. Make it for this "
             f"concept; if they are meant by position, drop the labels: `.drop_vars({told})`."

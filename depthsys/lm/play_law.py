@@ -285,6 +285,8 @@ def _ratio(error: xr.DataArray, counts: np.ndarray, level: float) -> xr.DataArra
     ratio = means[:, 2:] / means[:, :2]
     tail = (1 - level) / 2
     ends = np.quantile(ratio[1:], [tail, 1 - tail], axis=0)
+    if len(each) == 1:  # nothing can be resampled
+        ends = np.full_like(ends, np.nan)
     return xr.DataArray(
         np.stack([ratio[0], *ends], axis=-1),
         {"against": list(POLICIES[:2]), "bound": ["estimate", "low", "high"]},
@@ -303,7 +305,11 @@ def _verdict(table: xr.Dataset) -> str:
         estimate, low, high = (float(ratio.sel(bound=b)) for b in ("estimate", "low", "high"))
         energy = one["energy"].sel(bound="estimate")
         more = float(energy.sel(policy="feedback") / energy.sel(policy="open_loop"))
-        if high < 1:
+        if np.isnan(high):
+            does = (
+                f"nothing can be said of one prompt: the error of feedback is {estimate:.2g} times"
+            )
+        elif high < 1:
             does = f"feedback pays: its error is {estimate:.2g} times"
         elif low > 1:
             does = f"feedback harms: its error is {estimate:.2g} times"

@@ -125,6 +125,20 @@ def test_a_push_that_overflows_is_told(run, path, tmp_path):
         assert not out.exists()
 
 
+def test_what_a_plan_says_of_itself_is_told(run, plan, tmp_path):
+    told = {"not_met": "the target is out of reach", "warning": "pushes are large"}
+    path = tmp_path / "plan.nc"
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    for number, attrs in enumerate(({}, told)):
+        path.unlink(missing_ok=True)
+        write_netcdf(path, {None: plan.assign_attrs(attrs)})
+        code, shown, err = run(*command)
+        assert code == 0, err
+        lines = shown.splitlines()
+        assert lines.count("NOT MET: the target is out of reach") == number
+        assert lines.count("WARNING: pushes are large") == number
+
+
 def test_what_is_typed_wrongly_is_named_as_it_is_typed(run, path, plan, tmp_path):
     def refused(*options, plan=path, words):
         command = ["generate", "demo_48x4", "--plan", plan, "--prompt", "the movie", *ASKED]

@@ -449,6 +449,16 @@ def test_arguments_of_laws_by_hand(concept, value, options, message):
             law(concept, value, **options)
 
 
+def test_one_prompt_has_no_interval(gpt2, system, concept):
+    law = lm.feedback(system, 0.3)
+    found = lm.compare_feedback(gpt2.run([[3, 1, 4, 1]]), concept, law, n_bootstrap=3)
+    for name in ("error", "shift_error", "bias", "energy", "ratio"):
+        low, high = (found[name].sel(bound=bound) for bound in ("low", "high"))
+        assert bool(np.isnan(low).all() & np.isnan(high).all()), name
+        assert bool(np.isfinite(found[name].sel(bound="estimate")).all()), name
+    assert "nothing can be said of one prompt" in found.attrs["verdict"]
+
+
 def test_inputs_go_by_their_labels(gpt2, tokens, held_out, two):
     """Plans and laws in any order of their inputs, and of the concept's, do the same."""
     named = two.assign_coords(input=["love", "hate"])
@@ -477,6 +487,11 @@ def test_inputs_go_by_their_labels(gpt2, tokens, held_out, two):
     one_way = lm.play(held_out, named, law)["response"]
     other_way = lm.play(held_out, named.isel(input=[1, 0]), law)["response"]
     np.testing.assert_allclose(other_way, one_way.isel(output=[1, 0]), atol=1e-12)
+    # a number is no name, and names beside numbers count
+    both = named.assign_coords(input=[0, 1])
+    np.testing.assert_allclose(lm.play(held_out, both, law)["response"], one_way, atol=1e-12)
+    beside = both.assign_coords(input_name=("input", ["love", "hate"])).isel(input=[1, 0])
+    np.testing.assert_allclose(lm.play(held_out, beside, law)["response"], other_way, atol=1e-12)
     # the names of a stranger go by position, where the concept has none
     strange = law.assign_coords(input=["a", "b"])
     np.testing.assert_allclose(lm.play(held_out, two, strange)["response"], one_way, atol=1e-12)

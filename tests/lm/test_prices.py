@@ -125,6 +125,15 @@ def test_means_and_changes_have_intervals(found):
     assert found.attrs["prediction"].startswith("none")
 
 
+def test_one_prompt_has_no_interval(model, concept, plans):
+    one = lm.generation_effects(
+        model, PROMPTS[:1], concept, {"p": plans["plan"]}, strengths=(1.0,), max_new_tokens=2
+    )
+    for name in ("readout_mean", "readout_shift", "kl_mean", "perplexity_mean"):
+        assert np.isfinite(one[name].sel(bound="estimate")).all()
+        assert np.isnan(one[name].sel(bound=["low", "high"])).all()
+
+
 def test_repetition_by_hand():
     assert repetition([1, 2, 3, 4, 1, 2, 3]) == pytest.approx(1 / 5)
     assert repetition([5, 5, 5, 5, 5]) == pytest.approx(2 / 3)
