@@ -273,7 +273,9 @@ def _named(plans: Any) -> dict[str, tuple[xr.Dataset, Positions | None]]:
             f"`plans` must be plans by name; got {short(plans)}. Write {{'plan': plan}}, or "
             "{'plan': (plan, 'generated')}."
         )
-    found = {str(n): p if isinstance(p, tuple) else (p, None) for n, p in plans.items()}
+    found: dict[str, Any] = {
+        str(n): p if isinstance(p, tuple) else (p, None) for n, p in plans.items()
+    }
     if len(found) < len(plans):
         raise ValueError(
             f"`plans` must have names that differ as texts; got {list(plans)}. Rename one."
