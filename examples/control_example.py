@@ -202,7 +202,7 @@ def effects(stage: Stage) -> xr.Dataset:
     needed = float(verified["energy"].sel(schedule="best_single_layer"))
     weight = layer_weights(stage.system, "relative").values[layer]
     single[layer] = np.sign(gain[layer]) * np.sqrt(needed / weight)
-    layers = range(len(gain))
+    layers = np.flatnonzero(concept["direction"].notnull().any("feature").values[:-1]).tolist()
     plans = {
         "optimal plan": (best, "generated"),
         "linear plan": (best.assign(u=best["linear_u"]), "generated"),
@@ -215,7 +215,9 @@ def effects(stage: Stage) -> xr.Dataset:
         f"best single layer ({layer})": (
             xr.Dataset({"u": ("layer", single)}), "generated",
         ),
-        "mean difference, every token": (lm.equal_push_plan(concept, size=every), "every"),
+        "mean difference, every token": (
+            lm.equal_push_plan(concept, size=every, layers=[k for k in layers if k]), "every",
+        ),
     }  # fmt: skip
     return lm.generation_effects(
         stage.cell.model, list(PROMPTS), concept, plans, strengths=STRENGTHS, words=WORDS

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _TYPED = {
     "plan": "--plan", "path": "--plan", "vector": "--plan", "concept": "--plan",
-    "positions": "--positions", "prompts": "--prompt", "max_new_tokens": "--max-new-tokens",
+    "strength": "--strength", "positions": "--positions", "prompts": "--prompt",
+    "max_new_tokens": "--max-new-tokens",
 }  # fmt: skip
 
 

@@ -319,10 +319,12 @@ def relative_l2_bounds(
 
 
 def mean_bounds(values: xr.DataArray, *, n_bootstrap: int, level: float, seed: int) -> xr.DataArray:
-    """Mean over ``prompt`` with its percentile interval: (..., bound)."""
+    """Mean over ``prompt`` with its percentile interval: (..., bound); NaN of a single prompt."""
     others = [dim for dim in values.dims if dim != "prompt"]
     flat = values.transpose("prompt", *others)
     means = _bootstrap_means(flat.values.reshape(len(flat), -1), n_bootstrap, seed)
+    if len(flat) == 1:
+        means = means[:1]  # nothing can be resampled
     table = np.array([_bounds(column, level) for column in means.T])
     shape = [values.sizes[dim] for dim in others]
     return xr.DataArray(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import direction_note, directions
+from depthsys.lm.directions import direction_note, directions, input_names
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.precision import SIXTEEN_BITS, dtype_name, eps
@@ -81,12 +81,7 @@ class Channels:
 
     def names(self, concept: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
         """The coordinates ``input_name`` and ``output_name`` of a system with these channels."""
-        if self.v.shape[1] == 1:
-            names = ["concept"]
-        elif "input" in concept.coords:
-            names = [str(name) for name in concept["input"].values]
-        else:
-            names = [f"concept{i}" for i in range(self.v.shape[1])]
+        names = input_names(concept)
         features = [f"feature{i}" for i in range(self.model.n_features)]
         outputs = [f"y{i}" for i in range(self.readout.n_outputs)]
         if self.readout.name in READOUTS:

@@ -12,6 +12,8 @@ from depthsys.lm.precision import wide_dtype
 from depthsys.lm.run import Model
 from depthsys.ltv.labels import in_order_of
 
+_LABELS = ("input_name", "input")
+
 
 def as_concept(concept: xr.Dataset | xr.DataArray) -> xr.Dataset:
     """A concept as a Dataset with ``direction``; that variable alone is enough.
@@ -80,6 +82,53 @@ def direction(model: Model, concept: xr.Dataset) -> torch.Tensor:
 def defined(concept: xr.Dataset | xr.DataArray) -> np.ndarray:
     """Which directions exist (depth, input)."""
     return np.asarray(~np.isnan(_directions(concept)).all(-1))
+
+
+def input_names(concept: xr.Dataset | xr.DataArray) -> list[str]:
+    """What the inputs of a concept are called: by its labels, or counted; one is "concept"."""
+    given = as_concept(concept)["direction"]
+    count = given.sizes.get("input", 1)
+    if count == 1:
+        return ["concept"]
+    for label in _LABELS:
+        if label in given.coords:
+            return [str(name) for name in given[label].values]
+    return [f"concept{i}" for i in range(count)]
+
+
+def in_inputs_of(plan: xr.Dataset, concept: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
+    """A plan or law with its inputs in the order of the concept's, without their labels.
+
+    What has no labels goes by position, and so does a concept that has none where the plan's are
+    other than those that it would be given.
+
+    Raises
+    ------
+    ValueError
+        If both have labels, and not the same.
+    """
+    if not isinstance(plan, xr.Dataset):
+        return plan  # `schedule` refuses it
+    told = [c for c in _LABELS if c in plan.coords and plan[c].dims == ("input",)]
+    if not told:
+        return plan
+    bare = plan.drop_vars(told)
+    ours, theirs = input_names(concept), [str(label) for label in plan[told[0]].values]
+    if len(ours) != len(theirs) or len(ours) == 1:
+        return bare  # of sizes that do not fit others tell
+    held = as_concept(concept)["direction"].coords
+    has_labels = any(label in held for label in _LABELS)
+    kinds = {held[c].dtype.kind for c in _LABELS if c in held} | {plan[told[0]].dtype.kind}
+    if not has_labels and set(theirs) == set(map(str, range(len(ours)))):
+        ours = list(map(str, range(len(ours))))
+    if set(ours) != set(theirs) or len(set(ours)) < len(ours):
+        if not has_labels or ours == theirs or kinds & {"i", "u"}:
+            return bare  # a number is no name
+        raise ValueError(
+            f"`{name}` must have the inputs of the concept, {ours}; got {theirs}. Make it for this "
+            f"concept; if they are meant by position, drop the labels: `.drop_vars({told})`."
+        )
+    return bare.isel(input=[theirs.index(label) for label in ours])
 
 
 def direction_note(concept: xr.Dataset | xr.DataArray) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import defined, direction_note, directions
+from depthsys.lm.directions import defined, direction_note, directions, in_inputs_of
 from depthsys.lm.every_token import every_token_shifts
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
@@ -468,6 +468,7 @@ def play(
             "`plan` must be a schedule here; got a feedback law (`K`), whose pushes depend on the "
             "states. Play it with `lm.play_law`, or its open loop with plan[['u']]."
         )
+    plan = in_inputs_of(plan, concept, "plan")
     batch, u = _schedules(plan, run.n_layers, n_inputs)
     exists = defined(concept)[:-1]
     check_pushes_exist(xr.DataArray(u, dims=("schedule", "layer", "input")), exists)

@@ -354,7 +354,10 @@ class DepthModel:
         ------
         ValueError
             If there is no tokenizer or no room for the text, or if the state is read before the
-            prompt ends, so that what would go on is not the prompt.
+            prompt ends, so that what would go on is not the prompt, or if an option asks for more
+            than one text per prompt (call ``model.hf.generate`` for that).
+        FloatingPointError
+            If the logits overflow within `steering`.
         """
         if self.tokenizer is None:
             raise ValueError(

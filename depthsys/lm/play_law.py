@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.accuracy import mean_bounds, resamples
-from depthsys.lm.directions import directions
+from depthsys.lm.directions import directions, in_inputs_of
 from depthsys.lm.feedback import READS, REFERENCES
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
@@ -76,7 +76,7 @@ def play_law(
     model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
-    parts = _parts(law, v)
+    parts = _parts(in_inputs_of(law, concept, "law"), v)
     n_layers, m = run.n_layers, v.shape[1]
     y = np.empty((len(run), 2, reader.n_outputs))
     u = np.empty((len(run), n_layers, m))
@@ -153,8 +153,11 @@ def _parts(law: xr.Dataset, v: torch.Tensor) -> dict[str, Any]:
                 f"`law` must hold {name} {dict((d, sizes[d]) for d in dims)}; got "
                 f"{dict(array.sizes)}. Make it with this model and concept."
             )
-        if not np.isfinite(array.values).all():
-            raise ValueError(f"`law` must be finite; got NaN or infinity in {name}. Mend it.")
+        if array.dtype.kind not in "biuf" or not np.isfinite(array.values).all():
+            raise ValueError(
+                f"`law` must be finite real numbers; got NaN, infinity or others in {name}, of "
+                f"{array.dtype}. Mend it."
+            )
         array = in_order_of(array, f"law.{name}", dims[0], np.arange(sizes[dims[0]]))
         found[name] = torch.as_tensor(array.transpose(*dims).values.copy()).to(v)
     return found
@@ -219,7 +222,8 @@ def compare_feedback(
     if off is not None:
         runs["off"] = as_run(run.model, off)
     n_layers, m = run.n_layers, law.sizes["input"]
-    u = law["u"] if plan is None else schedule(plan, n_layers, m)
+    law = in_inputs_of(law, concept, "law")
+    u = law["u"] if plan is None else schedule(in_inputs_of(plan, concept, "plan"), n_layers, m)
     u = u.drop_vars(list(u.coords)).transpose("layer", "input")
     bounds = {"n_bootstrap": n_bootstrap, "level": level, "seed": seed}
     parts = []
@@ -281,6 +285,8 @@ def _ratio(error: xr.DataArray, counts: np.ndarray, level: float) -> xr.DataArra
     ratio = means[:, 2:] / means[:, :2]
     tail = (1 - level) / 2
     ends = np.quantile(ratio[1:], [tail, 1 - tail], axis=0)
+    if len(each) == 1:  # nothing can be resampled
+        ends = np.full_like(ends, np.nan)
     return xr.DataArray(
         np.stack([ratio[0], *ends], axis=-1),
         {"against": list(POLICIES[:2]), "bound": ["estimate", "low", "high"]},
@@ -299,7 +305,11 @@ def _verdict(table: xr.Dataset) -> str:
         estimate, low, high = (float(ratio.sel(bound=b)) for b in ("estimate", "low", "high"))
         energy = one["energy"].sel(bound="estimate")
         more = float(energy.sel(policy="feedback") / energy.sel(policy="open_loop"))
-        if high < 1:
+        if np.isnan(high):
+            does = (
+                f"nothing can be said of one prompt: the error of feedback is {estimate:.2g} times"
+            )
+        elif high < 1:
             does = f"feedback pays: its error is {estimate:.2g} times"
         elif low > 1:
             does = f"feedback harms: its error is {estimate:.2g} times"

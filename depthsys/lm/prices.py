@@ -111,6 +111,8 @@ def generation_effects(
             f"`readout` must be one number here; got {reader.n_outputs} outputs. Select one "
             "direction: `concept.isel(input=0)`."
         )
+    if not isinstance(level, (int, float)) or not 0 < level < 1:
+        raise ValueError(f"`level` must be between 0 and 1; got {short(level)}. Write 0.95.")
     classes = None if words is None else _word_tokens(model, words)
     rows, n_cut = model.tokenize(prompts)
     check_room(model.hf, rows, max_new_tokens)
@@ -127,7 +129,8 @@ def generation_effects(
         for i, j in np.ndindex(shape[:2]):
             plan, positions = list(chosen.values())[i]
             at = (_direction(plan, concept), plan, positions, factors[j])
-            measured, text = base if factors[j] == 0 else work.of(at)
+            with _told(list(chosen)[i]):
+                measured, text = base if factors[j] == 0 else work.of(at)
             for name in MEASURES:
                 found[name][i, j] = measured[name]
             texts[i, j] = text
@@ -233,7 +236,7 @@ def _told(name: str):
     """Errors about a plan say which one it is."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FloatingPointError) as error:
         error.add_note(f"This is about the plan {name!r}.")
         raise
 
@@ -270,7 +273,14 @@ def _named(plans: Any) -> dict[str, tuple[xr.Dataset, Positions | None]]:
             f"`plans` must be plans by name; got {short(plans)}. Write {{'plan': plan}}, or "
             "{'plan': (plan, 'generated')}."
         )
-    return {str(n): p if isinstance(p, tuple) else (p, None) for n, p in plans.items()}
+    found: dict[str, Any] = {
+        str(n): p if isinstance(p, tuple) else (p, None) for n, p in plans.items()
+    }
+    if len(found) < len(plans):
+        raise ValueError(
+            f"`plans` must have names that differ as texts; got {list(plans)}. Rename one."
+        )
+    return found
 
 
 def _factors(strengths: Sequence[float]) -> list[float]:
@@ -303,7 +313,8 @@ def _word_tokens(model: DepthModel, words: Any) -> tuple[tuple[int, ...], tuple[
         tokens = []
         for word in group:
             ids = [word] if not isinstance(word, str) else _ids_of(model, word)
-            if len(ids) != 1 or isinstance(word, bool) or not 0 <= int(ids[0]) < n_words:
+            is_token = len(ids) == 1 and isinstance(ids[0], (int, np.integer))
+            if not is_token or isinstance(word, bool) or not 0 <= ids[0] < n_words:
                 raise ValueError(
                     f"`words` must be single tokens; got {word!r}, which is {ids}. Mind the "
                     "leading space, or give a token id."

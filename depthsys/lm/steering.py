@@ -10,13 +10,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.lm.directions import as_concept, defined, directions
+from depthsys.lm.directions import as_concept, defined, directions, in_inputs_of
 from depthsys.lm.hf.checkpoint import checked_fingerprint, input_device, refuse_config
 from depthsys.lm.hf.columns import Decode
 from depthsys.lm.hf.steering_hooks import Law, Push, steered
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.kinds import short
 from depthsys.lm.positions import Positions, checked, decoder
+from depthsys.lm.precision import dtype_name
+from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.plan import WHAT_IT_DOES, check_pushes_exist, schedule
 
 OPERATIONS = ("add", "feedback")
@@ -118,6 +120,9 @@ def steering(
         block, if the model is called in a way in which the tokens meant are not known: padding on
         the right, several texts packed in one row, a filled cache outside of `generate`, a
         `generate` that runs other prompts beside (guidance, contrastive search).
+    FloatingPointError
+        If a push is not finite in the dtype of the model; within the block, if the logits of a
+        `generate` are not. Other calls give such logits back as they are.
 
     Notes
     -----
@@ -125,6 +130,11 @@ def steering(
     transformers or none, and an assistant model work, and nothing is compiled. Outside of
     `generate` what a call is given is its prompt. Predictions of a plan hold for "last"; at other
     tokens what a push does can only be measured (`generation_effects`, `play`).
+
+    All threads that call the model in the block are pushed, each with prompts of its own. What
+    changes the model itself must not overlap with a `generate` of another thread: entering or
+    leaving `steering` pushes a part of that text, or stops it with an error; and runs of this
+    package switch the model's attention meanwhile. Take turns, or load a model for each thread.
 
     Examples
     --------
@@ -190,10 +200,12 @@ def _push_of(
 ) -> Push:
     """The plan as tensors, all of it checked."""
     v: Any = directions(sizes, concept)  # pyright: ignore[reportArgumentType]
+    plan = in_inputs_of(plan, concept, "plan")
     u = schedule(plan, sizes.n_layers, v.shape[1])
     if not np.isfinite(u).all():
         raise ValueError("`plan` must be finite; got NaN or infinity in `u`. Make it again.")
-    if not isinstance(strength, (int, float, np.number)) or not np.isfinite(strength):
+    is_real = isinstance(strength, (int, float, np.integer, np.floating))
+    if not is_real or not np.isfinite(strength):
         raise ValueError(
             f"`strength` must be a finite number; got {short(strength)}. The default is 1."
         )
@@ -210,11 +222,23 @@ def _push_of(
             f"`plan` must push at the {HOOK}, the state at depth l; got one for {short(hook)}. "
             "Move it by a layer, or make it again."
         )
+    unit = plan.attrs.get("unit", WHAT_IT_DOES["unit"])
+    if unit != WHAT_IT_DOES["unit"]:
+        raise ValueError(
+            f"`plan` must hold u in the unit of the state; got the unit {short(unit)}. Convert u, "
+            "and set plan.attrs['unit'] = 'state'."
+        )
     exists = defined(concept)
     check_pushes_exist(u, exists[:-1])
     added = torch.zeros(sizes.n_layers + 1, sizes.n_features, dtype=v.dtype, device=v.device)
     added[:-1] = torch.einsum("li,lif->lf", torch.as_tensor(u.values).to(v), v[:-1])
     added[-1] = _end_of(plan, v)
+    if not bool((strength * added).to(sizes.dtype).isfinite().all()):
+        raise FloatingPointError(
+            f"`strength` must leave every push finite in {dtype_name(sizes.dtype)}; got "
+            f"{strength:g} for pushes up to {float(added.norm(dim=-1).max()):.3g}. Use a smaller "
+            "one, or a smaller plan."
+        )
     where = checked(plan.attrs.get("positions", "last") if positions is None else positions)
     return Push(added, where, float(strength), law, sizes.decode)
 
@@ -223,11 +247,12 @@ def _end_of(plan: xr.Dataset, v: torch.Tensor) -> torch.Tensor:
     if "u_end" not in plan:
         return torch.zeros_like(v[-1, 0])
     end = plan["u_end"]
-    if end.ndim or v.shape[1] != 1 or not np.isfinite(end) or (end and not bool(v[-1].any())):
+    is_number = not end.ndim and end.dtype.kind in "biuf" and bool(np.isfinite(end))
+    if not is_number or v.shape[1] != 1 or (end and not bool(v[-1].any())):
         raise ValueError(
             "`plan.u_end` must be one finite number, for one input with a direction at the last "
-            f"depth; got {dict(end.sizes) or float(end)} for {v.shape[1]} inputs. Leave it out "
-            "with `plan.drop_vars('u_end')`."
+            f"depth; got {dict(end.sizes) or short(end.item())} for {v.shape[1]} inputs. Leave it "
+            "out with `plan.drop_vars('u_end')`."
         )
     return float(end) * v[-1, 0]
 
@@ -260,11 +285,14 @@ def _law_of(sizes: _Sizes, plan: xr.Dataset, v: torch.Tensor) -> Law | None:
         held = plan[name] if name in plan else xr.DataArray(np.nan)
         if dict(held.sizes) != wanted and set(held.dims) == set(wanted) - {"input"}:
             held = held.expand_dims(input=n_inputs) if n_inputs == 1 else held
-        if dict(held.sizes) != wanted or not np.isfinite(held).all():
+        fits = dict(held.sizes) == wanted and held.dtype.kind in "biuf"
+        if not fits or not np.isfinite(held).all():
             raise ValueError(
                 f"`plan` must hold a finite {name} {wanted} where it is feedback; got "
-                f"{dict(held.sizes)}. Make it with this model."
+                f"{dict(held.sizes)} of {held.dtype}. Make it with this model."
             )
+        for dim in {"layer", "depth"} & set(wanted):
+            held = in_order_of(held, f"plan.{name}", dim, np.arange(wanted[dim]))
         values = np.array(held.transpose(*wanted).values)
         tensors[name] = torch.as_tensor(values).to(v)
     return Law(**tensors, v=v)
@@ -329,7 +357,8 @@ def equal_push_plan(
         )
     n_layers = len(exists) - 1
     chosen = [k for k in range(1, n_layers) if exists[k, 0]] if layers is None else list(layers)
-    wrong = [k for k in chosen if k not in range(n_layers) or not exists[k, 0]]
+    whole = np.asarray(chosen).dtype.kind in "iu"  # a mask is none
+    wrong = [k for k in chosen if not whole or k not in range(n_layers) or not exists[k, 0]]
     if wrong or not chosen:
         raise ValueError(
             f"`layers` must be layers in 0..{n_layers - 1} with a direction; got {short(chosen)}. "

@@ -11,7 +11,7 @@ import xarray as xr
 from depthsys import ltv
 from depthsys.lm.accuracy import mean_bounds, resamples
 from depthsys.lm.amplitude_search import FIRST_LOOK, LARGEST, Search
-from depthsys.lm.directions import as_concept, defined, direction_note
+from depthsys.lm.directions import as_concept, defined, direction_note, in_inputs_of
 from depthsys.lm.energies import check_target, in_attrs, interval, quantiles, searched
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import Kind, identified, kinds_checked, short
@@ -131,7 +131,8 @@ def compare_energies(
     plan = ltv.minimum_energy(system, target, energy=energy)
     exists = defined(concept)[:-1]
     layers = np.flatnonzero(exists.any(axis=1)).tolist()
-    schedules = _schedules(system, plan, plans or {}, wanted, energy, exists)
+    others = {n: in_inputs_of(p, concept, f"plans[{n!r}]") for n, p in (plans or {}).items()}
+    schedules = _schedules(system, plan, others, wanted, energy, exists)
     _check_reference(reference, schedules, layers)
     gains = ltv.gains(system)
     predicted = _predicted(gains, schedules, wanted, weights, float(plan["energy"]))
@@ -216,7 +217,7 @@ def _schedules(
     given = {MINE: plan["u"].drop_vars("layer", errors="ignore")}
     for name, one in plans.items():
         u = schedule(one, n_layers, n_inputs, f"plans[{name!r}]")
-        given[name] = u.drop_vars(["layer", "input"], errors="ignore")
+        given[name] = u.drop_vars(list(u.coords))
     norm = system["state_norm"].isel(depth=slice(-1)).rename(depth="layer")
     norm = norm.drop_vars(list(norm.coords))
     plain = gains.drop_vars(list(gains.coords))

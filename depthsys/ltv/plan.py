@@ -47,7 +47,7 @@ def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan")
     Raises
     ------
     ValueError
-        If the plan has no ``u``, other sizes or layers, or holds several schedules.
+        If the plan has no ``u``, other sizes or layers, holds several schedules, or is not real.
     """
     if not isinstance(plan, xr.Dataset) or "u" not in plan:
         got = sorted(map(str, plan)) if isinstance(plan, xr.Dataset) else type(plan).__name__
@@ -62,6 +62,11 @@ def schedule(plan: xr.Dataset, n_layers: int, n_inputs: int, name: str = "plan")
         raise ValueError(
             f"`{name}` must hold u (layer={n_layers}, input={n_inputs}); got "
             f"{dict(u.sizes)}. Select one schedule of a batch first."
+        )
+    if u.dtype.kind not in "biuf":
+        raise ValueError(
+            f"`{name}` must hold real numbers as u; got {u.dtype}. Take the real part, if that is "
+            "what is meant."
         )
     u = in_order_of(u, f"{name}.u", "layer", np.arange(n_layers))
     return (u.expand_dims("input") if single else u).transpose("layer", "input")

@@ -17,7 +17,8 @@ def texts(found: xr.Dataset) -> Report:
     Parameters
     ----------
     found
-        ``text`` (prompt, strength), with ``positions`` in attrs.
+        ``text`` (prompt, strength), with ``positions`` in attrs; ``not_met`` and ``warning`` of the
+        plan where it has them.
     """
     positions = found.attrs["positions"]
     tables = [
@@ -32,7 +33,12 @@ def texts(found: xr.Dataset) -> Report:
         )
         for prompt, row in zip(found["prompt"].values, found["text"], strict=True)
     ]
-    return Report(tables, [f"pushed: {_WHERE.get(positions, positions)}"])
+    verdicts = [f"pushed: {_WHERE.get(positions, positions)}"]
+    if "not_met" in found.attrs:
+        verdicts.append(f"NOT MET: {found.attrs['not_met']}")
+    if "warning" in found.attrs:
+        verdicts.append(f"WARNING: {found.attrs['warning']}")
+    return Report(tables, verdicts)
 
 
 def one_line(text: str, most: int = 90) -> str:

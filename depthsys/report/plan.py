@@ -69,9 +69,8 @@ def _held_out(found: xr.Dataset) -> list[str]:
     part = found["held_out_shift"].isel(output=0) / float(found["target"].values.ravel()[0])
     mean, low, high = (float(part.sel(bound=bound)) for bound in ("estimate", "low", "high"))
     low, high = sorted((low, high))
-    return [
-        f"on held-out prompts it moves the readout by {mean:.3f} [{low:.3f}, {high:.3f}] of that"
-    ]
+    span = f" [{low:.3f}, {high:.3f}]" if low == low else ""  # one prompt has no interval
+    return [f"on held-out prompts it moves the readout by {mean:.3f}{span} of that"]
 
 
 def _largest(found: xr.Dataset) -> str:

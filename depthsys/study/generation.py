@@ -102,5 +102,10 @@ def steered_texts(
     return xr.Dataset(
         {"text": (("prompt", "strength"), texts.astype(str))},
         coords={"prompt": list(prompts), "strength": list(strengths)},
-        attrs={"positions": where, "model": model.name, "max_new_tokens": max_new_tokens},
+        attrs={
+            "positions": where,
+            "model": model.name,
+            "max_new_tokens": max_new_tokens,
+            **{name: plan.attrs[name] for name in ("not_met", "warning") if name in plan.attrs},
+        },
     )

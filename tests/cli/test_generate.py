@@ -112,6 +112,33 @@ def test_a_control_vector_acts_on_every_token(run, demo_model, tmp_path):
         assert "pushed: every token" in shown
 
 
+def test_a_push_that_overflows_is_told(run, path, tmp_path):
+    out = tmp_path / "texts.csv"
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    for strength, words in (
+        ("0,1e40", "`--strength` must leave every push finite in float32; got 1e+40"),
+        ("0,3e37", "`--strength` must leave the logits finite; got NaN or infinity in the text"),
+    ):
+        code, shown, err = run(*command, "--strength", strength, "--out", out)
+        assert (code, shown) == (2, "")
+        assert words in " ".join(err.split())
+        assert not out.exists()
+
+
+def test_what_a_plan_says_of_itself_is_told(run, plan, tmp_path):
+    told = {"not_met": "the target is out of reach", "warning": "pushes are large"}
+    path = tmp_path / "plan.nc"
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    for number, attrs in enumerate(({}, told)):
+        path.unlink(missing_ok=True)
+        write_netcdf(path, {None: plan.assign_attrs(attrs)})
+        code, shown, err = run(*command)
+        assert code == 0, err
+        lines = shown.splitlines()
+        assert lines.count("NOT MET: the target is out of reach") == number
+        assert lines.count("WARNING: pushes are large") == number
+
+
 def test_what_is_typed_wrongly_is_named_as_it_is_typed(run, path, plan, tmp_path):
     def refused(*options, plan=path, words):
         command = ["generate", "demo_48x4", "--plan", plan, "--prompt", "the movie", *ASKED]

@@ -449,6 +449,71 @@ def test_arguments_of_laws_by_hand(concept, value, options, message):
             law(concept, value, **options)
 
 
+def test_one_prompt_has_no_interval(gpt2, system, concept):
+    law = lm.feedback(system, 0.3)
+    found = lm.compare_feedback(gpt2.run([[3, 1, 4, 1]]), concept, law, n_bootstrap=3)
+    for name in ("error", "shift_error", "bias", "energy", "ratio"):
+        low, high = (found[name].sel(bound=bound) for bound in ("low", "high"))
+        assert bool(np.isnan(low).all() & np.isnan(high).all()), name
+        assert bool(np.isfinite(found[name].sel(bound="estimate")).all()), name
+    assert "nothing can be said of one prompt" in found.attrs["verdict"]
+
+
+def test_inputs_go_by_their_labels(gpt2, tokens, held_out, two):
+    """Plans and laws in any order of their inputs, and of the concept's, do the same."""
+    named = two.assign_coords(input=["love", "hate"])
+    system = lm.identify(gpt2, tokens, named, lm.Krylov(order=3))
+    law = lm.feedback(system, [0.2, -0.1], reference="mean")
+    law = law.assign_coords(input=["love", "hate"])
+    counted = two.assign_coords(input=[0, 1])  # no names, but numbers
+    for concept, labels in (
+        (named, ["love", "hate"]),
+        (counted, ["0", "1"]),
+        (two, ["concept0", "concept1"]),
+        (two, [0, 1]),
+    ):
+        plan = law.drop_vars("input").assign_coords(input_name=("input", labels))
+        turned = plan.isel(input=[1, 0])
+        assert not np.allclose(plan["u"], turned["u"])
+        for play in (
+            lambda concept, plan: lm.play(held_out, concept, plan["u"])["response"],
+            lambda concept, plan: lm.play(held_out, concept, plan[["u"]])["response"],
+            lambda concept, plan: lm.play_law(held_out, concept, plan)["response"],
+            lambda concept, plan: lm.compare_feedback(held_out, concept, plan, plan=plan)["error"],
+            lambda concept, plan: steered(held_out.model, concept, plan),
+        ):
+            expected = play(two, plan.drop_vars("input_name"))
+            np.testing.assert_allclose(play(concept, turned), expected, atol=1e-12)
+    one_way = lm.play(held_out, named, law)["response"]
+    other_way = lm.play(held_out, named.isel(input=[1, 0]), law)["response"]
+    np.testing.assert_allclose(other_way, one_way.isel(output=[1, 0]), atol=1e-12)
+    # a number is no name, and names beside numbers count
+    both = named.assign_coords(input=[0, 1])
+    np.testing.assert_allclose(lm.play(held_out, both, law)["response"], one_way, atol=1e-12)
+    beside = both.assign_coords(input_name=("input", ["love", "hate"])).isel(input=[1, 0])
+    np.testing.assert_allclose(lm.play(held_out, beside, law)["response"], other_way, atol=1e-12)
+    # the names of a stranger go by position, where the concept has none
+    strange = law.assign_coords(input=["a", "b"])
+    np.testing.assert_allclose(lm.play(held_out, two, strange)["response"], one_way, atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"`plan` must have the inputs of the concept.*'love'.*'a'"
+    ):
+        lm.play(held_out, named, strange)
+
+
+def steered(model, concept, plan):
+    plan = plan.assign_attrs(operation="feedback")
+    with lm.steering(model, concept, plan) as here, torch.no_grad():
+        return here.hf(torch.tensor([[3, 1, 4]])).logits
+
+
+def test_a_law_is_steered_in_any_order_of_its_layers_and_depths(gpt2, tokens, concept, system):
+    law = lm.feedback(system, 0.2, reference="mean")
+    expected = steered(gpt2, concept, law)
+    for turned in (law.isel(depth=[2, 0, 1, 3]), law.isel(layer=[2, 1, 0])):
+        np.testing.assert_allclose(steered(gpt2, concept, turned), expected, atol=1e-12)
+
+
 def test_laws_that_do_not_fit(held_out, concept, two, system):
     law = lm.feedback(system, 0.1)
     for wrong, message in [
@@ -456,7 +521,11 @@ def test_laws_that_do_not_fit(held_out, concept, two, system):
         (law.assign_attrs(reads="x"), "got 'own' and 'x'"),
         (law.assign_attrs(reference="mean"), "must hold x_ref where .* got 'mean' without it"),
         (lm.clamp(two, 0.0), "`law` must hold u .*'input': 1.*; got"),
-        (law.assign(K=law.K * np.nan), "`law` must be finite; got NaN or infinity in K"),
+        (
+            law.assign(K=law.K * np.nan),
+            "`law` must be finite real numbers; got .* in K, of float64",
+        ),
+        (law.assign(K=law.K * 1j), "`law` must be finite real numbers; got .* in K, of complex128"),
     ]:
         with pytest.raises(ValueError, match=message):
             lm.play_law(held_out, concept, wrong)

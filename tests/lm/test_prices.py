@@ -7,6 +7,7 @@ import xarray as xr
 
 from depthsys import lm
 from depthsys.lm.accuracy import BOUNDS
+from depthsys.lm.hf.writing import read_steered
 from depthsys.lm.prices import repetition
 from tests.conftest import TINY
 from tests.lm.test_steering import MARKED, begins_by_hand, logits_by_hooks
@@ -124,6 +125,15 @@ def test_means_and_changes_have_intervals(found):
     assert found.attrs["prediction"].startswith("none")
 
 
+def test_one_prompt_has_no_interval(model, concept, plans):
+    one = lm.generation_effects(
+        model, PROMPTS[:1], concept, {"p": plans["plan"]}, strengths=(1.0,), max_new_tokens=2
+    )
+    for name in ("readout_mean", "readout_shift", "kl_mean", "perplexity_mean"):
+        assert np.isfinite(one[name].sel(bound="estimate")).all()
+        assert np.isnan(one[name].sel(bound=["low", "high"])).all()
+
+
 def test_repetition_by_hand():
     assert repetition([1, 2, 3, 4, 1, 2, 3]) == pytest.approx(1 / 5)
     assert repetition([5, 5, 5, 5, 5]) == pytest.approx(2 / 3)
@@ -172,25 +182,35 @@ def test_other_readouts(model, concept, plans):
     np.testing.assert_allclose(found["readout"].sel(plan="plan")[0, 1], expected, rtol=1e-5)
 
 
-def test_wrong_asks_are_refused(model, concept, plans, demo_model):
+def test_wrong_asks_are_refused(model, concept, plans, demo_model, monkeypatch):
     def refused(said, kind=ValueError, of=concept, by=plans, **options):
         with pytest.raises(kind, match=said):
             lm.generation_effects(model, PROMPTS, of, by, **{"max_new_tokens": 2, **options})
 
+    plan = plans["plan"]
     refused(r"`plans` must be plans by name; got a Dataset", TypeError, by=plans["plan"])
     refused(r"`strengths` must be finite numbers, each once; got \[1, 1\]", strengths=[1, 1])
     refused(r"`strengths` must be finite numbers", strengths=[np.nan])
     refused(r"`words` must be the words of two classes; got 'good'", TypeError, words="good")
+    refused(r"`plans` must have names that differ .*; got \[1, '1'\]", by={1: plan, "1": plan})
+    for level in (2, 0.0, "a"):
+        refused(r"`level` must be between 0 and 1; got ", level=level)
     refused(r"`words` must be single tokens; got 50, which is \[50\]", words=([50], [1]))
+    refused(r"`words` must be single tokens; got 5\.5, which is", words=([5.5], [6]))
     refused(r"`words` must be token ids where the model has no", words=([" good"], [1]))
     refused(r"`words` must be at least one of each class, and none of both", words=([1], [1, 2]))
     refused(r"`max_new_tokens` must leave the text within", max_new_tokens=40)
     refused(r"`concept` must be concept directions; got 3", TypeError, of=3)
     two = xr.concat([concept, concept], "input")
     refused(r"`readout` must be one number here; got 2 outputs", of=two)
-    huge = plans["plan"] * 1e200
-    with pytest.raises(FloatingPointError, match="the states must stay finite"):
-        lm.generation_effects(model, PROMPTS, concept, {"huge": huge}, max_new_tokens=2)
+    huge = {"huge": plans["plan"] * 1e307}
+    with pytest.raises(FloatingPointError, match=r"at strength 0\.5: a push overflows") as error:
+        lm.generation_effects(model, PROMPTS, concept, huge, max_new_tokens=2)
+    assert error.value.__notes__ == ["This is about the plan 'huge'."]
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.prices, "read_steered", lambda *given: read_steered(*given) * np.nan)
+        with pytest.raises(FloatingPointError, match="the states must stay finite"):
+            lm.generation_effects(model, PROMPTS, concept, plans, max_new_tokens=2)
     wrong = {"good": plans["plan"], "short": plans["plan"].isel(layer=slice(2))}
     with pytest.raises(ValueError, match=r"`plan` must hold u") as error:
         lm.generation_effects(model, PROMPTS, concept, wrong, max_new_tokens=2)

@@ -1,14 +1,18 @@
 """Steering while a model writes: against plain hooks at columns that are counted by hand."""
 
 import threading
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from depthsys import export, lm
+from depthsys.lm.hf.attention import LAST_TOKEN_ATTENTION
+from depthsys.lm.hf.writing import new_tokens
 from depthsys.lm.positions import checked, pushed, starts
 from tests.conftest import TINY, tiny_gpt2, tiny_llama
 from tests.lm.test_devices import AROUND
@@ -573,7 +577,16 @@ def test_wrong_plans_are_refused_before_a_hook_is_set(model, concept, plan):
     )
     refused(r"`positions` must be one of .* got 'first'", positions="first")
     refused(r"`positions` must be one of .* got 'after x'", positions="after x")
-    refused(r"`strength` must be a finite number; got nan", strength=np.nan)
+    for wrong in (np.nan, 1j, np.complex128(1)):
+        refused(r"`strength` must be a finite number; got ", strength=wrong)
+    refused(
+        r"`strength` must leave every push finite in float64; got 1e\+308 for pushes up to 250",
+        FloatingPointError,
+        by=plan * 100,
+        strength=1e308,
+    )
+    refused(r"`plan` must hold real numbers as u; got complex128", by=plan.assign(u=plan["u"] + 1j))
+    refused(r"`plan.u_end` must be one finite number.*; got 1j for", by=plan.assign(u_end=1j))
     refused(r"`plan` must be finite", by=plan.assign(u=("layer", [1, np.nan, 1])))
     refused(r"`plan` must hold u \(layer=3", by=plan.isel(layer=slice(2)))
     refused(r"`plan.u_end` must be one finite number", by=plan.assign(u_end=np.inf))
@@ -582,14 +595,101 @@ def test_wrong_plans_are_refused_before_a_hook_is_set(model, concept, plan):
     refused(
         r"`plan` must push at the input of block l", by=plan.assign_attrs(hook="output of block")
     )
+    refused(
+        r"`plan` must hold u in the unit of the state; got .*'relative'",
+        by=plan.assign_attrs(unit="relative"),
+    )
     law = plan.assign(law_of()).assign_attrs(operation="feedback")
     refused(r"`plan` must hold a finite W", by=law.assign(W=law["W"] * np.nan))
+    refused(r"`plan` must hold a finite K .* of complex128", by=law.assign(K=law["K"] * 1j))
     refused(r"`plan` must be made for the weights", by=plan.assign_attrs(model_fingerprint="x"))
     refused(r"`plan` must be made for", of=concept.assign_attrs(model_fingerprint="x"))
     refused(r"`concept` must hold a finite direction", of=concept.isel(depth=slice(2)))
     nowhere = concept.copy(deep=True)
     nowhere["direction"][1] = np.nan
     refused(r"`plan` must not push at layer 1", of=nowhere)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_push_must_be_finite_in_the_dtype_of_the_model(concept, dtype):
+    hf = tiny_gpt2().to(dtype).eval()
+    plan = xr.Dataset({"u": ("layer", [0.0, 0.0, 1e6])})
+    if dtype == torch.bfloat16:
+        with lm.steering(hf, concept, plan):
+            return
+    with pytest.raises(FloatingPointError, match=r"finite in float16; got 1 for pushes up to 1e"):
+        lm.steering(hf, concept, plan).__enter__()
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("kind", ["plan", "law"])
+def test_texts_of_logits_that_overflow_are_an_error(model, concept, plan, kind, options):
+    before = written(model.hf, PROMPTS)
+    huge = plan * 1e307
+    if kind == "law":
+        huge = plan.assign(law_of()).assign_attrs(operation="feedback")
+        huge["K"] = huge["K"] * 1e307
+    words = r"`strength` must leave the logits finite; .* at strength -5, 0\.5: a push overflows"
+    with (
+        lm.steering(model, concept, plan * 0, strength=-5),
+        lm.steering(model, concept, huge, positions="generated", strength=0.5) as here,
+    ):
+        with pytest.raises(FloatingPointError, match=words):
+            written(here.hf, PROMPTS, **options)
+        with pytest.raises(FloatingPointError, match=words):
+            model.new_tokens(PROMPTS, max_new_tokens=2)
+        with torch.no_grad():
+            assert here.hf(torch.tensor([[1, 2]])).logits.isnan().any()  # as they are
+    assert written(model.hf, PROMPTS) == before
+    assert is_clean(model)
+
+
+def test_a_generate_that_another_thread_begins_to_steer_is_told_why(model, concept, plan):
+    """Here in one thread: what counts is that hooks come while it runs."""
+    stack = ExitStack()
+
+    def begin(ids, scores):
+        stack.enter_context(lm.steering(model, concept, plan))
+        return scores
+
+    with (
+        stack,
+        pytest.raises(ValueError, match=r"another one began to steer the model: take turns"),
+    ):
+        written(model.hf, PROMPTS, logits_processor=[begin])
+    assert is_clean(model)
+
+
+def test_a_call_while_another_thread_works_with_the_model_is_told_why():
+    model = lm.DepthModel(tiny_gpt2())
+    errors = []
+
+    def call():
+        try:
+            model.hf(torch.tensor([[1, 2]]))
+        except LookupError as error:
+            errors.append(str(error))
+
+    with model.blocks.attention(LAST_TOKEN_ATTENTION):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    call()  # afterwards it may
+    assert len(errors) == 1
+    assert "in one thread while depthsys works with it in another" in errors[0]
+
+
+def test_nothing_is_compiled_while_it_writes(monkeypatch, concept, plan):
+    """A compiled pass would keep the pushes of the first one; the CPU never compiles."""
+    model = lm.DepthModel(tiny_gpt2())
+    seen, of_model = [], model.hf.generate
+    monkeypatch.setattr(
+        model.hf, "generate", lambda *a, **k: seen.append(k) or of_model(*a, **k), raising=True
+    )
+    with lm.steering(model, concept, plan):
+        model.new_tokens(PROMPTS[:1], max_new_tokens=2)
+    model.new_tokens(PROMPTS[:1], max_new_tokens=2)
+    assert [each.get("disable_compile") for each in seen] == [True, None]
 
 
 def test_a_compiled_model_is_refused(concept, plan):
@@ -619,6 +719,8 @@ def test_equal_pushes(concept):
         ({"relative": 1.0}, r"`size` must be given, or"),
         ({"size": np.nan}, r"`size` must be finite; got nan"),
         ({"size": 1.0, "layers": [3]}, r"`layers` must be layers in 0\.\.2 with a direction"),
+        ({"size": 1.0, "layers": [True, False, True]}, r"`layers` must be layers in 0\.\.2 with"),
+        ({"size": 1.0, "layers": [1.0]}, r"`layers` must be layers in 0\.\.2 with a direction"),
         ({"relative": 1.0, "state_norm": norm[:3]}, r"`state_norm` must have the 4 depths"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -660,9 +762,32 @@ def test_texts_that_cannot_be_written(model, demo_model):
             model.new_tokens(PROMPTS, max_new_tokens=wrong)
     with pytest.raises(ValueError, match=r"`max_new_tokens` must leave .* the 40 tokens .* of 4\."):
         model.new_tokens(PROMPTS, max_new_tokens=37)
+    with pytest.raises(ValueError, match=r"got 1000 behind a prompt of 4\. Write fewer\.$"):
+        model.new_tokens(PROMPTS, max_new_tokens=1000)
     assert len(model.new_tokens(PROMPTS, max_new_tokens=36)) == 3
-    with pytest.raises(ValueError, match=r"`options` must leave one text .* num_return_sequences"):
-        model.new_tokens(PROMPTS, max_new_tokens=2, num_return_sequences=2)
+    config = GenerationConfig(num_return_sequences=2, do_sample=True)
+    for name, wrong in (
+        ("num_return_sequences", {"num_return_sequences": 2}),
+        ("num_return_sequences", {"generation_config": config}),
+        ("return_dict_in_generate", {"return_dict_in_generate": True}),
+        ("attention_mask", {"attention_mask": torch.ones(3, 4)}),
+        ("input_ids", {"input_ids": torch.ones(3, 4)}),
+        ("past_key_values", {"past_key_values": DynamicCache()}),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"`options` must leave one text .* got {name}\. Call"
+        ):
+            model.new_tokens(PROMPTS, max_new_tokens=2, **wrong)
+    plain = model.new_tokens(PROMPTS, max_new_tokens=2)
+    asked = {"return_dict_in_generate": False, "num_return_sequences": 1, "streamer": None}
+    assert model.new_tokens(PROMPTS, max_new_tokens=2, **asked) == plain
+    model.hf.generation_config.return_dict_in_generate = True
+    try:
+        assert model.new_tokens(PROMPTS, max_new_tokens=2) == plain
+    finally:
+        model.hf.generation_config.return_dict_in_generate = False
+    with pytest.raises(ValueError, match=r"`model` must have a `generate` to write; .* has none"):
+        new_tokens(SimpleNamespace(hf=object()), [], [], max_new_tokens=1, options={})  # pyright: ignore[reportArgumentType]
     elsewhere = lm.DepthModel(demo_model.hf, demo_model.tokenizer, read_at="text")
     with pytest.raises(ValueError, match=r"`read_at` must be 'last' where a model writes"):
         elsewhere.generate(["a"])

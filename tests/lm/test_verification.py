@@ -295,6 +295,19 @@ def test_several_concepts_and_readouts(gpt2, tokens, held_out, two, readout):
         lm.compare_energies(held_out, two, system, np.ones(3), readout=readout)
 
 
+def test_plans_with_their_inputs_in_another_order_are_the_same(gpt2, tokens, held_out, two):
+    system = lm.identify(gpt2, tokens, two, lm.Ensemble(order=4))
+    target = 0.1 * abs(ltv.gains(system)).sum(["layer", "input"]).values * [1.0, -0.5]
+    plan = ltv.minimum_energy(system, target)
+    other = plan.isel(input=[1, 0])
+    table = lm.compare_energies(
+        held_out, two, system, target, plans={"as_it_is": plan, "turned": other}, n_bootstrap=5
+    )
+    mine = table["energy"].sel(schedule="minimum_energy")
+    for name in ("as_it_is", "turned"):
+        np.testing.assert_allclose(table["energy"].sel(schedule=name), mine, rtol=1e-12)
+
+
 # -------------------------------------------------------------------------------------- splits
 
 

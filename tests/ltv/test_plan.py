@@ -62,6 +62,10 @@ def test_a_single_input_needs_no_dim():
             xr.Dataset({"u": array(0, prompt=2, layer=L, input=M)}),
             r"got \{.prompt.: 2, .*\. Select one schedule of a batch first",
         ),
+        (
+            xr.Dataset({"u": array(0, layer=L, input=M) * 1j}),
+            r"`plan` must hold real numbers as u; got complex128\. Take the real part",
+        ),
     ],
 )
 def test_what_is_no_schedule_is_refused(plan, message):

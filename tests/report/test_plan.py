@@ -1,5 +1,6 @@
 """What is said of a plan."""
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -71,3 +72,9 @@ def test_a_negative_shift_keeps_the_order_of_its_interval(plan):
         -plan["held_out_shift"].isel(bound=[0, 2, 1]).assign_coords(bound=plan["bound"])
     )
     assert "by 0.900 [0.800, 1.100] of that" in report.plan(plan).verdicts[2]
+
+
+def test_one_prompt_has_no_interval(plan):
+    plan["held_out_shift"][:, 1:] = np.nan
+    said = "on held-out prompts it moves the readout by 0.900 of that"
+    assert said in report.plan(plan).verdicts

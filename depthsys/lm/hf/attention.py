@@ -21,7 +21,10 @@ def last_token_attention(
     """
     context = _IN_USE.get()
     if context is None:
-        raise LookupError("this attention serves frozen context only; none is in use")
+        raise LookupError(
+            "the model must not be called in one thread while depthsys works with it in another, "
+            "which switches its attention meanwhile; it was. Take turns, or load it twice."
+        )
     if key is not context.handed[0] or value is not context.handed[1]:
         # DeepSeek expands latents that come from the cache: the context would need it too
         raise AlteredKeysError("the block changes keys or values between its cache and attention")

@@ -126,7 +126,8 @@ def lone_prompts(call: Forward, n_columns: int | None, is_free: bool) -> Prompts
         raise ValueError(
             "`positions` must be 'every' where the model is called with a filled cache, outside of "
             "`generate`: where the prompt ends is not known. Call `generate`, or say it: "
-            "`with steered.prompts_of(n_tokens):`."
+            "`with steered.prompts_of(n_tokens):`. If it was called by a `generate` that ran in "
+            "this thread when another one began to steer the model: take turns."
         )
     real = None
     if isinstance(call.mask, torch.Tensor) and call.mask.dim() == 2:

@@ -180,6 +180,8 @@ class _Session:
         def end(module, args, output):
             if not is_own_work():
                 self.here.frame = None
+                if getattr(self.here, "written", None) is not None:
+                    _check_logits(output, [push.strength for push in self.pushes])
 
         return end
 
@@ -221,7 +223,7 @@ class _Session:
                 "`model` must be called as a whole while it is steered: a block was run that no "
                 "call of the model itself had begun, or out of order. Call the model that was "
                 "given to `steering`, not its parts nor a wrapper's inner model, and without "
-                "gradient checkpointing."
+                "gradient checkpointing; begin to steer it when no other thread runs it."
             )
         return frame
 
@@ -307,6 +309,21 @@ def steered(hf: Any, push: Push) -> Iterator[_Session]:
             session.remove(push)
             if not session.pushes:
                 _SESSIONS.pop(hf, None)
+
+
+def _check_logits(output: Any, strengths: list[float]) -> None:
+    """FloatingPointError before a token is chosen by logits that say nothing.
+
+    One look for each call of the model, as `generate` itself has one for each new token.
+    """
+    logits = getattr(output, "logits", None)
+    if logits is None or not bool((logits[:, -1].isnan() | logits[:, -1].isposinf()).any()):
+        return
+    raise FloatingPointError(
+        "`strength` must leave the logits finite; got NaN or infinity in the text that is written, "
+        f"at strength {', '.join(f'{each:g}' for each in strengths)}: a push overflows, or "
+        "the model by itself. Use a smaller one, or load the model in float32 or float64."
+    )
 
 
 def check_not_compiled(hf: Any) -> None:

@@ -9,8 +9,14 @@ import torch
 
 from depthsys.lm.hf.blocks import Blocks
 
-# what several answers per prompt, or more than token ids, would be asked for with
-_NOT_HERE = ("num_return_sequences", "return_dict_in_generate", "streamer", "max_length")
+# what several answers per prompt, or more than token ids, would be asked for with, and what the
+# prompts say already
+_NOT_HERE = (
+    "return_dict_in_generate", "streamer", "max_length", "inputs", "input_ids", "inputs_embeds",
+    "attention_mask", "position_ids", "past_key_values",
+)  # fmt: skip
+# whatever the configuration of a model says
+_AS_IDS = {"return_dict_in_generate": False, "num_return_sequences": 1}
 
 
 def new_tokens(
@@ -30,13 +36,13 @@ def new_tokens(
         than one text per prompt.
     """
     hf = blocks.hf
-    check_room(hf, rows, max_new_tokens)
-    wrong = [name for name in _NOT_HERE if options.get(name) not in (None, False, 1)]
-    if wrong or not hasattr(hf, "generate"):
+    if not hasattr(hf, "generate"):
         raise ValueError(
-            f"`options` must leave one text for each prompt; got {', '.join(wrong) or 'no'} of "
-            f"`generate`. Call `model.hf.generate`, which `steering` pushes too."
+            f"`model` must have a `generate` to write; {type(hf).__name__} has none. Load it as a "
+            "causal language model."
         )
+    _check_options(options)
+    check_room(hf, rows, max_new_tokens)
     ends = end_tokens(hf)
     greedy = {} if options.get("do_sample") else {"do_sample": False, **_without_sampling(hf)}
     written: list[list[int]] = [[] for _ in rows]
@@ -47,11 +53,25 @@ def new_tokens(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
-                **{"pad_token_id": _pad_token(hf, ends), **greedy, **options},
+                **{"pad_token_id": _pad_token(hf, ends), **greedy, **options, **_AS_IDS},
             )
         for i, row in zip(numbers, out[:, ids.shape[1] :].tolist(), strict=True):
             written[i] = until_end(row, ends)
     return written
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """ValueError for what makes other things than one text of each prompt."""
+    # by identity: tensors are among them
+    wrong = [n for n in _NOT_HERE if options.get(n) is not None and options[n] is not False]
+    config = options.get("generation_config")
+    several = [options.get("num_return_sequences"), getattr(config, "num_return_sequences", None)]
+    wrong += ["num_return_sequences"] * any(each not in (None, 1) for each in several)
+    if wrong:
+        raise ValueError(
+            f"`options` must leave one text for each prompt as it is; got {', '.join(wrong)}. Call "
+            "`model.hf.generate`, which `steering` pushes too."
+        )
 
 
 def check_room(hf: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -66,10 +86,12 @@ def check_room(hf: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> N
     context = getattr(hf.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
     longest = max(map(len, rows))
     if 0 < context < longest + max_new_tokens:
+        cure = "Write fewer"
+        if max_new_tokens < context:
+            cure += f", or cut prompts by max_tokens={context - max_new_tokens}"
         raise ValueError(
             f"`max_new_tokens` must leave the text within the {context} tokens of the model; got "
-            f"{max_new_tokens} behind a prompt of {longest}. Write fewer, or cut prompts by "
-            f"max_tokens={max(context - max_new_tokens, 1)}."
+            f"{max_new_tokens} behind a prompt of {longest}. {cure}."
         )
 
 
