@@ -3,7 +3,7 @@
 import xarray as xr
 
 from depthsys.report.table import Report, Table
-from depthsys.wording import counted, percent
+from depthsys.wording import asked_for, counted, percent
 
 
 def plan(found: xr.Dataset) -> Report:
@@ -40,11 +40,9 @@ def _layers(found: xr.Dataset) -> Table:
 
 def _asked(found: xr.Dataset) -> str:
     target, kind = float(found["target"].values.ravel()[0]), found.attrs["energy"]
-    asked = found.attrs.get("target_asked", "")
-    asked = f" ({asked})" if found.attrs.get("target_unit", "readout") != "readout" else ""
-    return (
-        f"a shift of {target:.4g}{asked} is planned at {kind} energy {float(found['energy']):.4g}"
-    )
+    energy = float(found["energy"])
+    asked = asked_for(found.attrs)
+    return f"a shift of {target:.4g}{asked} is planned at {kind} energy {energy:.4g}"
 
 
 def _optimum(found: xr.Dataset) -> str:

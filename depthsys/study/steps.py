@@ -184,9 +184,8 @@ def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset
     if "linear_u" in found:
         both["linear_plan"] = found["linear_u"].isel(input=0)
     layers = np.arange(energies.sizes["layer"])
-    bare = [
-        in_order_of(u, "plan", "layer", layers).drop_vars(list(u.coords)) for u in both.values()
-    ]
+    ordered = [in_order_of(u, "plan", "layer", layers) for u in both.values()]
+    bare = [u.drop_vars(list(u.coords)) for u in ordered]
     schedules = xr.concat(bare, "schedule").assign_coords(schedule=list(both))
     curves = lm.amplitude_response(cell.held_out, concept, system, schedules)
     for name in ("predicted", "achieved", "spread"):
