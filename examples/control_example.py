@@ -90,7 +90,7 @@ def options(stage: Stage) -> xr.Dataset:
                 kept["limit"] = np.inf if bound is None else bound
                 names = {"asked": asked, "of": energy, "bounded": str(bounded)}
                 rows.append(kept.drop_vars(kept.coords.keys() - {"bound"}).assign(names))
-                bound = min(0.3, largest / 2)
+                bound = min(0.3, 0.8 * largest)
     return joined(rows)
 
 
