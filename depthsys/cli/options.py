@@ -221,7 +221,8 @@ class Wanted:
         str | None,
         typer.Option(
             help="Wanted shift of the mean readout: a number in its unit, or as in 1std (its "
-            "standard deviation over the operating texts) or 2log-odds (of the class).  "
+            "standard deviation over the operating texts) or 2log-odds (of the class, by a linear "
+            "discriminant on held-out texts).  "
             "[default: 1std]"
         ),
     ] = None
