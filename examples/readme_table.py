@@ -3,7 +3,8 @@
     python examples/readme_table.py --real ~/.cache/depthsys/real --out out/table --update
     python examples/readme_table.py --data ../shared/data --out out/table --update
 
-With --real, `depthsys real` on the texts that `depthsys fetch` has fetched, for the README. With
+With --real, `depthsys real` on the texts that `depthsys fetch` has fetched, and `depthsys control`
+in absolute energy, for the README. With
 --data, `depthsys gains` and `depthsys control` on the embedded and on small trained models in the
 paper's form, for docs/small_models.md. All with the full 400/200/200 split; finished jobs are kept,
 so an interrupted run goes on where it stopped. The numbers go to docs/main_job.json and from there,
@@ -71,7 +72,11 @@ def real_row(fetched: Path, texts: str, folder: Path) -> dict:
         os.environ["DEPTHSYS_REAL"] = str(fetched)
         depthsys("real", "--texts", texts, "--out", folder, "--force")
     system, gains = load(folder / "system.nc"), load(folder / "gains.nc")
-    energies = {1.0: load(folder / "schedule.nc")}  # the default target
+    absolute = folder / "absolute"  # the paper's form; docs/control.md has relative energy
+    if not (absolute / "control.txt").exists():
+        asked = ("--energy", "absolute", "--out", absolute, "--force")
+        depthsys("control", folder / "system.nc", *asked)
+    energies = {1.0: load(absolute / "schedule.nc")}  # the default target
     return row(REAL, texts, system, gains, energies)
 
 

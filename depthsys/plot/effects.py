@@ -2,6 +2,7 @@
 
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from depthsys.plot.style import GREY, STYLES
 
@@ -56,6 +57,9 @@ def effect_against_price(
                 ax.plot(at_x, at_y, "o", ms=11, mfc="none", mec=GREY)
     if "perplexity" in price:
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(PRICES[price])
     ax.set_ylabel(EFFECTS[effect])
     if legend:
