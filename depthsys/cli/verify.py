@@ -54,7 +54,7 @@ def verify(
     vector: its effect at the last token, as plans are played, and at every token, as llama.cpp and
     repeng do it, beside linear prediction, OUT/effect.nc.
 
-    Examples: `depthsys verify run/plan.nc --out run`,
+    Example: `depthsys verify run/plan.nc --out check`, or
     `depthsys verify vec.nc ./my-model reviews.csv --out check`
     """
     asked = settings(shared, concept=concept)

@@ -7,16 +7,21 @@ that stay below a part of the state. Without inequalities `least_norm` is exact 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import clarabel
 import numpy as np
 from scipy.sparse import csc_matrix, triu
 
 # of Clarabel, relative to the (equilibrated) data: a plan is checked by its own residuals. The
 # second is tried where rounding does not let it come that far.
 TOLERANCE, COARSE = 1e-11, 1e-8
-_solver: Any = clarabel  # its types are not stated
 _SOLVED = ("Solved", "AlmostSolved")
 _INFEASIBLE = ("PrimalInfeasible", "AlmostPrimalInfeasible")
+
+
+def _clarabel() -> Any:
+    """The solver, whose types are not stated; `import depthsys.ltv` loads none."""
+    import clarabel
+
+    return clarabel
 
 
 class Program(NamedTuple):
@@ -74,11 +79,12 @@ def quadratic_program(
         If the solver ends neither with a solution nor with a proof that there is none.
     """
     n = len(q)
-    rows, limits, kinds = [A], [b], [_solver.ZeroConeT(len(b))]
+    solver = _clarabel()
+    rows, limits, kinds = [A], [b], [solver.ZeroConeT(len(b))]
     for matrix, limit in _half_spaces(n, lower, upper, below):
         rows.append(matrix)
         limits.append(limit)
-        kinds.append(_solver.NonnegativeConeT(len(limit)))
+        kinds.append(solver.NonnegativeConeT(len(limit)))
     round_ones = [
         (np.concatenate([np.zeros((1, n)), matrix]), np.append(radius, np.zeros(len(matrix))))
         for matrix, radius in balls
@@ -86,12 +92,12 @@ def quadratic_program(
     for matrix, offset in (*round_ones, *cones):
         rows.append(-matrix)
         limits.append(offset)
-        kinds.append(_solver.SecondOrderConeT(len(matrix)))
+        kinds.append(solver.SecondOrderConeT(len(matrix)))
     whole, limit = np.concatenate(rows), np.concatenate(limits)
     parts = csc_matrix(triu(csc_matrix(P))), q, csc_matrix(whole), limit, kinds
-    solution = _solver.DefaultSolver(*parts, _settings(TOLERANCE)).solve()
+    solution = solver.DefaultSolver(*parts, _settings(TOLERANCE)).solve()
     if str(solution.status) not in _SOLVED + _INFEASIBLE:
-        solution = _solver.DefaultSolver(*parts, _settings(COARSE)).solve()
+        solution = solver.DefaultSolver(*parts, _settings(COARSE)).solve()
     status = str(solution.status)
     if status in _INFEASIBLE:
         return Program(np.full(n, np.nan), np.full(len(b), np.nan), np.inf, False)
@@ -111,7 +117,7 @@ def quadratic_program(
 
 
 def _settings(tolerance: float) -> Any:
-    settings = _solver.DefaultSettings()
+    settings = _clarabel().DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
     settings.max_iter = 200
