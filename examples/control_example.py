@@ -110,11 +110,6 @@ def few(stage: Stage) -> xr.Dataset:
     return found.assign_coords(most=[*sizes, L])
 
 
-def bands(stage: Stage) -> xr.Dataset:
-    """What a push of equal relative size in a band of layers does."""
-    return ltv.bands(stage.system).drop_vars(["order"], errors="ignore")
-
-
 def sharing(stage: Stage) -> xr.Dataset:
     """What one plan for all prompts loses."""
     texts = stage.cell.texts.operating
@@ -224,4 +219,4 @@ def effects(stage: Stage) -> xr.Dataset:
     )
 
 
-STAGES = (options, free, few, bands, sharing, holding, feedback, effects)
+STAGES = (options, free, few, sharing, holding, feedback, effects)

@@ -125,7 +125,7 @@ def test_a_law_in_the_forward_pass_is_what_hooks_do(
 def test_a_law_without_gains_is_a_plan(held_out, concept, system):
     law = lm.feedback(system, 0.3)
     found = lm.play_law(held_out, concept, law.assign(K=0 * law.K))
-    expected = lm.play(held_out, concept, law).response.isel(scale=0)
+    expected = lm.play(held_out, concept, law[["u"]]).response.isel(scale=0)
     np.testing.assert_array_equal(found.response, expected)
     assert (found.u == law.u).all()
     np.testing.assert_allclose(found.energy, law.energy)
@@ -239,7 +239,7 @@ def test_errors_under_a_thermostat_are_those_of_plays(gpt2, tokens, held_out, co
     for name, run in {"held_out": held_out, "off": gpt2.run(labelled_ids(5, 77))}.items():
         closed = lm.play_law(run, concept, law)
         factor = np.sqrt(float(closed.energy.mean() / law.energy))
-        opened = lm.play(run, concept, law, scale=[1.0, factor]).response.values
+        opened = lm.play(run, concept, law[["u"]], scale=[1.0, factor]).response.values
         alone = run.states.values[-1] @ concept.direction.values[-1]
         level = float(system.y_ref[-1, 0] + law.target[0])
         shift = np.column_stack([opened, closed.response])
@@ -382,7 +382,7 @@ def test_other_dtypes_push_as_plays_do(tokens, concept, system, dtype):
     model = lm.DepthModel(TINY["llama"]().to(dtype), name="llama")
     law = lm.feedback(system, 0.5)
     found = lm.play_law(model, tokens, concept, law.assign(K=0 * law.K))
-    expected = lm.play(model, tokens, concept, law).response.isel(scale=0)
+    expected = lm.play(model, tokens, concept, law[["u"]]).response.isel(scale=0)
     np.testing.assert_array_equal(found.response, expected)
     assert found.response.all()
     assert np.isfinite(lm.play_law(model, tokens, concept, law).response).all()
@@ -484,21 +484,25 @@ def test_inputs_go_by_their_labels(gpt2, tokens, held_out, two):
         ):
             expected = play(two, plan.drop_vars("input_name"))
             np.testing.assert_allclose(play(concept, turned), expected, atol=1e-12)
-    one_way = lm.play(held_out, named, law)["response"]
-    other_way = lm.play(held_out, named.isel(input=[1, 0]), law)["response"]
+    one_way = lm.play(held_out, named, law[["u"]])["response"]
+    other_way = lm.play(held_out, named.isel(input=[1, 0]), law[["u"]])["response"]
     np.testing.assert_allclose(other_way, one_way.isel(output=[1, 0]), atol=1e-12)
     # a number is no name, and names beside numbers count
     both = named.assign_coords(input=[0, 1])
-    np.testing.assert_allclose(lm.play(held_out, both, law)["response"], one_way, atol=1e-12)
+    np.testing.assert_allclose(lm.play(held_out, both, law[["u"]])["response"], one_way, atol=1e-12)
     beside = both.assign_coords(input_name=("input", ["love", "hate"])).isel(input=[1, 0])
-    np.testing.assert_allclose(lm.play(held_out, beside, law)["response"], other_way, atol=1e-12)
+    np.testing.assert_allclose(
+        lm.play(held_out, beside, law[["u"]])["response"], other_way, atol=1e-12
+    )
     # the names of a stranger go by position, where the concept has none
     strange = law.assign_coords(input=["a", "b"])
-    np.testing.assert_allclose(lm.play(held_out, two, strange)["response"], one_way, atol=1e-12)
+    np.testing.assert_allclose(
+        lm.play(held_out, two, strange[["u"]])["response"], one_way, atol=1e-12
+    )
     with pytest.raises(
         ValueError, match=r"`plan` must have the inputs of the concept.*'love'.*'a'"
     ):
-        lm.play(held_out, named, strange)
+        lm.play(held_out, named, strange[["u"]])
 
 
 def steered(model, concept, plan):
@@ -539,3 +543,9 @@ def test_a_law_that_overflows(tokens, concept):
     model = lm.DepthModel(TINY["gpt2"]())
     with pytest.raises(FloatingPointError, match="a push of the law overflows"):
         lm.play_law(model, tokens, concept, lm.clamp(concept, 1e38))
+
+
+def test_a_law_is_no_schedule(held_out, concept):
+    law = lm.clamp(concept, 1.0)
+    with pytest.raises(ValueError, match="`plan` must be a schedule here; got a feedback law"):
+        lm.play(held_out, concept, law)

@@ -548,6 +548,7 @@ def test_layers_without_a_direction_cannot_push_alone(tiny, tokens, concept):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_meets_its_targets(real_folder):
     """One and three standard deviations, both energies, with and without bounds.
 
