@@ -68,7 +68,8 @@ def feedback(
         "relative" or "absolute": the energy of both, see `ltv.plan`.
     reference
         "own": the state read is the deviation from the prompt's own nominal state, and what is
-        corrected is the error of the system alone. "mean": from the mean nominal state of the
+        corrected is the error of the system alone; `lm.steering` cannot use it, since a model that
+        writes has no run without pushes beside it. "mean": from the mean nominal state of the
         operating prompts; then prompts are brought to one level of the readout, the mean nominal
         one plus the target, wherever they are on their own: a thermostat.
 

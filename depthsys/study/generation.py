@@ -9,15 +9,16 @@ import xarray as xr
 
 from depthsys.export.control_vectors import read_control_vector, with_layers
 from depthsys.export.netcdf import read_variables
+from depthsys.ltv.plan import large_push
 from depthsys.study.exchange import VECTOR_SUFFIX, model_sizes
 
 if TYPE_CHECKING:
     from depthsys.lm import After, DepthModel
 
-PLAN_VARIABLES = ("u", "u_end", "direction", "energy", "K", "W", "x_ref", "r_ref")
+PLAN_VARIABLES = ("u", "u_end", "direction", "energy", "push", "K", "W", "x_ref", "r_ref")
 _CURE = (
     "Give a plan with its directions, or a control vector: `depthsys import vec.gguf --out vec.nc` "
-    "writes one."
+    "writes one, and so does `depthsys plan`."
 )
 
 
@@ -107,5 +108,17 @@ def steered_texts(
             "model": model.name,
             "max_new_tokens": max_new_tokens,
             **{name: plan.attrs[name] for name in ("not_met", "warning") if name in plan.attrs},
+            **_large_at(plan, strengths),
         },
     )
+
+
+def _large_at(plan: xr.Dataset, strengths: Sequence[float]) -> dict[str, str]:
+    """The attr ``warning`` where the largest strength makes pushes large; or none."""
+    if "push" not in plan:
+        return {}
+    most = max(map(abs, strengths))
+    return {
+        name: f"at strength {most:g}: {said}"
+        for name, said in large_push(most * plan["push"]).items()
+    }

@@ -139,6 +139,18 @@ def test_what_a_plan_says_of_itself_is_told(run, plan, tmp_path):
         assert lines.count("WARNING: pushes are large") == number
 
 
+def test_strengths_that_make_pushes_large_are_told(run, plan, tmp_path):
+    path = tmp_path / "plan.nc"
+    write_netcdf(path, {None: plan.assign(push=("layer", [0.0, 0.1, 0.2, 0.05]))})
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    code, shown, _ = run(*command, "--strength=-2,1")
+    assert code == 0
+    said = "WARNING: at strength 2: pushes of more than 0.3 of the state's norm at layer 2 (largest"
+    assert said in " ".join(shown.split())
+    code, shown, _ = run(*command, "--strength", "1")
+    assert "WARNING" not in shown
+
+
 def test_what_is_typed_wrongly_is_named_as_it_is_typed(run, path, plan, tmp_path):
     def refused(*options, plan=path, words):
         command = ["generate", "demo_48x4", "--plan", plan, "--prompt", "the movie", *ASKED]
