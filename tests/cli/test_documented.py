@@ -56,7 +56,7 @@ def test_the_readme_runs_line_by_line(run, tmp_path, monkeypatch):
     assert block is not None
     lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
     assert [words[1] for words in lines] == [
-        "identify", "gains", "control", "compare", "export", "import",
+        "identify", "gains", "control", "plan", "verify", "generate", "compare", "export", "import",
     ]  # fmt: skip
     for words in lines:
         if words[1] == "import":  # what an engineer sends back
@@ -64,6 +64,6 @@ def test_the_readme_runs_line_by_line(run, tmp_path, monkeypatch):
             shutil.copy(sent, "reduced.mat")
         code, _, err = run(*words[1:])
         assert code == 0, (words, err)
-    assert run("gains", "reduced.nc", "--out", "check")[0] == 0
+    assert run("gains", "reduced.nc", "--out", "reduced")[0] == 0
     assert run("compare", "./my-model", "reviews.csv", "--dry-run", "--out", "dry")[0] == 0
     assert not Path("dry").exists()
