@@ -9,6 +9,7 @@ import typer
 
 from depthsys import demo as demo_package
 from depthsys.cli import results
+from depthsys.cli.begun import begun
 from depthsys.cli.kept import inside
 from depthsys.cli.options import (
     Force,
@@ -127,13 +128,8 @@ def gains(
     Example: `depthsys gains run/system.nc --out run`
     """
     asked = settings(reduction, meaning, measured, layout, shared)
-    check_source(source, texts, model)
-    piped = Piped.taken(texts, asked)
-    files = results.outputs(source, results.GAIN_FILES)
-    folder = output_folder(out, files, force, inside(out, "gains"), piped)
-    from depthsys.cli.session import open_source
-
-    session = open_source(source, texts, model, asked, folder, piped, check_relative_step)
+    written = {"out": out, "files": results.GAIN_FILES, "force": force}
+    session = begun("gains", asked, source, texts, model, **written, check=check_relative_step)
     _check_step(session)
     with session.keeping("gains", force):
         system = identified(session)
@@ -159,13 +155,8 @@ def control(
     Example: `depthsys control run/system.nc --target 1std --out run`
     """
     asked = settings(reduction, meaning, wanted, layout, shared)
-    check_source(source, texts, model)
-    piped = Piped.taken(texts, asked)
-    files = results.outputs(source, results.CONTROL_FILES)
-    folder = output_folder(out, files, force, inside(out, "control"), piped)
-    from depthsys.cli.session import open_source
-
-    session = open_source(source, texts, model, asked, folder, piped)
+    written = {"out": out, "files": results.CONTROL_FILES, "force": force}
+    session = begun("control", asked, source, texts, model, **written)
     with session.keeping("control", force):
         system = identified(session)
         _control(session, system)
@@ -237,24 +228,3 @@ def _texts(concept: str, asked: Settings) -> bytes:
     file = io.StringIO(newline="")
     csv.writer(file).writerows([("text", "label"), *rows])
     return file.getvalue().encode()
-
-
-def check_source(source: str, texts: Path | None, moved: str | None) -> None:
-    """ValueError unless these arguments of `gains` and `control` go together."""
-    if results.is_system(source):
-        return
-    if Path(source).is_file() and not source.lower().endswith(".gguf"):
-        raise ValueError(
-            f"`MODEL|SYSTEM.nc` must be a model, or a system.nc; got the file {source!r}. If it is "
-            f"a system, `depthsys import {source} --out system.nc` makes a system.nc of it."
-        )
-    if texts is None:
-        raise ValueError(
-            "`TEXTS` must be given with a model; got none. Add a file of labelled texts, "
-            "or pass a system.nc instead of the model."
-        )
-    if moved is not None:
-        raise ValueError(
-            "`--model` must be left out when the first argument is a model; got "
-            f"{moved!r}. It says where the model of a system.nc has moved to."
-        )

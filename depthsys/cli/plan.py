@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthsys.cli import results
-from depthsys.cli.kept import inside
-from depthsys.cli.main_job import check_source, identified
+from depthsys.cli.begun import begun
+from depthsys.cli.main_job import identified
 from depthsys.cli.options import (
     Force,
     Layout,
@@ -21,7 +21,6 @@ from depthsys.cli.options import (
     settings,
     spread,
 )
-from depthsys.cli.piped import Piped, output_folder
 from depthsys.files import file_hash
 
 if TYPE_CHECKING:
@@ -49,15 +48,11 @@ def plan(
     Example: `depthsys plan run/system.nc --target 1std --out run`
     """
     asked = settings(reduction, meaning, planned, layout, shared)
-    check_source(source, texts, model)
-    piped = Piped.taken(texts, asked)
-    files = results.outputs(source, results.PLAN_FILES)
-    folder = output_folder(out, files, force, inside(out, "plan"), piped)
+    written = {"out": out, "files": results.PLAN_FILES, "force": force}
+    session = begun("plan", asked, source, texts, model, **written)
     from depthsys import report
-    from depthsys.cli.session import open_source
     from depthsys.study import steps
 
-    session = open_source(source, texts, model, asked, folder, piped)
     with session.keeping("plan", force):
         system = identified(session)
         found = session.step("plan, and the optimum of the full model", steps.plan, system)

@@ -11,9 +11,8 @@ from depthsys.lm.measure import TOKENS, play
 from depthsys.lm.of_run import of_run
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.plan import LARGE_PUSH
 
-# A push above this part of the state's norm is no small push: the model is elsewhere.
-LARGE_PUSH = 0.3
 OUTPUTS = ("concept", "own")
 VECTOR = Kind(
     "a control vector with `direction` and `u`",

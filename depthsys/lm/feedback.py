@@ -20,6 +20,7 @@ from depthsys.lm.directions import as_concept, direction_note
 from depthsys.lm.energies import check_target, in_attrs
 from depthsys.lm.kinds import kinds_checked, short
 from depthsys.ltv.plan import ENERGIES, WHAT_IT_DOES, large_push, layer_weights, push_sizes
+from depthsys.ltv.push_limits import layer_numbers
 
 # What the state is compared with: the prompt's own nominal state, the mean nominal state of the
 # operating prompts, or the origin.
@@ -307,9 +308,8 @@ def _by_hand(concept, value, gain: float, layers, reads: str, name: str) -> xr.D
             f"`value` must be a finite number, or one for each of the {n_depths} depths; got "
             f"{short(value)}. Give one."
         )
-    chosen = np.arange(n_depths - 1) if layers is None else np.asarray(layers)
-    fits = chosen.dtype.kind in "iu" and chosen.ndim == 1 and len(chosen)
-    if not fits or chosen.min() < 0 or chosen.max() >= n_depths - 1:
+    chosen = np.array(range(n_depths - 1) if layers is None else layer_numbers(layers), dtype=int)
+    if not len(chosen) or chosen.min() < 0 or chosen.max() >= n_depths - 1:
         raise ValueError(
             f"`layers` must be numbers of layers in 0..{n_depths - 2}; got {short(layers)}. Leave "
             "it out for all."

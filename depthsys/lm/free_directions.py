@@ -5,8 +5,9 @@ import xarray as xr
 
 from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.gains import squeezed
+from depthsys.lm.measure import state_norms
 from depthsys.lm.of_run import of_run
-from depthsys.lm.optimal_plan import mean_state_norm, weights_of
+from depthsys.lm.optimal_plan import weights_of
 from depthsys.lm.precision import wide
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
@@ -61,7 +62,7 @@ def free_directions(
             carried = block.vjp(carried)
             mean[block.layer] += wide(carried).double().sum(dim=0).cpu().numpy()
     mean /= len(run)
-    norm = mean_state_norm(run)
+    norm = state_norms(run).mean(axis=0)
     length = np.linalg.norm(mean, axis=-1)
     with np.errstate(invalid="ignore"):
         direction = mean / np.where(length > 0, length, np.nan)[..., None]

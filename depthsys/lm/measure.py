@@ -178,7 +178,7 @@ def measured(
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     known = torch.as_tensor(defined(concept)[:-1]).any(-1)
-    norm = _state_norms(run)
+    norm = state_norms(run)[:, :-1]
     largest = float(norm[:, known.numpy()].max(initial=0.0))
     found: list = [_small(step, largest, model.dtype) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
@@ -215,11 +215,11 @@ def measured(
     return found
 
 
-def _state_norms(run: Run) -> np.ndarray:
-    """Norm of the nominal x_l (prompt, layer)."""
-    norm = np.empty((len(run), run.n_layers))
+def state_norms(run: Run) -> np.ndarray:
+    """Norm of the nominal x_k (prompt, depth)."""
+    norm = np.empty((len(run), run.n_layers + 1))
     for prompts, x in run.states_by_batch():
-        norm[prompts] = wide(x[:-1]).norm(dim=-1).T.double().cpu().numpy()
+        norm[prompts] = wide(x).norm(dim=-1).T.double().cpu().numpy()
     return norm
 
 
@@ -261,7 +261,7 @@ def check_step(step: Step, model: Model, states_of: Run | None = None) -> None:
     if step.relative or states_of is None:
         check_relative_step(step, model.dtype)
         return
-    error = _small(step, float(_state_norms(states_of).max()), model.dtype)
+    error = _small(step, float(state_norms(states_of)[:, :-1].max()), model.dtype)
     if error is not None:
         raise error
 

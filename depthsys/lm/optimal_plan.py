@@ -13,9 +13,9 @@ from depthsys.lm.accuracy import mean_bounds
 from depthsys.lm.directions import as_concept, defined, direction_note, directions
 from depthsys.lm.energies import required_energy
 from depthsys.lm.kinds import short
-from depthsys.lm.measure import shifts
+from depthsys.lm.measure import shifts, state_norms
 from depthsys.lm.of_run import as_run, of_run
-from depthsys.lm.precision import eps, finer, wide
+from depthsys.lm.precision import eps, finer
 from depthsys.lm.progress import bar
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
@@ -25,6 +25,7 @@ from depthsys.ltv.plan import (
     ENERGIES,
     WHAT_IT_DOES,
     large_push,
+    layer_weights,
     push_sizes,
     schedule,
     sign_in_words,
@@ -154,7 +155,7 @@ def optimal_plan(
         given = start.to_dataset(name="u") if isinstance(start, xr.DataArray) else start
         first = schedule(given, run.n_layers, goal.v.shape[1], "start").values[allowed]
         _check_finite(first)
-    norm = mean_state_norm(run)
+    norm = state_norms(run).mean(axis=0)
     weights = _weights(energy, norm, allowed)
     limits = _balls(goal.v, norm, allowed, 1.0)
     bounds = [] if max_relative_push is None else _balls(goal.v, norm, allowed, max_relative_push)
@@ -200,15 +201,8 @@ def optimal_plan(
 
 def weights_of(energy: str, norm: np.ndarray) -> np.ndarray:
     """Cost of a push (layer), from the mean norm of the state (depth)."""
-    return np.ones(len(norm) - 1) if energy == "absolute" else 1 / norm[:-1] ** 2
-
-
-def mean_state_norm(run: Run) -> np.ndarray:
-    """Mean norm of the nominal state (depth)."""
-    total = np.zeros(run.n_layers + 1)
-    for _, x in run.states_by_batch():
-        total += wide(x).norm(dim=-1).double().sum(dim=1).cpu().numpy()
-    return total / len(run)
+    states = xr.Dataset({"state_norm": ("depth", norm)}, coords={"layer": np.arange(len(norm) - 1)})
+    return layer_weights(states, energy).values
 
 
 # ------------------------------------------------------------------ what is wanted

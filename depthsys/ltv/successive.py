@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import lsq_linear
 
+from depthsys.ltv.balls import Ball, Balls, inside
 from depthsys.ltv.convex import quadratic_program
 
-Ball = tuple[np.ndarray, float]
 Search = Generator[np.ndarray, tuple[np.ndarray, np.ndarray], "Optimum"]
 
 # Longest first step, in the unit of `Problem.sizes`.
@@ -40,8 +40,6 @@ TAKEN, POOR, GOOD = 1e-4, 0.25, 0.75
 NO_WAY_ON = 1e-3
 # Curvature of the model; that of the energy alone is 2.
 LEAST_CURVED, MOST_CURVED = 0.1, 1e4
-# A bound counts as active within this part of it.
-ACTIVE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def search(
     """
     weights = np.asarray(problem.weights, dtype=np.float64)
     u = np.zeros(len(weights)) if start is None else np.asarray(start, dtype=np.float64)
-    u = _inside(u, problem.bounds)
+    u = inside(u, problem.bounds)
     y, gradient = yield u
     if not (np.isfinite(y).all() and np.isfinite(gradient).all()):
         raise FloatingPointError(
@@ -249,16 +247,6 @@ def search(
         y, gradient = yield units.u(step.z)
         state.judge(step, units.point(units.u(step.z), y, gradient))
     return state.optimum()
-
-
-def _inside(u: np.ndarray, bounds: Sequence[Ball]) -> np.ndarray:
-    """A point whose parts beyond their bounds are scaled back onto them."""
-    u = u.copy()
-    for matrix, radius in bounds:
-        size = np.linalg.norm(matrix @ u)
-        if size > radius:
-            u[np.abs(matrix).any(axis=0)] *= radius / size
-    return u
 
 
 @dataclass(frozen=True)
@@ -310,8 +298,8 @@ class _Units:
     energy_unit: float
     target: np.ndarray
     scale: np.ndarray
-    bounds: "_Balls"
-    sizes: "_Balls"
+    bounds: Balls
+    sizes: Balls
     radius: float
 
     @classmethod
@@ -328,8 +316,8 @@ class _Units:
             float(size) ** 2,
             target,
             scale,
-            _Balls.of([(matrix * per_z, radius) for matrix, radius in problem.bounds], len(u)),
-            _Balls.of(sizes or [(np.eye(len(u)), 1.0)], len(u)),
+            Balls.of([(matrix * per_z, radius) for matrix, radius in problem.bounds], len(u)),
+            Balls.of(sizes or [(np.eye(len(u)), 1.0)], len(u)),
             FIRST_RADIUS if sizes else 1.0,
         )
 
@@ -340,56 +328,6 @@ class _Units:
         c, J = (y - self.target) / self.scale, gradient * self.per_z / self.scale[:, None]
         reached = float(np.abs(y / self.scale).sum())
         return _Point(u / self.per_z, c, J, y, gradient, reached)
-
-
-@dataclass(frozen=True)
-class _Balls:
-    """Sets |M z| <= radius, those of a single variable as boxes."""
-
-    box: np.ndarray
-    balls: list[Ball]
-
-    @classmethod
-    def of(cls, balls: Sequence[Ball], n: int) -> "_Balls":
-        box, rest = np.full(n, np.inf), []
-        for matrix, radius in balls:
-            at = np.flatnonzero(np.abs(matrix).any(axis=0))
-            if len(at) == 1:
-                box[at] = np.minimum(box[at], radius / np.linalg.norm(matrix[:, at]))
-            elif len(at):
-                rest.append((np.asarray(matrix), radius))
-        return cls(box, rest)
-
-    def size(self, d: np.ndarray) -> float:
-        """The radius that just holds d."""
-        each = [np.linalg.norm(matrix @ d) / radius for matrix, radius in self.balls]
-        return float(max([*(np.abs(d) / self.box), *each]))
-
-    def reach(self, rows: np.ndarray) -> np.ndarray:
-        """The largest |r z| (row) of z within them; infinite where they leave r free."""
-        found = np.zeros(len(rows))
-        left = rows.copy()
-        for matrix, radius in self.balls:
-            at = np.abs(matrix).any(axis=0)
-            part, rank = np.linalg.lstsq(matrix[:, at].T, rows[:, at].T, rcond=1e-12)[::2]
-            if rank == at.sum():
-                found += radius * np.linalg.norm(part, axis=0)
-                left[:, at] = 0
-        size = np.abs(left)
-        box = np.where(np.isfinite(self.box), self.box, 0.0)
-        free = (size[:, ~np.isfinite(self.box)] > 0).any(axis=1)
-        return np.where(free, np.inf, found + size @ box)
-
-    def normals(self, z: np.ndarray) -> np.ndarray:
-        """Outer normals (bound, variable) of those that z lies on."""
-        at = np.flatnonzero(np.abs(z) >= (1 - ACTIVE) * self.box)
-        rows = [np.sign(z[j]) * np.eye(len(z))[j] for j in at]
-        for matrix, radius in self.balls:
-            image = matrix @ z
-            if np.linalg.norm(image) >= (1 - ACTIVE) * radius:
-                normal = matrix.T @ image
-                rows.append(normal / np.linalg.norm(normal))
-        return np.array(rows).reshape(-1, len(z))
 
 
 class _Step(NamedTuple):
@@ -452,7 +390,7 @@ class _State:
 
     def _step(self, d: np.ndarray) -> _Step:
         units, here = self.units, self.here
-        z = _inside(units.u(here.z + d), self.bounds) / units.per_z
+        z = inside(units.u(here.z + d), self.bounds) / units.per_z
         d = z - here.z
         promised = self.price * here.nearer(here.J @ d) - self._model(d)
         return _Step(z, d, max(promised, 0.0))
@@ -622,7 +560,7 @@ class _State:
         )
 
 
-def _stationarity(point: _Point, bounds: _Balls) -> tuple[float, np.ndarray]:
+def _stationarity(point: _Point, bounds: Balls) -> tuple[float, np.ndarray]:
     """What is left of the condition of an optimum, and the multipliers (output) that make it so."""
     normals, m = bounds.normals(point.z), len(point.c)
     columns = np.concatenate([point.J, -normals]).T

@@ -8,7 +8,9 @@ import pytest
 import torch
 import xarray as xr
 
+from depthsys import lm
 from depthsys.lm.batches import length_batches
+from tests.conftest import TINY
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,14 @@ def concept() -> xr.Dataset:
     v = np.random.default_rng(0).standard_normal((4, 16))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     return xr.Dataset({"direction": (("depth", "feature"), v)})
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> lm.DepthModel:
+    """Of each module its own, since some put hooks on it."""
+    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
+
+
+@pytest.fixture(scope="module")
+def held_out(gpt2) -> lm.Run:
+    return gpt2.run(labelled_ids(6, 9))

@@ -242,16 +242,6 @@ def first_crossing(run, concept, unit, target, largest, readout="concept"):
 
 
 @pytest.fixture(scope="module")
-def gpt2():
-    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
-
-
-@pytest.fixture(scope="module")
-def held_out(gpt2):
-    return gpt2.run(labelled_ids(6, 9))
-
-
-@pytest.fixture(scope="module")
 def gpt2_system(gpt2, tokens, concept):
     return lm.identify(gpt2, tokens, concept)
 

@@ -15,16 +15,6 @@ from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
 
 
 @pytest.fixture(scope="module")
-def gpt2():
-    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
-
-
-@pytest.fixture(scope="module")
-def held_out(gpt2):
-    return gpt2.run(labelled_ids(6, 9))
-
-
-@pytest.fixture(scope="module")
 def system(gpt2, tokens, concept):
     return lm.identify(gpt2, tokens, concept, lm.Krylov(order=3))
 

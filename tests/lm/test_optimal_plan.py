@@ -15,7 +15,7 @@ from depthsys.demo.real import MODEL
 from depthsys.lm import push_gradients as gradients
 from depthsys.lm.directions import directions
 from depthsys.lm.linearize import Linearised
-from depthsys.lm.optimal_plan import mean_state_norm
+from depthsys.lm.measure import state_norms
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import LogitDifference, checked_readout
 from tests.conftest import TINY
@@ -177,7 +177,7 @@ def test_plans_agree_with_a_general_purpose_optimiser_on_the_replay(demo, stds, 
     assert "not_met" not in plan.attrs
     assert float(plan.kkt_residual) < 1e-2
     np.testing.assert_allclose(plan.predicted, target, rtol=1e-2)
-    norm = mean_state_norm(run)[:-1]
+    norm = state_norms(run).mean(axis=0)[:-1]
     cost = np.ones(4) if energy == "absolute" else 1 / norm**2
     limit = None if bound is None else bound * norm
     expected, u = slsqp(replayed(run, concept), cost, np.array([target]), limit)
@@ -283,7 +283,7 @@ def test_a_concept_is_steered_while_another_is_held(demo, pair, energy):
     moved = lm.play(run, pair, alone).response.isel(scale=0).mean("prompt")
     assert abs(float(moved[1])) > 0.3 * 2 * std
     assert float(alone.energy) < float(plan.energy)
-    norm = mean_state_norm(run)[:-1].repeat(2)
+    norm = state_norms(run).mean(axis=0)[:-1].repeat(2)
     cost = np.ones(8) if energy == "absolute" else 1 / norm**2
     expected, _ = slsqp(replayed(run, pair), cost, np.array([2 * std, 0.0]))
     np.testing.assert_allclose(plan.energy, expected, rtol=2e-3)
@@ -299,7 +299,7 @@ def test_several_inputs_are_bounded_by_the_vector_that_they_make(demo, pair):
     assert bool(plan.met)
     v = pair.direction.transpose("depth", "input", "feature").values[:-1]
     vector = np.einsum("li,lif->lf", plan.u, v)
-    size = np.linalg.norm(vector, axis=1) / mean_state_norm(run)[:-1]
+    size = np.linalg.norm(vector, axis=1) / state_norms(run).mean(axis=0)[:-1]
     np.testing.assert_allclose(plan.push, size)
     np.testing.assert_allclose(size.max(), bound, rtol=1e-4)
     assert float(plan.energy) > float(free.energy)
@@ -359,7 +359,7 @@ def test_far_targets_are_reached_or_come_as_near_as_bounds_allow(demo):
     assert bool(free.reached)  # it began again where the linear plan arrives
     # without bounds it is the linear plan, whatever the target
     np.testing.assert_allclose(free.linear_u[:, 0], target * gain / (gain @ gain), rtol=1e-6)
-    norm = mean_state_norm(run)[:-1]
+    norm = state_norms(run).mean(axis=0)[:-1]
     plan = lm.optimal_plan(run, concept, target, max_relative_push=1e-3)
     assert plan.attrs["ended"] == "no way on"
     for name in ("u", "linear_u"):

@@ -7,18 +7,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm import amplitude_search, energies
-from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
-
-
-@pytest.fixture(scope="module")
-def held_out(gpt2):
-    return gpt2.run(labelled_ids(6, 9))
 
 
 @pytest.fixture(scope="module")
