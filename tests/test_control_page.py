@@ -59,6 +59,7 @@ def test_what_is_said_of_the_example():
         0.44, abs=0.005
     )
     assert EXAMPLE["sharing"]["price"] == pytest.approx([0.98, 0.94, 1.03], abs=0.006)
+    assert EXAMPLE["sharing"]["spread"] == pytest.approx(0.09, abs=0.005)
     for row in EXAMPLE["options"]:
         assert row["residual"] < 1e-2
         assert row["kkt_residual"] < 1e-2
@@ -69,7 +70,15 @@ def test_what_is_said_of_the_example():
     assert abs(shifts["without holding"][1]) == pytest.approx(0.02, abs=0.005)
 
 
+def test_what_the_readme_says_of_relative_energy_is_on_the_page():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    words = " ".join(readme.split())
+    assert "within 2 % of what they say on four sources of texts" in words
+    assert "pushes 1.6 to 2.1 times as much, the best single layer 5 to 8 times" in words
+
+
 def test_what_is_said_of_feedback_and_of_texts():
+    assert "its error is 0.49 times" in EXAMPLE["feedback"][4]["verdict"]
     said = EXAMPLE["feedback"][0]["verdict"]
     assert "its error is 0.44 times that of the plan as it is [0.41, 0.48]" in said
     effects = {(row["plan"], row["strength"]): row for row in EXAMPLE["effects"]}
