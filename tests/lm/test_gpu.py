@@ -4,6 +4,7 @@ Run with ``python -m pytest -m gpu tests/lm/test_gpu.py``; skipped, with the rea
 """
 
 import copy
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 import xarray as xr
 
 from depthsys import lm
+from tests import card
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.gpu
 
-DEVICE = "cuda"
+# "card" is a pretend one, see tests/card.py
+DEVICE = os.environ.get("DEPTHSYS_TEST_DEVICE", "cuda")
+if DEVICE == card.NAME:
+    card.setup()
 IDS = [[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [7], [1, 2]]
 
 # Largest difference between GPU and CPU over the largest value, per quantity. float64 is limited
