@@ -122,7 +122,8 @@ def measure_gains(
     Raises
     ------
     ValueError
-        If ``eps`` is not positive and finite, or drowns in the rounding of the states.
+        If ``eps`` is not positive and finite, or drowns in the rounding of the states; if a state
+        has no length for a relative step.
 
     Notes
     -----
@@ -180,6 +181,8 @@ def measured(
     known = torch.as_tensor(defined(concept)[:-1]).any(-1)
     norm = state_norms(run)[:, :-1]
     largest = float(norm[:, known.numpy()].max(initial=0.0))
+    if any(step.relative for step in steps):
+        _check_lengths(norm, known.numpy())
     found: list = [_small(step, largest, model.dtype) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:
@@ -213,6 +216,18 @@ def measured(
                 "smaller step or target."
             )
     return found
+
+
+def _check_lengths(norm: np.ndarray, known: np.ndarray) -> None:
+    """ValueError for a state (prompt, layer) of length zero: no fraction of it is a step."""
+    none = np.argwhere((norm == 0) & known)
+    if len(none):
+        prompt, layer = none[0]
+        raise ValueError(
+            "`prompts` must have states with a length where a step is relative to it; got zero "
+            f"for number {prompt} at layer {layer} (a padding token, for one). Leave that prompt "
+            "out, or take an absolute step (`relative=False`)."
+        )
 
 
 def state_norms(run: Run) -> np.ndarray:

@@ -278,3 +278,13 @@ def test_pushes_must_have_the_inputs_of_the_concept(tiny, tokens, concept):
     schedules = xr.DataArray(np.ones((1, 3, 2)), dims=["schedule", "layer", "input"])
     with pytest.raises(ValueError, match="`schedules` must have the 1 inputs of the concept; got"):
         lm.required_energy(tiny, tokens, concept, schedules, 0.3, amplitude=1.0)
+
+
+def test_a_state_without_length_has_no_relative_step(concept):
+    """Llama's padding token is embedded as zero: the message names it, and not an overflow."""
+    model = lm.DepthModel(TINY["llama"]().double())
+    pad = model.hf.get_input_embeddings().padding_idx
+    ids = [[3, 1, 4], [pad], [5]]
+    with pytest.raises(ValueError, match="zero for number 1 at layer 0"):
+        lm.measure_gains(model, ids, concept)
+    assert np.isfinite(lm.measure_gains(model, ids, concept, relative=False).gain).all()
