@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass
@@ -71,12 +72,16 @@ def relative_difference(a: Any, b: Any) -> float:
 
 
 def block_matrices(hf) -> list[torch.Tensor]:
-    """The matrices of all blocks of a GPT-2, each (in, out): 12 H^2 numbers per block."""
-    return [p for p in hf.transformer.h.parameters() if p.dim() == 2]
+    """The matrices of all blocks of a GPT-2 or a Llama, each (in, out); 12 H^2 numbers in GPT-2."""
+    blocks = hf.transformer.h if hasattr(hf, "transformer") else hf.model.layers
+    modules = list(blocks.modules())
+    # GPT-2 stores its matrices as (in, out), torch.nn as (out, in)
+    stored = [m.weight for m in modules if isinstance(m, Conv1D)]
+    return stored + [m.weight.mT for m in modules if isinstance(m, torch.nn.Linear)]
 
 
 def product_flops(hf, n_rows: int) -> float:
-    """Of one pass of so many rows through all block matrices: 24 H^2 per row and layer."""
+    """Of one pass of so many rows through all block matrices; in GPT-2 24 H^2 per row and layer."""
     return 2.0 * n_rows * sum(m.numel() for m in block_matrices(hf))
 
 
