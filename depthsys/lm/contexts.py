@@ -99,11 +99,14 @@ class Budget:
 
 
 def _free_on(device: torch.device) -> int:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 0
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return 0  # nobody says
     # what torch has reserved and not handed out is free for torch
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
+    idle = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + idle
 
 
 class Contexts(ABC):

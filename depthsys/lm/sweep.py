@@ -14,6 +14,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import torch
 
+from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.linearize import Linearisation, Linearised
@@ -121,9 +122,13 @@ class Sweep:
     def __enter__(self) -> "Sweep":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._again is not None:
-            self._again.close()
+    def __exit__(self, kind, error, _) -> None:
+        if self._again is None:
+            return
+        self._again.close()
+        # also where numbers made of states that are not finite were refused: those are the cause
+        if kind is None or issubclass(kind, ArithmeticError):
+            self._again.finite.check()
 
     @property
     def state_bytes(self) -> int:
@@ -196,8 +201,10 @@ class _Again:
         self._run, self._keep = run, keep
         self._spool: IO[bytes] = tempfile.TemporaryFile()
         weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
+        self.finite = FiniteStates()
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
+        self._passed: set[int] = set()  # batches that were checked behind the layer that is reached
         self._embedded: set[int] = set()  # batches whose embeddings are in the file
 
     def close(self) -> None:
@@ -241,12 +248,17 @@ class _Again:
                 hidden = hidden.to(model.device)
             calls = calls.without_embedding() if first else calls
             block, after = run.block_of(layer, prompts, hidden, calls)
+            if layer == self._ready and number not in self._passed:
+                self._passed.add(number)
+                self.finite.note(layer, prompts, block.x_next[None])
             if layer == self._ready and layer + 1 < run.n_layers:
                 self._write(after, (self._region(layer + 1) + start) * width)
             start += len(prompts) * n_tokens
             del hidden, after
             yield block
-        self._ready = max(self._ready, min(layer + 1, run.n_layers - 1))
+        if layer == self._ready and layer + 1 < run.n_layers:
+            self._ready += 1
+            self._passed.clear()
 
     def _write(self, hidden: torch.Tensor, start: int) -> None:
         self._spool.seek(start)
