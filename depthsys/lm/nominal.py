@@ -54,9 +54,9 @@ class MeanNominal:
 
     def _note(self, depths: slice, x: torch.Tensor) -> None:
         """States (depth, prompt, feature) at some depths."""
-        x = x.double()
-        self._x[depths] += x.sum(1)
-        self._norm[depths] += torch.linalg.vector_norm(x, dim=-1).sum(1)
+        self._x[depths].add_(x.sum(1, dtype=torch.float64))
+        norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+        self._norm[depths].add_(norm.sum(1))
 
     def _note_margin(self, layers: slice, margin: torch.Tensor) -> None:
         """Router margins (prompt, layer) of some layers."""

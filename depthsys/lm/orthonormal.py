@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from depthsys.lm.channels import Channels
 from depthsys.lm.to_host import to_host
 from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import beside, transposed
 
+# Shorter columns are none.
+TINY = 1e-140
 # (prompt, depth, feature, column): directions of a task; one prompt for a mean system
 Columns = np.ndarray
 
@@ -212,25 +215,26 @@ def new_columns(
         dependent only together with others came before an independent one: then those behind it
         are not to be trusted.
     """
-    length = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
-    unit = columns / torch.where(length > 0, length, 1.0)
-    rest = _outside(Q, unit)
+    rest = _outside(Q, normalize(columns, dim=-2, eps=TINY))
     if columns.shape[-1] == 1:
         rest = _outside(Q, rest)
         size = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
         return torch.where(size > rtol, rest / size, 0.0), None
     # what Q holds already goes to the end, where what QR makes of it spoils nothing
-    is_new = torch.linalg.vector_norm(rest, dim=-2) > rtol
-    order = torch.argsort((~is_new).to(torch.int8), dim=-1, stable=True)
-    rest = (rest * is_new[..., None, :]).gather(-1, order[..., None, :].expand_as(rest))
+    is_old = torch.linalg.vector_norm(rest, dim=-2) <= rtol
+    order = torch.argsort(is_old.to(torch.int8), dim=-1, stable=True)
+    rest = rest.gather(-1, order[..., None, :].expand_as(rest))
     first, once = torch.linalg.qr(rest)
     second, twice = torch.linalg.qr(_outside(Q, first))
     part = once.diagonal(dim1=-2, dim2=-1) * twice.diagonal(dim1=-2, dim2=-1)
     found = part.abs() > rtol
-    trouble = (found[..., 1:] & ~found[..., :-1]).any()
+    trouble = (found[..., 1:] > found[..., :-1]).any()
     # along the columns, not against them
     return second * torch.where(found, part.sign(), 0.0)[..., None, :], trouble
 
 
 def _outside(Q: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return columns - Q @ (Q.mT @ columns) if Q.shape[-1] else columns
+    """What is outside of the span of Q."""
+    if not Q.shape[-1]:
+        return columns
+    return torch.baddbmm(columns, Q, Q.mT @ columns, alpha=-1)
