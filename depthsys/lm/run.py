@@ -12,7 +12,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 from depthsys.lm.batches import length_batches
-from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
+from depthsys.lm.contexts import Budget, Contexts, States
 from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
@@ -254,6 +254,11 @@ class Run:
         """Whether the budget allows to hold so many bytes of a linearised layer."""
         return self._budget.holds(size, self.model.device)
 
+    def place_of(self, size: int) -> str:
+        """Where so many bytes of hidden states wait during a sweep: a file if nowhere else."""
+        place = self._budget.place(size, self.model.device)
+        return "file" if place == "again" else place
+
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
         self._ready()
@@ -325,7 +330,7 @@ class Run:
                     if place == "again":
                         self._finite.check()
                         return
-                    contexts = InFile() if place == "file" else InMemory(place)
+                    contexts = Contexts(place)
                 for block in batch.blocks:
                     cache = block.context
                     nbytes += cache.key.nbytes + cache.value.nbytes
