@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class Channels:
             "output_name": ("output", np.array(outputs)),
         }
 
-    @property
+    @cached_property
     def inputs(self) -> list[np.ndarray] | None:
         """V_l (feature, input) of every depth, None if free."""
         return None if self.free else list(self.v.double().cpu().numpy().swapaxes(1, 2))

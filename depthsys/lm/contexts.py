@@ -2,11 +2,8 @@
 
 import shutil
 import tempfile
-import threading
-import weakref
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +11,7 @@ import torch
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.kinds import short
 from depthsys.lm.memory import available_memory
+from depthsys.lm.stores import Spool, store
 
 # What a run may take of each place where no budget says more or less.
 SHARE = 0.25
@@ -27,9 +25,9 @@ class Budget:
     """Bytes that a run may take, in the order in which places are tried.
 
     The first place that holds the frozen context and the states of all prompts is taken; if none
-    does, the context is computed again, layer by layer, whenever it is needed, and the states wait
-    in a temporary file: then memory does not grow with the prompts. Results do not depend on it,
-    beyond rounding.
+    does, the context is computed again, layer by layer, whenever it is needed, from hidden states
+    that wait in the first place that holds those, and else in a temporary file: then memory does
+    not grow with the prompts. Results do not depend on it, beyond rounding.
 
     Parameters
     ----------
@@ -99,92 +97,30 @@ class Budget:
 
 
 def _free_on(device: torch.device) -> int:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 0
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return 0  # nobody says
     # what torch has reserved and not handed out is free for torch
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
+    idle = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + idle
 
 
-class Contexts(ABC):
-    """Frozen context by batch and layer."""
-
-    place: str
-
-    @abstractmethod
-    def put(self, batch: int, layer: int, cache: FrozenCache) -> None:
-        """Keep the context of a layer."""
-
-    @abstractmethod
-    def get(self, batch: int, layer: int) -> FrozenCache:
-        """The context of a layer, on the device where its block runs."""
-
-
-class InMemory(Contexts):
-    """On the device, or in the memory of the host."""
+class Contexts:
+    """Frozen context by batch and layer, in one of `PLACES`."""
 
     def __init__(self, place: str):
         self.place = place
-        self._kept: dict[tuple[int, int], tuple[FrozenCache, torch.device]] = {}
+        self._store = store(place)
 
-    def put(self, batch, layer, cache):
+    def put(self, batch: int, layer: int, cache: FrozenCache) -> None:
         """Keep the context of a layer."""
-        device = cache.key.device
-        if self.place == "host":
-            cache = FrozenCache(cache.key.cpu(), cache.value.cpu())
-        self._kept[batch, layer] = cache, device
+        self._store.put((batch, layer), [cache.key, cache.value])
 
-    def get(self, batch, layer):
+    def get(self, batch: int, layer: int) -> FrozenCache:
         """The context of a layer, on the device where its block runs."""
-        cache, device = self._kept[batch, layer]
-        return FrozenCache(cache.key.to(device), cache.value.to(device))
-
-
-class Spool:
-    """Tensors in a temporary file without a name: it goes when the run goes, also after a crash."""
-
-    def __init__(self):
-        self._file: IO[bytes] = tempfile.TemporaryFile()
-        self._lock = threading.Lock()  # threads share the position in the file
-        # closed, not left to the collector: that would be a ResourceWarning
-        weakref.finalize(self, self._file.close)
-
-    def write(self, tensor: torch.Tensor) -> tuple:
-        """Append a tensor; gives what `read` needs."""
-        # as bytes: numpy has no bfloat16
-        values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        with self._lock:
-            start = self._file.seek(0, 2)
-            values.tofile(self._file)
-        return start, tensor.shape, tensor.dtype, tensor.device
-
-    def read(self, start, shape, dtype, device) -> torch.Tensor:
-        """A tensor, on the device where it was."""
-        with self._lock:
-            self._file.seek(start)
-            values = np.fromfile(self._file, np.uint8, shape.numel() * dtype.itemsize)
-        if not values.size:  # of prompts of one token
-            return torch.empty(shape, dtype=dtype, device=device)
-        return torch.from_numpy(values).view(dtype).view(shape).to(device)
-
-
-class InFile(Contexts):
-    """In a temporary file."""
-
-    place = "file"
-
-    def __init__(self):
-        self._spool = Spool()
-        self._kept: dict[tuple[int, int], list[tuple]] = {}
-
-    def put(self, batch, layer, cache):
-        """Keep the context of a layer."""
-        self._kept[batch, layer] = [self._spool.write(t) for t in (cache.key, cache.value)]
-
-    def get(self, batch, layer):
-        """The context of a layer, on the device where its block runs."""
-        key, value = (self._spool.read(*where) for where in self._kept[batch, layer])
-        return FrozenCache(key, value)
+        return FrozenCache(*self._store.get((batch, layer)))
 
 
 class States:

@@ -6,7 +6,7 @@ see at most ``(L + 1 - k) p``. With orthonormal ``E_k`` that hold the one or the
 of `depthsys.ltv` can be done on it. Only Jacobian products with E are made, never an H x H matrix.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,15 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.of_run import of_run
+from depthsys.lm.orthonormal import Columns, OnDevice, OnHost, found_with
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
-from depthsys.ltv.basis import extended, orthonormal, packing
-from depthsys.ltv.matrix_free import beside, stacked, transposed
+from depthsys.ltv.basis import packing
+from depthsys.ltv.matrix_free import stacked, transposed
 
-# (prompt, depth, feature, column): directions that E must hold too; one prompt for a mean system
-Columns = np.ndarray
-Product = Callable[[Any, np.ndarray], np.ndarray]
+# arrays of numpy with the one, tensors of torch with the other
+Kit = OnHost | OnDevice
+Product = Callable[[Any, Any], Any]
 
 
 @of_run(once=False)
@@ -81,36 +82,42 @@ def restricted_mean(
     channels: Channels, run: Run, *, observable: bool, columns: Columns | None = None
 ) -> xr.Dataset:
     """`exact_system`, with further directions (1, depth, feature, column) held by E."""
-    nominal = MeanNominal(channels, len(run))
     backward = observable or channels.free
+    nominal = MeanNominal(channels, len(run))
 
-    def jvp(layer, Q: np.ndarray) -> np.ndarray:
-        return _mean_product(nominal.watched(layer), "jvp", Q, channels, len(run))
+    def work(kit: Kit) -> list[Any]:
+        nonlocal nominal
+        nominal = MeanNominal(channels, len(run))
 
-    def vjp(layer, Q: np.ndarray) -> np.ndarray:
-        return _mean_product(layer, "vjp", Q, channels, len(run))
+        def jvp(layer, Q):
+            return _mean_product(nominal.watched(layer), "jvp", Q, channels, kit, len(run))
 
-    with run.sweep(keep=backward) as sweep:
-        layers = sweep.forward("identify")
-        small = _forward(channels, 1, layers, jvp, None if backward else columns)
-        if backward:
-            layers = sweep.backward("identify, backwards")
-            small = _backward(channels, small, layers, vjp, nominal.all_rows, columns)
-    return _dataset(channels, small, nominal)
+        def vjp(layer, Q):
+            return _mean_product(layer, "vjp", Q, channels, kit, len(run))
+
+        with run.sweep(keep=backward) as sweep:
+            layers = sweep.forward("identify")
+            small = _forward(channels, kit, layers, jvp, with_task=not backward)
+            if backward:
+                layers = sweep.backward("identify, backwards")
+                small = _backward(channels, kit, small, layers, vjp, kit.rows_read(nominal))
+        return small.matrices
+
+    found = found_with(channels, 1, columns, work)
+    return _dataset(channels, _Small.of(found, channels.model.n_layers), nominal)
 
 
 def _mean_product(
-    blocks: Iterable[FrozenBlock], name: str, Q: np.ndarray, channels: Channels, count: int
-) -> np.ndarray:
+    blocks: Iterable[FrozenBlock], name: str, Q: Any, channels: Channels, kit: Kit, count: int
+) -> Any:
     """Mean over prompts of products with (1, feature, column)."""
-    model = channels.model
-    columns = torch.as_tensor(Q[0].T.copy()).to(model.device, model.dtype)
-    total = np.zeros(Q[0].shape)
+    rows = kit.rows(Q)[0]
+    total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
     for block in blocks:
-        if columns.shape[0]:
-            product = getattr(block.linearised(channels.kind), name)(columns)
-            total += product.double().sum(0).T.cpu().numpy()
-    return total[None] / count
+        if len(rows):
+            product = getattr(block.linearised(channels.kind), name)(rows)
+            total += product.sum(0, dtype=torch.float64)
+    return kit.columns_of(total[None]) / count
 
 
 # ------------------------------------------------------------------------- prompt by prompt
@@ -122,24 +129,25 @@ def restricted_each(
     """`exact_system` of every prompt of a batch, along the batch dim ``prompt``."""
     nominal = EachNominal(channels, batch)
     linear = [block.linearised(channels.kind) for block in batch.blocks]
-
-    def product(name: str) -> Product:
-        def apply(block: FrozenBlock, Q: np.ndarray) -> np.ndarray:
-            if Q.shape[-1] == 0:
-                return Q
-            rows = torch.as_tensor(transposed(Q).copy()).to(block.x)
-            found = getattr(linear[block.layer], name)(rows)
-            return transposed(found.double().cpu().numpy())
-
-        return apply
-
     backward = observable or channels.free
-    early = None if backward else columns
-    small = _forward(channels, len(batch.prompts), batch.blocks, product("jvp"), early)
-    if backward:
-        blocks = reversed(batch.blocks)
-        small = _backward(channels, small, blocks, product("vjp"), nominal.all_rows, columns)
-    return _dataset(channels, small, nominal)
+
+    def work(kit: Kit) -> list[Any]:
+        def product(name: str) -> Product:
+            def apply(block: FrozenBlock, Q: Any) -> Any:
+                if Q.shape[-1] == 0:
+                    return Q
+                return kit.columns_of(getattr(linear[block.layer], name)(kit.rows(Q)))
+
+            return apply
+
+        small = _forward(channels, kit, batch.blocks, product("jvp"), with_task=not backward)
+        if backward:
+            blocks, rows = reversed(batch.blocks), kit.rows_read(nominal)
+            small = _backward(channels, kit, small, blocks, product("vjp"), rows)
+        return small.matrices
+
+    found = found_with(channels, len(batch.prompts), columns, work)
+    return _dataset(channels, _Small.of(found, channels.model.n_layers), nominal)
 
 
 # ---------------------------------------------------------------------------- the recursion
@@ -149,52 +157,53 @@ def restricted_each(
 class _Small:
     """E[k] (prompt, feature, q_k) orthonormal, A[l] (prompt, q_{l+1}, q_l), B[l] likewise."""
 
-    E: list[np.ndarray]
-    A: list[np.ndarray]
-    B: list[np.ndarray]
+    E: list[Any]
+    A: list[Any]
+    B: list[Any]
+
+    @property
+    def matrices(self) -> list[Any]:
+        """All of them in one list."""
+        return [*self.E, *self.A, *self.B]
+
+    @classmethod
+    def of(cls, matrices: Sequence[np.ndarray], n_layers: int) -> "_Small":
+        """From `matrices`."""
+        first, second = n_layers + 1, 2 * n_layers + 1
+        given = list(matrices)
+        return cls(given[:first], given[first:second], given[second:])
 
 
-def _forward(channels, n_prompts: int, layers, jvp: Product, columns=None) -> _Small:
+def _forward(channels, kit: Kit, layers, jvp: Product, *, with_task: bool) -> _Small:
     """E_k = orth[v_k, A_{k-1} E_{k-1} as far as it is reached, columns_k], layer by layer."""
-    v, width = channels.inputs, channels.model.n_features
-    E, A, image = [], [], np.empty(0)
-    reached = np.zeros((n_prompts, width, 0))
+    E, A, image = [], [], kit.nothing()
+    reached = kit.nothing()
     for k in range(channels.model.n_layers + 1):
-        driven = (
-            reached
-            if v is None
-            else beside(np.broadcast_to(v[k], (n_prompts, *v[k].shape)), reached)
-        )
-        reached = orthonormal(driven, width, channels.rtol)
-        E.append(reached if columns is None else extended(reached, columns[:, k], channels.rtol))
+        reached = kit.driven(k, reached)
+        E.append(kit.with_task(k, reached) if with_task else reached)
         if k > 0:
-            A.append(transposed(E[k]) @ image)
+            A.append(E[k].mT @ image)
         if k < channels.model.n_layers:
             image = jvp(_next(layers, k), E[k])
             reached = image[..., : reached.shape[-1]]
     return _Small(E, A, [])
 
 
-def _backward(channels, small: _Small, layers, vjp: Product, rows, columns) -> _Small:
+def _backward(channels, kit: Kit, small: _Small, layers, vjp: Product, rows) -> _Small:
     """Extend E_k by ``columns_k`` and by what the outputs see, ``[A_k' S_{k+1}, C_k']``."""
-    width, rtol = channels.model.n_features, channels.rtol
     L = channels.model.n_layers
-    E: list[np.ndarray] = [np.empty(0)] * (L + 1)
-    A, B, seen, pulled = [], [], None, np.empty(0)
+    E: list[Any] = [None] * (L + 1)
+    A, B, seen, pulled = [], [], None, kit.nothing()
     for k in reversed(range(L + 1)):
-        read = transposed(rows[k])
-        seen = orthonormal(beside(read, seen), width, rtol)
-        held = small.E[k]
-        if columns is not None:
-            held = extended(held, columns[:, k], rtol)
-        E[k] = extended(held, seen, rtol)
+        seen = kit.seen(k, rows[k].mT, seen)
+        E[k] = kit.extended(kit.with_task(k, small.E[k]), seen)
         if k < L:
-            A.insert(0, transposed(pulled) @ E[k])
+            A.insert(0, pulled.mT @ E[k])
         if k > 0:
             pulled = vjp(_next(layers, k - 1), E[k])
-            seen = pulled @ (transposed(E[k]) @ seen)
+            seen = pulled @ (E[k].mT @ seen)
             if channels.free:
-                B.insert(0, transposed(pulled))
+                B.insert(0, pulled.mT)
     return _Small(E, A, B)
 
 
@@ -210,7 +219,10 @@ def _next(layers, index: int):
 
 def _packed(small: _Small, v: list[np.ndarray] | None) -> _Small:
     """Columns that exist first, for every prompt of a batch; and B_l = A_l (E_l' v_l)."""
-    orders = [packing(E) for E in small.E]
+    orders = []
+    for e in small.E:
+        most = (e != 0).any(-2).sum(-1).max(initial=0)
+        orders.append(packing(e)[:, :most])
     E = [np.take_along_axis(e, o[:, None], axis=-1) for e, o in zip(small.E, orders, strict=True)]
     A = []
     for layer, a in enumerate(small.A):

@@ -113,11 +113,12 @@ class FrozenBlock:
 
     def only(self, prompt: int) -> "FrozenBlock":
         """This block for one of its prompts, by row number."""
-        at = self.prompts == prompt
-        return self._rows(at, self._calls.only(torch.as_tensor(at)))
-
-    def _rows(self, at: np.ndarray, calls: Calls) -> "FrozenBlock":
+        at = np.flatnonzero(self.prompts == prompt)
         rows = torch.as_tensor(at, device=self.x.device)
+        return self._rows(at, rows, self._calls.only(rows))
+
+    def _rows(self, at: np.ndarray, rows: torch.Tensor, calls: Calls) -> "FrozenBlock":
+        """The prompts at some places, which ``rows`` holds on the device."""
         margin = None if self.router_margin is None else self.router_margin[rows]
         states = self.x[rows], self.x_next[rows]
 
@@ -154,9 +155,12 @@ class FrozenRun:
         """Some of the prompts, where ``at`` (prompt) is True; this batch if it is everywhere."""
         if at.all():
             return self
-        calls = self.blocks[0]._calls.only(torch.as_tensor(at))
-        blocks = [block._rows(at, calls) for block in self.blocks]
-        return FrozenRun(blocks, self.prompts[at], self.x[:, torch.as_tensor(at)])
+        places = np.flatnonzero(at)
+        # by number: how many places a mask has would have to be asked of the device
+        rows = torch.as_tensor(places, device=self.x.device)
+        calls = self.blocks[0]._calls.only(rows)
+        blocks = [block._rows(places, rows, calls) for block in self.blocks]
+        return FrozenRun(blocks, self.prompts[places], self.x[:, rows])
 
     @property
     def router_margin(self) -> torch.Tensor | None:

@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 
 from depthsys.lm.channels import Channels
-from depthsys.lm.exact import Columns, restricted_each, restricted_mean
+from depthsys.lm.exact import restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.methods import Method, Reduce
+from depthsys.lm.orthonormal import Columns
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
 

@@ -1,5 +1,7 @@
 """Exact linear gains and input-output maps: what a small push at a layer does, by derivatives."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import xarray as xr
@@ -19,6 +21,8 @@ def io_map(
     inputs: torch.Tensor | None,
     rows: torch.Tensor,
     part: str | Linearisation = "block",
+    *,
+    read: Sequence[int],
 ) -> torch.Tensor:
     r"""The exact linear input-output map of every prompt, from the outputs backwards.
 
@@ -35,6 +39,8 @@ def io_map(
         C_k (depth, prompt, output, feature).
     part
         Which derivative, see `Linearisation`.
+    read
+        The depths at which something is read.
 
     Returns
     -------
@@ -45,16 +51,19 @@ def io_map(
     n_inputs = n_features if inputs is None else inputs.shape[1]
     shape = (n_prompts, n_depths, n_outputs, n_depths - 1, n_inputs)
     whole = torch.zeros(shape, dtype=torch.float64, device=rows.device)
-    carried, depths = rows[0][:, :0], []  # one block of n_outputs rows per depth
+    carried = rows[0][:, :0]  # one block of n_outputs rows per depth
+    depths = torch.tensor([depth for depth in read if depth > 0], device=rows.device)
+    known = 0
     for block in reversed(batch.blocks):
         layer = block.layer
-        if bool((rows[layer + 1] != 0).any()):
+        if layer + 1 in read:
             carried = torch.cat([rows[layer + 1], carried], dim=1)
-            depths.insert(0, layer + 1)
-        if depths:
+            known += 1
+        if known:
             carried = block.vjp(carried, part)
             here = carried if inputs is None else wide(carried) @ inputs[layer].mT
-            whole[:, depths, :, layer] = here.double().unflatten(1, (len(depths), n_outputs))
+            here = here.double().unflatten(1, (known, n_outputs))
+            whole[:, :, :, layer].index_copy_(1, depths[-known:], here)
     return whole
 
 
@@ -100,7 +109,7 @@ def linear_gains(
     for batch in run.stream("linear gains"):
         rows = reader.rows_at(model, batch.x[-1]).clone()
         rows[:-1] = 0
-        whole = io_map(batch, v, rows, kind)[:, -1].transpose(1, 2)
+        whole = io_map(batch, v, rows, kind, read=[model.n_layers])[:, -1].transpose(1, 2)
         gain[batch.prompts] = np.where(exists, whole.cpu().numpy(), np.nan)
         norm[batch.prompts] = wide(batch.x[:-1]).norm(dim=-1).T.double().cpu().numpy()
         with torch.no_grad():

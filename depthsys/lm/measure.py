@@ -338,7 +338,7 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     up to the layer of the push.
     """
     norm = wide(batch.x[:-1]).norm(dim=-1).T
-    error = _small(step, float(norm.max()), batch.x.dtype)
+    error = _small(step, 0.0 if step.relative else float(norm.max()), batch.x.dtype)
     if error is not None:
         raise error
     n_layers, n_features = len(batch.blocks), v.shape[2]
@@ -347,19 +347,17 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     size = (step.size * (norm if step.relative else torch.ones_like(norm))).double()
     # (prompt, push): the length of each push
     lengths = size.repeat_interleave(v.shape[1], dim=1)
-    shape = (batch.x.shape[1], n_layers + 1, n_features, len(one_each))
-    found = np.zeros(shape)
+    shape = (n_layers + 1, batch.x.shape[1], len(one_each), n_features)
+    found = torch.zeros(shape, dtype=torch.float64, device=batch.x.device)
     with torch.no_grad():
         for depth, copies, x in _replay(batch, v, pushes):
             signs = torch.where(copies < len(one_each), 1.0, -1.0).to(x.device, torch.float64)
-            number = copies % len(one_each)
+            number = (copies % len(one_each)).to(x.device)
             # both copies of a push have joined by now; their nominal parts cancel
-            half = (signs / (2 * lengths[:, number.to(lengths.device)]))[..., None] * x.double()
-            at = number.cpu().numpy()
-            values = np.moveaxis(half.cpu().numpy(), 1, 2)
-            for column, push in enumerate(at):
-                found[:, depth, :, push] += values[..., column]
-    return found
+            half = (signs / (2 * lengths[:, number]))[..., None] * x.double()
+            found[depth].index_add_(1, number, half)
+    # one copy to the host for all depths
+    return found.permute(1, 0, 3, 2).cpu().numpy()
 
 
 def _replay(

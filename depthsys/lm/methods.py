@@ -10,13 +10,13 @@ import xarray as xr
 
 from depthsys import ltv
 from depthsys.lm.channels import Channels
-from depthsys.lm.exact import Columns, restricted_each, restricted_mean
+from depthsys.lm.exact import restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.kinds import short
 from depthsys.lm.measure import Step, deviations
+from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
-from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import transposed
 
 Reduce = Callable[..., xr.Dataset]
@@ -175,38 +175,41 @@ class Arnoldi(Method):
 
     def columns(self, channels, run, size):
         """Orthonormal Krylov columns of the mean Jacobians."""
-        found: list[np.ndarray] = []
-        model = channels.model
-        with run.sweep() as sweep:
-            for layer in sweep.forward("Arnoldi columns"):
-                linear = layer.linearised(channels.kind)
 
-                def product(q, linear=linear):
-                    rows = torch.as_tensor(transposed(q)[0].copy())
-                    rows = rows.to(model.device, model.dtype)
-                    parts = [part.jvp(rows).double().sum(0) for part in linear]
-                    total = torch.stack(parts).sum(0)
-                    return transposed(total.cpu().numpy())[None] / len(run)
+        def work(kit):
+            found = []
+            with run.sweep() as sweep:
+                for layer in sweep.forward("Arnoldi columns"):
+                    linear = layer.linearised(channels.kind)
 
-                depths = [layer.layer] + [model.n_layers] * (layer.layer == model.n_layers - 1)
-                for depth in depths:
-                    found.append(_powers(_start(channels, depth, 1), product, size, channels.rtol))
-        return _stacked(found)
+                    def product(q, linear=linear):
+                        rows = kit.rows(q)[0]
+                        parts = [part.jvp(rows).sum(0, dtype=torch.float64) for part in linear]
+                        return kit.columns_of(torch.stack(parts).sum(0)[None]) / len(run)
+
+                    is_last = layer.layer == channels.model.n_layers - 1
+                    for depth in range(layer.layer, layer.layer + 1 + is_last):
+                        found.append(kit.powers(depth, product, size))
+            return found
+
+        return _stacked(found_with(channels, 1, None, work))
 
     def columns_each(self, channels, batch, size):
         """Orthonormal Krylov columns of every prompt's Jacobians."""
-        found = []
-        for depth in range(len(batch.blocks) + 1):
-            block = batch.blocks[min(depth, len(batch.blocks) - 1)]
-            linear = block.linearised(channels.kind)
 
-            def product(q, linear=linear, x=block.x):
-                rows = torch.as_tensor(transposed(q).copy()).to(x)
-                return transposed(linear.jvp(rows).double().cpu().numpy())
+        def work(kit):
+            found = []
+            for depth in range(len(batch.blocks) + 1):
+                block = batch.blocks[min(depth, len(batch.blocks) - 1)]
+                linear = block.linearised(channels.kind)
 
-            start = _start(channels, depth, len(batch.prompts))
-            found.append(_powers(start, product, size, channels.rtol))
-        return _stacked(found)
+                def product(q, linear=linear):
+                    return kit.columns_of(linear.jvp(kit.rows(q)))
+
+                found.append(kit.powers(depth, product, size))
+            return found
+
+        return _stacked(found_with(channels, len(batch.prompts), None, work))
 
     def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
@@ -459,23 +462,13 @@ def _start(channels: Channels, depth: int, n_prompts: int) -> np.ndarray:
     return np.broadcast_to(v, (n_prompts, *v.shape))
 
 
-def _powers(start: np.ndarray, product: Callable, size: int, rtol: float) -> np.ndarray:
-    """orth[start, A start, A^2 start, ...] up to ``size`` columns."""
-    basis = orthonormal(start, size, rtol)
-    done = 0
-    while done < basis.shape[-1] and (basis != 0).any(-2).sum(-1).min() < size:
-        basis = extended(basis, product(basis[..., done : done + 1]), rtol)
-        done += 1
-    return np.take_along_axis(basis, packing(basis)[..., None, :], axis=-1)[..., :size]
-
-
 def _compressed(factor: np.ndarray, kept: int) -> np.ndarray:
     """At most ``kept`` columns with the same left singular vectors and values, largest first."""
     U, s, _ = np.linalg.svd(factor, full_matrices=False)
     return (U * s)[:, :kept]
 
 
-def _stacked(columns: list[np.ndarray]) -> np.ndarray:
+def _stacked(columns: Sequence[np.ndarray]) -> np.ndarray:
     """Columns (prompt, feature, column) of every depth as (prompt, depth, feature, column)."""
     width = max(1, *(c.shape[-1] for c in columns))
     padded = [np.pad(c, [(0, 0), (0, 0), (0, width - c.shape[-1])]) for c in columns]

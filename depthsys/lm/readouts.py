@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,6 +58,13 @@ class Readout:
     def n_outputs(self) -> int:
         """Number of outputs."""
         return self.rows.shape[1]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Where something is read, known to the host."""
+        read = (self.rows != 0).flatten(1).any(1).tolist()
+        read[-1] = read[-1] or self.tokens is not None
+        return [depth for depth, is_read in enumerate(read) if is_read]
 
     def rows_at(self, model: Model, x_last: torch.Tensor) -> torch.Tensor:
         """C_k of every prompt (depth, prompt, output, feature), given x_L (prompt, feature)."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from depthsys.lm.channels import Channels
@@ -21,8 +22,8 @@ def mean_response(channels: Channels, run: Run) -> xr.Dataset:
     total: Any = 0.0
     for batch in run.stream("ensemble"):
         nominal.note_batch(batch)
-        total = total + io_each(channels, batch).sum("prompt")
-    io = total / len(run)
+        total = total + _io(channels, batch).sum(0)
+    io = _labelled((total / len(run)).cpu().numpy(), "depth", "output", "layer", "input")
     found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
     found["gain_full"] = terminal(io)
     return found.assign(io=io)
@@ -30,15 +31,21 @@ def mean_response(channels: Channels, run: Run) -> xr.Dataset:
 
 def io_each(channels: Channels, batch: FrozenRun) -> xr.DataArray:
     """The exact linear input-output map of every prompt of a batch."""
-    rows = channels.readout.rows_at(channels.model, batch.x[-1])
+    values = _io(channels, batch).cpu().numpy()
+    return _labelled(values, "prompt", "depth", "output", "layer", "input")
+
+
+def _io(channels: Channels, batch: FrozenRun) -> torch.Tensor:
+    """The same as a tensor (prompt, depth, output, layer, input)."""
+    readout = channels.readout
+    rows = readout.rows_at(channels.model, batch.x[-1])
     inputs = None if channels.free else channels.v
-    values = io_map(batch, inputs, rows, channels.kind).cpu().numpy()
-    depths = np.arange(values.shape[1])
-    return xr.DataArray(
-        values,
-        dims=("prompt", "depth", "output", "layer", "input"),
-        coords={"depth": depths, "layer": depths[:-1]},
-    )
+    return io_map(batch, inputs, rows, channels.kind, read=readout.depths)
+
+
+def _labelled(values: np.ndarray, *dims: str) -> xr.DataArray:
+    depths = np.arange(values.shape[dims.index("depth")])
+    return xr.DataArray(values, dims=dims, coords={"depth": depths, "layer": depths[:-1]})
 
 
 def terminal(io: xr.DataArray) -> xr.DataArray:

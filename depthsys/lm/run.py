@@ -12,7 +12,8 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
 from depthsys.lm.batches import length_batches
-from depthsys.lm.contexts import Budget, Contexts, InFile, InMemory, States
+from depthsys.lm.contexts import Budget, Contexts, States
+from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.tokens import Tokens, tokens_sha256
@@ -129,6 +130,7 @@ class Run:
             )
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
+        self._finite = FiniteStates()
         self._calls: dict[int, Calls] = {}
         self._budget = budget
         self._later = False
@@ -236,7 +238,9 @@ class Run:
         """Some prompts of a batch, where ``chosen`` (prompt) is True."""
         if self._contexts is not None or chosen.all():
             return self.batch(number).only(chosen)
-        return self._prefilled(self.numbers[number][chosen])[0]
+        found, _ = self._prefilled(self.numbers[number][chosen])
+        self._finite.check()
+        return found
 
     def _joined(self, batches: Sequence[FrozenRun]) -> FrozenRun:
         prompts = np.concatenate([batch.prompts for batch in batches])
@@ -249,6 +253,11 @@ class Run:
     def may_hold(self, size: int) -> bool:
         """Whether the budget allows to hold so many bytes of a linearised layer."""
         return self._budget.holds(size, self.model.device)
+
+    def place_of(self, size: int) -> str:
+        """Where so many bytes of hidden states wait during a sweep: a file if nowhere else."""
+        place = self._budget.place(size, self.model.device)
+        return "file" if place == "again" else place
 
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
@@ -269,6 +278,7 @@ class Run:
         if len(self._states) < len(self.numbers):
             for _ in self.stream(progress):
                 pass
+        self._finite.check()
         for number, prompts in enumerate(self.numbers):
             yield prompts, self._states.get(number)[0]
 
@@ -318,14 +328,16 @@ class Run:
                 if contexts is None:
                     place = self._budget.place(self._size_like(batch), model.device)
                     if place == "again":
+                        self._finite.check()
                         return
-                    contexts = InFile() if place == "file" else InMemory(place)
+                    contexts = Contexts(place)
                 for block in batch.blocks:
                     cache = block.context
                     nbytes += cache.key.nbytes + cache.value.nbytes
                     contexts.put(number, block.layer, cache)
                 kept[number] = calls.last_token_only()
                 shown.update(len(batch.prompts))
+        self._finite.check()
         # all of it or nothing: an interrupted prefill leaves a run that computes again
         if contexts is not None:
             self.place, self.nbytes, self._calls = contexts.place, nbytes, kept
@@ -352,6 +364,7 @@ class Run:
             block, hidden = self.block_of(layer, prompts, hidden, calls)
             blocks.append(block)
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
+        self._finite.note(0, prompts, x[1:])
         return FrozenRun(blocks, prompts, x), calls
 
     def calls_of(self, number: int) -> Calls:
@@ -370,15 +383,13 @@ class Run:
     def block_of(
         self, layer: int, prompts: np.ndarray, hidden: torch.Tensor, calls: Calls
     ) -> tuple[FrozenBlock, torch.Tensor]:
-        """Pass whole sequences through one block and keep what the last token saw."""
+        """Pass whole sequences through one block and keep what the last token saw.
+
+        Whether the states are finite is for the caller to find out, see `FiniteStates`.
+        """
         blocks = self.model.blocks
         after, frozen, margin = blocks.sequence(layer, calls, hidden)
         x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
-        if not bool(torch.isfinite(x_next).all()):
-            raise FloatingPointError(
-                f"`model` must have finite states; got a non-finite one after layer {layer}. "
-                "Use float32 or float64 weights that do not overflow."
-            )
         block = FrozenBlock(layer, prompts, x, x_next, margin, blocks, calls, lambda: frozen)
         return block, after
 
@@ -387,6 +398,7 @@ class Run:
         contexts = self._contexts
         if contexts is None:
             found, _ = self._prefilled(self.numbers[number])
+            self._finite.check()
             self._states.put(number, found.x, found.router_margin)
             return found
         x, margin = self._states.get(number)

@@ -1,23 +1,22 @@
 """All prompts through one layer after the other, forwards and back.
 
 Where the contexts of a run are kept, a layer is there to be looked at. Where they are not, it is
-computed again from the hidden states that enter it, which wait in a temporary file: memory stays
-flat in the number of prompts.
+computed again from the hidden states that enter it. Those wait where the budget of the run has room
+for them, and else in a temporary file: then memory stays flat in the number of prompts.
 """
 
-import math
-import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.linearize import Linearisation, Linearised
 from depthsys.lm.progress import bar
+from depthsys.lm.stores import store
 
 # Batches whose calls (masks, rotary tables) are remembered during a sweep.
 CALLS_HELD = 64
@@ -50,6 +49,10 @@ class Visited(Protocol):
 
     def may_hold(self, size: int) -> bool:
         """Whether so many bytes of a linearised layer may be held."""
+        ...
+
+    def place_of(self, size: int) -> str:
+        """Where so many bytes of hidden states wait."""
         ...
 
     def calls_of(self, number: int) -> Calls:
@@ -109,7 +112,7 @@ class Sweep:
         The prompts.
     keep
         After `forward` the layers can be visited backwards. Matters only where contexts are
-        computed again: then hidden states of all depths wait on disk, instead of two.
+        computed again: then hidden states of all depths wait, instead of two.
     """
 
     def __init__(self, run: Visited, *, keep: bool = False):
@@ -121,9 +124,13 @@ class Sweep:
     def __enter__(self) -> "Sweep":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._again is not None:
-            self._again.close()
+    def __exit__(self, kind, error, _) -> None:
+        if self._again is None:
+            return
+        self._again.close()
+        # also where numbers made of states that are not finite were refused: those are the cause
+        if kind is None or issubclass(kind, ArithmeticError):
+            self._again.finite.check()
 
     @property
     def state_bytes(self) -> int:
@@ -190,19 +197,23 @@ class Sweep:
 
 
 class _Again:
-    """Blocks computed again from hidden states (tokens x H numbers) in a temporary file."""
+    """Blocks computed again from hidden states (tokens x H numbers) that wait meanwhile."""
 
     def __init__(self, run: Visited, keep: bool):
         self._run, self._keep = run, keep
-        self._spool: IO[bytes] = tempfile.TemporaryFile()
-        weakref.finalize(self, self._spool.close)  # also where nobody says that it is over
+        width = run.model.n_features * run.model.dtype.itemsize
+        n_depths = run.n_layers if keep else min(2, run.n_layers)
+        # (batch, depth): hidden states before a layer
+        self.waiting = store(run.place_of(run.n_padded_tokens * width * n_depths))
+        self.finite = FiniteStates()
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
-        self._embedded: set[int] = set()  # batches whose embeddings are in the file
+        self._embedded: set[int] = set()  # batches whose embeddings wait
+        self._passed: set[int] = set()  # batches that have passed the layer that is reached
 
     def close(self) -> None:
-        """Give the disk back."""
-        self._spool.close()
+        """Give the memory or the disk back."""
+        self.waiting.close()
 
     def advance(self, layer: int) -> None:
         """Pass the prompts through this layer if nobody looked at all of it."""
@@ -221,37 +232,38 @@ class _Again:
             )
         if layer + 1 < self._ready and not self._keep:
             raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
-        run = self._run
-        model = run.model
-        width = model.n_features * model.dtype.itemsize
-        start = 0
-        for number, prompts in enumerate(run.numbers):
-            first = layer == 0 and number not in self._embedded
-            calls = self._calls_of(number, embedded=first)
-            n_tokens = calls.n_tokens
-            shape = (len(prompts), n_tokens, model.n_features)
-            if first:
-                hidden = calls.embedded
-                self._write(hidden, (self._region(0) + start) * width)
-                self._embedded.add(number)
-            else:
-                self._spool.seek((self._region(layer) + start) * width)
-                values = np.fromfile(self._spool, np.uint8, math.prod(shape) * model.dtype.itemsize)
-                hidden = torch.from_numpy(values).view(model.dtype).view(shape)
-                hidden = hidden.to(model.device)
-            calls = calls.without_embedding() if first else calls
-            block, after = run.block_of(layer, prompts, hidden, calls)
-            if layer == self._ready and layer + 1 < run.n_layers:
-                self._write(after, (self._region(layer + 1) + start) * width)
-            start += len(prompts) * n_tokens
+        for number, prompts in enumerate(self._run.numbers):
+            calls, hidden = self._entering(layer, number)
+            block, after = self._run.block_of(layer, prompts, hidden, calls)
+            if layer == self._ready:
+                self._note(number, block, after)
             del hidden, after
             yield block
-        self._ready = max(self._ready, min(layer + 1, run.n_layers - 1))
+        if layer == self._ready and layer + 1 < self._run.n_layers:
+            self._ready += 1
+            self._passed.clear()
 
-    def _write(self, hidden: torch.Tensor, start: int) -> None:
-        self._spool.seek(start)
-        # as bytes: numpy has no bfloat16
-        hidden.cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(self._spool)
+    def _entering(self, layer: int, number: int) -> tuple[Calls, torch.Tensor]:
+        """How the blocks are called on a batch, and the states that enter a layer."""
+        first = layer == 0 and number not in self._embedded
+        calls = self._calls_of(number, embedded=first)
+        if not first:
+            return calls, self.waiting.get((number, layer))[0]
+        hidden = calls.embedded
+        self.waiting.put((number, 0), [hidden])
+        self._embedded.add(number)
+        return calls.without_embedding(), hidden
+
+    def _note(self, number: int, block: FrozenBlock, after: torch.Tensor) -> None:
+        """Keep the states behind the layer that is reached, once."""
+        if number in self._passed:
+            return
+        self._passed.add(number)
+        self.finite.note(block.layer, block.prompts, block.x_next[None])
+        if not self._keep:
+            self.waiting.drop((number, block.layer - 1))
+        if block.layer + 1 < self._run.n_layers:
+            self.waiting.put((number, block.layer + 1), [after])
 
     def _calls_of(self, number: int, *, embedded: bool) -> Calls:
         if number in self._calls and not embedded:
@@ -260,7 +272,3 @@ class _Again:
         if len(self._calls) < CALLS_HELD:
             self._calls[number] = calls.without_embedding()
         return calls
-
-    def _region(self, depth: int) -> int:
-        """Where the states at this depth begin, in tokens: of two places in turn, or of L."""
-        return self._run.n_padded_tokens * (depth if self._keep else depth % 2)

@@ -164,9 +164,9 @@ def test_contexts_are_kept_only_where_they_are_asked_for():
 # ------------------------------------------------------------------------------- keeping
 
 
-@pytest.mark.parametrize("place", ["host", "file"])
+@pytest.mark.parametrize("place", ["device", "host", "file"])
 def test_contexts_come_back_as_they_were(place):
-    kept = contexts.InFile() if place == "file" else contexts.InMemory(place)
+    kept = contexts.Contexts(place)
     generator = torch.Generator().manual_seed(0)
     caches = {}
     for batch, layer, n in ((0, 0, 3), (1, 0, 0), (0, 1, 5), (1, 1, 1)):
@@ -185,10 +185,10 @@ def test_files_of_a_run_are_closed_when_it_goes():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         found = model.run([[1, 2, 3], [4]], budget=lm.Budget(device=0, host=0))
-        file = found._contexts._spool._file
+        file = found._contexts._store._spool._file
         sweep = model.run([[1, 2, 3], [4]], budget=NOWHERE).sweep()
         next(sweep.forward())
-        spool = sweep._again._spool
+        spool = sweep._again.waiting._spool._file
         del found, sweep
         gc.collect()
         assert file.closed

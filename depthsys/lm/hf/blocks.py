@@ -237,12 +237,14 @@ class Blocks:
     def calls(self, rows: list[list[int]]) -> "Calls":
         """How the model calls its blocks on a batch of prompts, padded on the left."""
         n_tokens = max(map(len, rows))
+        gaps = [n_tokens - len(row) for row in rows]
         # a pad token is never read: any id will do
-        padded = [[0] * (n_tokens - len(row)) + row for row in rows]
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        real = torch.arange(n_tokens, device=self.device) >= n_tokens - lengths[:, None]
-        ids = torch.tensor(padded, device=self.device)
-        return self.dry_run(ids, None if bool(real.all()) else real)
+        padded = [[0] * gap + row for gap, row in zip(gaps, rows, strict=True)]
+        if not any(gaps):
+            return self.dry_run(torch.tensor(padded, device=self.device), None)
+        real = [[0] * gap + [1] * (n_tokens - gap) for gap in gaps]
+        ids, mask = torch.tensor([padded, real], device=self.device)  # one copy
+        return self.dry_run(ids, mask.bool())
 
     @torch.no_grad()
     def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> "Calls":
@@ -251,7 +253,8 @@ class Blocks:
         ``real`` (prompt, token) is False at left padding; None if there is none.
         """
         mask = torch.ones_like(ids) if real is None else real.long()
-        sequence, embedded = self._record(ids, mask, DynamicCache(config=self.hf.config))
+        nothing = DynamicCache(config=self.hf.config)
+        sequence, embedded = self._record(ids, mask, nothing, is_padded=real is not None)
         cache = self._blank_cache(ids.shape[1] - 1)
         n_context = [
             0 if ids.shape[1] == 1 else cache.layers[layer].keys.shape[-2]
@@ -259,22 +262,23 @@ class Blocks:
         ]
         return Calls(self, ids, mask, real, embedded, sequence, n_context)
 
-    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> list[_Call]:
+    def step(self, ids: torch.Tensor, mask: torch.Tensor, *, is_padded: bool) -> list[_Call]:
         """How the blocks are called on the last token alone, after the others."""
         name = LAST_TOKEN_ATTENTION if self.copies_are == "tokens" else "eager"
+        cache = self._blank_cache(ids.shape[1] - 1)
         with self.attention(name):
-            return self._record(ids[:, -1:], mask, self._blank_cache(ids.shape[1] - 1))[0]
+            return self._record(ids[:, -1:], mask, cache, is_padded=is_padded)[0]
 
     def _blank_cache(self, n_tokens: int) -> Any:
         """A cache of which only the length matters: masks and positions are made from it."""
         cache: Any = DynamicCache(config=self.hf.config)
         if n_tokens > 0:
-            blank = torch.zeros(1, 1, n_tokens, 1, device=self.device)
+            blank = torch.zeros(1, 1, n_tokens, 1)  # of the host: nobody reads it
             for layer in range(len(self)):
                 cache.update(blank, blank, layer)
         return cache
 
-    def _record(self, ids, mask, cache) -> tuple[list[_Call], torch.Tensor]:
+    def _record(self, ids, mask, cache, *, is_padded) -> tuple[list[_Call], torch.Tensor]:
         """Run the model with blocks that only note how they are called."""
         calls: list[_Call] = []
         states: list[torch.Tensor] = []
@@ -290,7 +294,7 @@ class Blocks:
             return states[-1]
 
         positions = {}
-        if self.takes_positions and not bool(mask.all()):
+        if self.takes_positions and is_padded:
             # GPT-2 would count the padding
             all_positions = (mask.cumsum(-1) - 1).clamp_min(0)
             positions["position_ids"] = all_positions[:, -ids.shape[1] :]
@@ -449,7 +453,8 @@ class Calls:
                 t.repeat_interleave(n_copies, dim=0) if n_copies > 1 else t
                 for t in (self._ids, self._mask)
             )
-            self._steps[n_copies] = self._blocks.step(ids, mask)
+            padded = self.real is not None
+            self._steps[n_copies] = self._blocks.step(ids, mask, is_padded=padded)
         return self._steps[n_copies]
 
     def last_token_only(self) -> "Calls":
