@@ -29,7 +29,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ SUMS = 8
 # Weights that are looked at together: what stays in the cache of a CPU, what fills a GPU.
 CHUNK = {"cpu": 2**18}
 CHUNK_OF_DEVICES = 2**23
+# Rows that are mixed together, of many small tensors or of one large one.
+ROWS = 2**14
 
 _VOLATILE = (
     "_name_or_path",
@@ -67,63 +69,110 @@ def checked_fingerprint(hf: Any) -> str:
     """
     config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    seen: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
-    names, looked = [], []
+    seen: dict[int, tuple[weakref.ref, _Look, int]] = {}
+    looks: dict[torch.device, _Look] = {}
+    about: list[tuple[str, tuple, _Look, int]] = []
     for name, tensor in _weights(hf):
         last = seen.get(id(tensor))
         if last is None or last[0]() is not tensor:  # tied weights once
-            last = seen[id(tensor)] = weakref.ref(tensor), _looked_at(tensor.detach())
-        names.append((name, tuple(tensor.shape)))
-        looked.append(last[1])
-    for (name, shape), numbers in zip(names, _on_the_host(looked), strict=True):
-        if not numbers[SUMS]:
+            look = looks.setdefault(tensor.device, _Look(tensor.device))
+            last = seen[id(tensor)] = weakref.ref(tensor), look, look.add(tensor.detach())
+        about.append((name, tuple(tensor.shape), *last[1:]))
+    for name, shape, look, number in about:
+        if not look.are_finite[number]:
             raise ValueError(
                 f"`model` must have finite weights; {name!r} holds NaN or infinity. "
                 "The file is damaged or the training diverged."
             )
         digest.update(f"{name}{shape}".encode())
-        digest.update(numbers[:SUMS].astype("<i8").tobytes())
+        digest.update(look.sums[number].astype("<i8").tobytes())
     return KIND + digest.hexdigest()
 
 
-def sums(tensor: torch.Tensor) -> torch.Tensor:
-    """The sums (`SUMS`) of one tensor, whole numbers modulo 2^64, on its device."""
-    return _looked_at(tensor)[:SUMS]
+class _Look:
+    """Tensors of one device, looked at one after the other; `sums` and `are_finite` wait for it."""
 
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._size = CHUNK.get(device.type, CHUNK_OF_DEVICES)
+        self._buffer = torch.empty(0, dtype=torch.float64, device=device)
+        self._rows: list[torch.Tensor] = []  # not mixed yet
+        self._sums: list[torch.Tensor] = []
+        self._extremes: dict[torch.dtype, list[torch.Tensor]] = {}
+        self._whose: dict[torch.dtype, list[int]] = {}
+        self._count = 0
 
-def _looked_at(tensor: torch.Tensor) -> torch.Tensor:
-    """The sums, and 1 if all numbers are finite, else 0; nothing waits for them."""
-    flat = tensor.flatten()
-    device, count = flat.device, flat.numel()
-    size = min(CHUNK.get(device.type, CHUNK_OF_DEVICES), -(-count // WIDTH) * WIDTH)
-    size -= size % WIDTH
-    constants = _constants(device)
-    buffer = torch.zeros(size, dtype=torch.float64, device=device)
-    rows = torch.empty(-(-count // WIDTH), SUMS, dtype=torch.float64, device=device)
-    extremes: list[torch.Tensor] = []
-    for start in range(0, count, size or 1):
-        part = flat[start : start + size]
-        single = part.float()
-        buffer[: len(part)].copy_(single.view(torch.int32))
-        n_rows = -(-len(part) // WIDTH)
-        buffer[len(part) : n_rows * WIDTH].zero_()
-        first = start // WIDTH
-        whole = buffer[: n_rows * WIDTH].view(n_rows, WIDTH)
-        torch.mm(whole, constants, out=rows[first : first + n_rows])
-        if tensor.is_floating_point():
+    def add(self, tensor: torch.Tensor) -> int:
+        """Look at a tensor, and give its number here."""
+        flat = tensor.flatten()
+        count, self._count = flat.numel(), self._count + 1
+        self._buffer_for(count)
+        constants = _constants(self._device)
+        rows = self._buffer.new_empty(-(-count // WIDTH), SUMS)
+        for start in range(0, count, self._size):
+            part = flat[start : start + self._size]
+            single = part.float()
             # a finite float64 may have no finite float32
-            extremes += torch.aminmax(part if part.dtype == torch.float64 else single)
-    found = _mixed(rows).sum(0)
-    finite = torch.ones(1, dtype=torch.int64, device=device)
-    if extremes:
-        finite = torch.isfinite(torch.stack(extremes)).all().long()[None]
-    return torch.cat([found, finite])
+            self._note_extremes(part if part.dtype == torch.float64 else single)
+            n_rows, first = -(-len(part) // WIDTH), start // WIDTH
+            self._buffer[: len(part)].copy_(single.view(torch.int32))
+            if len(part) % WIDTH:
+                self._buffer[len(part) : n_rows * WIDTH].zero_()
+            whole = self._buffer[: n_rows * WIDTH].view(n_rows, WIDTH)
+            torch.mm(whole, constants, out=rows[first : first + n_rows])
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) > ROWS:
+            self._mix()
+        return self._count - 1
+
+    def _buffer_for(self, count: int) -> None:
+        size = min(self._size, -(-count // WIDTH) * WIDTH)
+        if size > len(self._buffer):
+            self._buffer = self._buffer.new_empty(size)
+
+    def _note_extremes(self, part: torch.Tensor) -> None:
+        self._extremes.setdefault(part.dtype, []).extend(torch.aminmax(part))
+        self._whose.setdefault(part.dtype, []).append(self._count - 1)
+
+    def _mix(self) -> None:
+        """Mix the rows of several tensors together, and add up those of each."""
+        sizes = [len(rows) for rows in self._rows]
+        places = torch.arange(1, max(sizes) + 1, dtype=torch.int64, device=self._device)
+        places = torch.cat([places[:size] for size in sizes])
+        mixed = _mixed(torch.cat(self._rows).long(), places)
+        self._sums += [part.sum(0) for part in mixed.split(sizes)]
+        self._rows = []
+
+    @cached_property
+    def _read(self) -> tuple[np.ndarray, dict[torch.dtype, np.ndarray]]:
+        """The sums (tensor, `SUMS`) and the extremes of each dtype: all in one copy."""
+        if self._rows:
+            self._mix()
+        extremes = [torch.stack(found).double() for found in self._extremes.values()]
+        bits = [found.view(torch.int64) for found in extremes]
+        together = torch.cat([torch.stack(self._sums).flatten(), *bits]).cpu().numpy()
+        sums, *rest = np.split(together, np.cumsum([self._count * SUMS, *map(len, bits)])[:-1])
+        shown = (found.view(np.float64) for found in rest)
+        return sums.reshape(-1, SUMS), dict(zip(self._extremes, shown, strict=True))
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Whole numbers (tensor, `SUMS`) modulo 2^64."""
+        return self._read[0]
+
+    @cached_property
+    def are_finite(self) -> np.ndarray:
+        """Whether all numbers of a tensor are finite (tensor)."""
+        found = np.ones(self._count, dtype=bool)
+        for dtype, extremes in self._read[1].items():
+            good = np.isfinite(extremes.reshape(-1, 2)).all(1)
+            np.logical_and.at(found, self._whose[dtype], good)
+        return found
 
 
-def _mixed(rows: torch.Tensor) -> torch.Tensor:
-    """Whole numbers (row, sum) with their row's number, mixed so that all bits depend on all."""
-    place = torch.arange(1, len(rows) + 1, dtype=torch.int64, device=rows.device)
-    z = rows.long() + (place * _signed(0x9E3779B97F4A7C15))[:, None]
+def _mixed(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Whole numbers (row, sum) with their row's place, mixed so that all bits depend on all."""
+    z = rows + (places * _signed(0x9E3779B97F4A7C15))[:, None]
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ _shifted(z, shift)) * _signed(factor)
     return z ^ _shifted(z, 31)
@@ -149,19 +198,6 @@ def _table() -> np.ndarray:
 @cache
 def _constants(device: torch.device) -> torch.Tensor:
     return torch.as_tensor(_table().astype(np.float64)).to(device)
-
-
-def _on_the_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """Short tensors of one length as numpy arrays; one copy per device."""
-    by_device: dict[torch.device, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        by_device.setdefault(tensor.device, []).append(i)
-    found: list[Any] = [None] * len(tensors)
-    for places in by_device.values():
-        together = torch.stack([tensors[i] for i in places]).cpu().numpy()
-        for i, row in zip(places, together, strict=True):
-            found[i] = row
-    return found
 
 
 def _weights(hf: Any) -> Iterator[tuple[str, torch.Tensor]]:
