@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
+from torch.utils._device import _device_constructors
 
 NAME = "card"
 # what a GPU does not launch anything for
@@ -239,6 +240,8 @@ def setup() -> str:
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
     _KEPT.append(library)
+    # what `with torch.device("meta")` acts on is looked up once: by the names of torch's own
+    _device_constructors()
     for name in ("tensor", "as_tensor"):
         _make_on_the_host(name)
     return NAME

@@ -16,6 +16,7 @@ from depthsys.export.control import library
 from depthsys.export.control_vectors import write_directions
 from depthsys.export.plain import one_system
 from depthsys.files import whole_file
+from depthsys.fingerprints import why_another
 from depthsys.ltv.labels import aligned
 from depthsys.ltv.plan import OF_SYSTEM, WHAT_IT_DOES, check_pushes_exist
 from depthsys.ltv.system import as_named
@@ -344,7 +345,7 @@ def _check_same_model(system: xr.Dataset, plan: xr.Dataset) -> None:
     if None not in marks and marks[0] != marks[1]:
         raise ValueError(
             f"`plan` must be of the model of the system; got model_fingerprint {marks[1]!r} "
-            f"instead of {marks[0]!r}. Plan again with this system."
+            f"instead of {marks[0]!r}. Plan again with this system.{why_another(*marks)}"
         )
 
 

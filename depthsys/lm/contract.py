@@ -8,9 +8,11 @@ differences, which see errors above 1e-2. The tests of this package prove more, 
 see docs/models.md.
 """
 
+from dataclasses import dataclass
+
 import torch
 
-from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.hf.checkpoint import check_padding
 from depthsys.lm.precision import SIXTEEN_BITS, eps, wide
 from depthsys.lm.run import Model, Run
@@ -92,9 +94,16 @@ def _check_batch(
     n_tokens = model.hf.config.get_text_config().vocab_size
     rows = [torch.randint(n_tokens, (n,), generator=generator).tolist() for n in lengths]
     (batch,) = Run(model, rows, contexts=False).batches
-    errors = _replay_errors(model, batch, rows, generator)
-    if derivatives:
-        errors |= _derivative_errors(batch, generator)
+    found = _errors(model, batch, rows, generator, derivatives=derivatives)
+    margin = batch.router_margin
+    if margin is not None:
+        found["router_margin"] = margin.min().double()
+    # the only time that the host waits for the numbers of this batch
+    values = torch.stack([error.to(model.device) for error in found.values()]).tolist()
+    errors = dict(zip(found, values, strict=True))
+    if margin is not None:
+        least = errors.pop("router_margin")  # NaN if one is
+        report["router_margin"] = min(report.get("router_margin", least), least)
     for name, error in errors.items():
         if not error <= limits[name]:  # NaN fails too
             raise ValueError(
@@ -103,9 +112,6 @@ def _check_batch(
                 f"{lengths[-1]} tokens. {_cure(model)}"
             )
         report[name] = max(report[name], error)
-    if (margin := batch.router_margin) is not None:
-        least = float(margin.min())  # NaN if one is
-        report["router_margin"] = min(report.get("router_margin", least), least)
 
 
 def limits_of(dtype: torch.dtype) -> dict[str, float]:
@@ -145,125 +151,183 @@ _RULES = {
 }
 
 
-def _replay_errors(
-    model: Model, run: FrozenRun, rows: list[list[int]], generator: torch.Generator
-) -> dict[str, float]:
-    """The nominal run and two perturbed ones, replayed together and by whole sequences."""
+def _errors(
+    model: Model,
+    run: FrozenRun,
+    rows: list[list[int]],
+    generator: torch.Generator,
+    *,
+    derivatives: bool,
+) -> dict[str, torch.Tensor]:
+    """The largest error of every rule, as numbers on the device: nothing waits for them here.
+
+    Each block is called once: on the nominal run and two perturbed ones, which go from block to
+    block, and with ``derivatives`` at the ends of the central differences of that block.
+    """
     n_prompts, n_features = run.x.shape[1:]
     pushes = _randn(run, generator, model.n_layers, 2, n_prompts, n_features)
     pushes *= 0.1 * run.x[:-1].std(-1)[:, None, :, None]
+    differences = _Differences(run, generator) if derivatives else None
     chain, states = run.x[0][:, None].expand(-1, 3, -1), [run.x[0]]
     for block, push in zip(run.blocks, pushes, strict=True):
-        # copy 0 is nominal, the others are pushed at the input of every block
-        chain = block(torch.cat([chain[:, :1], chain[:, 1:] + push.transpose(0, 1)], dim=1))
+        # copy 0 is nominal, the next two are pushed at the input of every block
+        starts = [chain[:, :1], chain[:, 1:] + push.transpose(0, 1)]
+        if differences is not None:
+            starts.append(differences.starts(block))
+        ends = block(torch.cat(starts, dim=1))
+        chain = ends[:, :3]
         states.append(chain[:, 0])
-    replayed = torch.stack(states)
-    errors: dict[str, float] = {}
-    for length in {len(row) for row in rows}:
-        # the reference has no padding: prompts of one length at a time
+        if differences is not None:
+            differences.add(block, ends[:, 3:])
+    errors = _replay_errors(model, run, rows, pushes, torch.stack(states), chain[:, 1:])
+    return errors if differences is None else errors | differences.errors()
+
+
+def _replay_errors(
+    model: Model,
+    run: FrozenRun,
+    rows: list[list[int]],
+    pushes: torch.Tensor,
+    replayed: torch.Tensor,
+    pushed: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The replayed runs against whole sequences through the model itself.
+
+    ``replayed`` (depth, prompt, feature) is the nominal run, ``pushed`` (prompt, 2, feature) the
+    last states of the perturbed ones.
+    """
+    whole = _whole_sequences(model, rows, pushes)
+    logits = model.logits(whole.last_ids, replayed[-1])
+    errors: dict[str, torch.Tensor] = {}
+    for length in dict.fromkeys(map(len, rows)):
+        # prompts of one length at a time, since the largest of all is what an error is relative to
         those = [i for i, row in enumerate(rows) if len(row) == length]
-        ids = torch.tensor([rows[i] for i in those], device=model.device)
-        nominal, other, pushed, logits = _whole_sequence(model, ids, pushes[:, :, those])
+        at = slice(those[0], those[-1] + 1)
+        nominal, other = whole.nominal[:, at, :length], whole.other[:, at, :length]
         for name, error in {
             "causality": _error(other[:, :, :-1], nominal[:, :, :-1]),
-            "states": _larger(
-                _error(replayed[:, those], nominal[:, :, -1]),
-                _error(run.x[:, those], nominal[:, :, -1]),
+            "states": torch.maximum(
+                _error(replayed[:, at], nominal[:, :, -1]),
+                _error(run.x[:, at], nominal[:, :, -1]),
             ),
-            "logits": _error(model.logits(ids, replayed[-1, those]), logits),
-            "injection": _error(chain[those, 1:].transpose(0, 1), pushed),
+            "logits": _error(logits[at], whole.logits[at, length - 1]),
+            "injection": _error(pushed[at].transpose(0, 1), whole.pushed[:, at, length - 1]),
         }.items():
-            errors[name] = _larger(errors.get(name, 0.0), error)
+            errors[name] = torch.maximum(errors[name], error) if name in errors else error
     return errors
 
 
-def _derivative_errors(run: FrozenRun, generator: torch.Generator) -> dict[str, float]:
+class _Differences:
     """Jacobian-vector products against central differences and against transposed products."""
-    n_prompts, n_features = run.x.shape[1:]
-    v, w = (_randn(run, generator, n_prompts, N_DIRECTIONS, n_features) for _ in range(2))
-    v = v / v.norm(dim=-1, keepdim=True)
-    errors = {"jvp": 0.0, "adjoint": 0.0}
-    coarse = run.x.dtype in SIXTEEN_BITS
-    # one large feature rounds to more than the slope of a small one is: their norms are compared
-    errors_of = _norm_errors if coarse else _row_errors
-    steps = LONG_STEPS if coarse else STEPS
-    for block in run.blocks:
-        linear = block.linearised()
+
+    def __init__(self, run: FrozenRun, generator: torch.Generator):
+        n_prompts, n_features = run.x.shape[1:]
+        v, self._w = (_randn(run, generator, n_prompts, N_DIRECTIONS, n_features) for _ in range(2))
+        self._v = v / v.norm(dim=-1, keepdim=True)
+        coarse = run.x.dtype in SIXTEEN_BITS
+        # one large feature rounds to more than the slope of a small one is: norms are compared
+        self._errors_of = _norm_errors if coarse else _row_errors
+        self._steps = LONG_STEPS if coarse else STEPS
+        self._found: list[torch.Tensor] = []
+
+    def starts(self, block: FrozenBlock) -> torch.Tensor:
+        """All steps, signs and directions as copies of one call: the weights are read once."""
+        size, v = wide(block.x).norm(dim=-1)[:, None, None], self._v
+        pushes = [sign * step * size * v for step in self._steps for sign in (1, -1)]
+        return (block.x[:, None] + torch.cat(pushes, dim=1)).to(block.x)
+
+    def add(self, block: FrozenBlock, ends: torch.Tensor) -> None:
+        """Note the errors of a block, with the states after it."""
+        v, w, linear = self._v, self._w, block.linearised()
         forward, backward = linear.jvp(v), linear.vjp(w)
         ahead, back = wide(forward) * wide(w), wide(v) * wide(backward)
         gap = (ahead.sum(-1) - back.sum(-1)).abs()
-        adjoint = float((gap / (wide(forward).norm(dim=-1) * wide(w).norm(dim=-1))).max())
-        errors["adjoint"] = _larger(errors["adjoint"], adjoint)
+        adjoint = gap / (wide(forward).norm(dim=-1) * wide(w).norm(dim=-1))
         size = wide(block.x).norm(dim=-1)[:, None, None]
-        # all steps, signs and directions as copies of one call: the weights are read once
-        pushes = torch.cat([sign * step * size * v for step in steps for sign in (1, -1)], dim=1)
-        ends = wide(block((block.x[:, None] + pushes).to(block.x)))
-        ends = ends.unflatten(1, (len(steps), 2, N_DIRECTIONS))
+        ends = wide(ends).unflatten(1, (len(self._steps), 2, N_DIRECTIONS))
         misses = []
-        for i, step in enumerate(steps):
+        for i, step in enumerate(self._steps):
             slope = (ends[:, i, 0] - ends[:, i, 1]) / (2 * step * size)
-            rows = errors_of(forward.flatten(0, 1), slope.flatten(0, 1))
-            misses.append(torch.tensor(rows).view(n_prompts, N_DIRECTIONS))
+            rows = self._errors_of(forward.flatten(0, 1), slope.flatten(0, 1))
+            misses.append(rows.view(-1, N_DIRECTIONS))
         # a NaN in any of them stays
         best = torch.stack(misses).amin(0).amin(-1).max()
-        errors["jvp"] = _larger(errors["jvp"], float(best))
-    return errors
+        self._found.append(torch.stack([best, adjoint.max().double()]))
 
-
-def _larger(a: float, b: float) -> float:
-    """The larger of two errors, and NaN if one is (max() may lose it)."""
-    return b if not b <= a else a
+    def errors(self) -> dict[str, torch.Tensor]:
+        """The largest over the blocks."""
+        jvp, adjoint = torch.stack(self._found).amax(0)
+        return {"jvp": jvp, "adjoint": adjoint}
 
 
 def _randn(run: FrozenRun, generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(run.x)
 
 
-def _whole_sequence(
-    model: Model, ids: torch.Tensor, pushes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Prompts of one length through the model's own forward pass, four times in one batch.
+@dataclass(frozen=True)
+class _Whole:
+    """Prompts through the model's own forward pass.
 
-    As they are: states (depth, prompt, token, feature); with another last token: the same; with
-    ``pushes`` (layer, 2, prompt, feature) on the last token at the input of each block: last
-    states (2, prompt, feature); and the logits (prompt, token id) of the first.
+    As they are, ``nominal`` (depth, prompt, token, feature) and ``logits`` (prompt, token, token
+    id); with another last token, ``other``; and with two sets of pushes on the last token at the
+    input of each block, ``pushed`` (2, prompt, token, feature) after the last one.
     """
+
+    nominal: torch.Tensor
+    other: torch.Tensor
+    pushed: torch.Tensor
+    logits: torch.Tensor
+    last_ids: torch.Tensor
+
+
+def _whole_sequences(model: Model, rows: list[list[int]], pushes: torch.Tensor) -> _Whole:
+    """All of it in one batch; ``pushes`` are (layer, 2, prompt, feature).
+
+    Without padding on the left, which the replay may have: shorter prompts are followed by tokens
+    that a causal model does not see.
+    """
+    n, longest = len(rows), max(map(len, rows))
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    others = [[*row[:-1], (row[-1] + 1) % vocabulary] for row in rows]
+    filled = [row + [0] * (longest - len(row)) for row in [*rows, *others, *rows, *rows]]
+    batch = torch.tensor(filled, device=model.device)
+    last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    # (2 x prompt, token): where the pushes go
+    at_last = (torch.arange(longest, device=model.device) == last[:, None]).repeat(2, 1)
     states: list[torch.Tensor] = []
-    other = ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % model.hf.config.get_text_config().vocab_size
-    batch = torch.cat([ids, other, ids, ids])
 
     def at(layer: int):
         def keep(hidden):
             if layer < model.n_layers:
-                hidden = hidden.clone()
-                hidden[2 * len(ids) :, -1] += pushes[layer].flatten(0, 1).to(hidden)
+                where = at_last.to(hidden)[:, :, None]
+                added = where * pushes[layer].flatten(0, 1).to(hidden)[:, None]
+                hidden = torch.cat([hidden[: 2 * n], hidden[2 * n :] + added])
             states.append(hidden.to(model.device))
             return hidden
 
         return keep
 
     with model.blocks.hooks({layer: at(layer) for layer in range(model.n_layers + 1)}):
-        logits = model.hf(batch, attention_mask=torch.ones_like(batch)).logits[: len(ids), -1]
-    depths = torch.stack(states).unflatten(1, (4, len(ids)))
-    return depths[:, 0], depths[:, 1], depths[-1, 2:, :, -1], logits.to(model.device)
+        logits = model.hf(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
+    depths = torch.stack([state[: 2 * n] for state in states]).unflatten(1, (2, n))
+    pushed = states[-1][2 * n :].unflatten(0, (2, n))
+    last_ids = batch[:n].gather(1, last[:, None])
+    return _Whole(depths[:, 0], depths[:, 1], pushed, logits[:n].to(model.device), last_ids)
 
 
-def _error(value: torch.Tensor, reference: torch.Tensor) -> float:
+def _error(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Largest deviation, relative to the largest reference value per leading index."""
-    errors = _row_errors(value, reference)
-    return float(torch.tensor(errors).max()) if errors else 0.0
-
-
-def _norm_errors(value: torch.Tensor, reference: torch.Tensor) -> list[float]:
-    value, reference = value.flatten(1).double(), reference.flatten(1).double()
-    return ((value - reference).norm(dim=1) / reference.norm(dim=1)).tolist()
-
-
-def _row_errors(value: torch.Tensor, reference: torch.Tensor) -> list[float]:
     if value.numel() == 0:
-        return []
+        return torch.zeros((), dtype=torch.float64, device=value.device)
+    return _row_errors(value, reference).amax()
+
+
+def _norm_errors(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    value, reference = value.flatten(1).double(), reference.flatten(1).double()
+    return (value - reference).norm(dim=1) / reference.norm(dim=1)
+
+
+def _row_errors(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     value, reference = value.flatten(1).double(), reference.flatten(1).double()
     worst = (value - reference).abs().amax(1)
-    scale = reference.abs().amax(1)
-    return (worst / scale.clamp_min(torch.finfo(scale.dtype).tiny)).tolist()
+    return worst / reference.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)

@@ -15,7 +15,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from depthsys.files import PROGRESS, Resumable
-from depthsys.lm.hf.checkpoint import checked_fingerprint
+from depthsys.lm.hf.fingerprint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
 from depthsys.lm.of_run import of_run

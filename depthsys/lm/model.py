@@ -24,12 +24,12 @@ from depthsys.lm.hf.checkpoint import (
     check_padding,
     checked_device,
     checked_dtype,
-    checked_fingerprint,
     fitting,
     input_device,
     load_checkpoint,
     refuse_config,
 )
+from depthsys.lm.hf.fingerprint import checked_fingerprint
 from depthsys.lm.hf.messages import TokensWarning
 from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256

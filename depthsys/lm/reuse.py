@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys import ltv
+from depthsys.fingerprints import why_another
 from depthsys.lm.accuracy import gain_curve
 from depthsys.lm.directions import directions
 from depthsys.lm.gains import linear_gains
@@ -55,6 +56,7 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
             raise ValueError(
                 f"`linear_operating` must have the {key} of `system`; got {known[1]!r} for "
                 f"{known[0]!r}. Compute both with the same model and readout."
+                f"{why_another(*known) if key == 'model_fingerprint' else ''}"
             )
     if linear_operating.attrs.get("prompts_sha256") != system.attrs.get("prompts_sha256"):
         raise ValueError(
@@ -147,9 +149,11 @@ def _terminal(readout: str) -> str:
 
 def _check_fits(system: xr.Dataset, model: Any, concept: xr.Dataset) -> None:
     _check_shared(system)
-    if system.attrs.get("model_fingerprint", model.fingerprint) != model.fingerprint:
+    mark = system.attrs.get("model_fingerprint", model.fingerprint)
+    if mark != model.fingerprint:
         raise ValueError(
             "`system` must come from `model`; got another fingerprint. Identify again."
+            f"{why_another(mark, model.fingerprint)}"
         )
     if system.attrs.get("readout") not in ("concept", "profile"):
         raise ValueError(

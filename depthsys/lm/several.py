@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys._version import __version__
+from depthsys.fingerprints import why_another
 from depthsys.lm.directions import as_concept
 
 
@@ -97,6 +98,7 @@ def _check_concepts(concepts: Mapping[str, xr.Dataset]) -> None:
         raise ValueError(
             f"`concepts` must be of one model; got the fingerprints {models}. Compute them with "
             "one model; a direction of your own needs attrs['model_fingerprint'] beside others."
+            f"{why_another(*models.values())}"
         )
 
 

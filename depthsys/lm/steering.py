@@ -10,9 +10,11 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys.fingerprints import why_another
 from depthsys.lm.directions import as_concept, defined, directions, in_inputs_of
-from depthsys.lm.hf.checkpoint import checked_fingerprint, input_device, refuse_config
+from depthsys.lm.hf.checkpoint import input_device, refuse_config
 from depthsys.lm.hf.columns import Decode
+from depthsys.lm.hf.fingerprint import checked_fingerprint
 from depthsys.lm.hf.steering_hooks import Law, Push, steered
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.kinds import short
@@ -192,6 +194,7 @@ def _check_origin(model: Any, attrs: dict) -> None:
             f"`plan` must be made for the weights that it steers; it is of the model "
             f"{attrs.get('model', 'unknown')!r} with another fingerprint. Make it with this model; "
             "if you know that it fits, `del plan.attrs['model_fingerprint']` (and the concept's)."
+            f"{why_another(made_for, is_now)}"
         )
 
 

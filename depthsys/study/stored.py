@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depthsys.fingerprints import why_another
 from depthsys.prompting import Prompting
 from depthsys.study.cell import Cell
 from depthsys.study.settings import IDENTIFICATION, LAYOUT, Settings, typed
@@ -140,4 +141,5 @@ def _check(system: "xr.Dataset", found: dict[str, str], what: str, path: Path) -
             raise ValueError(
                 f"`{path}` was identified with other {what}: its {name} differs from what is "
                 "there now. Identify again."
+                f"{why_another(system.attrs[name], value) if name == 'model_fingerprint' else ''}"
             )

@@ -82,9 +82,8 @@ class Blocks:
             for routers, block in zip(self._routers, self._list, strict=True)
         ]
         width = hf.config.get_text_config(decoder=True).hidden_size
-        self.margins_are_known = all(
-            _rule_is_known(router, width) for routers in self._routers for router in routers
-        )
+        routers = [router for routers in self._routers for router in routers]
+        self.margins_are_known = _rules_are_known(routers, width)
         self.takes_positions = "position_ids" in _parameters(hf.base_model)
         if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
@@ -97,7 +96,6 @@ class Blocks:
         self.arrangements: dict[int, str] = {}  # how the parts of a layer meet, where it was asked
         self._hooks = [self._hook_count(layer) for layer in range(len(self))]
         self._own_hooks = 0
-        self._check_own_forward()
         self._tuple_length = self._probe_output()
         self.copies_are = self._probe_attention()
 
@@ -311,8 +309,11 @@ class Blocks:
         return calls, states[0]
 
     @torch.no_grad()
-    def _check_own_forward(self) -> None:
-        """What the model cannot do by itself is not the replay's fault."""
+    def _probe_output(self) -> int:
+        """0 if blocks return a tensor, else the length of the tuple they return.
+
+        What the model cannot do by itself is not the replay's fault, and is refused here.
+        """
         used = {config._attn_implementation for config in self._configs}
         if any(name and "flex" in name for name in used):
             raise ValueError(
@@ -320,22 +321,17 @@ class Blocks:
                 "flex_attention, which is compiled for each shape. Load it with "
                 "attn_implementation='sdpa'."
             )
+        seen: list[Any] = []
+        handle = self._list[0].register_forward_hook(lambda *a: seen.append(a[2]))
+        ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
         try:
             with own_work():
-                self.hf(torch.zeros(1, 3, dtype=torch.long, device=self.device))
+                self.hf(ids, use_cache=False)
         except Exception as error:  # anything a model's code may raise
             raise ValueError(
                 f"`model` must run by itself; {type(self.hf).__name__} in {self.hf.dtype} does "
                 f"not: {type(error).__name__}: {first_line(error)} Try float32."
             ) from error
-
-    def _probe_output(self) -> int:
-        """0 if blocks return a tensor, else the length of the tuple they return."""
-        seen: list[Any] = []
-        handle = self._list[0].register_forward_hook(lambda *a: seen.append(a[2]))
-        try:
-            with torch.no_grad(), own_work():
-                self.hf.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device))
         finally:
             handle.remove()
         return len(seen[0]) if isinstance(seen[0], tuple) else 0
@@ -512,17 +508,24 @@ def _router_margin(router, output, n_prompts: int) -> torch.Tensor:
     return torch.minimum(margin, least - left_out)
 
 
-def _rule_is_known(router, width: int) -> bool:
-    """Whether a router chooses as `_router_margin` thinks, for many random states."""
-    weight = next(router.parameters())
+@torch.no_grad()
+def _rules_are_known(routers: list[Any], width: int) -> bool:
+    """Whether routers choose as `_router_margin` thinks, for many random states."""
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(256, width, generator=generator).to(weight)
-    try:
-        with torch.no_grad():
-            margin = _router_margin(router, router(states), len(states))
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return False  # called in another way, with more than the states
-    return bool((margin >= 0).all())
+    drawn, least = torch.randn(256, width, generator=generator), []
+    placed: dict[tuple, torch.Tensor] = {}
+    for router in routers:
+        weight = next(router.parameters())
+        if (where := (weight.device, weight.dtype)) not in placed:
+            placed[where] = drawn.to(weight)
+        try:
+            margin = _router_margin(router, router(placed[where]), len(drawn))
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return False  # called in another way, with more than the states
+        least.append(margin.min())  # NaN if one is
+    if not least:
+        return True
+    return bool((torch.stack([m.to(least[0].device) for m in least]) >= 0).all())
 
 
 def _parameters(module) -> set[str]:

@@ -5,9 +5,7 @@ And how it is loaded. Where it is, says `depthsys.lm.hf.source`.
 
 import copy
 import functools
-import hashlib
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -286,54 +284,6 @@ def begin_backward(device: torch.device) -> None:
         return
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         (2 * torch.ones(1, device=device, requires_grad=True)).sum().backward()
-
-
-def checked_fingerprint(hf: Any) -> str:
-    """SHA-256 over configuration and weights; refuses weights that are not finite.
-
-    The same for float32 and float64 copies of one checkpoint.
-    """
-    config = {k: v for k, v in hf.config.to_dict().items() if k not in _VOLATILE}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in _weights(hf):
-        plain = tensor.float() if tensor.itemsize == 1 else tensor  # float8 knows no isfinite
-        if plain.is_floating_point() and not bool(torch.isfinite(plain).all()):
-            raise ValueError(
-                f"`model` must have finite weights; {name!r} holds NaN or infinity. "
-                "The file is damaged or the training diverged."
-            )
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _weights(hf: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and plain tensors of all weights: those of quantised ones, and offloaded ones too."""
-    weights = hf.state_dict()
-    if any(isinstance(t, torch.Tensor) and t.is_meta for t in weights.values()):
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        weights = get_state_dict_offloaded_model(hf)
-    for name, value in sorted(weights.items()):
-        yield from _plain_tensors(name, value)
-
-
-def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if hasattr(value, "__tensor_flatten__"):
-        for inner in value.__tensor_flatten__()[0]:
-            yield from _plain_tensors(f"{name}.{inner}", getattr(value, inner))
-    elif isinstance(value, torch.Tensor):
-        yield name, value
-
-
-_VOLATILE = (
-    "_name_or_path",
-    "_model_name_or_path",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "architectures",
-)
 
 
 @dataclass(frozen=True)
