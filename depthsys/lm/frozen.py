@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from depthsys.lm.at_once import product_rows, replay_rows
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
@@ -72,8 +73,17 @@ class FrozenBlock:
         return self._linearised(kind.part)
 
     def _linearised(self, part: str) -> Linearised:
+        # where the context is repeated for every row, more rows would need much memory
+        rows = self._product_rows if self._blocks.copies_are == "tokens" else None
         with self._only(part):
-            return Linearised(self, self.x)
+            return Linearised(self, self.x, rows)
+
+    def _product_rows(self) -> int | None:
+        return product_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer])
+
+    def replay_rows(self, on_a_cpu: int) -> int:
+        """Rows (prompts x copies) that go through at once without derivatives; see `at_once`."""
+        return replay_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer], on_a_cpu)
 
     @cached_property
     def arrangement(self) -> str:

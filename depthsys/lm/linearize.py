@@ -16,7 +16,7 @@ from depthsys.lm.kinds import short
 
 # Rows (prompts x directions) that go through a block at once on the CPU: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
-# On an accelerator they are the least, and its free memory allows more; see `at_once`.
+# An accelerator takes what its free memory allows where there are more; see `at_once`.
 ROWS = 1024
 # The same for full Jacobians, whose result needs memory too: half costs no time.
 JACOBIAN_ROWS = 512
@@ -78,8 +78,8 @@ class Linearised:
     x
         (prompt, feature).
     rows
-        Tells how many rows (prompts x directions) may go through at once beyond `ROWS`; asked
-        where there are more. None for no more.
+        Tells how many rows (prompts x directions) go through at once, asked where there are many;
+        None, or what it gives, says that the numbers of the CPU hold.
 
     Notes
     -----
@@ -88,7 +88,7 @@ class Linearised:
     every operation passes two more layers of python. One direction per prompt goes without vmap.
     """
 
-    def __init__(self, f: BlockMap, x: torch.Tensor, rows: Callable[[], int] | None = None):
+    def __init__(self, f: BlockMap, x: torch.Tensor, rows: Callable[[], int | None] | None = None):
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
@@ -119,9 +119,10 @@ class Linearised:
             u = torch.zeros_like(self._y).requires_grad_()
             return torch.autograd.grad(self._y, self._x, u, create_graph=True)[0], u
 
-    def rows_at_once(self, least: int) -> int:
-        """How many rows (prompts x directions) go through at once: ``least``, or more."""
-        return least if self._rows is None else max(least, self._rows())
+    def rows_at_once(self, on_a_cpu: int) -> int:
+        """How many rows (prompts x directions) go through at once."""
+        told = None if self._rows is None else self._rows()
+        return on_a_cpu if told is None else told
 
     def _products(self, output, source, directions: torch.Tensor) -> torch.Tensor:
         n_prompts, _, n_features = self._x.shape
@@ -179,7 +180,7 @@ def jacobian(linear: Linearised, chunk: int | None = None) -> torch.Tensor:
     """Full Jacobian of a block for every prompt: (prompt, state_next, state).
 
     ``chunk`` rows of each Jacobian are computed at a time (None: as many as make
-    `JACOBIAN_ROWS` rows over all prompts, or more on an accelerator); fewer need less memory.
+    `JACOBIAN_ROWS` rows over all prompts, or fill an accelerator); fewer need less memory.
     """
     x = linear.x
     n_prompts, n_features = x.shape
