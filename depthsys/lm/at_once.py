@@ -18,6 +18,8 @@ SHARE = 0.25
 # More rows than this gain nothing: the operations of a block then take milliseconds each.
 MOST = 2**16
 MOST_PROMPTS = 4096
+# Bytes of whole Jacobians that are kept together, with those they are made of.
+WHOLE = 6 * 2**30
 # Operations that a batch costs per layer from prefill to identification, and seconds of each
 # before it begins; both counted or measured on models of these families, see docs/performance.md.
 OPERATIONS, SECONDS = 400, 5e-6
@@ -117,14 +119,15 @@ def product_rows(sizes: Sizes, states: torch.Tensor, n_context: int) -> int | No
     return _rows(free, sizes, states, n_context, (_KEPT_STATES, _KEPT_WIDE))
 
 
-def whole_jacobians(states: torch.Tensor, most: int = 32) -> int:
-    """Prompts whose Jacobians lie beside each other on the device: ``most``, or fewer."""
+def whole_jacobians(states: torch.Tensor, n_prompts: int) -> int:
+    """Prompts out of so many whose Jacobians lie beside each other on the device."""
     free = _share(states.device)
     if free is None:
-        return most
+        return n_prompts
     # the matrix, the rows that are stacked into it, and its copy in the dtype of the result
     one = 3 * states.shape[-1] ** 2 * max(4, states.itemsize)
-    return _between(free / one, most)
+    # what they take of the host counts, too
+    return _between(min(free, WHOLE) / one, max(1, n_prompts))
 
 
 def _share(device: torch.device) -> float | None:

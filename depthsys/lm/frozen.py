@@ -126,6 +126,36 @@ class FrozenBlock:
         at = self.prompts == prompt
         return self._rows(at, self._calls.only(torch.as_tensor(at)))
 
+    @property
+    def calls(self) -> Calls:
+        """How the block is called on these prompts."""
+        return self._calls
+
+    def between(self, start: int, stop: int, calls: Calls | None = None) -> "FrozenBlock":
+        """This block for its prompts number ``start`` to ``stop`` - 1.
+
+        ``calls`` are those of the same prompts at another layer, where they are known.
+        """
+        part = slice(start, stop)
+        if calls is None:
+            calls = self._calls.only(torch.arange(len(self.prompts))[part])
+        margin = None if self.router_margin is None else self.router_margin[part]
+
+        def context() -> FrozenCache:
+            whole = self.context
+            return FrozenCache(whole.key[part], whole.value[part])
+
+        return FrozenBlock(
+            self.layer,
+            self.prompts[part],
+            self.x[part],
+            self.x_next[part],
+            margin,
+            self._blocks,
+            calls,
+            context,
+        )
+
     def _rows(self, at: np.ndarray, calls: Calls) -> "FrozenBlock":
         rows = torch.as_tensor(at, device=self.x.device)
         margin = None if self.router_margin is None else self.router_margin[rows]

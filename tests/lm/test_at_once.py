@@ -61,7 +61,7 @@ def test_the_numbers_of_the_cpu_are_fixed(shape, tokens, prompts):
     sizes, x = Sizes(CPU, *of_block), states(width, CPU)
     assert at_once.replay_rows(sizes, x, 20, 4096) == 4096
     assert at_once.product_rows(sizes, x, 20) is None
-    assert at_once.whole_jacobians(x) == 32
+    assert at_once.whole_jacobians(x, 50) == 50
 
 
 def test_narrow_models_run_more_prompts_together_on_the_cpu():
@@ -116,7 +116,7 @@ def test_what_goes_through_at_once_fits(free, shape, size):
     assert products is not None
     assert 4 * replayed * (10 * width + 4 * widest) < size / 3
     assert 4 * products * (20 * width + 10 * widest) < size / 3
-    matrices = at_once.whole_jacobians(x)
+    matrices = at_once.whole_jacobians(x, 4096)
     assert matrices == 1 or 4 * 2 * matrices * width**2 < size / 2
     assert max(replayed, products) <= MOST
 
@@ -184,7 +184,7 @@ def test_a_device_that_does_not_say_gets_the_numbers_of_the_cpu(monkeypatch):
     assert at_once.sequences(sizes, 576, torch.float32).max_prompts == 32
     assert at_once.replay_rows(sizes, states(576, CARD), 9, 4096) == 4096
     assert at_once.product_rows(sizes, states(576, CARD), 9) is None
-    assert at_once.whole_jacobians(states(576, CARD)) == 32
+    assert at_once.whole_jacobians(states(576, CARD), 50) == 50
 
 
 # ------------------------------------------------------------------------- in real work
