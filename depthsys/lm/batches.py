@@ -1,6 +1,6 @@
 """Which prompts run together: batches of one length, or of nearly one length with padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,15 +14,18 @@ BATCH_COST = 64
 def length_batches(
     lengths: Sequence[int],
     *,
-    max_tokens: int = 1024,
+    max_tokens: int | Callable[[int], int] = 1024,
     max_prompts: int = 32,
     padded: bool = False,
+    most_padding: float = PADDING,
+    batch_cost: int = BATCH_COST,
 ) -> list[np.ndarray]:
     """Row numbers grouped into the batches that cost least.
 
-    A batch costs the tokens it holds, padding included, and `BATCH_COST` more. It has at most
-    ``max_prompts`` rows and ``max_tokens`` tokens (one row at least), and padding in at most
-    `PADDING` of its tokens; none at all without ``padded``. So batches of exactly one length are
+    A batch costs the tokens it holds, padding included, and ``batch_cost`` more. It has at most
+    ``max_prompts`` rows and ``max_tokens`` tokens (one row at least; a function tells it from the
+    longest row of a batch), and padding in at most ``most_padding`` of its tokens; none at all
+    without ``padded``. So batches of exactly one length are
     made wherever there are enough prompts of that length to fill them, and padded ones elsewhere.
 
     Rows of rising length are cut where the sum of the costs is least, by dynamic programming.
@@ -31,17 +34,19 @@ def length_batches(
     order = np.argsort(array, kind="stable")
     sizes = array[order]
     total = np.concatenate([[0], np.cumsum(sizes)])
-    most = PADDING if padded else 0.0
+    most = most_padding if padded else 0.0
+    limits = {n: max_tokens(n) if callable(max_tokens) else max_tokens for n in set(sizes.tolist())}
     best = np.full(len(sizes) + 1, np.inf)
     best[0] = 0.0
     start_of = np.zeros(len(sizes) + 1, dtype=int)
     for stop in range(1, len(sizes) + 1):
         longest = sizes[stop - 1]
+        limit = limits[int(longest)]
         counts = np.arange(1, min(max_prompts, stop) + 1)
         tokens = counts * longest
         padding = tokens - (total[stop] - total[stop - counts])
-        fits = ((tokens <= max_tokens) & (padding <= most * tokens)) | (counts == 1)
-        costs = np.where(fits, best[stop - counts] + tokens + BATCH_COST, np.inf)
+        fits = ((tokens <= limit) & (padding <= most * tokens)) | (counts == 1)
+        costs = np.where(fits, best[stop - counts] + tokens + batch_cost, np.inf)
         # of equal costs the largest batch
         chosen = len(costs) - 1 - int(costs[::-1].argmin())
         best[stop], start_of[stop] = costs[chosen], stop - counts[chosen]

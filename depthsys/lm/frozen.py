@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from depthsys.lm.at_once import product_rows, replay_rows
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
@@ -72,8 +73,17 @@ class FrozenBlock:
         return self._linearised(kind.part)
 
     def _linearised(self, part: str) -> Linearised:
+        # where the context is repeated for every row, more rows would need much memory
+        rows = self._product_rows if self._blocks.copies_are == "tokens" else None
         with self._only(part):
-            return Linearised(self, self.x)
+            return Linearised(self, self.x, rows)
+
+    def _product_rows(self) -> int | None:
+        return product_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer])
+
+    def replay_rows(self, on_a_cpu: int) -> int:
+        """Rows (prompts x copies) that go through at once without derivatives; see `at_once`."""
+        return replay_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer], on_a_cpu)
 
     @cached_property
     def arrangement(self) -> str:
@@ -116,6 +126,36 @@ class FrozenBlock:
         at = np.flatnonzero(self.prompts == prompt)
         rows = torch.as_tensor(at, device=self.x.device)
         return self._rows(at, rows, self._calls.only(rows))
+
+    @property
+    def calls(self) -> Calls:
+        """How the block is called on these prompts."""
+        return self._calls
+
+    def between(self, start: int, stop: int, calls: Calls | None = None) -> "FrozenBlock":
+        """This block for its prompts number ``start`` to ``stop`` - 1.
+
+        ``calls`` are those of the same prompts at another layer, where they are known.
+        """
+        part = slice(start, stop)
+        if calls is None:
+            calls = self._calls.only(torch.arange(len(self.prompts))[part])
+        margin = None if self.router_margin is None else self.router_margin[part]
+
+        def context() -> FrozenCache:
+            whole = self.context
+            return FrozenCache(whole.key[part], whole.value[part])
+
+        return FrozenBlock(
+            self.layer,
+            self.prompts[part],
+            self.x[part],
+            self.x_next[part],
+            margin,
+            self._blocks,
+            calls,
+            context,
+        )
 
     def _rows(self, at: np.ndarray, rows: torch.Tensor, calls: Calls) -> "FrozenBlock":
         """The prompts at some places, which ``rows`` holds on the device."""

@@ -1,9 +1,10 @@
 """Full Jacobians of every block: in memory, or on disk with progress and resume."""
 
+import functools
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from depthsys.files import PROGRESS, Resumable
+from depthsys.lm.at_once import whole_jacobians
+from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.hf.fingerprint import checked_fingerprint
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
@@ -92,7 +95,8 @@ def jacobians(
 
     Memory, beside the model and the result: for the mean a few H x H matrices (a few 1024 x H
     where H is smaller) at any number of prompts; with ``per_prompt`` the Jacobians of one batch
-    (at most 32 prompts of one length) at one layer.
+    at one layer (at most 32 prompts; of fewer or more on an accelerator, by its memory). There
+    the host writes a layer while the next one is computed.
 
     The store has Zarr format 3, one chunk per matrix, with a checksum and not compressed (that
     would save a tenth). A damaged chunk is an error when it is read, a missing one NaN.
@@ -224,16 +228,50 @@ def _layers(run: Run, kind: Linearisation, arrays: Mapping[str, Any], done: int)
     """Fill the arrays, numpy or Zarr, from layer ``done`` on; yields a layer once it is written."""
     if done == run.n_layers:
         return
-    write = _write_mean if arrays["A"].ndim == 3 else _write_each
+    of_layer = _mean if arrays["A"].ndim == 3 else _each
+    # an accelerator goes on with the next work while the host writes what it found
+    behind = run.model.device.type != "cpu"
+    begun: list[Callable[[], None] | int] = []
+    for step in _steps(run, kind, of_layer, arrays, done):
+        if not isinstance(step, int) and begun:
+            yield from _finished(begun)
+        begun.append(step)
+        if not behind:
+            yield from _finished(begun)
+    yield from _finished(begun)
+
+
+def _steps(
+    run: Run, kind: Linearisation, of_layer: Any, arrays: Mapping[str, Any], done: int
+) -> Iterator[Callable[[], None] | int]:
+    """What writes the work that has begun; and after all of a layer its number."""
+    calls: dict[tuple[int, int], Calls] = {}
     with run.sweep() as sweep:
         for blocks in sweep.forward("Jacobians"):
-            if blocks.layer < done:
-                continue  # the sweep itself passes the prompts through this block
-            write(run, kind, blocks, arrays)
-            yield blocks.layer
+            if blocks.layer >= done:  # else the sweep itself passes the prompts through this block
+                yield from of_layer(run, kind, blocks, arrays, calls)
+                yield blocks.layer
 
 
-def _write_mean(run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any]) -> None:
+def _finished(begun: list[Callable[[], None] | int]) -> Iterator[int]:
+    """Write what was begun; yields the layers of which all is written."""
+    for step in begun:
+        if isinstance(step, int):
+            yield step
+        else:
+            step()
+    begun.clear()
+
+
+def _leaving(*tensors: torch.Tensor) -> Callable[[], list[np.ndarray]]:
+    """Begin to copy tensors to the host; gives what waits for them."""
+    return lambda: [tensor.cpu().numpy() for tensor in tensors]
+
+
+def _mean(
+    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], _: dict
+) -> Iterator[Callable[[], None]]:
+    """Begin with the mean of a layer; yields what writes it."""
     model, layer, count = run.model, blocks.layer, len(run)
     width = model.n_features
     identity = torch.eye(width, dtype=model.dtype, device=model.device)
@@ -242,32 +280,56 @@ def _write_mean(run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[st
     for block in blocks:
         linear = block.linearised(kind)
         # never the Jacobians of all prompts of the batch: some of their rows at a time
-        n_rows = max(1, ROWS // len(block.prompts))
+        n_rows = max(1, linear.rows_at_once(ROWS) // len(block.prompts))
         for start in range(0, width, n_rows):
             part = slice(start, start + n_rows)
             total[part] += linear.vjp(identity[part]).sum(0, dtype=torch.float64)
         x += torch.stack([block.x, block.x_next]).sum(1, dtype=torch.float64)
-    A = (total / count).to(_result_dtype(model)).cpu().numpy()
-    _check_finite(A, f"at layer {layer}")
-    arrays["A"][layer] = A
-    states = (x / count).cpu().numpy()
-    arrays["x_ref"][layer] = states[0]
-    if layer == model.n_layers - 1:
-        arrays["x_ref"][layer + 1] = states[1]
+    found = _leaving((total / count).to(_result_dtype(model)), x / count)
+
+    def write() -> None:
+        A, states = found()
+        _check_finite(A, f"at layer {layer}")
+        arrays["A"][layer] = A
+        arrays["x_ref"][layer] = states[0]
+        if layer == model.n_layers - 1:
+            arrays["x_ref"][layer + 1] = states[1]
+
+    yield write
 
 
-def _write_each(run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any]) -> None:
+def _each(
+    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], calls: dict
+) -> Iterator[Callable[[], None]]:
+    """Begin with the Jacobians of some prompts of a layer; yields what writes them."""
     model, layer, count = run.model, blocks.layer, len(run)
     states = np.empty((2, count, model.n_features))
-    for block in blocks:
-        matrices = block.jacobian(part=kind).to(_result_dtype(model)).cpu().numpy()
-        for prompt, A in zip(block.prompts, matrices, strict=True):
+    written = 0
+
+    def write(found: Callable[[], list[np.ndarray]], prompts: np.ndarray) -> None:
+        nonlocal written
+        matrices, states[:, prompts] = found()
+        for prompt, A in zip(prompts, matrices, strict=True):
             _check_finite(A, f"at layer {layer}, prompt {prompt}")
             arrays["A"][int(prompt), layer] = A
-        states[:, block.prompts] = torch.stack([block.x, block.x_next]).double().cpu().numpy()
-    arrays["x_ref"][:, layer] = states[0]
-    if layer == model.n_layers - 1:
-        arrays["x_ref"][:, layer + 1] = states[1]
+        written += len(prompts)
+        if written == count:
+            arrays["x_ref"][:, layer] = states[0]
+            if layer == model.n_layers - 1:
+                arrays["x_ref"][:, layer + 1] = states[1]
+
+    for number, block in enumerate(blocks):
+        most = whole_jacobians(block.x, len(block.prompts))
+        for start in range(0, len(block.prompts), most):
+            part = block
+            if most < len(block.prompts):
+                part = block.between(start, start + most, calls.get((number, start)))
+                calls[number, start] = part.calls
+            found = _leaving(
+                part.jacobian(part=kind).to(_result_dtype(model)),
+                torch.stack([part.x, part.x_next]).double(),
+            )
+            yield functools.partial(write, found, part.prompts)
 
 
 def _check_finite(A: np.ndarray, where: str) -> None:

@@ -401,7 +401,7 @@ def readouts(
     ``ends`` (copy, input) are pushes behind the last block. Not finite where a push is so large
     that a state overflows.
     """
-    size = max(1, ROWS // batch.x.shape[1])
+    size = max(1, batch.blocks[0].replay_rows(ROWS) // batch.x.shape[1])
     if pushes.shape[-3] > size:
         # copies that join late together: their part begins there
         pushed = (pushes != 0).any(-1)

@@ -1,8 +1,10 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, of the machine and of an accelerator."""
 
 import contextlib
 import os
 from pathlib import Path
+
+import torch
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -32,6 +34,16 @@ def available_memory(root: Path = Path("/")) -> int | None:
             groups = [g for g in (group, *group.parents) if g.is_relative_to(top)]
             found += [left for g in groups if (left := _left_in(g, *files)) is not None]
     return min(found, default=None)
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that are free on an accelerator; None where it does not say."""
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    # what torch has reserved and not handed out is free for torch
+    idle = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + idle
 
 
 # where a control group writes its limit and its use, and the name of what it would give back

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
+from depthsys.lm.at_once import sequences
 from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, States
 from depthsys.lm.finite import FiniteStates
@@ -113,12 +114,9 @@ class Run:
         self.model, self.texts = model, texts
         tokens = model.tokens(texts)
         self._rows, self.n_cut, self.token_note = tokens.rows, tokens.n_cut, tokens.note
+        at_once = sequences(model.blocks.sizes, model.n_features, model.dtype)
         self.numbers = length_batches(
-            [len(row) for row in self._rows],
-            # more prompts together in narrow models
-            max_tokens=max(1024, 2**19 // model.n_features),
-            max_prompts=max(32, 2**14 // model.n_features),
-            padded=model.left_padding,
+            [len(row) for row in self._rows], padded=model.left_padding, **vars(at_once)
         )
         self.place = "again"
         self.nbytes = 0

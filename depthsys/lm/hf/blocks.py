@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from depthsys.lm.at_once import Sizes
 from depthsys.lm.hf.attention import (
     LAST_TOKEN_ATTENTION,
     AlteredKeysError,
@@ -117,6 +118,13 @@ class Blocks:
         """The most features that a weight of a block takes or gives."""
         weights = (p for block in self._list for p in block.parameters() if p.dim() > 1)
         return max(max(p.shape[-2:]) for p in weights)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What tells how many rows may go through at once."""
+        n_heads = self.hf.config.get_text_config(decoder=True).num_attention_heads
+        n_weights = max(sum(p.numel() for p in block.parameters()) for block in self._list)
+        return Sizes(self.device, self.widest, n_heads, n_weights)
 
     # ------------------------------------------------------------------ calling a block
 
