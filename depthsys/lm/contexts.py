@@ -10,7 +10,7 @@ import torch
 
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.kinds import short
-from depthsys.lm.memory import available_memory
+from depthsys.lm.memory import available_memory, free_on
 from depthsys.lm.stores import Spool, store
 
 # What a run may take of each place where no budget says more or less.
@@ -67,7 +67,7 @@ class Budget:
 
     def place(self, size: int, device: torch.device) -> str:
         """The first place that may take so many bytes."""
-        if device.type != "cpu" and size <= self._allowed(self.device, _free_on(device)):
+        if device.type != "cpu" and size <= self._allowed(self.device, free_on(device)):
             return "device"
         if size <= self._allowed(self.host, available_memory()):
             return "host"
@@ -79,7 +79,7 @@ class Budget:
         """Whether a linearised layer of so many bytes may be held."""
         if self.linearised is not None:
             return size <= self.linearised
-        free = available_memory() if device.type == "cpu" else _free_on(device)
+        free = available_memory() if device.type == "cpu" else free_on(device)
         return size <= min(LINEARISED, self._allowed(None, free))
 
     @property
@@ -94,17 +94,6 @@ class Budget:
     @staticmethod
     def _allowed(given: int | None, free: int | None) -> float:
         return SHARE * (free or 0) if given is None else given
-
-
-def _free_on(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 0
-    module = torch.get_device_module(device)
-    if not hasattr(module, "mem_get_info"):
-        return 0  # nobody says
-    # what torch has reserved and not handed out is free for torch
-    idle = module.memory_reserved(device) - module.memory_allocated(device)
-    return module.mem_get_info(device)[0] + idle
 
 
 class Contexts:
