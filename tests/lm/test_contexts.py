@@ -127,7 +127,7 @@ def test_a_window_needs_no_more_than_it_is_given():
 
 def test_device_comes_before_host(monkeypatch):
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(contexts, "_free_on", lambda device: 400 if device.type == "cuda" else 0)
+    monkeypatch.setattr(contexts, "free_on", lambda device: 400 if device.type == "cuda" else 0)
     monkeypatch.setattr(contexts, "available_memory", lambda: 4000)
     assert lm.Budget().place(100, cuda) == "device"  # a quarter of what is free
     assert lm.Budget().place(101, cuda) == "host"

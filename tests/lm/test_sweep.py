@@ -101,7 +101,7 @@ def test_what_may_be_held_where_nothing_is_said(monkeypatch):
     """1 GiB, or a quarter of what is free on the device of the model."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     free = {"cpu": 2**40, "cuda": 400}
-    monkeypatch.setattr(contexts, "_free_on", lambda device: free[device.type])
+    monkeypatch.setattr(contexts, "free_on", lambda device: free[device.type])
     monkeypatch.setattr(contexts, "available_memory", lambda: free["cpu"])
     for budget in (lm.Budget(), lm.Budget(0, 0, 0)):
         assert budget.holds(2**30, cpu)
