@@ -21,14 +21,14 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.of_run import of_run
-from depthsys.lm.orthonormal import Columns, OnDevice, OnHost, found_with
+from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
 from depthsys.ltv.basis import packing
 from depthsys.ltv.matrix_free import stacked, transposed
 
 # arrays of numpy with the one, tensors of torch with the other
-Kit = OnHost | OnDevice
+Kit = Any  # OnHost or OnDevice
 Product = Callable[[Any, Any], Any]
 
 

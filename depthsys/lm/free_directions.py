@@ -1,6 +1,7 @@
 """The directions in which a push moves the readout most, and how far a concept is from them."""
 
 import numpy as np
+import torch
 import xarray as xr
 
 from depthsys.lm.directions import defined, direction_note, directions
@@ -8,7 +9,6 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.measure import state_norms
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
-from depthsys.lm.precision import wide
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
@@ -54,14 +54,15 @@ def free_directions(
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     n_layers, n_outputs = model.n_layers, reader.n_outputs
-    mean = np.zeros((n_layers + 1, n_outputs, model.n_features))
+    shape = (n_layers + 1, n_outputs, model.n_features)
+    total = torch.zeros(shape, dtype=torch.float64, device=model.device)
     for batch in run.stream("free directions"):
         carried = reader.rows_at(model, batch.x[-1])[-1]
-        mean[-1] += wide(carried).double().sum(dim=0).cpu().numpy()
+        total[-1].add_(carried.sum(0, dtype=torch.float64))
         for block in reversed(batch.blocks):
             carried = block.vjp(carried)
-            mean[block.layer] += wide(carried).double().sum(dim=0).cpu().numpy()
-    mean /= len(run)
+            total[block.layer].add_(carried.sum(0, dtype=torch.float64))
+    mean = (total / len(run)).cpu().numpy()
     norm = state_norms(run).mean(axis=0)
     length = np.linalg.norm(mean, axis=-1)
     with np.errstate(invalid="ignore"):

@@ -88,15 +88,16 @@ class Lane:
 
     def back(self, host: torch.Tensor) -> Copy:
         """A copy on the device; what left by this lane need not have arrived."""
-        if self._module is None or self._stream is None:
+        module = self._module
+        if module is None or self._stream is None:
             return Copy(host.to(self.device))
-        with self._module.stream(self._stream):
+        with module.stream(self._stream):
             there = host.to(self.device, non_blocking=True)
-            event = self._module.Event()
+            event = module.Event()
             event.record(self._stream)
 
         def arrive() -> None:
-            current = self._module.current_stream(self.device)
+            current = module.current_stream(self.device)
             current.wait_event(event)
             there.record_stream(current)
 

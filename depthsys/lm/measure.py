@@ -347,15 +347,14 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     size = (step.size * (norm if step.relative else torch.ones_like(norm))).double()
     # (prompt, push): the length of each push
     lengths = size.repeat_interleave(v.shape[1], dim=1)
+    # of both signs: the nominal parts of the two copies cancel
+    scale = torch.cat([0.5 / lengths, -0.5 / lengths], dim=1)[..., None]
     shape = (n_layers + 1, batch.x.shape[1], len(one_each), n_features)
     found = torch.zeros(shape, dtype=torch.float64, device=batch.x.device)
     with torch.no_grad():
         for depth, copies, x in _replay(batch, v, pushes):
-            signs = torch.where(copies < len(one_each), 1.0, -1.0).to(x.device, torch.float64)
-            number = (copies % len(one_each)).to(x.device)
-            # both copies of a push have joined by now; their nominal parts cancel
-            half = (signs / (2 * lengths[:, number]))[..., None] * x.double()
-            found[depth].index_add_(1, number, half)
+            copies = copies.to(x.device)
+            found[depth].index_add_(1, copies % len(one_each), scale[:, copies] * x)
     # one copy to the host for all depths
     return found.permute(1, 0, 3, 2).cpu().numpy()
 

@@ -151,7 +151,8 @@ class OnDevice:
         start = self.nothing() if self._channels.free else self._v[depth]
         # no more than that can be new, and what is new comes first
         room = self._model.n_features - start.shape[-1]
-        return torch.cat([start, self._new(start, reached)[..., :room]], dim=-1)
+        new = self._new(start, reached, is_whole=True)[..., :room]
+        return torch.cat([start, new], dim=-1)
 
     def seen(self, depth: int, read: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         """orth[C_k', seen]."""
@@ -178,7 +179,9 @@ class OnDevice:
                 self._trouble.append((basis[..., -1] == 0).all(-1).any())
         return basis
 
-    def _new(self, Q: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def _new(
+        self, Q: torch.Tensor, columns: torch.Tensor, *, is_whole: bool = False
+    ) -> torch.Tensor:
         """Orthonormal columns for what is outside Q, dependent ones zero and last."""
         n_features, count = columns.shape[-2:]
         if count > n_features:
@@ -187,14 +190,14 @@ class OnDevice:
             return torch.cat([first, self._new(both, columns[..., n_features:])], dim=-1)
         if count == 0:
             return columns
-        new, trouble = new_columns(Q, columns, self._rtol)
+        new, trouble = new_columns(Q, columns, self._rtol, is_whole=is_whole)
         if trouble is not None:
             self._trouble.append(trouble)
         return new
 
 
 def new_columns(
-    Q: torch.Tensor, columns: torch.Tensor, rtol: float
+    Q: torch.Tensor, columns: torch.Tensor, rtol: float, *, is_whole: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Orthonormal columns for what is outside of Q, without a wait.
 
@@ -207,6 +210,8 @@ def new_columns(
     rtol
         A column is dependent on Q and the columns before it if what is outside of their span is
         below ``rtol`` of its length.
+    is_whole
+        Q has no zero columns, so that one QR of all columns does.
 
     Returns
     -------
@@ -215,7 +220,8 @@ def new_columns(
         dependent only together with others came before an independent one: then those behind it
         are not to be trusted.
     """
-    rest = _outside(Q, normalize(columns, dim=-2, eps=TINY))
+    unit = normalize(columns, dim=-2, eps=TINY)
+    rest = _outside(Q, unit)
     if columns.shape[-1] == 1:
         rest = _outside(Q, rest)
         size = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
@@ -223,14 +229,21 @@ def new_columns(
     # what Q holds already goes to the end, where what QR makes of it spoils nothing
     is_old = torch.linalg.vector_norm(rest, dim=-2) <= rtol
     order = torch.argsort(is_old.to(torch.int8), dim=-1, stable=True)
-    rest = rest.gather(-1, order[..., None, :].expand_as(rest))
-    first, once = torch.linalg.qr(rest)
-    second, twice = torch.linalg.qr(_outside(Q, first))
-    part = once.diagonal(dim1=-2, dim2=-1) * twice.diagonal(dim1=-2, dim2=-1)
+    order = order[..., None, :].expand_as(rest)
+    held, room = Q.shape[-1], Q.shape[-2] - columns.shape[-1]
+    if held == 0 or (is_whole and held <= room):
+        new, R = torch.linalg.qr(torch.cat([Q, unit.gather(-1, order)], dim=-1))
+        new, part = new[..., held:], R.diagonal(dim1=-2, dim2=-1)[..., held:]
+    else:
+        new, R = torch.linalg.qr(rest.gather(-1, order))
+        part = R.diagonal(dim1=-2, dim2=-1)
+        # what rounding has left of Q in it
+        new, R = torch.linalg.qr(_outside(Q, new))
+        part = part * R.diagonal(dim1=-2, dim2=-1)
     found = part.abs() > rtol
     trouble = (found[..., 1:] > found[..., :-1]).any()
     # along the columns, not against them
-    return second * torch.where(found, part.sign(), 0.0)[..., None, :], trouble
+    return new * torch.where(found, part.sign(), 0.0)[..., None, :], trouble
 
 
 def _outside(Q: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

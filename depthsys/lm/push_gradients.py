@@ -88,8 +88,9 @@ def _of_batch(
     with torch.no_grad():
         y = reader.values(model, x[:, None])[:, 0]
     carried = reader.rows_at(model, x)[-1]
-    gradient = torch.empty(*carried.shape[:2], *u.shape[1:], dtype=torch.float64)
+    shape = (*carried.shape[:2], *u.shape[1:])
+    gradient = torch.empty(shape, dtype=torch.float64, device=u.device)
     for layer in reversed(range(len(linear))):
         carried = linear.pop().vjp(carried)
-        gradient[:, :, layer] = (wide(carried) @ v[layer].mT).double().cpu()
-    return y.cpu().numpy(), gradient.numpy()
+        gradient[:, :, layer] = wide(carried) @ v[layer].mT
+    return y.cpu().numpy(), gradient.cpu().numpy()

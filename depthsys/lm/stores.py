@@ -190,7 +190,7 @@ class Spool:
         values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
         with self._lock:
             start = self._file.seek(0, 2) if start is None else self._file.seek(start)
-            self._file.write(values)
+            self._file.write(values)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return start, tensor.shape, tensor.dtype, tensor.device
 
     def read(self, start, shape, dtype, device) -> torch.Tensor:

@@ -12,7 +12,8 @@ import pytest
 import torch
 import xarray as xr
 
-from depthsys import lm
+from depthsys import lm, ltv
+from depthsys.lm.orthonormal import new_columns
 from tests import card
 from tests.conftest import TINY
 
@@ -190,3 +191,92 @@ def test_steered_texts(family, positions, device, concept):
             with lm.steering(model, concept, plan, positions=positions):
                 found.append(model.new_tokens(prompts, **options))
         assert found[0] == found[1]
+
+
+# ------------------------------------------------------- without waiting for the device
+
+
+METHODS = [lm.Balanced(3), lm.Arnoldi(3), lm.Pod(3), lm.Ensemble(3)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_methods(pair, tokens, concept, method):
+    """Their recursions run on the device there, and in numpy on the CPU."""
+
+    def found(model):
+        system = lm.identify(model, tokens, concept, method)
+        io = ltv.io_matrix(system)
+        return {"io": io} | {name: system[name] for name in ("gain_full", "y_ref", "state_norm")}
+
+    # POD has the directions of measured deviations, near the rounding of small ones
+    pair.check("measured" if method.name == "pod" else "derivatives", found)
+
+
+@pytest.mark.parametrize("place", ["device", "host", "file", "again"])
+def test_places_of_the_context(pair, tokens, concept, place):
+    """Copies through pinned memory, on a stream of their own, give what was put away."""
+    budget = {
+        "device": lm.Budget(),
+        "host": lm.Budget(device=0),
+        "file": lm.Budget(device=0, host=0),
+        "again": lm.Budget(device=0, host=0, file=0),
+    }[place]
+    run, whole = pair.gpu.run(tokens, budget=budget), pair.gpu.run(tokens)
+    assert (run.place, whole.place) == (place, "device")
+    V = directions(3, 2, 16)
+    for _ in range(2):
+        for layer in (0, 1, 2, 1):
+            ours, expected = (r.jvp(layer, V).double().cpu().numpy() for r in (run, whole))
+            np.testing.assert_allclose(ours, expected, atol=1e-6 * abs(expected).max())
+    ours, expected = (lm.exact_system(r, concept).gain_full for r in (run, whole))
+    limit = 1e-4 * float(abs(expected).max())
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_hidden_states_wait_beside_the_device(pair, tokens, concept, place):
+    """Where contexts are computed again, and the device has no room for the states either."""
+    budget = lm.Budget(device=0, host=None if place == "host" else 0)
+    run = pair.gpu.run(tokens, budget=budget, contexts=False)
+    assert run.place_of(1) == place
+    ours, expected = (lm.exact_system(r, concept) for r in (run, pair.gpu.run(tokens)))
+    limit = 1e-4 * float(abs(expected.gain_full).max())
+    np.testing.assert_allclose(ours.gain_full, expected.gain_full, rtol=0, atol=limit)
+
+
+def test_nothing_waits_between_layers(device, tokens, concept):
+    """torch refuses whatever makes the host wait, but for the copies before and after."""
+    if torch.device(DEVICE).type != "cuda":
+        pytest.skip("torch tells of CUDA only")
+    model = lm.DepthModel(TINY["gpt2"]().to(device))
+    run = model.run(tokens)
+    lm.exact_system(run, concept)
+    blocks = run.batches[0].blocks
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for block in blocks:
+            block.linearised().jvp(block.x[:, None])
+            block.linearised().vjp(block.x[:, None])
+            columns = block.x.double().mT[None, :, :1].expand(1, -1, 3).contiguous()
+            new_columns(columns[..., :0], columns, 1e-9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_states_that_are_not_finite_are_refused(device, monkeypatch):
+    model = lm.DepthModel(TINY["gpt2"]().to(device))
+    original = lm.Run.block_of
+
+    def block_of(self, layer, prompts, hidden, calls):
+        block, after = original(self, layer, prompts, hidden, calls)
+        if layer == 1:
+            for place in np.flatnonzero(prompts == 2):
+                block.x_next[place] = np.inf
+        return block, after
+
+    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    with pytest.raises(FloatingPointError, match="after layer 1, of the prompts number 2"):
+        model.run(IDS)
+    run = model.run(IDS, budget=lm.Budget(device=0, host=0, file=0))
+    with pytest.raises(FloatingPointError, match="after layer 1, of the prompts number 2"):
+        lm.jacobians(run)
