@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
-from depthsys.lm.precision import eps, wide
+from depthsys.lm.precision import Arithmetic, wide
 
 _OTHER = {"attention": "mlp", "mlp": "attention"}
 
@@ -53,6 +53,11 @@ class FrozenBlock:
         """The frozen keys and values, read from where they lie."""
         return self._context()
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What it computes in."""
+        return Arithmetic(self.x.dtype, self._blocks.products)
+
     def check_weights(self) -> None:
         """ValueError if the weights are no longer those that the context was made with."""
         self._blocks.weights.check()
@@ -73,7 +78,7 @@ class FrozenBlock:
 
     def _linearised(self, part: str) -> Linearised:
         with self._only(part):
-            return Linearised(self, self.x)
+            return Linearised(self, self.x, self._blocks.products)
 
     @cached_property
     def arrangement(self) -> str:
@@ -87,7 +92,7 @@ class FrozenBlock:
         whole, attention, mlp = (self._linearised(p) for p in PARTS)
         expected, through = whole.jvp(v), attention.jvp(v)
         found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
-        near = max(1e-4, 8 * eps(self.x.dtype)) * float(wide(expected).norm())
+        near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(expected).norm())
         miss = {name: float(wide(p - expected).norm()) for name, p in found.items()}
         nearest = min(miss, key=lambda name: miss[name])
         if miss[nearest] <= near:
@@ -149,6 +154,11 @@ class FrozenRun:
 
     def __repr__(self) -> str:
         return f"FrozenRun({len(self.prompts)} prompts, {len(self.blocks)} layers)"
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the blocks compute in."""
+        return self.blocks[0].arithmetic
 
     def only(self, at: np.ndarray) -> "FrozenRun":
         """Some of the prompts, where ``at`` (prompt) is True; this batch if it is everywhere."""

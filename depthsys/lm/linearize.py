@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from depthsys.lm.kinds import short
+from depthsys.lm.switch import products_in
 
 # Rows (prompts x directions) that go through a block at once: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
@@ -76,16 +77,22 @@ class Linearised:
         A block map.
     x
         (prompt, feature).
+    products
+        How products of float32 are made, see `depthsys.lm.switch`.
     """
 
-    def __init__(self, f: BlockMap, x: torch.Tensor):
+    def __init__(self, f: BlockMap, x: torch.Tensor, products: str = "float32"):
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
                 "Use torch.no_grad(), or neither."
             )
-        self.x = x
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        self.x, self._in = x, products
+        with (
+            products_in(products),
+            torch.enable_grad(),
+            torch.autocast(x.device.type, enabled=False),
+        ):
             self._x = x.detach()[:, None].clone().requires_grad_()
             self._y = f(self._x)
 
@@ -105,7 +112,8 @@ class Linearised:
     @cached_property
     def _pull_back(self) -> tuple[torch.Tensor, torch.Tensor]:
         """J'u and u, whose derivative is J; not needed by transposed products."""
-        with torch.enable_grad(), torch.autocast(self.x.device.type, enabled=False):
+        off = torch.autocast(self.x.device.type, enabled=False)
+        with products_in(self._in), torch.enable_grad(), off:
             u = torch.zeros_like(self._y).requires_grad_()
             return torch.autograd.grad(self._y, self._x, u, create_graph=True)[0], u
 
@@ -118,7 +126,7 @@ class Linearised:
         for part in directions.tensor_split(min(n_parts, directions.shape[1] or 1), dim=1):
             seeds = part.transpose(0, 1)[:, :, None].to(output.dtype).contiguous()
             # not is_grads_batched: its older vmap loops over directions in many operations
-            with torch.autocast(seeds.device.type, enabled=False):
+            with products_in(self._in), torch.autocast(seeds.device.type, enabled=False):
                 product = torch.func.vmap(
                     lambda seed: torch.autograd.grad(output, source, seed, retain_graph=True)[0]
                 )(seeds)
