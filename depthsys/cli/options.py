@@ -94,6 +94,14 @@ class Prompted:
             "[default: float32, or that of the system.nc]"
         ),
     ] = None
+    tf32: Annotated[
+        bool | None,
+        typer.Option(
+            "--tf32/--no-tf32",
+            help="On a GPU, round the factors of float32 products to 11 bits.  [default: no, or as "
+            "for the system.nc]",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ REPLACED, DROPPED = "replaced", "dropped"
 _NEW = f"{PROGRESS}.new"
 _DIGESTS, _PUBLISHING = "digests", "publishing"  # what is noted for ourselves
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,99}")
-# a SHA-256, perhaps with the kind of fingerprint before it
-_HASH = re.compile(r"(\w+:)?[0-9a-f]{64}")
+# with the kind of a fingerprint before it, where there is one
+_HASH = re.compile("([a-z0-9]+:)?[0-9a-f]{64}")
 _BLOCK = 2**20
 
 

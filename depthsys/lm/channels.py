@@ -11,7 +11,7 @@ import xarray as xr
 from depthsys.lm.directions import direction_note, directions, input_names
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
-from depthsys.lm.precision import SIXTEEN_BITS, dtype_name, eps
+from depthsys.lm.precision import SIXTEEN_BITS, TF32_EPS, dtype_name, eps
 from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
@@ -56,7 +56,8 @@ class Channels:
         if inputs not in INPUTS:
             raise ValueError(f"`inputs` must be one of {INPUTS}; got {short(inputs)}. Pick one.")
         v = directions(model, concept)
-        rtol = RTOL[model.dtype_name] if rtol is None else rtol
+        if rtol is None:
+            rtol = TF32_EPS if model.products == "tf32" else RTOL[model.dtype_name]
         if not 0 < rtol < 1:
             raise ValueError(f"`rtol` must be between 0 and 1; got {rtol}. Try {RTOL}.")
         reader = checked_readout(model, readout, concept)

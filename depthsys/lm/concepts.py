@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.pairs import Pairs
-from depthsys.lm.precision import eps, wide
+from depthsys.lm.precision import rounding_of, wide
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run
 from depthsys.lm.separation import (
@@ -410,7 +410,7 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, d
             sums[label] += x[:, labels == label].sum(axis=1)
     counts = np.bincount(run.texts.labels, minlength=2)
     difference = sums[1] / counts[1] - sums[0] / counts[0]
-    coincide = np.linalg.norm(difference, axis=-1) <= 10 * eps(run.model.dtype) * norm
+    coincide = np.linalg.norm(difference, axis=-1) <= 10 * rounding_of(run.model) * norm
     undefined = {}
     for depth, states in enumerate(counted):
         ((_, same),) = states.most_common(1)
@@ -431,7 +431,7 @@ def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _check_spread(run: Run, states: np.ndarray, inside: np.ndarray) -> None:
-    rounding = 10 * eps(run.model.dtype) * np.linalg.norm(states)
+    rounding = 10 * rounding_of(run.model) * np.linalg.norm(states)
     if np.linalg.norm(inside) <= rounding:
         raise _UndefinedError("the states do not vary inside the classes")
 

@@ -14,7 +14,7 @@ import torch
 
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.hf.checkpoint import check_padding
-from depthsys.lm.precision import SIXTEEN_BITS, eps, wide
+from depthsys.lm.precision import Arithmetic, wide
 from depthsys.lm.run import Model, Run
 
 LENGTHS = (9, 1)  # derivatives are checked at the first
@@ -90,7 +90,7 @@ def _check_batch(
     derivatives: bool,
 ) -> None:
     """Check one batch of random prompts, and put the larger errors into the report."""
-    limits = limits_of(model.dtype)
+    limits = limits_of(Arithmetic.of(model))
     n_tokens = model.hf.config.get_text_config().vocab_size
     rows = [torch.randint(n_tokens, (n,), generator=generator).tolist() for n in lengths]
     (batch,) = Run(model, rows, contexts=False).batches
@@ -102,7 +102,7 @@ def _check_batch(
     values = torch.stack([error.to(model.device) for error in found.values()]).tolist()
     errors = dict(zip(found, values, strict=True))
     if margin is not None:
-        least = errors.pop("router_margin")  # NaN if one is
+        least: float = errors.pop("router_margin")  # NaN if one is
         report["router_margin"] = min(report.get("router_margin", least), least)
     for name, error in errors.items():
         if not error <= limits[name]:  # NaN fails too
@@ -114,11 +114,12 @@ def _check_batch(
         report[name] = max(report[name], error)
 
 
-def limits_of(dtype: torch.dtype) -> dict[str, float]:
-    """The largest relative error of each rule that a model of that dtype may have."""
-    replay, difference = REPLAY_LIMIT.get(dtype), DIFFERENCE_LIMIT
-    if replay is None:
-        replay, difference = ROUNDINGS * eps(dtype), DIFFERENCE_ROUNDINGS * eps(dtype) ** (2 / 3)
+def limits_of(arithmetic: Arithmetic) -> dict[str, float]:
+    """The largest relative error of each rule that a model may have which computes in that."""
+    replay, difference = REPLAY_LIMIT.get(arithmetic.dtype), DIFFERENCE_LIMIT
+    if replay is None or arithmetic.is_coarse:
+        eps = arithmetic.eps
+        replay, difference = ROUNDINGS * eps, DIFFERENCE_ROUNDINGS * eps ** (2 / 3)
     return {name: replay for name in _RULES} | {"jvp": difference}
 
 
@@ -224,7 +225,7 @@ class _Differences:
         n_prompts, n_features = run.x.shape[1:]
         v, self._w = (_randn(run, generator, n_prompts, N_DIRECTIONS, n_features) for _ in range(2))
         self._v = v / v.norm(dim=-1, keepdim=True)
-        coarse = run.x.dtype in SIXTEEN_BITS
+        coarse = run.arithmetic.is_coarse
         # one large feature rounds to more than the slope of a small one is: norms are compared
         self._errors_of = _norm_errors if coarse else _row_errors
         self._steps = LONG_STEPS if coarse else STEPS

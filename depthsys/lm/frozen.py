@@ -16,7 +16,7 @@ from depthsys.lm.at_once import product_rows, replay_rows
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
-from depthsys.lm.precision import eps, wide
+from depthsys.lm.precision import Arithmetic, wide
 
 _OTHER = {"attention": "mlp", "mlp": "attention"}
 
@@ -54,6 +54,11 @@ class FrozenBlock:
         """The frozen keys and values, read from where they lie."""
         return self._context()
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What it computes in."""
+        return Arithmetic(self.x.dtype, self._blocks.products)
+
     def check_weights(self) -> None:
         """ValueError if the weights are no longer those that the context was made with."""
         self._blocks.weights.check()
@@ -76,7 +81,7 @@ class FrozenBlock:
         # where the context is repeated for every row, more rows would need much memory
         rows = self._product_rows if self._blocks.copies_are == "tokens" else None
         with self._only(part):
-            return Linearised(self, self.x, rows)
+            return Linearised(self, self.x, rows, self._blocks.products)
 
     def _product_rows(self) -> int | None:
         return product_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer])
@@ -97,7 +102,7 @@ class FrozenBlock:
         whole, attention, mlp = (self._linearised(p) for p in PARTS)
         expected, through = whole.jvp(v), attention.jvp(v)
         found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
-        near = max(1e-4, 8 * eps(self.x.dtype)) * float(wide(expected).norm())
+        near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(expected).norm())
         miss = {name: float(wide(p - expected).norm()) for name, p in found.items()}
         nearest = min(miss, key=lambda name: miss[name])
         if miss[nearest] <= near:
@@ -190,6 +195,11 @@ class FrozenRun:
 
     def __repr__(self) -> str:
         return f"FrozenRun({len(self.prompts)} prompts, {len(self.blocks)} layers)"
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the blocks compute in."""
+        return self.blocks[0].arithmetic
 
     def only(self, at: np.ndarray) -> "FrozenRun":
         """Some of the prompts, where ``at`` (prompt) is True; this batch if it is everywhere."""

@@ -390,7 +390,8 @@ _IDENTITY = (
 
 def _identity(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must share with an interrupted one to go on with it."""
-    return {key: attrs[key] for key in _IDENTITY}
+    products = attrs.get("products", "float32")
+    return {**{key: attrs[key] for key in _IDENTITY}, "products": products}
 
 
 @dataclass(frozen=True)

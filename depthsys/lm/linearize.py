@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from depthsys.lm.kinds import short
+from depthsys.lm.switch import products_in
 
 # Rows (prompts x directions) that go through a block at once on the CPU: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
@@ -80,6 +81,8 @@ class Linearised:
     rows
         Tells how many rows (prompts x directions) go through at once, asked where there are many;
         None, or what it gives, says that the numbers of the CPU hold.
+    products
+        How products of float32 are made, see `depthsys.lm.switch`.
 
     Notes
     -----
@@ -88,14 +91,24 @@ class Linearised:
     every operation passes two more layers of python. One direction per prompt goes without vmap.
     """
 
-    def __init__(self, f: BlockMap, x: torch.Tensor, rows: Callable[[], int | None] | None = None):
+    def __init__(
+        self,
+        f: BlockMap,
+        x: torch.Tensor,
+        rows: Callable[[], int | None] | None = None,
+        products: str = "float32",
+    ):
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
                 "Use torch.no_grad(), or neither."
             )
-        self.x, self._rows = x, rows
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        self.x, self._rows, self._in = x, rows, products
+        with (
+            products_in(products),
+            torch.enable_grad(),
+            torch.autocast(x.device.type, enabled=False),
+        ):
             self._x = x.detach()[:, None].clone().requires_grad_()
             self._y = f(self._x)
 
@@ -115,7 +128,8 @@ class Linearised:
     @cached_property
     def _pull_back(self) -> tuple[torch.Tensor, torch.Tensor]:
         """J'u and u, whose derivative is J; not needed by transposed products."""
-        with torch.enable_grad(), torch.autocast(self.x.device.type, enabled=False):
+        off = torch.autocast(self.x.device.type, enabled=False)
+        with products_in(self._in), torch.enable_grad(), off:
             u = torch.zeros_like(self._y).requires_grad_()
             return torch.autograd.grad(self._y, self._x, u, create_graph=True)[0], u
 
@@ -130,7 +144,7 @@ class Linearised:
         count = directions.shape[-2]
         directions = directions.expand(n_prompts, count, n_features)
         if count == 1:  # nothing to share
-            return _product(output, source, directions.to(output.dtype))
+            return self._product(output, source, directions.to(output.dtype))
         n_parts = 1
         if n_prompts * count > ROWS:
             n_parts = -(-n_prompts * count // self.rows_at_once(ROWS))
@@ -138,14 +152,13 @@ class Linearised:
         for part in directions.tensor_split(min(n_parts, count or 1), dim=1):
             seeds = part.transpose(0, 1)[:, :, None].to(output.dtype).contiguous()
             # not is_grads_batched: its older vmap loops over directions in many operations
-            product = torch.func.vmap(lambda seed: _product(output, source, seed))(seeds)
+            product = torch.func.vmap(lambda seed: self._product(output, source, seed))(seeds)
             outputs.append(product[:, :, 0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-
-def _product(output, source, seed: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(seed.device.type, enabled=False):
-        return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+    def _product(self, output, source, seed: torch.Tensor) -> torch.Tensor:
+        with products_in(self._in), torch.autocast(seed.device.type, enabled=False):
+            return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
 
 
 def jvp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import of_run
 from depthsys.lm.positions import After, Positions, checked, decoder, prediction, starts
-from depthsys.lm.precision import dtype_name, eps, finer, wide
+from depthsys.lm.precision import Arithmetic, wide
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
 from depthsys.lm.stamp import stamp
@@ -183,7 +183,7 @@ def measured(
     largest = float(norm[:, known.numpy()].max(initial=0.0))
     if any(step.relative for step in steps):
         _check_lengths(norm, known.numpy())
-    found: list = [_small(step, largest, model.dtype) for step in steps]
+    found: list = [_small(step, largest, Arithmetic.of(model)) for step in steps]
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:
         return found
@@ -209,7 +209,7 @@ def measured(
         values = gain[:, place].swapaxes(2, 3)
         found[i] = _gain_dataset(run, steps[i], reader, values, norm)
         found[i].attrs |= direction_note(concept)
-        found[i].attrs["least_step"] = _least(steps[i], largest, model.dtype)
+        found[i].attrs["least_step"] = _least(steps[i], largest, Arithmetic.of(model))
         if not np.isfinite(np.where(exists.swapaxes(1, 2), values, 0.0)).all():
             found[i] = FloatingPointError(
                 f"the states must stay finite; a push of {steps[i].in_words()} overflows. Use a "
@@ -274,38 +274,38 @@ def check_step(step: Step, model: Model, states_of: Run | None = None) -> None:
         If the step is too small.
     """
     if step.relative or states_of is None:
-        check_relative_step(step, model.dtype)
+        check_relative_step(step, Arithmetic.of(model))
         return
-    error = _small(step, float(state_norms(states_of)[:, :-1].max()), model.dtype)
+    error = _small(step, float(state_norms(states_of)[:, :-1].max()), Arithmetic.of(model))
     if error is not None:
         raise error
 
 
-def check_relative_step(step: Step, dtype: torch.dtype) -> None:
+def check_relative_step(step: Step, arithmetic: Arithmetic) -> None:
     """`check_step` of a relative step, for which no model is needed; any absolute one passes."""
-    error = _small(step, 0.0, dtype)
+    error = _small(step, 0.0, arithmetic)
     if error is not None:
         raise error
 
 
-def _least(step: Step, largest_norm: float, dtype: torch.dtype) -> float:
+def _least(step: Step, largest_norm: float, arithmetic: Arithmetic) -> float:
     """The least step that stands above the rounding of the states."""
-    return 100 * eps(dtype) * (1.0 if step.relative else largest_norm)
+    return 100 * arithmetic.eps * (1.0 if step.relative else largest_norm)
 
 
-def _small(step: Step, largest_norm: float, dtype: torch.dtype) -> SmallStepError | None:
-    least = _least(step, largest_norm, dtype)
+def _small(step: Step, largest_norm: float, arithmetic: Arithmetic) -> SmallStepError | None:
+    least = _least(step, largest_norm, arithmetic)
     if step.size >= least:
         return None
     cure = (
-        f"a larger step or {finer(dtype)}"
+        f"a larger step or {arithmetic.finer}"
         if step.relative
-        else f"a larger step, a relative one (`lm.Step()`, `--step relative`) or {finer(dtype)}"
+        else f"a larger step, a relative one (`lm.Step()`, `--step relative`) or {arithmetic.finer}"
     )
     where = "" if step.relative else f" (states have norms up to {largest_norm:.3g})"
     return SmallStepError(
         f"`eps` must be well above the rounding of the states; got {step.size:.1e} where "
-        f"{least:.1e} is the least in {dtype_name(dtype)}{where}. Use {cure}."
+        f"{least:.1e} is the least in {arithmetic.name}{where}. Use {cure}."
     )
 
 
@@ -338,7 +338,7 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     up to the layer of the push.
     """
     norm = wide(batch.x[:-1]).norm(dim=-1).T
-    error = _small(step, 0.0 if step.relative else float(norm.max()), batch.x.dtype)
+    error = _small(step, 0.0 if step.relative else float(norm.max()), batch.arithmetic)
     if error is not None:
         raise error
     n_layers, n_features = len(batch.blocks), v.shape[2]

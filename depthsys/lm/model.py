@@ -37,6 +37,7 @@ from depthsys.lm.hf.writing import new_tokens
 from depthsys.lm.kinds import short
 from depthsys.lm.precision import dtype_name, wide_dtype
 from depthsys.lm.run import Run
+from depthsys.lm.switch import checked_products
 from depthsys.prompting import Prompting
 
 _UNSUPPORTED = (RuntimeError, AttributeError, NotImplementedError, LookupError, TypeError)
@@ -78,6 +79,11 @@ class DepthModel:
         Run prompts of unlike length in one batch, padded on the left by at most 15 %, instead of
         one batch per length: fewer and larger batches for short texts. Exact either way. None
         (the default) does so where the family passes the contract with padding.
+    products
+        How blocks, the head and derivatives multiply float32 numbers: in "float32", or in "tf32",
+        on a GPU that has it, where the factors are rounded to 11 bits; two runs are then told apart
+        only by steps as large as in float16 (`check_step`). What the process has chosen
+        (``torch.set_float32_matmul_precision``) does not matter.
 
     Attributes
     ----------
@@ -87,8 +93,8 @@ class DepthModel:
         Report of the check made at load: largest relative errors of the replay against the
         model's own forward pass, of Jacobians against central differences, and so on.
     fingerprint, revision
-        SHA-256 over configuration and weights when the model was wrapped (wrap it again after you
-        edit them); commit on the Hugging Face hub, or "local".
+        Digest of configuration and all weights when the model was wrapped (wrap it again after you
+        edit them), see `depthsys.lm.hf.fingerprint`; commit on the Hugging Face hub, or "local".
     adapter
         What was merged into the weights when they were loaded, in words; None for nothing.
     source
@@ -117,6 +123,7 @@ class DepthModel:
         max_tokens: int = 128,
         cut: str = "right",
         left_padding: bool | None = None,
+        products: str = "float32",
     ):
         if not hasattr(hf, "config"):
             raise TypeError(
@@ -134,6 +141,7 @@ class DepthModel:
             raise ValueError(
                 f"`model` must compute in {sorted(DTYPES)}; got {self.dtype}. Call `.float()`."
             )
+        self.products = checked_products(products, self.dtype, self.device)
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -150,7 +158,7 @@ class DepthModel:
         self.revision = getattr(hf.config, "_commit_hash", None) or "local"
         try:
             self.fingerprint = checked_fingerprint(hf)
-            self.blocks = Blocks(hf)
+            self.blocks = Blocks(hf, self.products)
             self.contract = contract.check(self)
             if left_padding is None:
                 self.left_padding = contract.allows_padding(self)
@@ -179,6 +187,7 @@ class DepthModel:
         max_tokens: int = 128,
         cut: str = "right",
         left_padding: bool | None = None,
+        products: str = "float32",
         trust_remote_code: bool = False,
         pickled_weights: bool = False,
     ) -> "DepthModel":
@@ -197,7 +206,7 @@ class DepthModel:
             into it. "bfloat16" or "float16" keep the model in 16 bits, see `depthsys.lm.precision`:
             for states, Jacobian products and playing; two runs are told apart only by steps well
             above its rounding (`check_step`).
-        template, chat, system_message, answer, read_at, max_tokens, cut, left_padding
+        template, chat, system_message, answer, read_at, max_tokens, cut, left_padding, products
             See the class.
         trust_remote_code
             Run Python code that comes with the model. Never done unless asked for here: it can do
@@ -213,6 +222,7 @@ class DepthModel:
         """
         torch_device = checked_device(device)
         torch_dtype = checked_dtype(dtype)
+        checked_products(products, torch_dtype, torch_device)  # before any work
         source = str(name_or_path)
         loaded = load_checkpoint(
             source,
@@ -238,6 +248,7 @@ class DepthModel:
             max_tokens=max_tokens,
             cut=cut,
             left_padding=left_padding,
+            products=products,
         )
         made.adapter = loaded.found.adapter and str(loaded.found.adapter)
         made.source = loaded.found.kind

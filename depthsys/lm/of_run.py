@@ -10,6 +10,7 @@ import xarray as xr
 from depthsys.lm.hf.tokens import Prompts
 from depthsys.lm.kinds import MODEL, Kind, bound, check_keywords, check_kinds, shape_of, short
 from depthsys.lm.run import Model, Run
+from depthsys.lm.switch import products_in
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -102,7 +103,9 @@ def of_run(*, once: bool, at: int = 0, kinds: Mapping[str, Kind] | None = None) 
             check_kinds(name, given.arguments, kinds or {}, has_run=texts is None)
             if texts is not None:
                 given.arguments["run"] = _run_of(first, texts, later=not once)
-            return function(*given.args, **given.kwargs)
+            # what is multiplied beside the blocks is float32, whatever the process has chosen
+            with products_in("float32"):
+                return function(*given.args, **given.kwargs)
 
         vars(call)["__signature__"] = forms.shown
         call.__doc__ = forms.told(function.__doc__)

@@ -15,7 +15,7 @@ from depthsys.lm.energies import required_energy
 from depthsys.lm.kinds import short
 from depthsys.lm.measure import shifts, state_norms
 from depthsys.lm.of_run import as_run, of_run
-from depthsys.lm.precision import eps, finer
+from depthsys.lm.precision import Arithmetic
 from depthsys.lm.progress import bar
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
@@ -340,18 +340,19 @@ def _balls(v: torch.Tensor, norm: np.ndarray, allowed: np.ndarray, part: float) 
 def _rounding(run: Run, goal: _Goal, nominal: np.ndarray) -> float:
     """What rounding leaves in the mean shift, as a part of the target; ValueError if too much."""
     size = np.sqrt((nominal**2).mean(axis=0))
-    least = 100 * eps(run.model.dtype) * size
+    arithmetic = Arithmetic.of(run.model)
+    least = 100 * arithmetic.eps * size
     steered = goal.target != 0
     small = steered & (np.abs(goal.target) < least)
     if small.any():
         at = int(np.flatnonzero(small)[0])
         raise ValueError(
             f"`target` must be well above the rounding of the readout; got {goal.target[at]:.3g} "
-            f"where {least[at]:.1e} is the least in {run.model.dtype_name}. Ask for more or use "
-            f"{finer(run.model.dtype)}."
+            f"where {least[at]:.1e} is the least in {arithmetic.name}. Ask for more or use "
+            f"{arithmetic.finer}."
         )
     unit = np.where(steered, np.abs(goal.target), np.abs(goal.target).max())
-    return float((ROUNDINGS * eps(run.model.dtype) * size / unit).max())
+    return float((ROUNDINGS * arithmetic.eps * size / unit).max())
 
 
 # ------------------------------------------------------------------ the search

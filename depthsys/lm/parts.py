@@ -208,6 +208,7 @@ def identity_of(
         "model_fingerprint": model.fingerprint,
         "model_width": model.n_features,
         "dtype": model.dtype_name,
+        "products": model.products,
         **asdict(model.prompting),
     }
 

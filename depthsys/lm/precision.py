@@ -5,10 +5,15 @@ float32 is what weights are read into unless something else is asked for. A mode
 package adds up, projects or measures of them is float32 at least.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 # bfloat16 keeps 8 bits of a number, float16 11, float32 24
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+# TF32 keeps as many bits of a factor as float16 does
+TF32_EPS = 2.0**-10
 
 
 def eps(dtype: torch.dtype) -> float:
@@ -29,9 +34,50 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(wide_dtype(x.dtype))
 
 
-def finer(dtype: torch.dtype) -> str:
-    """The name of the dtype to take where this one is too coarse."""
-    return "float32" if dtype in SIXTEEN_BITS else "float64"
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a model computes in: the dtype of its numbers, and how its products are made.
+
+    ``products`` is "float32", or "tf32": the factors of every product of float32 numbers are
+    rounded to 11 bits first.
+    """
+
+    dtype: torch.dtype
+    products: str = "float32"
+
+    @classmethod
+    def of(cls, model: Any) -> "Arithmetic":
+        """That of a model, a block, or a dtype."""
+        if isinstance(model, torch.dtype):
+            return cls(model)
+        return cls(model.dtype, getattr(model, "products", "float32"))
+
+    @property
+    def eps(self) -> float:
+        """The rounding of what it computes."""
+        return TF32_EPS if self.products == "tf32" else eps(self.dtype)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether it keeps no more of a number than 16 bits do."""
+        return self.products == "tf32" or self.dtype in SIXTEEN_BITS
+
+    @property
+    def name(self) -> str:
+        """For example "bfloat16", or "float32 with TF32 products"."""
+        return f"{dtype_name(self.dtype)}{' with TF32 products' * (self.products == 'tf32')}"
+
+    @property
+    def finer(self) -> str:
+        """What to take where this is too coarse."""
+        if self.products == "tf32":
+            return "products in float32"
+        return "float32" if self.dtype in SIXTEEN_BITS else "float64"
+
+
+def rounding_of(model: Any) -> float:
+    """The rounding of what a model computes: that of its dtype, or of its products."""
+    return Arithmetic.of(model).eps
 
 
 def dtype_name(dtype: torch.dtype) -> str:

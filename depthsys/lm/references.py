@@ -6,7 +6,7 @@ import xarray as xr
 from depthsys import ltv
 from depthsys.lm.full import MeanFull
 from depthsys.lm.methods import Method
-from depthsys.lm.precision import eps
+from depthsys.lm.precision import rounding_of
 from depthsys.ltv.norms import bounds_of, rounded_values, spectral_norm
 
 REFERENCES = ("mean_system", "mean_response")
@@ -25,7 +25,7 @@ class References:
         self.maps = xr.concat(maps, dim=xr.Variable("reference", list(REFERENCES)))
         self.values, self.rounding = rounded_values(self.maps)
         self.lower = bounds_of(self.values, orders, self.rounding)["lower"]
-        coarse = max(RESOLUTION, 10 * eps(full.channels.model.dtype))
+        coarse = max(RESOLUTION, 10 * rounding_of(full.channels.model))
         self.resolution = coarse * spectral_norm(self.maps)
 
     def errors(self, system: xr.Dataset, method: Method) -> dict[str, xr.DataArray]:

@@ -12,7 +12,7 @@ from depthsys.lm.directions import directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.kinds import kinds_checked
 from depthsys.lm.of_run import of_run
-from depthsys.lm.precision import eps
+from depthsys.lm.precision import rounding_of
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 
@@ -112,7 +112,7 @@ def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     linear = linear_gains(run, concept)
     residual = (_gains(linear) - gain_curve(system)).transpose("prompt", "layer", ...)
     # what is left of equal gains is rounding, not a state
-    rounding = 10 * eps(model.dtype) * abs(_gains(linear)).max()
+    rounding = 10 * rounding_of(model) * abs(_gains(linear)).max()
     residual = residual.where(abs(residual) > rounding, 0.0)
     channels = [d for d in ("output", "input") if d not in residual.dims]
     residual = residual.expand_dims(channels).transpose("prompt", "layer", "output", "input")
@@ -121,7 +121,7 @@ def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     io[:, -1] = np.nan_to_num(np.moveaxis(residual.values, 1, 2))  # nothing to correct
     correction = ltv.realization(
         xr.DataArray(io, dims=("prompt", "depth", "output", "layer", "input")),
-        rtol=eps(model.dtype),
+        rtol=rounding_of(model),
     )
     whole = ltv.parallel(system, correction)
     whole["error_before"] = _relative(gain_curve(system), _gains(linear))

@@ -38,6 +38,7 @@ class Model(Protocol):
     device: torch.device
     blocks: Blocks
     left_padding: bool
+    products: str
     name: str
     contract: dict[str, float]
     tokenizer: Any

@@ -20,6 +20,7 @@ def provenance(model: Any, action: str) -> dict[str, str | int]:
         "model_fingerprint": model.fingerprint,
         "contract": json.dumps(model.contract),
         "dtype": model.dtype_name,
+        **({"products": model.products} if model.products != "float32" else {}),
         "device": str(model.device),
         **model.prompting.attrs,
         "left_padding": int(model.left_padding),

@@ -17,7 +17,7 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import Kind, identified, kinds_checked, short
 from depthsys.lm.measure import shifts
 from depthsys.lm.of_run import of_run
-from depthsys.lm.precision import eps, finer
+from depthsys.lm.precision import Arithmetic
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
@@ -172,12 +172,13 @@ def compare_energies(
 def _check_size(run: Run, system: xr.Dataset, target: float | np.ndarray) -> None:
     model = run.model
     scale = float(abs(system["y_ref"]).max() + system["y_std"].max())
-    least = 100 * eps(model.dtype) * scale
+    arithmetic = Arithmetic.of(model)
+    least = 100 * arithmetic.eps * scale
     if np.max(np.abs(target)) < least:
         raise ValueError(
             f"`target` must be well above the rounding of the readout; got {target} where "
-            f"{least:.1e} is the least in {model.dtype_name}. Ask for more or use "
-            f"{finer(model.dtype)}."
+            f"{least:.1e} is the least in {arithmetic.name}. Ask for more or use "
+            f"{arithmetic.finer}."
         )
 
 

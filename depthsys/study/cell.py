@@ -134,6 +134,7 @@ class Found:
             self.source,
             device=self.settings.device,
             dtype=self.settings.dtype or DTYPE,
+            products="tf32" if self.settings.tf32 else "float32",
             **asdict(self.settings.prompting),
         )
         if self.name in demo.MODELS:

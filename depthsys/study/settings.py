@@ -57,8 +57,9 @@ class Settings:
         The label that the readout grows towards; None for the one that sorts last.
     text_column, label_column, pairs, classes, against_rest, subset, format
         How the texts are read: see `lm.read_texts`; ``pairs`` are the columns of `lm.read_pairs`.
-    device, dtype
-        Where and in what the model runs; dtype None: float32, or that of a stored system.
+    device, dtype, tf32
+        Where and in what the model runs, and whether float32 products are made in TF32; None:
+        float32 and not, or as for a stored system.
     step, eps
         Step of measured gains: relative to the norm of the state or absolute, and its size; None
         for 0.01 or 0.1.
@@ -97,6 +98,7 @@ class Settings:
     format: str | None = None
     device: str = "auto"
     dtype: str | None = None
+    tf32: bool | None = None
     step: str = "relative"
     eps: float | None = None
     target: Shift | None = None

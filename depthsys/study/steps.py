@@ -13,6 +13,7 @@ from depthsys.files import file_hash
 from depthsys.lm.hf.checkpoint import checked_dtype
 from depthsys.lm.measure import check_relative_step as check_dtype_step
 from depthsys.lm.parts import identity_of
+from depthsys.lm.precision import Arithmetic
 from depthsys.ltv.labels import in_order_of
 from depthsys.shift import STD, Shift
 from depthsys.study.cell import DTYPE, Cell, Found
@@ -26,7 +27,9 @@ MISSED = 0.1
 PLANNED = "planned"
 _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push", "warning")
 # settings that are those of a comparison, or say the same as others
-_NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
+_NO_MATTER = (
+    "methods", "orders", "n_each", "asked", "device", "dtype", "tf32", "readout", "max_tokens",
+)  # fmt: skip
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",
     "paired_accuracy", "paired_low", "paired_high",
@@ -93,7 +96,8 @@ def check_relative_step(found: Found, _: object = None) -> None:
     """Refuse a relative step that drowns in the rounding of its dtype, before weights are read."""
     settings = found.settings
     step = lm.Step(settings.eps, settings.step == "relative")
-    check_dtype_step(step, checked_dtype(settings.dtype or DTYPE))
+    products = "tf32" if settings.tf32 else "float32"
+    check_dtype_step(step, Arithmetic(checked_dtype(settings.dtype or DTYPE), products))
 
 
 def check_step(cell: Cell) -> None:
@@ -275,6 +279,7 @@ def kept_for(found: Found, texts: "lm.Splits", partial: Path) -> lm.Kept:
     known = {
         "concept": found.settings.concept,
         "dtype": found.settings.dtype or "float32",
+        "products": "tf32" if found.settings.tf32 else "float32",
         **asdict(replace(found.settings.prompting, max_tokens=found.max_tokens)),
         "model_width": found.width,
     }

@@ -90,6 +90,7 @@ def settings_of(system: "xr.Dataset", settings: Settings) -> Settings:
         positive=stored.positive,
         **{name: getattr(stored, name) for name in LAYOUT},
         dtype=settings.dtype or attrs["dtype"],
+        tf32=attrs.get("products") == "tf32" if settings.tf32 is None else settings.tf32,
     )
 
 

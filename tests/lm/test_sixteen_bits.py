@@ -143,7 +143,7 @@ def test_directions_are_not_rounded_to_16_bits(kept, concept):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_limits_of_the_contract_follow_from_the_dtype(dtype):
-    limits, eps = contract.limits_of(dtype), torch.finfo(dtype).eps
+    limits, eps = contract.limits_of(precision.Arithmetic(dtype)), torch.finfo(dtype).eps
     if dtype.itemsize == 2:
         assert limits["states"] == limits["adjoint"] == 32 * eps
         assert limits["jvp"] == pytest.approx(6 * eps ** (2 / 3))
@@ -154,7 +154,7 @@ def test_the_limits_of_the_contract_follow_from_the_dtype(dtype):
 
 def test_the_contract_is_kept_by_far(models):
     model, _ = models
-    limits = contract.limits_of(model.dtype)
+    limits = contract.limits_of(precision.Arithmetic.of(model))
     for name, error in model.contract.items():
         assert error < limits[name] / 2, name
 

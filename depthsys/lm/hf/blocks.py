@@ -38,6 +38,7 @@ from depthsys.lm.hf.checkpoint import (
 )
 from depthsys.lm.hf.own_work import own_work
 from depthsys.lm.hf.weights import Weights
+from depthsys.lm.switch import products_in
 
 # Hooks that leave calls of this package alone.
 STEERING = "depthsys.lm.hf.steering_hooks"
@@ -57,6 +58,8 @@ class Blocks:
     ----------
     weights
         What the weights were when this was made.
+    products
+        How products of float32 are made, see `depthsys.lm.switch`.
     margins_are_known
         False if a router chooses by a rule that is not known here (tried on random states).
     copies_are
@@ -66,8 +69,8 @@ class Blocks:
         of its own or changes the keys in between.
     """
 
-    def __init__(self, hf: Any):
-        self.hf = hf
+    def __init__(self, hf: Any, products: str = "float32"):
+        self.hf, self.products = hf, products
         self.weights = Weights(hf)
         self._list: list[Any] = list(find_blocks(hf))
         self._configs: list[Any] = list(
@@ -140,7 +143,8 @@ class Blocks:
         args = tuple(cache if a is _CACHE else a for a in args)
         kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
         # the numbers are in the model's dtype, whatever surrounds the call
-        with own_work(), torch.autocast(hidden.device.type, enabled=False):
+        off = torch.autocast(hidden.device.type, enabled=False)
+        with own_work(), products_in(self.products), off:
             if args:
                 out = block(hidden, *args[1:], **kwargs)
             else:
@@ -333,7 +337,7 @@ class Blocks:
         handle = self._list[0].register_forward_hook(lambda *a: seen.append(a[2]))
         ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
         try:
-            with own_work():
+            with own_work(), products_in(self.products):
                 self.hf(ids, use_cache=False)
         except Exception as error:  # anything a model's code may raise
             raise ValueError(
@@ -365,7 +369,7 @@ class Blocks:
     def replaced(self, function: Callable):
         """Blocks that call ``function(layer, args, kwargs)`` instead of computing."""
         # a block may carry a forward of its own on the instance (accelerate does that)
-        with self._lock, own_work():
+        with self._lock, own_work(), products_in(self.products):
             old = [block.__dict__.get("forward") for block in self._list]
             try:
                 for layer, block in enumerate(self._list):
@@ -421,6 +425,7 @@ class Blocks:
         """
         stack = contextlib.ExitStack()
         stack.enter_context(own_work())
+        stack.enter_context(products_in(self.products))
         for layer, function in pre_hooks.items():
             if layer == len(self):
                 handle = self._list[-1].register_forward_hook(_output_hook(function))

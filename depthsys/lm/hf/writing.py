@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.switch import products_in
 
 # what several answers per prompt, or more than token ids, would be asked for with, and what the
 # prompts say already
@@ -48,7 +49,7 @@ def new_tokens(
     written: list[list[int]] = [[] for _ in rows]
     for numbers in batches:
         ids, mask = padded([rows[i] for i in numbers], blocks.device)
-        with torch.no_grad():
+        with torch.no_grad(), products_in(blocks.products):
             out: Any = hf.generate(
                 ids,
                 attention_mask=mask,
@@ -144,7 +145,7 @@ def read_steered(
         more["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
     if "logits_to_keep" in inspect.signature(type(hf).forward).parameters:
         more["logits_to_keep"] = n_last
-    with torch.no_grad():
+    with torch.no_grad(), products_in(blocks.products):
         return hf(ids, attention_mask=mask, use_cache=False, **more).logits[:, -n_last:]
 
 
