@@ -36,6 +36,7 @@ from depthsys.lm.hf.checkpoint import (
     has_experts,
     input_device,
 )
+from depthsys.lm.hf.layer_norm import layer_norms, twice_derived
 from depthsys.lm.hf.own_work import own_work
 from depthsys.lm.hf.weights import Weights
 
@@ -201,7 +202,14 @@ class Blocks:
         self.weights.check()
         with self._lock:
             self._check_hooks(layer)
-            return self._last_token(layer, calls, states, frozen)
+            with self._norms_for(layer, states):
+                return self._last_token(layer, calls, states, frozen)
+
+    def _norms_for(self, layer: int, states: torch.Tensor):
+        """Derivatives of LayerNorm in few operations, where each costs time however small it is."""
+        if states.device.type == "cpu" or not (states.requires_grad and torch.is_grad_enabled()):
+            return contextlib.nullcontext()
+        return twice_derived(layer_norms(self._list[layer]))
 
     def _last_token(self, layer, calls, states, frozen) -> torch.Tensor:
         if self.copies_are == "tokens":
