@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthsys.lm.at_once import too_much
 from depthsys.lm.kinds import short
 
 # Rows (prompts x directions) that go through a block at once on the CPU: large enough for full
@@ -145,7 +146,10 @@ class Linearised:
 
 def _product(output, source, seed: torch.Tensor) -> torch.Tensor:
     with torch.autocast(seed.device.type, enabled=False):
-        return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+        try:
+            return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+        except torch.OutOfMemoryError as error:
+            raise too_much(seed, error) from error
 
 
 def jvp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_the_module_is_as_before_afterwards_also_after_an_error():
         assert "forward" in vars(layer)
     assert "forward" not in vars(layer)
     with pytest.raises(RuntimeError, match="normalized_shape"), twice_derived([layer]):
-        layer(torch.zeros(3))
+        layer(torch.zeros(3, dtype=torch.float64))
     assert "forward" not in vars(layer)
 
 

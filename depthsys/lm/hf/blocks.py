@@ -13,13 +13,14 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from depthsys.lm.at_once import Sizes
+from depthsys.lm.at_once import Sizes, too_much
 from depthsys.lm.hf.attention import (
     LAST_TOKEN_ATTENTION,
     AlteredKeysError,
@@ -45,6 +46,9 @@ STEERING = "depthsys.lm.hf.steering_hooks"
 
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
+
+# Heads of a model that does not say how many it has.
+MANY_HEADS = 32
 
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _CACHE = object()  # marks the place of the cache among recorded arguments
@@ -125,9 +129,10 @@ class Blocks:
     @cached_property
     def sizes(self) -> Sizes:
         """What tells how many rows may go through at once."""
-        n_heads = self.hf.config.get_text_config(decoder=True).num_attention_heads
+        config = self.hf.config.get_text_config(decoder=True)
+        n_heads = getattr(config, "num_attention_heads", MANY_HEADS)
         n_weights = max(sum(p.numel() for p in block.parameters()) for block in self._list)
-        return Sizes(self.device, self.widest, n_heads, n_weights)
+        return Sizes(self.device, self.widest, int(np.max(n_heads)), n_weights)
 
     # ------------------------------------------------------------------ calling a block
 
@@ -144,10 +149,13 @@ class Blocks:
         kwargs = {k: cache if a is _CACHE else a for k, a in kwargs.items()}
         # the numbers are in the model's dtype, whatever surrounds the call
         with own_work(), torch.autocast(hidden.device.type, enabled=False):
-            if args:
-                out = block(hidden, *args[1:], **kwargs)
-            else:
-                out = block(hidden_states=hidden, **kwargs)
+            try:
+                if args:
+                    out = block(hidden, *args[1:], **kwargs)
+                else:
+                    out = block(hidden_states=hidden, **kwargs)
+            except torch.OutOfMemoryError as error:
+                raise too_much(hidden, error) from error
         return out[0] if isinstance(out, tuple) else out
 
     def sequence(
