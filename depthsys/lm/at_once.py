@@ -130,6 +130,21 @@ def whole_jacobians(states: torch.Tensor, n_prompts: int) -> int:
     return _between(min(free, WHOLE) / one, max(1, n_prompts))
 
 
+def too_much(states: torch.Tensor, error: BaseException) -> MemoryError:
+    """What to say if the memory of an accelerator was not enough all the same.
+
+    Nothing is tried again with less: a run that becomes slow without a word is worse than one that
+    says what to do.
+    """
+    line = str(error).strip().split("\n")[0]
+    return MemoryError(
+        f"`prompts` must leave room on {states.device} for what goes through a block at once; got "
+        f"states of shape {tuple(states.shape)} in {states.dtype}: {line} Close what else uses its "
+        "memory, keep contexts off it with budget=lm.Budget(device=0), give fewer prompts at a "
+        "time, or load the model in 16 bits."
+    )
+
+
 def _share(device: torch.device) -> float | None:
     """Bytes that a block may take at once; None on the CPU, and where nobody says what is free."""
     if device.type == "cpu":

@@ -93,10 +93,10 @@ def jacobians(
     One sweep over the layers: every block sees all prompts before the next block, so its weights
     are read once per batch. H vector-Jacobian products per prompt and layer.
 
-    Memory, beside the model, the result and what the budget of the run takes: for the mean a few H x H matrices (a few 1024 x H
-    where H is smaller) at any number of prompts; with ``per_prompt`` the Jacobians of one batch
-    at one layer (at most 32 prompts; of fewer or more on an accelerator, by its memory). There
-    the host writes a layer while the next one is computed.
+    Memory, beside the model, the result and what the budget of the run takes: for the mean a few
+    H x H matrices (a few 1024 x H where H is smaller) at any number of prompts; with
+    ``per_prompt`` the Jacobians of one batch at one layer (at most 32 prompts; fewer or more on an
+    accelerator, by its memory). There the host writes a layer while the next one is computed.
 
     The store has Zarr format 3, one chunk per matrix, with a checksum and not compressed (that
     would save a tenth). A damaged chunk is an error when it is read, a missing one NaN.

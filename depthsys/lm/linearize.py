@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthsys.lm.at_once import too_much
 from depthsys.lm.kinds import short
 from depthsys.lm.switch import products_in
 
@@ -158,7 +159,10 @@ class Linearised:
 
     def _product(self, output, source, seed: torch.Tensor) -> torch.Tensor:
         with products_in(self._in), torch.autocast(seed.device.type, enabled=False):
-            return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+            try:
+                return torch.autograd.grad(output, source, seed, retain_graph=True)[0]
+            except torch.OutOfMemoryError as error:
+                raise too_much(seed, error) from error
 
 
 def jvp(f: BlockMap, x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """How much goes through a block at once: the CPU's numbers, and what an accelerator has free."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -201,6 +204,16 @@ def test_a_model_knows_the_sizes_of_its_blocks(family):
     assert sizes.widest == {"gpt2": 64, "llama": 40}[family]
 
 
+@pytest.mark.parametrize(("told", "expected"), [([2, 8], 8), (None, 32)])
+def test_heads_that_differ_by_layer_and_models_that_do_not_say(told, expected):
+    model = lm.DepthModel(TINY["llama"]())
+    blocks = copy.copy(model.blocks)
+    vars(blocks).pop("sizes", None)
+    config = SimpleNamespace() if told is None else SimpleNamespace(num_attention_heads=told)
+    blocks.hf = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder: config))
+    assert blocks.sizes.n_heads == expected
+
+
 def test_a_run_on_a_card_is_one_batch_with_the_numbers_of_the_cpu(free):
     free(GIB)
     prompts = [[1 + (3 * i + j) % 49 for j in range(1 + i % 7)] for i in range(40)]
@@ -228,3 +241,30 @@ def test_products_go_in_as_few_parts_as_the_memory_allows(free, monkeypatch):
     free(4 * 20 * (30 * 16 + 12 * 64 + 5 * 2 * 3) * 4)  # 20 rows
     np.testing.assert_allclose(block.vjp(V).cpu(), whole.cpu(), rtol=1e-5, atol=1e-6)
     assert parts == [8, 8]
+
+
+# ------------------------------------------------------------- where it was not enough
+
+
+def _short_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("card out of memory. Tried to allocate 2 GiB.\nMore lines")
+
+
+def test_a_block_that_does_not_fit_all_the_same(monkeypatch):
+    model = lm.DepthModel(TINY["gpt2"]())
+    monkeypatch.setattr(model.blocks._list[1], "forward", _short_of_memory)
+    message = (
+        r"`prompts` must leave room on cpu .* got states of shape \(1, 3, 16\) in torch.float32: "
+        r"card out of memory. Tried to allocate 2 GiB. Close .* budget=lm.Budget\(device=0\)"
+    )
+    with pytest.raises(MemoryError, match=message) as raised:
+        model.run([[1, 2, 3]])
+    assert "More lines" not in str(raised.value)
+
+
+def test_a_product_that_does_not_fit_all_the_same(monkeypatch):
+    block = lm.DepthModel(TINY["gpt2"]()).run([[1, 2, 3]]).batches[0].blocks[1]
+    linear = block.linearised()
+    monkeypatch.setattr(torch.autograd, "grad", _short_of_memory)
+    with pytest.raises(MemoryError, match=r"got states of shape \(1, 1, 16\) in torch.float32"):
+        linear.vjp(torch.eye(16)[:2])

@@ -4,6 +4,7 @@ Run with ``python -m pytest -m gpu tests/lm/test_gpu.py``; skipped, with the rea
 """
 
 import copy
+import importlib
 import os
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from depthsys import lm, ltv
 from depthsys.lm.orthonormal import new_columns
 from tests import card
 from tests.conftest import TINY
+from tests.lm import families
 
 pytestmark = pytest.mark.gpu
 
@@ -280,3 +282,38 @@ def test_states_that_are_not_finite_are_refused(device, monkeypatch):
     run = model.run(IDS, budget=lm.Budget(device=0, host=0, file=0))
     with pytest.raises(FloatingPointError, match="after layer 1, of the prompts number 2"):
         lm.jacobians(run)
+
+
+def test_all_prompts_in_one_batch(pair):
+    """Of lengths 1 to 8, padded: how many go together is told by the memory that is free."""
+    ids = [[1 + (7 * i + 3 * j) % 49 for j in range(1 + i % 8)] for i in range(48)]
+    assert len(pair.gpu.run(ids).numbers) == 1 < len(pair.cpu.run(ids).numbers)
+    pair.check("states", lambda model: {"states": model.run(ids).states})
+    pair.check("derivatives", lambda model: {"A": lm.jacobians(model, ids).A})
+
+
+def test_jacobians_of_a_few_prompts_at_a_time(pair, tokens, monkeypatch):
+    def each(model):
+        found = lm.jacobians(model, tokens, per_prompt=True)
+        return {"A": found.A, "x_ref": found.x_ref}
+
+    pair.check("derivatives", each)
+    # the function hides its module
+    module = importlib.import_module("depthsys.lm.jacobians")
+    monkeypatch.setattr(module, "whole_jacobians", lambda *_: 3)
+    pair.check("derivatives", each)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "phi", "bloom", "stablelm"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_through_layer_norms(name, count, device):
+    """Their second derivative is our own there, and torch's on the CPU."""
+    here = lm.DepthModel(families.make(name)).run(IDS[:2]).batches[0]
+    there = lm.DepthModel(families.make(name).to(device)).run(IDS[:2]).batches[0]
+    V = torch.randn(2, count, families.N_FEATURES, dtype=torch.float64)
+    limit = 1e-5 if families.FAMILIES[name].single else 1e-11
+    for block, same in zip(there.blocks, here.blocks, strict=True):
+        for which in ("jvp", "vjp"):
+            expected = getattr(same, which)(V).numpy()
+            found = getattr(block, which)(V.to(device)).cpu().numpy()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=limit * abs(expected).max())

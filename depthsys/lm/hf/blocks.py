@@ -13,13 +13,14 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from depthsys.lm.at_once import Sizes
+from depthsys.lm.at_once import Sizes, too_much
 from depthsys.lm.hf.attention import (
     LAST_TOKEN_ATTENTION,
     AlteredKeysError,
@@ -36,6 +37,7 @@ from depthsys.lm.hf.checkpoint import (
     has_experts,
     input_device,
 )
+from depthsys.lm.hf.layer_norm import layer_norms, twice_derived
 from depthsys.lm.hf.own_work import own_work
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.switch import products_in
@@ -45,6 +47,9 @@ STEERING = "depthsys.lm.hf.steering_hooks"
 
 # Bytes of frozen context that may be repeated at once for a block with attention of its own.
 REPEATED_CONTEXT = 256 * 2**20
+
+# Heads of a model that does not say how many it has.
+MANY_HEADS = 32
 
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _CACHE = object()  # marks the place of the cache among recorded arguments
@@ -125,9 +130,10 @@ class Blocks:
     @cached_property
     def sizes(self) -> Sizes:
         """What tells how many rows may go through at once."""
-        n_heads = self.hf.config.get_text_config(decoder=True).num_attention_heads
+        config = self.hf.config.get_text_config(decoder=True)
+        n_heads = getattr(config, "num_attention_heads", MANY_HEADS)
         n_weights = max(sum(p.numel() for p in block.parameters()) for block in self._list)
-        return Sizes(self.device, self.widest, n_heads, n_weights)
+        return Sizes(self.device, self.widest, int(np.max(n_heads)), n_weights)
 
     # ------------------------------------------------------------------ calling a block
 
@@ -145,10 +151,13 @@ class Blocks:
         # the numbers are in the model's dtype, whatever surrounds the call
         off = torch.autocast(hidden.device.type, enabled=False)
         with own_work(), products_in(self.products), off:
-            if args:
-                out = block(hidden, *args[1:], **kwargs)
-            else:
-                out = block(hidden_states=hidden, **kwargs)
+            try:
+                if args:
+                    out = block(hidden, *args[1:], **kwargs)
+                else:
+                    out = block(hidden_states=hidden, **kwargs)
+            except torch.OutOfMemoryError as error:
+                raise too_much(hidden, error) from error
         return out[0] if isinstance(out, tuple) else out
 
     def sequence(
@@ -203,7 +212,14 @@ class Blocks:
         self.weights.check()
         with self._lock:
             self._check_hooks(layer)
-            return self._last_token(layer, calls, states, frozen)
+            with self._norms_for(layer, states):
+                return self._last_token(layer, calls, states, frozen)
+
+    def _norms_for(self, layer: int, states: torch.Tensor):
+        """Derivatives of LayerNorm in few operations, where each costs time however small it is."""
+        if states.device.type == "cpu" or not (states.requires_grad and torch.is_grad_enabled()):
+            return contextlib.nullcontext()
+        return twice_derived(layer_norms(self._list[layer]))
 
     def _last_token(self, layer, calls, states, frozen) -> torch.Tensor:
         if self.copies_are == "tokens":
