@@ -111,7 +111,10 @@ class CardTensor(torch.Tensor):
     inner: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner):
+    def __new__(cls, inner, requires_grad=None):
+        if requires_grad is not None:
+            # accelerate makes a parameter of the class of the old one, wherever the new one lies
+            return torch.nn.Parameter(inner, requires_grad=requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -124,7 +127,7 @@ class CardTensor(torch.Tensor):
         made.inner = inner
         return made
 
-    def __init__(self, inner):
+    def __init__(self, inner, requires_grad=None):
         pass
 
     @classmethod

@@ -19,6 +19,7 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
+from depthsys.lm.lockstep import Steps, finished
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
@@ -92,10 +93,10 @@ def restricted_mean(
 
     with run.sweep(keep=backward) as sweep:
         layers = sweep.forward("identify")
-        small = _forward(channels, 1, layers, jvp, None if backward else columns)
+        small = finished(_forward(channels, 1, layers, jvp, None if backward else columns))
         if backward:
             layers = sweep.backward("identify, backwards")
-            small = _backward(channels, small, layers, vjp, nominal.all_rows, columns)
+            small = finished(_backward(channels, small, layers, vjp, nominal.all_rows, columns))
     return _dataset(channels, small, nominal)
 
 
@@ -118,27 +119,31 @@ def _mean_product(
 
 def restricted_each(
     channels: Channels, batch: FrozenRun, *, observable: bool, columns: Columns | None = None
-) -> xr.Dataset:
-    """`exact_system` of every prompt of a batch, along the batch dim ``prompt``."""
+) -> Steps[xr.Dataset]:
+    """`exact_system` of every prompt of a batch, along the batch dim ``prompt``, in steps."""
     nominal = EachNominal(channels, batch)
-    linear = [block.linearised(channels.kind) for block in batch.blocks]
+    moves = channels.model.blocks.residence.moves
+    # what is linearised holds the weights: where they come and go it is made anew on the way back
+    linear = [] if moves else [block.linearised(channels.kind) for block in batch.blocks]
 
     def product(name: str) -> Product:
         def apply(block: FrozenBlock, Q: np.ndarray) -> np.ndarray:
             if Q.shape[-1] == 0:
                 return Q
             rows = torch.as_tensor(transposed(Q).copy()).to(block.x)
-            found = getattr(linear[block.layer], name)(rows)
+            here = block.linearised(channels.kind) if moves else linear[block.layer]
+            found = getattr(here, name)(rows)
             return transposed(found.double().cpu().numpy())
 
         return apply
 
     backward = observable or channels.free
     early = None if backward else columns
-    small = _forward(channels, len(batch.prompts), batch.blocks, product("jvp"), early)
+    jvp, vjp = product("jvp"), product("vjp")
+    small = yield from _forward(channels, len(batch.prompts), batch.blocks, jvp, early)
     if backward:
         blocks = reversed(batch.blocks)
-        small = _backward(channels, small, blocks, product("vjp"), nominal.all_rows, columns)
+        small = yield from _backward(channels, small, blocks, vjp, nominal.all_rows, columns)
     return _dataset(channels, small, nominal)
 
 
@@ -154,7 +159,7 @@ class _Small:
     B: list[np.ndarray]
 
 
-def _forward(channels, n_prompts: int, layers, jvp: Product, columns=None) -> _Small:
+def _forward(channels, n_prompts: int, layers, jvp: Product, columns=None) -> Steps[_Small]:
     """E_k = orth[v_k, A_{k-1} E_{k-1} as far as it is reached, columns_k], layer by layer."""
     v, width = channels.inputs, channels.model.n_features
     E, A, image = [], [], np.empty(0)
@@ -170,12 +175,13 @@ def _forward(channels, n_prompts: int, layers, jvp: Product, columns=None) -> _S
         if k > 0:
             A.append(transposed(E[k]) @ image)
         if k < channels.model.n_layers:
+            yield k
             image = jvp(_next(layers, k), E[k])
             reached = image[..., : reached.shape[-1]]
     return _Small(E, A, [])
 
 
-def _backward(channels, small: _Small, layers, vjp: Product, rows, columns) -> _Small:
+def _backward(channels, small: _Small, layers, vjp: Product, rows, columns) -> Steps[_Small]:
     """Extend E_k by ``columns_k`` and by what the outputs see, ``[A_k' S_{k+1}, C_k']``."""
     width, rtol = channels.model.n_features, channels.rtol
     L = channels.model.n_layers
@@ -191,6 +197,7 @@ def _backward(channels, small: _Small, layers, vjp: Product, rows, columns) -> _
         if k < L:
             A.insert(0, transposed(pulled) @ E[k])
         if k > 0:
+            yield k - 1
             pulled = vjp(_next(layers, k - 1), E[k])
             seen = pulled @ (transposed(E[k]) @ seen)
             if channels.free:

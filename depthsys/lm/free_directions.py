@@ -4,7 +4,9 @@ import numpy as np
 import xarray as xr
 
 from depthsys.lm.directions import defined, direction_note, directions
+from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.measure import state_norms
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
@@ -55,12 +57,17 @@ def free_directions(
     reader = checked_readout(model, readout, concept)
     n_layers, n_outputs = model.n_layers, reader.n_outputs
     mean = np.zeros((n_layers + 1, n_outputs, model.n_features))
-    for batch in run.stream("free directions"):
+
+    def work(batch: FrozenRun) -> Steps[None]:
         carried = reader.rows_at(model, batch.x[-1])[-1]
         mean[-1] += wide(carried).double().sum(dim=0).cpu().numpy()
         for block in reversed(batch.blocks):
+            yield block.layer
             carried = block.vjp(carried)
             mean[block.layer] += wide(carried).double().sum(dim=0).cpu().numpy()
+
+    for _ in run.in_step(work, "free directions", held=8 * n_outputs * model.n_features):
+        pass
     mean /= len(run)
     norm = state_norms(run).mean(axis=0)
     length = np.linalg.norm(mean, axis=-1)

@@ -8,6 +8,7 @@ import xarray as xr
 from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import io_map, squeezed
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.run import Run
 
@@ -19,20 +20,29 @@ def mean_response(channels: Channels, run: Run) -> xr.Dataset:
     """
     nominal = MeanNominal(channels, len(run))
     total: Any = 0.0
-    for batch in run.stream("ensemble"):
+    works = run.in_step(lambda batch: io_each(channels, batch), "ensemble", held=io_bytes(channels))
+    for batch, each in works:
         nominal.note_batch(batch)
-        total = total + io_each(channels, batch).sum("prompt")
+        total = total + each.sum("prompt")
     io = total / len(run)
     found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
     found["gain_full"] = terminal(io)
     return found.assign(io=io)
 
 
-def io_each(channels: Channels, batch: FrozenRun) -> xr.DataArray:
+def io_bytes(channels: Channels) -> int:
+    """Bytes per prompt of the map, and of the rows that are carried back for it."""
+    model, n_outputs = channels.model, channels.readout.n_outputs
+    n_inputs = model.n_features if channels.free else channels.v.shape[1]
+    n_depths = model.n_layers + 1
+    return 8 * n_depths * n_outputs * (model.n_features + n_depths * n_inputs)
+
+
+def io_each(channels: Channels, batch: FrozenRun) -> Steps[xr.DataArray]:
     """The exact linear input-output map of every prompt of a batch."""
     rows = channels.readout.rows_at(channels.model, batch.x[-1])
     inputs = None if channels.free else channels.v
-    values = io_map(batch, inputs, rows, channels.kind).cpu().numpy()
+    values = (yield from io_map(batch, inputs, rows, channels.kind)).cpu().numpy()
     depths = np.arange(values.shape[1])
     return xr.DataArray(
         values,
@@ -47,9 +57,9 @@ def terminal(io: xr.DataArray) -> xr.DataArray:
     return squeezed(last.values, *map(str, last.dims))
 
 
-def response_each(channels: Channels, batch: FrozenRun) -> xr.Dataset:
+def response_each(channels: Channels, batch: FrozenRun) -> Steps[xr.Dataset]:
     """``io`` of every prompt of a batch, with what `identify` says of the nominal run."""
-    io = io_each(channels, batch)
+    io = yield from io_each(channels, batch)
     found = xr.Dataset(nominal_run(EachNominal(channels, batch)))
     found["gain_full"] = terminal(io)
     return found.assign(io=io)

@@ -5,6 +5,7 @@ computed again from the hidden states that enter it, which wait in a temporary f
 flat in the number of prompts.
 """
 
+import contextlib
 import math
 import tempfile
 import weakref
@@ -117,11 +118,13 @@ class Sweep:
         self._keep = keep
         self._again = _Again(run, keep) if run.place == "again" else None
         self._merged: dict[int, Calls] = {}
+        self._visit_of_now = contextlib.ExitStack()
 
     def __enter__(self) -> "Sweep":
         return self
 
     def __exit__(self, *_) -> None:
+        self._visit_of_now.close()
         if self._again is not None:
             self._again.close()
 
@@ -183,9 +186,12 @@ class Sweep:
     def _visit(self, layers, progress: str | None) -> Iterator[Layer]:
         with bar(progress, len(self._run) * self._run.n_layers, "block") as shown:
             for layer in layers:
-                yield Layer(self, layer)
-                if self._again is not None:
-                    self._again.advance(layer)
+                # its weights stay for all batches, and as often as it is looked at
+                with self._visit_of_now as visit:
+                    visit.enter_context(self._run.model.blocks.resident(layer))
+                    yield Layer(self, layer)
+                    if self._again is not None:
+                        self._again.advance(layer)
                 shown.update(len(self._run))
 
 

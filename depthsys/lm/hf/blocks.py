@@ -36,6 +36,7 @@ from depthsys.lm.hf.checkpoint import (
     input_device,
 )
 from depthsys.lm.hf.own_work import own_work
+from depthsys.lm.hf.residence import Residence
 from depthsys.lm.hf.weights import Weights
 
 # Hooks that leave calls of this package alone.
@@ -56,6 +57,8 @@ class Blocks:
     ----------
     weights
         What the weights were when this was made.
+    residence
+        Brings in the weights of blocks that wait elsewhere.
     margins_are_known
         False if a router chooses by a rule that is not known here (tried on random states).
     copies_are
@@ -69,6 +72,7 @@ class Blocks:
         self.hf = hf
         self.weights = Weights(hf)
         self._list: list[Any] = list(find_blocks(hf))
+        self.residence = Residence(self._list)
         self._configs: list[Any] = list(
             {
                 id(m.config): m.config
@@ -121,6 +125,10 @@ class Blocks:
         return max(max(p.shape[-2:]) for p in weights)
 
     # ------------------------------------------------------------------ calling a block
+
+    def resident(self, layer: int) -> contextlib.AbstractContextManager[None]:
+        """A context in which the weights of a block lie where it runs; see `Residence`."""
+        return self.residence.resident(layer)
 
     def call(self, layer: int, call: _Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
         """Call the original block module with another state and another cache."""
