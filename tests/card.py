@@ -134,6 +134,8 @@ class CardTensor(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], _index(args[1]), *args[2:])
+        if func is torch.Tensor.data_ptr:
+            return args[0].inner.data_ptr()
         if func is torch.Tensor.tolist:
             _note("to_host")
             return args[0].detach().inner.tolist()

@@ -14,6 +14,7 @@ import torch
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.kinds import short
 from depthsys.lm.memory import available_memory
+from depthsys.lm.memory import free_on as _free_on
 
 # What a run may take of each place where no budget says more or less.
 SHARE = 0.25
@@ -98,15 +99,6 @@ class Budget:
     @staticmethod
     def _allowed(given: int | None, free: int | None) -> float:
         return SHARE * (free or 0) if given is None else given
-
-
-def _free_on(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 0
-    module = torch.get_device_module(device)
-    # what torch has reserved and not handed out is free for torch
-    idle = module.memory_reserved(device) - module.memory_allocated(device)
-    return module.mem_get_info(device)[0] + idle
 
 
 class Contexts(ABC):

@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import torch
+
 
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take without swapping; None where nobody says.
@@ -32,6 +34,16 @@ def available_memory(root: Path = Path("/")) -> int | None:
             groups = [g for g in (group, *group.parents) if g.is_relative_to(top)]
             found += [left for g in groups if (left := _left_in(g, *files)) is not None]
     return min(found, default=None)
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that are free on an accelerator; 0 for the CPU, whose memory is the host's."""
+    if device.type == "cpu":
+        return 0
+    module = torch.get_device_module(device)
+    # what torch has reserved and not handed out is free for torch
+    idle = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + idle
 
 
 # where a control group writes its limit and its use, and the name of what it would give back

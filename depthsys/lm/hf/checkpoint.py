@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -47,6 +47,8 @@ from depthsys.lm.hf.gguf_file import (
     reading_whole,
     unreadable,
 )
+from depthsys.lm.hf.placing import Placing, refuse_placing, settled
+from depthsys.lm.hf.residence import waiting_by_name
 from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
 DTYPES = {
@@ -309,13 +311,10 @@ def checked_fingerprint(hf: Any) -> str:
 
 def _weights(hf: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and plain tensors of all weights: those of quantised ones, and offloaded ones too."""
-    weights = hf.state_dict()
-    if any(isinstance(t, torch.Tensor) and t.is_meta for t in weights.values()):
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        weights = get_state_dict_offloaded_model(hf)
+    weights, waiting = hf.state_dict(), waiting_by_name(hf)
     for name, value in sorted(weights.items()):
-        yield from _plain_tensors(name, value)
+        # read one at a time: all of them may not fit
+        yield from _plain_tensors(name, waiting[name].read() if name in waiting else value)
 
 
 def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -346,13 +345,25 @@ class Loaded:
 
 
 def load_checkpoint(
-    source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
+    source: str,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    pickled_weights: bool,
+    placing: Placing | None = None,
 ) -> Loaded:
-    """Model with merged adapter, and tokenizer; ValueError where a weight would be a guess."""
+    """Model with merged adapter, and tokenizer; ValueError where a weight would be a guess.
+
+    With ``placing`` the weights are read to where they are to be; without, to the host's memory.
+    """
     found = find(source)
     config = _config_of(found, trust_remote_code, pickled_weights=pickled_weights)
+    places: dict[str, Any] = {}
+    if placing is not None:
+        refuse_placing(found, config)
+        places = placing.arguments(config, dtype, find_blocks, trust_remote_code=trust_remote_code)
     try:
-        hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights)
+        hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights, places)
         if found.adapter is not None:
             hf = merged(hf, found.adapter)
     except (MemoryError, RuntimeError, OSError) as error:
@@ -375,7 +386,12 @@ _UNREADABLE = (
 
 
 def _weighted(
-    found: Found, config: Any, dtype: torch.dtype, trust_remote_code: bool, pickled_weights: bool
+    found: Found,
+    config: Any,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    pickled_weights: bool,
+    places: Mapping[str, Any],
 ) -> Any:
     """The model with all of its weights, and no others."""
     source = str(found)
@@ -392,6 +408,7 @@ def _weighted(
                 use_safetensors=None if pickled_weights else True,
                 output_loading_info=True,
                 **found.at,
+                **places,
                 **({} if found.adapter is None else {"adapter_kwargs": dict(NOT_BY_ITSELF)}),
             )
             hf, info = loaded
@@ -412,7 +429,7 @@ def _weighted(
             f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
             "Correct the configuration."
         )
-    return hf
+    return settled(hf, places)
 
 
 def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:

@@ -74,6 +74,12 @@ def waiting_in(module: Any) -> list[Waiting]:
     return found
 
 
+def waiting_by_name(module: Any) -> dict[str, Waiting]:
+    """The same by their names in the state dict of the module."""
+    names = {id(one): name for name, one in module.named_modules()}
+    return {f"{names[id(one.module)]}.{one.name}": one for one in waiting_in(module)}
+
+
 def _hooks_of(module: Any) -> list[Any]:
     """Accelerate's hooks that move weights; one that is made of several holds them in a list."""
     hook = getattr(module, "_hf_hook", None)
