@@ -26,7 +26,10 @@ MISSED = 0.1
 PLANNED = "planned"
 _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push", "warning")
 # settings that are those of a comparison, or say the same as others
-_NO_MATTER = ("methods", "orders", "n_each", "asked", "device", "dtype", "readout", "max_tokens")
+_NO_MATTER = (
+    *("methods", "orders", "n_each", "asked", "device", "device_map", "dtype", "readout"),
+    "max_tokens",
+)
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",
     "paired_accuracy", "paired_low", "paired_high",

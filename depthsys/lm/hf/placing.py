@@ -138,14 +138,12 @@ def _bytes(size: int | str | None) -> int | None:
     from accelerate.utils import convert_file_size_to_int
 
     try:
-        found = int(convert_file_size_to_int(size))
+        return int(convert_file_size_to_int(size))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`max_memory` must hold bytes, or texts such as '20GiB'; got {short(size)}."
+            f"`max_memory` must hold bytes >= 0, or texts such as '20GiB'; got {short(size)}. "
+            "Leave it out for a share of what is free."
         ) from error
-    if found < 0:
-        raise ValueError(f"`max_memory` must hold bytes >= 0; got {size}. Leave it out.")
-    return found
 
 
 def refuse_placing(found: Found, config: Any) -> None:
