@@ -253,9 +253,7 @@ def test_offloaded_blocks_give_the_same_numbers(offloaded, tokens, concept, plac
 def test_offloaded_weights_leave_the_gpu(device):
     """Memory after a sweep is that before it: no graph holds the weights that came."""
     accelerate = pytest.importorskip("accelerate")
-    if torch.device(device).type != "cuda":
-        pytest.skip("the pretend card counts no bytes")
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
     hf = TINY["llama"](**sizes, num_attention_heads=8, num_key_value_heads=8)
     places = dict.fromkeys(
         ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], device
@@ -263,14 +261,20 @@ def test_offloaded_weights_leave_the_gpu(device):
     places |= {f"model.layers.{layer}": "cpu" for layer in range(6)}
     model = lm.DepthModel(accelerate.dispatch_model(hf, places, main_device=device))
     run = model.run([[1, 2, 3], [4, 5], [6]], budget=lm.Budget(device=0))
-    v = np.random.default_rng(0).standard_normal((7, 512))
-    concept = xr.Dataset({"direction": (("depth", "feature"), v / 512**0.5)})
+    v = np.random.default_rng(0).standard_normal((7, 256))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
     layer = model.blocks.residence.nbytes(0)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    has_bytes = torch.device(device).type == "cuda"  # the pretend card counts none
+    before = torch.cuda.memory_allocated(device) if has_bytes else 0
+    if has_bytes:
+        torch.cuda.reset_peak_memory_stats(device)
     lm.linear_gains(run, concept)
     lm.measure_gains(run, concept)
-    lm.optimal_plan(run, concept, target=0.3)
+    lm.identify(run, concept, lm.Balanced(2), per_prompt=True)
+    assert all(p.is_meta for p in hf.model.layers.parameters())
+    if not has_bytes:
+        return
     # never all of them together
     assert torch.cuda.max_memory_allocated(device) - before < 4 * layer
     assert torch.cuda.memory_allocated(device) - before < layer

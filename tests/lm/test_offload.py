@@ -5,14 +5,17 @@ and in the memory of the host for the pretend card of `tests.card`. A *move* is 
 accelerate hands a weight out, not by the package.
 """
 
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from depthsys import lm
 from depthsys.lm.directions import directions
+from depthsys.lm.hf import residence
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import checked_readout
 from tests import card
@@ -404,3 +407,51 @@ def test_hooks_that_place_what_is_below_them_are_followed():
     hf.model.layers[1].mlp._hf_hook.weights_map["up_proj.weight"][0, 0] += 1
     with pytest.raises(ValueError, match="must keep the weights"):
         model.check_weights()
+
+
+# ------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimal_plan",
+        "linear_gains",
+        "measure_gains",
+        "jacobians, each",
+        "identify, balanced, each",
+        "identify, arnoldi, each",
+        "identify, arnoldi",
+        "play, every token",
+    ],
+)
+def test_no_more_than_two_layers_are_ever_there(name, many, tmp_path_factory, monkeypatch):
+    """What is linearised holds the weights of its layer: it must go with them."""
+    n_layers = 5
+    hf = TINY["gpt2"](n_layer=n_layers).double()
+    places = dict.fromkeys([*AROUND["gpt2"], "lm_head"], "cpu")
+    places |= {f"transformer.h.{layer}": "disk" for layer in range(n_layers)}
+    folder = tmp_path_factory.mktemp("weights")
+    model = lm.DepthModel(accelerate.dispatch_model(hf, places, offload_dir=folder))
+    v = np.random.default_rng(0).standard_normal((n_layers + 1, 16))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    run = run_of(model, many)
+    system = lm.identify(run, concept, lm.Ensemble(order=2))
+    work = works(concept, system)[name]
+    there: list[tuple[str, weakref.ref]] = []
+    most = 0
+    original = residence._on_its_device
+
+    def watched(one):
+        nonlocal most
+        tensor = original(one)
+        there.append((one.place[1].split(".")[2], weakref.ref(tensor)))
+        most = max(most, len({layer for layer, ref in there if ref() is not None}))
+        return tensor
+
+    monkeypatch.setattr(residence, "_on_its_device", watched)
+    work(run)
+    assert 0 < most <= 2
+    del work
+    assert not [layer for layer, ref in there if ref() is not None]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from depthsys import demo, lm
 from depthsys.lm.hf import placing
@@ -172,3 +172,42 @@ def test_checkpoints_that_are_read_as_a_whole_are_refused(given, quantised, said
         config.quantization_config = {"quant_method": "fp8"}
     with pytest.raises(ValueError, match=said):
         refuse_placing(found, config)
+
+
+SHAPES = {
+    "Llama-8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+    "Llama-70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80},
+}
+HEADS = {"Llama-8B": 32, "Llama-70B": 64}
+
+
+@pytest.mark.parametrize(("shape", "card_gb"), [("Llama-8B", 16), ("Llama-70B", 80)])
+def test_the_table_of_the_docs_is_what_would_be_placed(shape, card_gb, monkeypatch):
+    rows = (Path(__file__).parents[2] / "docs/models.md").read_text().splitlines()
+    (row,) = [r for r in rows if r.startswith(f"| {shape}, ") and f"| {card_gb} GB |" in r]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    config = LlamaConfig(
+        **SHAPES[shape],
+        vocab_size=128256,
+        num_attention_heads=HEADS[shape],
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    monkeypatch.setattr(placing, "free_on", lambda device: card_gb * 10**9)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plan = Placing(torch.device(DEVICE, 0), on_host=10**12)
+    places = plan._places(empty, find_blocks(empty))
+    block = sum(p.nbytes for p in empty.model.layers[0].parameters())
+    n_layers = SHAPES[shape]["num_hidden_layers"]
+    stay = sum(places[f"model.layers.{layer}"] == "card:0" for layer in range(n_layers))
+    wait = (n_layers - stay) * block
+    assert cells == [
+        f"{shape}, {n_layers} blocks of {block / 1e9:.2f} GB",
+        f"{n_layers * block / 1e9:.1f} GB",
+        f"{card_gb} GB",
+        f"{stay * block / 1e9:.1f} GB",
+        f"{wait / 1e9:.1f} GB",
+        f"{wait / 25e9:.2g} s",
+        f"{wait / 3e9:.{1 if wait < 3e10 else 0}f} s",
+    ]
