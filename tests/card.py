@@ -112,7 +112,10 @@ class CardTensor(torch.Tensor):
     inner: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner):
+    def __new__(cls, inner, requires_grad=None):
+        if requires_grad is not None:
+            # accelerate makes a parameter of the class of the old one, wherever the new one lies
+            return torch.nn.Parameter(inner, requires_grad=requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -125,13 +128,15 @@ class CardTensor(torch.Tensor):
         made.inner = inner
         return made
 
-    def __init__(self, inner):
+    def __init__(self, inner, requires_grad=None):
         pass
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], _index(args[1]), *args[2:])
+        if func is torch.Tensor.data_ptr:
+            return args[0].inner.data_ptr()
         if func is torch.Tensor.tolist:
             _note("to_host")
             return args[0].detach().inner.tolist()

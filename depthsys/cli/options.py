@@ -87,6 +87,13 @@ class Prompted:
     ] = None
     answer: Annotated[str | None, typer.Option(help="With --chat: how the answer begins.")] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: for a model larger than the device's memory, whose other layers wait in "
+            "that of the machine and in the model's files."
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -41,7 +41,9 @@ class Budget:
         No place, but memory that work takes beside the run, on the model's device: where many
         products with one layer are wanted (`Arnoldi`), the layer of all prompts is linearised once
         and held, if that fits; else it is linearised anew, batch by batch, for every product. None
-        means 1 GiB, or a quarter of what is free if that is less; 0 never to hold a layer.
+        means 1 GiB, or a quarter of what is free if that is less; 0 never to hold a layer. Of a
+        model larger than its device it bounds, too, what waits while batches go through the layers
+        in step: those that it cannot hold go in a second turn, for which the layers come again.
 
     For a place None means a quarter of what is free when the run is made, 0 not to use it.
     """

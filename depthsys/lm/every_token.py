@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from depthsys.lm.hf.blocks import Calls
+from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.lockstep import Steps, driven, together
 from depthsys.lm.progress import bar
 from depthsys.lm.readouts import Readout
 from depthsys.lm.run import Run
@@ -48,24 +49,54 @@ def every_token_shifts(
     added = torch.einsum("cli,lif->clf", pushes, v[:-1])
     behind = torch.zeros_like(added[:, 0]) if ends is None else ends @ v[-1]
     shift = np.empty((len(run), len(pushes) - 1, reader.n_outputs))
+    blocks, width = model.blocks, model.n_features * model.dtype.itemsize
+    # whole sequences wait between two layers, where layers are brought in for all of them
+    sizes = [len(pushes) * run.n_tokens(b) * len(p) * width for b, p in enumerate(run.numbers)]
     with bar("play at every token", len(run), "prompt") as shown:
-        for number, prompts in enumerate(run.numbers):
-            calls = run.calls_of(number)
-            where = None if begins is None else _tokens_from(calls, [begins[i] for i in prompts])
-            last = []
-            for push, end in zip(added, behind, strict=True):
-                hidden = calls.embedded
-                for layer, vector in enumerate(push):
-                    if bool((vector != 0).any()):
-                        moved = hidden + vector.to(hidden)
-                        hidden = moved if where is None else torch.where(where, moved, hidden)
-                    hidden = model.blocks.sequence(layer, calls, hidden)[0]
-                last.append(hidden[:, -1] + end.to(hidden))
-            y = reader.values(model, torch.stack(last, dim=1)).cpu().numpy()
-            with np.errstate(invalid="ignore"):  # states that overflow are found by the caller
-                shift[prompts] = y[:, :-1] - y[:, -1:]
-            shown.update(len(prompts))
+        for group in run.in_step_groups(sizes):
+            works = [_of_batch(run, number, added, behind, begins) for number in group]
+            found = driven(blocks, together(works))
+            for number, last in zip(group, found, strict=True):
+                prompts = run.numbers[number]
+                y = reader.values(model, last).cpu().numpy()
+                with np.errstate(invalid="ignore"):  # states that overflow are found by the caller
+                    shift[prompts] = y[:, :-1] - y[:, -1:]
+                shown.update(len(prompts))
     return shift
+
+
+def _of_batch(
+    run: Run,
+    number: int,
+    added: torch.Tensor,
+    behind: torch.Tensor,
+    begins: Sequence[int] | None,
+) -> Steps[torch.Tensor]:
+    """The last token's states (prompt, copy, feature) of a batch behind every schedule."""
+    calls, prompts = run.calls_of(number), run.numbers[number]
+    where = None if begins is None else _tokens_from(calls, [begins[i] for i in prompts])
+    pairs = zip(added, behind, strict=True)
+    works = [_last_states(run.model.blocks, calls, push, end, where) for push, end in pairs]
+    return torch.stack((yield from run.several(works)), dim=1)
+
+
+@torch.no_grad()
+def _last_states(
+    blocks: Blocks,
+    calls: Calls,
+    push: torch.Tensor,
+    end: torch.Tensor,
+    where: torch.Tensor | None,
+) -> Steps[torch.Tensor]:
+    """The last token's states (prompt, feature) behind one schedule (layer, feature)."""
+    hidden = calls.embedded
+    for layer, vector in enumerate(push):
+        yield layer
+        if bool((vector != 0).any()):
+            moved = hidden + vector.to(hidden)
+            hidden = moved if where is None else torch.where(where, moved, hidden)
+        hidden = blocks.sequence(layer, calls, hidden)[0]
+    return hidden[:, -1] + end.to(hidden)
 
 
 def _tokens_from(calls: Calls, begins: Sequence[int]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
+from depthsys.lm.lockstep import Steps, finished
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.of_run import of_run
 from depthsys.lm.orthonormal import Columns, found_with
@@ -85,7 +86,7 @@ def restricted_mean(
     backward = observable or channels.free
     nominal = MeanNominal(channels, len(run))
 
-    def work(kit: Kit) -> list[Any]:
+    def work(kit: Kit) -> Steps[list[Any]]:
         nonlocal nominal
         nominal = MeanNominal(channels, len(run))
 
@@ -97,13 +98,14 @@ def restricted_mean(
 
         with run.sweep(keep=backward) as sweep:
             layers = sweep.forward("identify")
-            small = _forward(channels, kit, layers, jvp, with_task=not backward)
+            small = finished(_forward(channels, kit, layers, jvp, with_task=not backward))
             if backward:
-                layers = sweep.backward("identify, backwards")
-                small = _backward(channels, kit, small, layers, vjp, kit.rows_read(nominal))
+                layers, rows = sweep.backward("identify, backwards"), kit.rows_read(nominal)
+                small = finished(_backward(channels, kit, small, layers, vjp, rows))
         return small.matrices
+        yield  # the sweep itself brings the layers in
 
-    found = found_with(channels, 1, columns, work)
+    found = finished(found_with(channels, 1, columns, work))
     return _dataset(channels, _Small.of(found, channels.model.n_layers), nominal)
 
 
@@ -125,28 +127,32 @@ def _mean_product(
 
 def restricted_each(
     channels: Channels, batch: FrozenRun, *, observable: bool, columns: Columns | None = None
-) -> xr.Dataset:
-    """`exact_system` of every prompt of a batch, along the batch dim ``prompt``."""
+) -> Steps[xr.Dataset]:
+    """`exact_system` of every prompt of a batch, along the batch dim ``prompt``, in steps."""
     nominal = EachNominal(channels, batch)
-    linear = [block.linearised(channels.kind) for block in batch.blocks]
+    moves = channels.model.blocks.residence.moves
+    # what is linearised holds the weights: where they come and go it is made anew on the way back
+    linear = [] if moves else [block.linearised(channels.kind) for block in batch.blocks]
     backward = observable or channels.free
 
-    def work(kit: Kit) -> list[Any]:
+    def work(kit: Kit) -> Steps[list[Any]]:
         def product(name: str) -> Product:
             def apply(block: FrozenBlock, Q: Any) -> Any:
                 if Q.shape[-1] == 0:
                     return Q
-                return kit.columns_of(getattr(linear[block.layer], name)(kit.rows(Q)))
+                here = block.linearised(channels.kind) if moves else linear[block.layer]
+                return kit.columns_of(getattr(here, name)(kit.rows(Q)))
 
             return apply
 
-        small = _forward(channels, kit, batch.blocks, product("jvp"), with_task=not backward)
+        jvp, vjp = product("jvp"), product("vjp")
+        small = yield from _forward(channels, kit, batch.blocks, jvp, with_task=not backward)
         if backward:
             blocks, rows = reversed(batch.blocks), kit.rows_read(nominal)
-            small = _backward(channels, kit, small, blocks, product("vjp"), rows)
+            small = yield from _backward(channels, kit, small, blocks, vjp, rows)
         return small.matrices
 
-    found = found_with(channels, len(batch.prompts), columns, work)
+    found = yield from found_with(channels, len(batch.prompts), columns, work)
     return _dataset(channels, _Small.of(found, channels.model.n_layers), nominal)
 
 
@@ -174,7 +180,7 @@ class _Small:
         return cls(given[:first], given[first:second], given[second:])
 
 
-def _forward(channels, kit: Kit, layers, jvp: Product, *, with_task: bool) -> _Small:
+def _forward(channels, kit: Kit, layers, jvp: Product, *, with_task: bool) -> Steps[_Small]:
     """E_k = orth[v_k, A_{k-1} E_{k-1} as far as it is reached, columns_k], layer by layer."""
     E, A, image = [], [], kit.nothing()
     reached = kit.nothing()
@@ -184,12 +190,13 @@ def _forward(channels, kit: Kit, layers, jvp: Product, *, with_task: bool) -> _S
         if k > 0:
             A.append(E[k].mT @ image)
         if k < channels.model.n_layers:
+            yield k
             image = jvp(_next(layers, k), E[k])
             reached = image[..., : reached.shape[-1]]
     return _Small(E, A, [])
 
 
-def _backward(channels, kit: Kit, small: _Small, layers, vjp: Product, rows) -> _Small:
+def _backward(channels, kit: Kit, small: _Small, layers, vjp: Product, rows) -> Steps[_Small]:
     """Extend E_k by ``columns_k`` and by what the outputs see, ``[A_k' S_{k+1}, C_k']``."""
     L = channels.model.n_layers
     E: list[Any] = [None] * (L + 1)
@@ -200,6 +207,7 @@ def _backward(channels, kit: Kit, small: _Small, layers, vjp: Product, rows) -> 
         if k < L:
             A.insert(0, pulled.mT @ E[k])
         if k > 0:
+            yield k - 1
             pulled = vjp(_next(layers, k - 1), E[k])
             seen = pulled @ (E[k].mT @ seen)
             if channels.free:

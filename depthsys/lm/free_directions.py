@@ -5,7 +5,9 @@ import torch
 import xarray as xr
 
 from depthsys.lm.directions import defined, direction_note, directions
+from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.measure import state_norms
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
@@ -56,12 +58,17 @@ def free_directions(
     n_layers, n_outputs = model.n_layers, reader.n_outputs
     shape = (n_layers + 1, n_outputs, model.n_features)
     total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-    for batch in run.stream("free directions"):
+
+    def work(batch: FrozenRun) -> Steps[None]:
         carried = reader.rows_at(model, batch.x[-1])[-1]
         total[-1].add_(carried.sum(0, dtype=torch.float64))
         for block in reversed(batch.blocks):
+            yield block.layer
             carried = block.vjp(carried)
             total[block.layer].add_(carried.sum(0, dtype=torch.float64))
+
+    for _ in run.in_step(work, "free directions", held=8 * n_outputs * model.n_features):
+        pass
     mean = (total / len(run)).cpu().numpy()
     norm = state_norms(run).mean(axis=0)
     length = np.linalg.norm(mean, axis=-1)

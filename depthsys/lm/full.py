@@ -11,6 +11,7 @@ import xarray as xr
 from depthsys.lm.channels import Channels
 from depthsys.lm.exact import restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
+from depthsys.lm.lockstep import driven
 from depthsys.lm.methods import Method, Reduce
 from depthsys.lm.orthonormal import Columns
 from depthsys.lm.response import mean_response, response_each
@@ -124,19 +125,26 @@ class EachFull(_Full):
     @cached_property
     def system(self) -> xr.Dataset:
         """That of each prompt's Jacobians."""
-        find = lambda m: m.columns_each(self.channels, self.batch, self.size)  # noqa: E731
+        find = lambda m: self._driven(m.columns_each(self.channels, self.batch, self.size))  # noqa: E731
         columns = self._of_own_columns(find)
         return self._timed(
             "mean_system",
-            lambda: restricted_each(
-                self.channels, self.batch, observable=self._observable(), columns=columns
+            lambda: self._driven(
+                restricted_each(
+                    self.channels, self.batch, observable=self._observable(), columns=columns
+                )
             ),
         )
+
+    def _driven(self, steps):
+        return driven(self.channels.model.blocks, steps)
 
     @cached_property
     def response(self) -> xr.Dataset:
         """Each prompt's exact response."""
-        return self._timed("mean_response", lambda: response_each(self.channels, self.batch))
+        return self._timed(
+            "mean_response", lambda: self._driven(response_each(self.channels, self.batch))
+        )
 
     def prepared(self, name: str) -> tuple[xr.Dataset, Reduce, float]:
         """What a method reduces, the function that reduces it, and the seconds of both."""

@@ -9,6 +9,7 @@ import xarray as xr
 from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearisation
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import wide
 from depthsys.lm.readouts import ReadoutLike, checked_readout
@@ -23,8 +24,8 @@ def io_map(
     part: str | Linearisation = "block",
     *,
     read: Sequence[int],
-) -> torch.Tensor:
-    r"""The exact linear input-output map of every prompt, from the outputs backwards.
+) -> Steps[torch.Tensor]:
+    r"""The exact linear input-output map of every prompt, from the outputs backwards, in steps.
 
     Rows :math:`s \leftarrow A_l^\top s` are carried from every depth that is read to layer 0, all
     in one pass: :math:`G[k, l] = C_k A_{k-1} \cdots A_l V_l`.
@@ -60,6 +61,7 @@ def io_map(
             carried = torch.cat([rows[layer + 1], carried], dim=1)
             known += 1
         if known:
+            yield layer
             carried = block.vjp(carried, part)
             here = carried if inputs is None else wide(carried) @ inputs[layer].mT
             here = here.double().unflatten(1, (known, n_outputs))
@@ -106,10 +108,15 @@ def linear_gains(
     exists = defined(concept)[:-1][:, None]
     norm = np.empty(gain.shape[:2])
     value = np.empty((len(run), reader.n_outputs))
-    for batch in run.stream("linear gains"):
+
+    def work(batch: FrozenRun) -> Steps[torch.Tensor]:
         rows = reader.rows_at(model, batch.x[-1]).clone()
         rows[:-1] = 0
-        whole = io_map(batch, v, rows, kind, read=[model.n_layers])[:, -1].transpose(1, 2)
+        whole = yield from io_map(batch, v, rows, kind, read=[model.n_layers])
+        return whole[:, -1].transpose(1, 2)
+
+    held = reader.n_outputs * (model.n_features + (model.n_layers + 1) ** 2 * v.shape[1]) * 8
+    for batch, whole in run.in_step(work, "linear gains", held=held):
         gain[batch.prompts] = np.where(exists, whole.cpu().numpy(), np.nan)
         norm[batch.prompts] = wide(batch.x[:-1]).norm(dim=-1).T.double().cpu().numpy()
         with torch.no_grad():

@@ -16,6 +16,7 @@ from depthsys.lm.linearize import Linearisation
 from depthsys.lm.methods import Ensemble, Method, Reduce
 from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.response import io_bytes
 from depthsys.lm.run import Run
 
 
@@ -227,8 +228,8 @@ def _finished(system: xr.Dataset, full: xr.Dataset, keep_basis: bool) -> xr.Data
 def _each_prompt(channels, run, method, size, keep_basis) -> xr.Dataset:
     parts: list[xr.Dataset] = []
     rows: list[np.ndarray] = []
-    for batch in run.stream("identify"):
-        full, reduce = method.prepared_each(channels, batch, size)
+    work = lambda batch: method.prepared_each(channels, batch, size)  # noqa: E731
+    for batch, (full, reduce) in run.in_step(work, "identify", held=each_bytes(channels, size)):
         system = _finished(reduced(method, reduce, size), full, keep_basis)
         parts.append(system.drop_vars("v", errors="ignore"))
         rows.append(batch.prompts)
@@ -246,6 +247,16 @@ def _each_prompt(channels, run, method, size, keep_basis) -> xr.Dataset:
     if notes:
         system.attrs["note"] = notes[0]
     return system.assign_coords(prompt=np.arange(len(run)))
+
+
+def each_bytes(channels: Channels, size: int) -> int:
+    """Bytes per prompt that wait while its system is found: directions of every depth."""
+    model = channels.model
+    n_inputs = 1 if channels.free else channels.v.shape[1]
+    # reached and seen directions at every depth, and those of the method
+    most = min(model.n_features, (n_inputs + channels.readout.n_outputs) * (model.n_layers + 1))
+    directions = 8 * (model.n_layers + 1) * model.n_features * (2 * most + size)
+    return directions + io_bytes(channels)
 
 
 def _same_size(systems: list[xr.Dataset]) -> list[xr.Dataset]:

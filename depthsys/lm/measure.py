@@ -4,7 +4,7 @@ All pushes that are wanted of a batch of prompts, at all layers, steps and signs
 replay on the frozen context: each is nominal until its layer and joins there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from depthsys.lm.every_token import every_token_shifts
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import short
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.positions import After, Positions, checked, decoder, prediction, starts
 from depthsys.lm.precision import Arithmetic, wide
@@ -192,12 +193,16 @@ def measured(
     shape = (len(run), len(chosen), model.n_layers, v.shape[1], reader.n_outputs)
     gain = np.empty(shape)
     exists = defined(concept)[:-1][..., None]
-    for batch in run.stream("measured gains"):
+
+    def work(batch: FrozenRun) -> Steps[list[np.ndarray]]:
         size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
-        lengths = norm[batch.prompts][:, :, None, None]
         pushes = [_pushes_of(steps[i], one_each, size) for i in chosen]
-        y = readouts(model, batch, v, torch.cat(pushes, dim=1), reader)
-        ends = np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
+        y = yield from readouts(run, batch, v, torch.cat(pushes, dim=1), reader)
+        return np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
+
+    held = _held(v, 2 * count * len(chosen))
+    for batch, ends in run.in_step(work, "measured gains", held=held):
+        lengths = norm[batch.prompts][:, :, None, None]
         for place, (i, part) in enumerate(zip(chosen, ends, strict=True)):
             central = steps[i].difference == "central"
             with np.errstate(invalid="ignore"):  # states that overflow are found below
@@ -331,7 +336,13 @@ def _pushes_of(step: Step, one_each: torch.Tensor, size: torch.Tensor) -> torch.
     return pushes * size if step.relative else pushes.expand(len(size), -1, -1, -1)
 
 
-def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
+def _held(v: torch.Tensor, n_copies: int) -> int:
+    """Bytes per prompt that wait between two layers of a replay: the copies and their pushes."""
+    return n_copies * (v.shape[2] + v.shape[0] * v.shape[1]) * v.itemsize
+
+
+@torch.no_grad()
+def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> Steps[np.ndarray]:
     """How the states answer a push at each layer and input, per unit of the push.
 
     Central differences on the full nonlinear model: (prompt, depth, feature, push), float64; zero
@@ -351,22 +362,27 @@ def deviations(batch: FrozenRun, v: torch.Tensor, step: Step) -> np.ndarray:
     scale = torch.cat([0.5 / lengths, -0.5 / lengths], dim=1)[..., None]
     shape = (n_layers + 1, batch.x.shape[1], len(one_each), n_features)
     found = torch.zeros(shape, dtype=torch.float64, device=batch.x.device)
-    with torch.no_grad():
-        for depth, copies, x in _replay(batch, v, pushes):
-            copies = copies.to(x.device)
-            found[depth].index_add_(1, copies % len(one_each), scale[:, copies] * x)
+
+    def note(depth: int, copies: torch.Tensor, x: torch.Tensor) -> None:
+        copies = copies.to(x.device)
+        found[depth].index_add_(1, copies % len(one_each), scale[:, copies] * x)
+
+    yield from _replay(batch, v, pushes, note)
     # one copy to the host for all depths
     return found.permute(1, 0, 3, 2).cpu().numpy()
 
 
 def _replay(
-    batch: FrozenRun, v: torch.Tensor, pushes: torch.Tensor
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    batch: FrozenRun,
+    v: torch.Tensor,
+    pushes: torch.Tensor,
+    note: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+) -> Steps[tuple[torch.Tensor, torch.Tensor]]:
     """States of copies pushed by ``pushes[..., c, l, i] v_li`` at the input of block l.
 
     ``pushes`` is (copy, layer, input) or (prompt, copy, layer, input). A copy is nominal until its
-    first push, so it joins the batch there. Yields depth 1..L, the numbers of the copies that have
-    joined, and their states (prompt, copy, feature).
+    first push, so it joins the batch there. ``note`` is told depth 1..L, the numbers of the copies
+    that have joined, and their states (prompt, copy, feature); the last ones are found.
     """
     n_layers = len(batch.blocks)
     pushed = (pushes != 0).any(-1)
@@ -382,19 +398,22 @@ def _replay(
         x = torch.cat([x, block.x[:, None].expand(-1, joining, -1)], dim=1)
         copies = order[: x.shape[1]]
         if len(copies):
+            yield layer
             x = block((x + pushes[..., copies, layer, :] @ v[layer]).to(x))
-            yield layer + 1, copies, x
+            if note is not None:
+                note(layer + 1, copies, x)
+    return order[: x.shape[1]], x
 
 
 @torch.no_grad()
 def readouts(
-    model,
+    run: Run,
     batch: FrozenRun,
     v: torch.Tensor,
     pushes: torch.Tensor,
     reader: Readout,
     ends: torch.Tensor | None = None,
-) -> np.ndarray:
+) -> Steps[np.ndarray]:
     """Readout y_L (prompt, copy, output) when copies are pushed as in `_replay`.
 
     ``ends`` (copy, input) are pushes behind the last block. Not finite where a push is so large
@@ -406,21 +425,19 @@ def readouts(
         pushed = (pushes != 0).any(-1)
         first = (pushed.any(0) if pushed.dim() > 2 else pushed).int().argmax(-1)
         order = torch.argsort(first, stable=True)
-        y = np.concatenate(
-            [
-                readouts(
-                    model, batch, v, pushes[..., part, :, :], reader,
-                    None if ends is None else ends[part],
-                )
-                for part in order.split(size)
-            ],
-            axis=1,
-        )  # fmt: skip
+        works = [
+            readouts(
+                run, batch, v, pushes[..., part, :, :], reader,
+                None if ends is None else ends[part],
+            )
+            for part in order.split(size)
+        ]  # fmt: skip
+        y = np.concatenate((yield from run.several(works)), axis=1)
         return y[:, torch.argsort(order).cpu().numpy()]
-    *_, (_, copies, x) = _replay(batch, v, pushes)
+    copies, x = yield from _replay(batch, v, pushes)
     if ends is not None:
         x = x + ends.to(x)[copies.to(x.device)] @ v[-1]
-    return reader.values(model, x)[:, torch.argsort(copies)].cpu().numpy()
+    return reader.values(run.model, x)[:, torch.argsort(copies)].cpu().numpy()
 
 
 @of_run(once=True)
@@ -570,8 +587,8 @@ def shifts(
         begins = None if isinstance(tokens, str) else _begins(run, tokens)
         return _checked(every_token_shifts(run, v, copies, reader, last, begins), pushes)
     shift = np.empty((len(run), len(pushes), reader.n_outputs))
-    for batch in run.stream(title):
-        y = readouts(model, batch, v, copies, reader, last)
+    work = lambda batch: readouts(run, batch, v, copies, reader, last)  # noqa: E731
+    for batch, y in run.in_step(work, title, held=_held(v, len(copies))):
         with np.errstate(invalid="ignore"):  # states that overflow are found below
             shift[batch.prompts] = y[:, :-1] - y[:, -1:]
     return _checked(shift, pushes)

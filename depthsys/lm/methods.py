@@ -13,6 +13,7 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.exact import restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.kinds import short
+from depthsys.lm.lockstep import Steps, finished
 from depthsys.lm.measure import Step, deviations
 from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.response import mean_response, response_each
@@ -87,10 +88,12 @@ class Method:
 
     def prepared_each(
         self, channels: Channels, batch: FrozenRun, size: int
-    ) -> tuple[xr.Dataset, Reduce]:
-        """The same for every prompt of a batch."""
-        columns = self.columns_each(channels, batch, size)
-        small = restricted_each(channels, batch, observable=self.observable, columns=columns)
+    ) -> Steps[tuple[xr.Dataset, Reduce]]:
+        """The same for every prompt of a batch, in steps."""
+        columns = yield from self.columns_each(channels, batch, size)
+        small = yield from restricted_each(
+            channels, batch, observable=self.observable, columns=columns
+        )
         return small, self.reducer(small, columns)
 
     def reducer(
@@ -123,8 +126,11 @@ class Method:
         """Directions of the task (1, depth, feature, column) that the basis is made of."""
         return None
 
-    def columns_each(self, channels: Channels, batch: FrozenRun, size: int) -> Columns | None:
-        """The same for every prompt of a batch (prompt, depth, feature, column)."""
+    def columns_each(
+        self, channels: Channels, batch: FrozenRun, size: int
+    ) -> Steps[Columns | None]:
+        """The same for every prompt of a batch (prompt, depth, feature, column), in steps."""
+        yield from ()
         return None
 
     def basis(self, small: xr.Dataset, given: xr.DataArray | None, **size: Any) -> xr.Dataset:
@@ -190,9 +196,11 @@ class Arnoldi(Method):
                     is_last = layer.layer == channels.model.n_layers - 1
                     for depth in range(layer.layer, layer.layer + 1 + is_last):
                         found.append(kit.powers(depth, product, size))
+                    del linear, product  # they hold the weights
             return found
+            yield  # the sweep itself brings the layers in
 
-        return _stacked(found_with(channels, 1, None, work))
+        return _stacked(finished(found_with(channels, 1, None, work)))
 
     def columns_each(self, channels, batch, size):
         """Orthonormal Krylov columns of every prompt's Jacobians."""
@@ -201,15 +209,17 @@ class Arnoldi(Method):
             found = []
             for depth in range(len(batch.blocks) + 1):
                 block = batch.blocks[min(depth, len(batch.blocks) - 1)]
+                yield block.layer
                 linear = block.linearised(channels.kind)
 
                 def product(q, linear=linear):
                     return kit.columns_of(linear.jvp(kit.rows(q)))
 
                 found.append(kit.powers(depth, product, size))
+                del linear, product  # they hold the weights
             return found
 
-        return _stacked(found_with(channels, len(batch.prompts), None, work))
+        return _stacked((yield from found_with(channels, len(batch.prompts), None, work)))
 
     def basis(self, small, given, **size):
         """The columns in the restricted coordinates."""
@@ -239,11 +249,13 @@ class Pod(Method):
 
     def columns(self, channels, run, size):
         """Leading left singular vectors, times singular values, over all prompts."""
-        width = channels.model.n_features
+        model = channels.model
+        width = model.n_features
         kept = max(4 * size, 256)  # exact where H is no larger
-        factors = [np.zeros((width, 0)) for _ in range(channels.model.n_layers + 1)]
-        for batch in run.stream("record injections"):
-            snapshots = deviations(batch, channels.v, Step(self.eps, self.relative))
+        factors = [np.zeros((width, 0)) for _ in range(model.n_layers + 1)]
+        work = lambda batch: self.columns_each(channels, batch, size)  # noqa: E731
+        n_numbers = (model.n_layers + 1) * model.n_features * model.n_layers * channels.v.shape[1]
+        for _, snapshots in run.in_step(work, "record injections", held=8 * n_numbers):
             for depth, factor in enumerate(factors):
                 factor = np.hstack([factor, *snapshots[:, depth]])
                 full = factor.shape[1] > 4 * kept
@@ -252,7 +264,7 @@ class Pod(Method):
 
     def columns_each(self, channels, batch, size):
         """The snapshots themselves."""
-        return deviations(batch, channels.v, Step(self.eps, self.relative))
+        return (yield from deviations(batch, channels.v, Step(self.eps, self.relative)))
 
     def basis(self, small, given, **size):
         """`ltv.pod_basis` of the snapshots."""
@@ -334,6 +346,7 @@ class Random(Method):
 
     def columns_each(self, channels, batch, size):
         """The same for every prompt."""
+        yield from ()
         return self._drawn(channels, len(batch.prompts), size)
 
     def _drawn(self, channels: Channels, n_prompts: int, size: int) -> np.ndarray:
@@ -375,7 +388,7 @@ class Ensemble(Method):
 
     def prepared_each(self, channels, batch, size):
         """The response of every prompt."""
-        response = response_each(channels, batch)
+        response = yield from response_each(channels, batch)
         return response, self.reducer(response, None)
 
     def reducer(self, small, columns, *, keep_basis=True):

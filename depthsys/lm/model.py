@@ -31,6 +31,7 @@ from depthsys.lm.hf.checkpoint import (
 )
 from depthsys.lm.hf.fingerprint import checked_fingerprint
 from depthsys.lm.hf.messages import TokensWarning
+from depthsys.lm.hf.placing import MaxMemory, checked_placing
 from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.hf.writing import new_tokens
@@ -178,6 +179,8 @@ class DepthModel:
         name_or_path: str | Path,
         *,
         device: str | torch.device = "auto",
+        device_map: str | None = None,
+        max_memory: MaxMemory | None = None,
         dtype: str | torch.dtype = "float32",
         template: str | None = None,
         chat: bool = False,
@@ -201,6 +204,16 @@ class DepthModel:
             into the weights beside it, or those that it names; see ``adapter``.
         device
             "auto" (the first GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        device_map
+            "auto" for a model larger than the memory of the device: embeddings, head and the first
+            blocks lie there, as many as fit into 70 % of what is free beside two that come and
+            go; the next ones wait in the memory of the host, as many as fit into 70 % of it, and
+            the rest in the files of the checkpoint. It is read to these places, never as a whole
+            to one of them; each sweep brings every waiting layer in once. None puts it all on the
+            device.
+        max_memory
+            With ``device_map``, how much weights may take of the device and of the host, as in
+            ``{0: "20GiB", "cpu": "100GiB"}``.
         dtype
             "float32" or "float64", or torch's and numpy's own: weights of any precision are read
             into it. "bfloat16" or "float16" keep the model in 16 bits, see `depthsys.lm.precision`:
@@ -222,6 +235,7 @@ class DepthModel:
         """
         torch_device = checked_device(device)
         torch_dtype = checked_dtype(dtype)
+        placing = checked_placing(device_map, max_memory, torch_device)
         checked_products(products, torch_dtype, torch_device)  # before any work
         source = str(name_or_path)
         loaded = load_checkpoint(
@@ -229,9 +243,10 @@ class DepthModel:
             torch_dtype,
             trust_remote_code=trust_remote_code,
             pickled_weights=pickled_weights,
+            placing=placing,
         )
         try:
-            hf = loaded.hf.to(torch_device)
+            hf = loaded.hf if placing is not None else loaded.hf.to(torch_device)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import normalize
 
 from depthsys.lm.channels import Channels
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.to_host import to_host
 from depthsys.ltv.basis import extended, orthonormal, packing
 from depthsys.ltv.matrix_free import beside, transposed
@@ -30,15 +31,15 @@ def found_with(
     channels: Channels,
     n_prompts: int,
     columns: Columns | None,
-    work: Callable[[Any], Sequence[Any]],
-) -> Sequence[np.ndarray]:
-    """What ``work`` makes with `OnDevice` or `OnHost`: with the latter on a CPU or in trouble."""
+    work: Callable[[Any], Steps[Sequence[Any]]],
+) -> Steps[Sequence[np.ndarray]]:
+    """What steps make with `OnDevice` or `OnHost`: with the latter on a CPU or in trouble."""
     if channels.model.device.type != "cpu":
         kit = OnDevice(channels, n_prompts, columns)
-        *found, trouble = to_host([*work(kit), kit.trouble])
+        *found, trouble = to_host([*(yield from work(kit)), kit.trouble])
         if not trouble.any():
             return found
-    return work(OnHost(channels, n_prompts, columns))
+    return (yield from work(OnHost(channels, n_prompts, columns)))
 
 
 class OnHost:

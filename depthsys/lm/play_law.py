@@ -12,6 +12,7 @@ from depthsys.lm.feedback import READS, REFERENCES
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import Kind, short
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.measure import play
 from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
@@ -81,10 +82,9 @@ def play_law(
     y = np.empty((len(run), 2, reader.n_outputs))
     u = np.empty((len(run), n_layers, m))
     way = np.empty((len(run), n_layers + 1, m))
-    for batch in run.stream("play law"):
-        y[batch.prompts], u[batch.prompts], way[batch.prompts] = _played(
-            model, batch, v, parts, reader
-        )
+    work = lambda batch: _played(model, batch, v, parts, reader)  # noqa: E731
+    for batch, found in run.in_step(work, "play law", held=2 * model.n_features * v.itemsize):
+        y[batch.prompts], u[batch.prompts], way[batch.prompts] = found
     if not (np.isfinite(y).all() and np.isfinite(u).all()):
         raise FloatingPointError(
             "the states must stay finite; a push of the law overflows. Use a smaller target or "
@@ -110,7 +110,7 @@ def play_law(
 @torch.no_grad()
 def _played(
     model: Any, batch: FrozenRun, v: torch.Tensor, law: dict[str, Any], reader: Readout
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Steps[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Readouts (prompt, pushed or not, output), pushes, and the way of the coordinates."""
     u, K, W, r_ref, x_ref = (law[name] for name in ("u", "K", "W", "r_ref", "x_ref"))
     x = batch.blocks[0].x[:, None].expand(-1, 2, -1)
@@ -123,6 +123,7 @@ def _played(
         push = u[layer] - (deviation @ W[layer] - r_ref[layer]) @ K[layer].mT
         pushes.append(push)
         pushed = (mine + push @ v[layer]).to(x)
+        yield layer
         x = block(torch.stack([pushed, x[:, 1]], dim=1))
     way.append((x[:, 0].to(v) - x[:, 1].to(v)) @ v[-1].mT)
     u_all, way_all = (torch.stack(part, dim=1).double().cpu().numpy() for part in (pushes, way))

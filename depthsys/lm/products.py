@@ -4,7 +4,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearisation, as_directions
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
@@ -58,10 +60,15 @@ def _mean_product(run: Run, directions: xr.DataArray, name: str, kind: Linearisa
             "Give the same ones to every layer by broadcasting."
         )
     total = torch.zeros(rows.shape, dtype=torch.float64, device=model.device)
-    for batch in run.stream("mean Jacobian"):
+
+    def work(batch: FrozenRun) -> Steps[None]:
         for block in batch.blocks:
+            yield block.layer
             product = getattr(block.linearised(kind), name)(rows[block.layer])
             total[block.layer] += product.double().sum(0)
+
+    for _ in run.in_step(work, "mean Jacobian"):
+        pass
     attrs = {**stamp(run, f"mean_{name}"), **kind.attrs}
     mean = (total / len(run)).cpu().numpy()
     return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)

@@ -11,6 +11,7 @@ import torch
 
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.linearize import Linearised
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.precision import wide
 from depthsys.lm.readouts import Readout
 from depthsys.lm.run import Model, Run
@@ -58,39 +59,59 @@ def push_gradients(
     Notes
     -----
     The blocks of one batch are held linearised at the pushed states, so memory does not grow with
-    the number of prompts, and several outputs share the forward pass.
+    the number of prompts, and several outputs share the forward pass. Blocks whose weights must be
+    brought in are linearised on the way back: what is held are the pushed states of all batches.
     """
     rows = np.arange(len(run)) if prompts is None else np.asarray(prompts)
     each = np.broadcast_to(pushes, (len(rows), *pushes.shape[-2:]))
     y = np.empty((len(rows), reader.n_outputs))
     gradient = np.empty((len(rows), reader.n_outputs, run.n_layers, v.shape[1]))
-    # where no context is kept a batch is prefilled when it is asked for: not before that
-    batches = run.batches
-    for number, members in enumerate(run.numbers):
-        wanted = np.isin(members, rows)
-        if not wanted.any():
-            continue
-        batch = batches[number].only(wanted)
-        at = np.searchsorted(rows, batch.prompts)
+    # batches without any of them are not prefilled
+    numbers = [n for n, members in enumerate(run.numbers) if np.isin(members, rows).any()]
+    keep = not run.model.blocks.residence.moves
+
+    def work(batch: FrozenRun) -> Steps[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        chosen = batch.only(np.isin(batch.prompts, rows))
+        at = np.searchsorted(rows, chosen.prompts)
         u = torch.as_tensor(each[at]).to(v)
-        y[at], gradient[at] = _of_batch(run.model, batch, v, u, reader)
+        return at, *(yield from _of_batch(run.model, chosen, v, u, reader, keep=keep))
+
+    held = (run.n_layers + 2) * (run.model.n_features + v.shape[1]) * v.itemsize
+    for _, (at, *found) in run.in_step(work, held=held, numbers=numbers):
+        y[at], gradient[at] = found
     return Pushed(y, gradient)
 
 
 def _of_batch(
-    model: Model, batch: FrozenRun, v: torch.Tensor, u: torch.Tensor, reader: Readout
-) -> tuple[np.ndarray, np.ndarray]:
+    model: Model,
+    batch: FrozenRun,
+    v: torch.Tensor,
+    u: torch.Tensor,
+    reader: Readout,
+    *,
+    keep: bool,
+) -> Steps[tuple[np.ndarray, np.ndarray]]:
     """The same for one batch and pushes u (prompt, layer, input)."""
-    x, linear = batch.x[0], []
+    x, way = batch.x[0], []
     for layer, block in enumerate(batch.blocks):
-        linear.append(Linearised(block, (x + u[:, layer] @ v[layer]).to(batch.x.dtype)))
-        x = linear[-1].y
+        yield layer
+        pushed = (x + u[:, layer] @ v[layer]).to(batch.x.dtype)
+        linear = Linearised(block, pushed)
+        # what is linearised holds the weights
+        way.append(linear if keep else pushed)
+        x = linear.y
+        del linear
     with torch.no_grad():
         y = reader.values(model, x[:, None])[:, 0]
     carried = reader.rows_at(model, x)[-1]
     shape = (*carried.shape[:2], *u.shape[1:])
     gradient = torch.empty(shape, dtype=torch.float64, device=u.device)
-    for layer in reversed(range(len(linear))):
-        carried = linear.pop().vjp(carried)
+    for layer in reversed(range(len(way))):
+        yield layer
+        linear = way.pop()
+        if not keep:
+            linear = Linearised(batch.blocks[layer], linear)
+        carried = linear.vjp(carried)
+        del linear
         gradient[:, :, layer] = wide(carried) @ v[layer].mT
     return y.cpu().numpy(), gradient.cpu().numpy()

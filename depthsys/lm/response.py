@@ -9,6 +9,7 @@ import xarray as xr
 from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import io_map, squeezed
+from depthsys.lm.lockstep import Steps
 from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
 from depthsys.lm.run import Run
 
@@ -20,27 +21,36 @@ def mean_response(channels: Channels, run: Run) -> xr.Dataset:
     """
     nominal = MeanNominal(channels, len(run))
     total: Any = 0.0
-    for batch in run.stream("ensemble"):
+    works = run.in_step(lambda batch: _io(channels, batch), "ensemble", held=io_bytes(channels))
+    for batch, each in works:
         nominal.note_batch(batch)
-        total = total + _io(channels, batch).sum(0)
+        total = total + each.sum(0)
     io = _labelled((total / len(run)).cpu().numpy(), "depth", "output", "layer", "input")
     found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
     found["gain_full"] = terminal(io)
     return found.assign(io=io)
 
 
-def io_each(channels: Channels, batch: FrozenRun) -> xr.DataArray:
+def io_bytes(channels: Channels) -> int:
+    """Bytes per prompt of the map, and of the rows that are carried back for it."""
+    model, n_outputs = channels.model, channels.readout.n_outputs
+    n_inputs = model.n_features if channels.free else channels.v.shape[1]
+    n_depths = model.n_layers + 1
+    return 8 * n_depths * n_outputs * (model.n_features + n_depths * n_inputs)
+
+
+def io_each(channels: Channels, batch: FrozenRun) -> Steps[xr.DataArray]:
     """The exact linear input-output map of every prompt of a batch."""
-    values = _io(channels, batch).cpu().numpy()
-    return _labelled(values, "prompt", "depth", "output", "layer", "input")
+    values = yield from _io(channels, batch)
+    return _labelled(values.cpu().numpy(), "prompt", "depth", "output", "layer", "input")
 
 
-def _io(channels: Channels, batch: FrozenRun) -> torch.Tensor:
+def _io(channels: Channels, batch: FrozenRun) -> Steps[torch.Tensor]:
     """The same as a tensor (prompt, depth, output, layer, input)."""
     readout = channels.readout
     rows = readout.rows_at(channels.model, batch.x[-1])
     inputs = None if channels.free else channels.v
-    return io_map(batch, inputs, rows, channels.kind, read=readout.depths)
+    return (yield from io_map(batch, inputs, rows, channels.kind, read=readout.depths))
 
 
 def _labelled(values: np.ndarray, *dims: str) -> xr.DataArray:
@@ -54,9 +64,9 @@ def terminal(io: xr.DataArray) -> xr.DataArray:
     return squeezed(last.values, *map(str, last.dims))
 
 
-def response_each(channels: Channels, batch: FrozenRun) -> xr.Dataset:
+def response_each(channels: Channels, batch: FrozenRun) -> Steps[xr.Dataset]:
     """``io`` of every prompt of a batch, with what `identify` says of the nominal run."""
-    io = io_each(channels, batch)
+    io = yield from io_each(channels, batch)
     found = xr.Dataset(nominal_run(EachNominal(channels, batch)))
     found["gain_full"] = terminal(io)
     return found.assign(io=io)

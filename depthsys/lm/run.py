@@ -2,9 +2,9 @@
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,13 +20,17 @@ from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.tokens import Tokens, tokens_sha256
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation, as_directions, check_directions
+from depthsys.lm.lockstep import Steps, driven, groups, one_by_one, together
 from depthsys.lm.operators import MeanJacobian
+from depthsys.lm.prefill import prefilled_in_step
 from depthsys.lm.progress import bar
 from depthsys.lm.sweep import Sweep
 from depthsys.prompting import Prompting
 
 # Prompts of several batches that are joined for work on a few of them.
 JOINED = 16
+
+R = TypeVar("R")
 
 
 class Model(Protocol):
@@ -214,6 +218,68 @@ class Run:
                 yield batch
                 shown.update(len(batch.prompts))
 
+    def in_step(
+        self,
+        work: Callable[[FrozenRun], Steps[R]],
+        progress: str | None = None,
+        *,
+        held: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[tuple[FrozenRun, R]]:
+        """Every batch, with what the steps of work on it find; see `depthsys.lm.lockstep`.
+
+        One batch after the other; but where the weights of layers must be brought in, all batches
+        go through a layer while it is there, as far as the budget lets them wait in between.
+
+        Parameters
+        ----------
+        work
+            Steps for a batch.
+        progress
+            What the bar says.
+        held
+            Bytes for each prompt that wait between two layers.
+        numbers
+            The batches that are wanted; all by default.
+        """
+        self._ready()
+        wanted = range(len(self.numbers)) if numbers is None else numbers
+        blocks = self.model.blocks
+        sizes = [self._in_step_bytes(number, held) for number in wanted]
+        with bar(progress, sum(len(self.numbers[n]) for n in wanted), "prompt") as shown:
+            for group in self.in_step_groups(sizes):
+                batches = self._together([wanted[place] for place in group])
+                found = driven(blocks, together([work(batch) for batch in batches]))
+                for batch, one in zip(batches, found, strict=True):
+                    yield batch, one
+                    shown.update(len(batch.prompts))
+
+    def in_step_groups(self, sizes: Sequence[int]) -> Iterator[list[int]]:
+        """Which batches go in step, if each makes so many bytes wait between two layers."""
+        moves = self.model.blocks.residence.moves
+        return groups(sizes, self.may_hold if moves else _nothing)
+
+    @property
+    def several(self) -> Callable[[Sequence[Steps[R]]], Steps[list[R]]]:
+        """How several works on one batch go: one after the other, or together."""
+        return together if self.model.blocks.residence.moves else one_by_one
+
+    def _in_step_bytes(self, number: int, held: int) -> int:
+        """What waits between two layers for a batch; contexts, too, where none are kept."""
+        width = self.model.n_features * self.model.dtype.itemsize
+        again = 0 if self._contexts is not None else 2 * self.n_layers * self.n_tokens(number)
+        return len(self.numbers[number]) * (held + again * width)
+
+    def _together(self, numbers: Sequence[int]) -> list[FrozenRun]:
+        """These batches; where no context is kept they are prefilled, in step."""
+        if self._contexts is not None or len(numbers) == 1:
+            return [self.batch(number) for number in numbers]
+        works = [self.prefill_steps(self.numbers[number]) for number in numbers]
+        found = [batch for batch, _ in driven(self.model.blocks, together(works))]
+        for number, batch in zip(numbers, found, strict=True):
+            self._states.put(number, batch.x, batch.router_margin)
+        return found
+
     def first(self, count: int) -> Iterator[FrozenRun]:
         """The first ``count`` prompts in batches without the others, joined where that is exact.
 
@@ -275,7 +341,7 @@ class Run:
         """Row numbers and nominal states (depth, prompt, feature) of every batch."""
         self._ready()
         if len(self._states) < len(self.numbers):
-            for _ in self.stream(progress):
+            for _ in self.in_step(_looked_at, progress):
                 pass
         self._finite.check()
         for number, prompts in enumerate(self.numbers):
@@ -318,8 +384,16 @@ class Run:
             return
         model, contexts, kept, nbytes = self.model, None, {}, 0
         model.check_weights()
+        if model.blocks.residence.moves:
+            found = prefilled_in_step(self, self._budget)
+            self._finite.check()
+            if found is not None and found.contexts is not None:
+                for number, (x, margin) in found.states.items():
+                    self._states.put(number, x, margin)
+                self._kept(found.contexts, found.calls, found.nbytes)
+            return
         # the longest batch first: it is the one that tells what the others will need
-        order = sorted(range(len(self.numbers)), key=lambda b: -self._n_tokens(b))
+        order = sorted(range(len(self.numbers)), key=lambda b: -self.n_tokens(b))
         with bar("prefill", len(self), "prompt") as shown:
             for number in order:
                 batch, calls = self._prefilled(self.numbers[number])
@@ -339,8 +413,11 @@ class Run:
         self._finite.check()
         # all of it or nothing: an interrupted prefill leaves a run that computes again
         if contexts is not None:
-            self.place, self.nbytes, self._calls = contexts.place, nbytes, kept
-            self._contexts = contexts
+            self._kept(contexts, kept, nbytes)
+
+    def _kept(self, contexts: Contexts, calls: dict[int, Calls], nbytes: int) -> None:
+        self.place, self.nbytes, self._calls = contexts.place, nbytes, calls
+        self._contexts = contexts
 
     def _size_like(self, batch: FrozenRun) -> int:
         """Bytes that contexts and states of all prompts will need, seen from one batch."""
@@ -349,19 +426,27 @@ class Run:
             key, value = block.context.key, block.context.value
             tokens = key.shape[0] * key.shape[-2]
             per_token += (key.nbytes + value.nbytes) / tokens if tokens else 0.0
-        n_tokens = sum(len(p) * (self._n_tokens(b) - 1) for b, p in enumerate(self.numbers))
+        n_tokens = sum(len(p) * (self.n_tokens(b) - 1) for b, p in enumerate(self.numbers))
         return int(per_token * n_tokens) + len(self) * batch.x.nbytes // batch.x.shape[1]
 
-    def _n_tokens(self, number: int) -> int:
+    def n_tokens(self, number: int) -> int:
+        """Tokens of every prompt of a batch, padding included."""
         return max(len(self._rows[i]) for i in self.numbers[number])
 
-    @torch.no_grad()
     def _prefilled(self, prompts: np.ndarray) -> tuple[FrozenRun, Calls]:
+        return driven(self.model.blocks, self.prefill_steps(prompts))
+
+    @torch.no_grad()
+    def prefill_steps(
+        self, prompts: np.ndarray, keep: Callable[[FrozenBlock], FrozenBlock] | None = None
+    ) -> Steps[tuple[FrozenRun, Calls]]:
+        """Prefill some prompts, in steps; ``keep`` puts the context of a block away."""
         calls = self._calls_of(prompts)
         hidden, blocks = calls.embedded, []
         for layer in range(self.n_layers):
+            yield layer
             block, hidden = self.block_of(layer, prompts, hidden, calls)
-            blocks.append(block)
+            blocks.append(block if keep is None else keep(block))
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
         self._finite.note(0, prompts, x[1:])
         return FrozenRun(blocks, prompts, x), calls
@@ -460,6 +545,7 @@ class Run:
             layers = range(start, stop)
             d = d.expand(len(batch.prompts), *d.shape[-2:])
             for layer in reversed(layers) if adjoint else layers:
+                yield layer
                 linear = batch.blocks[layer].linearised(part)
                 d = linear.vjp(d) if adjoint else linear.jvp(d)
             return d
@@ -498,24 +584,42 @@ class Run:
     def _each(self, layer, function, directions) -> torch.Tensor:
         self._check_layer(layer)
         layer = operator.index(layer)
-        return self._each_batch(lambda batch, d: function(batch.blocks[layer], d), directions)
 
-    def _each_batch(self, function, directions) -> torch.Tensor:
+        def of_layer(batch, d):
+            yield layer
+            return function(batch.blocks[layer], d)
+
+        return self._each_batch(of_layer, directions)
+
+    def _each_batch(self, work, directions) -> torch.Tensor:
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
         if directions is not None:
             directions = as_directions(directions, like)
             check_directions(directions, len(self), self.model.n_features)
-        outputs: Any = None
-        for batch in self.batches:
-            rows = torch.as_tensor(batch.prompts, device=like.device)
+
+        def of_batch(batch):
             part = directions
             if directions is not None and directions.dim() == 3:
-                part = directions[rows]
-            result = function(batch, part)
+                part = directions[torch.as_tensor(batch.prompts, device=like.device)]
+            return work(batch, part)
+
+        outputs: Any = None
+        for batch, result in self.in_step(of_batch):
+            rows = torch.as_tensor(batch.prompts, device=like.device)
             if outputs is None:
                 outputs = result.new_empty((len(self), *result.shape[1:]))
             outputs[rows] = result
         return outputs
+
+
+def _looked_at(batch: FrozenRun) -> Steps[None]:
+    """No work: a batch that is there has its states."""
+    return
+    yield  # steps, but none
+
+
+def _nothing(size: int) -> bool:
+    return False
 
 
 class Batches(Sequence[FrozenRun]):

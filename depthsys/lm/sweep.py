@@ -5,6 +5,7 @@ computed again from the hidden states that enter it. Those wait where the budget
 for them, and else in a temporary file: then memory stays flat in the number of prompts.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -120,11 +121,13 @@ class Sweep:
         self._keep = keep
         self._again = _Again(run, keep) if run.place == "again" else None
         self._merged: dict[int, Calls] = {}
+        self._visit_of_now = contextlib.ExitStack()
 
     def __enter__(self) -> "Sweep":
         return self
 
     def __exit__(self, kind, error, _) -> None:
+        self._visit_of_now.close()
         if self._again is None:
             return
         self._again.close()
@@ -190,9 +193,12 @@ class Sweep:
     def _visit(self, layers, progress: str | None) -> Iterator[Layer]:
         with bar(progress, len(self._run) * self._run.n_layers, "block") as shown:
             for layer in layers:
-                yield Layer(self, layer)
-                if self._again is not None:
-                    self._again.advance(layer)
+                # its weights stay for all batches, and as often as it is looked at
+                with self._visit_of_now as visit:
+                    visit.enter_context(self._run.model.blocks.resident(layer))
+                    yield Layer(self, layer)
+                    if self._again is not None:
+                        self._again.advance(layer)
                 shown.update(len(self._run))
 
 

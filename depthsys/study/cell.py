@@ -133,6 +133,7 @@ class Found:
         model = lm.DepthModel.load(
             self.source,
             device=self.settings.device,
+            device_map=self.settings.device_map,
             dtype=self.settings.dtype or DTYPE,
             products="tf32" if self.settings.tf32 else "float32",
             **asdict(self.settings.prompting),

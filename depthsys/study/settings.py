@@ -57,9 +57,10 @@ class Settings:
         The label that the readout grows towards; None for the one that sorts last.
     text_column, label_column, pairs, classes, against_rest, subset, format
         How the texts are read: see `lm.read_texts`; ``pairs`` are the columns of `lm.read_pairs`.
-    device, dtype, tf32
-        Where and in what the model runs, and whether float32 products are made in TF32; None:
-        float32 and not, or as for a stored system.
+    device, device_map, dtype, tf32
+        Where and in what the model runs; device_map "auto" for a model larger than the device's
+        memory; whether float32 products are made in TF32. dtype and tf32 None: float32 and not, or
+        as for a stored system.
     step, eps
         Step of measured gains: relative to the norm of the state or absolute, and its size; None
         for 0.01 or 0.1.
@@ -97,6 +98,7 @@ class Settings:
     subset: str | None = None
     format: str | None = None
     device: str = "auto"
+    device_map: str | None = None
     dtype: str | None = None
     tf32: bool | None = None
     step: str = "relative"
@@ -215,6 +217,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "energy": ENERGIES,
     "step": STEPS,
     "dtype": DTYPES,
+    "device_map": ("auto",),
     "cut": CUTS,
     "format": TEXT_FORMATS,
 }
@@ -254,7 +257,8 @@ def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     if value not in allowed:
         *some, last = allowed
         rule = f"one of {', '.join(allowed)}" if len(some) > 3 else f"{', '.join(some)} or {last}"
-        raise ValueError(f"`--{name}` must be {rule}; got {value!r}. Pick one.")
+        rule = rule if some else last
+        raise ValueError(f"`{typed(name)}` must be {rule}; got {value!r}. Pick one.")
 
 
 def _split(text: str) -> tuple[int, int, int]:

@@ -28,8 +28,9 @@ PLANNED = "planned"
 _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push", "warning")
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = (
-    "methods", "orders", "n_each", "asked", "device", "dtype", "tf32", "readout", "max_tokens",
-)  # fmt: skip
+    *("methods", "orders", "n_each", "asked", "device", "device_map", "dtype", "tf32", "readout"),
+    "max_tokens",
+)
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",
     "paired_accuracy", "paired_low", "paired_high",

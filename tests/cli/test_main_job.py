@@ -245,6 +245,7 @@ BAD = {
     "`--readout` must be": [*OK, *SMALL, "--readout", "all"],
     "`--dtype` must be": [*OK, *SMALL, "--dtype", "float8"],
     "`--device` must be": [*OK, "--split", "12/6/6", "--device", "quantum"],
+    "`--device-map` must be auto; got 'balanced'": [*OK, *SMALL, "--device-map", "balanced"],
     "`--out` must be a writable folder": [*OK, *SMALL, "--out", "EMPTY.csv/run"],
 }  # fmt: skip
 
@@ -296,6 +297,22 @@ def test_cuda_asked_for_and_absent(run, tmp_path, texts):
     code, _, err = run(*command, "--out", tmp_path / "run")
     assert code == 2
     assert "got 'cuda' and no GPU" in err
+
+
+def test_a_model_that_is_read_to_several_places(run, tmp_path, texts, monkeypatch):
+    """Here there is room for all of it."""
+    seen = []
+    original = lm.DepthModel.load
+
+    def load(*args, **options):
+        seen.append(options["device_map"])
+        return original(*args, **options)
+
+    monkeypatch.setattr(lm.DepthModel, "load", load)
+    command = ["identify", "demo_48x4", texts, *SMALL, "--device-map", "auto"]
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert seen == ["auto"]
 
 
 def test_a_system_of_somebody_else_is_refused(run, tmp_path):

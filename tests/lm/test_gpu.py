@@ -13,7 +13,7 @@ import pytest
 import torch
 import xarray as xr
 
-from depthsys import lm, ltv
+from depthsys import demo, lm, ltv
 from depthsys.lm.orthonormal import new_columns
 from tests import card
 from tests.conftest import TINY
@@ -158,21 +158,19 @@ def test_results_name_the_device(pair, tokens, concept):
     assert lm.linear_gains(pair.cpu, tokens, concept).attrs["device"] == "cpu"
 
 
-def test_blocks_on_two_devices_give_the_same_numbers():
-    """accelerate's map over a GPU and the CPU: each block is replayed where its weights are."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+def test_blocks_on_two_devices_give_the_same_numbers(device):
+    """accelerate's map over a GPU and the CPU: its weights are brought to the GPU."""
     accelerate = pytest.importorskip("accelerate")
     others = ("wte", "wpe", "drop", "ln_f")
-    places = {f"transformer.{name}": 0 for name in others} | {"lm_head": 0}
-    places |= {"transformer.h.0": 0, "transformer.h.1": "cpu", "transformer.h.2": 0}
-    hf = accelerate.dispatch_model(TINY["gpt2"]().double(), places, main_device=0)
+    places = {f"transformer.{name}": device for name in others} | {"lm_head": device}
+    places |= {"transformer.h.0": device, "transformer.h.1": "cpu", "transformer.h.2": device}
+    hf = accelerate.dispatch_model(TINY["gpt2"]().double(), places, main_device=device)
     spread, whole = lm.DepthModel(hf), lm.DepthModel(TINY["gpt2"]().double())
     a, b = spread.run(IDS), whole.run(IDS)
     np.testing.assert_allclose(a.states, b.states, rtol=1e-10, atol=1e-12)
     V = np.eye(16)[:3]
     for layer in range(3):
-        assert a.jvp(layer, V).is_cuda
+        assert a.jvp(layer, V).device.type == torch.device(device).type
         np.testing.assert_allclose(a.jvp(layer, V).cpu(), b.jvp(layer, V), atol=1e-10)
         np.testing.assert_allclose(a.vjp(layer, V).cpu(), b.vjp(layer, V), atol=1e-10)
 
@@ -317,3 +315,112 @@ def test_products_through_layer_norms(name, count, device):
             expected = getattr(same, which)(V).numpy()
             found = getattr(block, which)(V.to(device)).cpu().numpy()
             np.testing.assert_allclose(found, expected, rtol=0, atol=limit * abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def offloaded(device):
+    """A model whose last two blocks wait in the memory of the host, and the same on the CPU."""
+    accelerate = pytest.importorskip("accelerate")
+    places = dict.fromkeys(
+        ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"],
+        device,
+    )
+    places |= {"model.layers.1": "cpu", "model.layers.2": "cpu"}
+    hf = accelerate.dispatch_model(TINY["llama"]().double(), places, main_device=device)
+    cpu = lm.DepthModel(TINY["llama"]().double())
+    return Pair(cpu, lm.DepthModel(hf), TOLERANCE["llama", "float64"])
+
+
+def test_offloaded_weights_are_the_models_own(offloaded):
+    assert offloaded.gpu.fingerprint == offloaded.cpu.fingerprint
+    assert offloaded.gpu.blocks.residence.moves
+
+
+def test_offloaded_layers_move_once_per_sweep(offloaded, tokens, concept):
+    residence = offloaded.gpu.blocks.residence
+
+    def moved(work) -> list[int]:
+        before = list(residence.n_moves)
+        work()
+        return [now - then for now, then in zip(residence.n_moves, before, strict=True)]
+
+    run = offloaded.gpu.run(tokens.ids)
+    assert moved(lambda: offloaded.gpu.run(tokens.ids)) == [0, 1, 1]
+    assert moved(lambda: lm.measure_gains(run, concept)) == [0, 1, 1]
+    assert moved(lambda: lm.linear_gains(run, concept)) == [0, 1, 1]
+    assert moved(lambda: lm.identify(run, concept, lm.Krylov(3))) == [0, 1, 1]
+    assert moved(lambda: lm.jacobians(run)) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("place", ["kept", "again"])
+def test_offloaded_blocks_give_the_same_numbers(offloaded, tokens, concept, place):
+    budget = lm.Budget(device=0, host=0, file=0) if place == "again" else None
+
+    def found(model):
+        run = model.run(tokens.ids, budget=budget)
+        system = lm.identify(run, concept, lm.Krylov(3))
+        return {
+            "gain": lm.linear_gains(run, concept).gain,
+            "A": system["A"],
+            "Jacobians": lm.jacobians(run)["A"],
+            "io": lm.identify(run, concept, lm.Ensemble())["gain_full"],
+        }
+
+    offloaded.check("derivatives", found)
+    played = xr.DataArray(np.full(3, 0.5), dims="layer")
+    offloaded.check(
+        "measured",
+        lambda model: {
+            "gain": lm.measure_gains(model.run(tokens.ids, budget=budget), concept).gain,
+            "play": lm.play(model.run(tokens.ids, budget=budget), concept, played).response,
+        },
+    )
+
+
+def test_offloaded_weights_leave_the_gpu(device):
+    """Memory after a sweep is that before it: no graph holds the weights that came."""
+    accelerate = pytest.importorskip("accelerate")
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+    hf = TINY["llama"](**sizes, num_attention_heads=8, num_key_value_heads=8)
+    places = dict.fromkeys(
+        ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], device
+    )
+    places |= {f"model.layers.{layer}": "cpu" for layer in range(6)}
+    model = lm.DepthModel(accelerate.dispatch_model(hf, places, main_device=device))
+    run = model.run([[1, 2, 3], [4, 5], [6]], budget=lm.Budget(device=0))
+    v = np.random.default_rng(0).standard_normal((7, 256))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    layer = model.blocks.residence.nbytes(0)
+    has_bytes = torch.device(device).type == "cuda"  # the pretend card counts none
+    before = torch.cuda.memory_allocated(device) if has_bytes else 0
+    if has_bytes:
+        torch.cuda.reset_peak_memory_stats(device)
+    lm.linear_gains(run, concept)
+    lm.measure_gains(run, concept)
+    lm.identify(run, concept, lm.Balanced(2), per_prompt=True)
+    assert all(p.is_meta for p in hf.model.layers.parameters())
+    if not has_bytes:
+        return
+    # never all of them together
+    assert torch.cuda.max_memory_allocated(device) - before < 4 * layer
+    assert torch.cuda.memory_allocated(device) - before < layer
+
+
+def test_a_model_is_read_to_where_its_weights_are_to_be(device):
+    """device_map="auto", with room for a part of it."""
+    path = demo.model_path("demo_48x4")
+    whole = lm.DepthModel.load(path, device="cpu")
+    block = sum(p.nbytes for p in whole.hf.transformer.h[0].parameters())
+    room = sum(p.nbytes for p in whole.hf.parameters()) - block
+    model = lm.DepthModel.load(path, device=device, device_map="auto", max_memory={0: room})
+    assert model.fingerprint == whole.fingerprint
+    assert [model.blocks.residence.nbytes(layer) > 0 for layer in range(4)] == [
+        *(False, True, True, True)
+    ]
+    expected = whole.run(IDS).states
+    limit = TOLERANCE["gpt2", "float32"]["states"] * float(abs(expected).max())
+    np.testing.assert_allclose(model.run(IDS).states, expected, rtol=0, atol=limit)
+    if torch.device(device).type == "cuda":
+        waiting = model.hf.transformer.h[1].mlp.c_fc._hf_hook.weights_map["weight"]
+        assert waiting.is_pinned()

@@ -39,6 +39,7 @@ from depthsys.lm.hf.checkpoint import (
 )
 from depthsys.lm.hf.layer_norm import layer_norms, twice_derived
 from depthsys.lm.hf.own_work import own_work
+from depthsys.lm.hf.residence import Residence
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.switch import products_in
 
@@ -65,6 +66,8 @@ class Blocks:
         What the weights were when this was made.
     products
         How products of float32 are made, see `depthsys.lm.switch`.
+    residence
+        Brings in the weights of blocks that wait elsewhere.
     margins_are_known
         False if a router chooses by a rule that is not known here (tried on random states).
     copies_are
@@ -78,6 +81,7 @@ class Blocks:
         self.hf, self.products = hf, products
         self.weights = Weights(hf)
         self._list: list[Any] = list(find_blocks(hf))
+        self.residence = Residence(self._list)
         self._configs: list[Any] = list(
             {
                 id(m.config): m.config
@@ -136,6 +140,10 @@ class Blocks:
         return Sizes(self.device, self.widest, int(np.max(n_heads)), n_weights)
 
     # ------------------------------------------------------------------ calling a block
+
+    def resident(self, layer: int) -> contextlib.AbstractContextManager[None]:
+        """A context in which the weights of a block lie where it runs; see `Residence`."""
+        return self.residence.resident(layer)
 
     def call(self, layer: int, call: _Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
         """Call the original block module with another state and another cache."""

@@ -7,7 +7,7 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -45,6 +45,7 @@ from depthsys.lm.hf.gguf_file import (
     reading_whole,
     unreadable,
 )
+from depthsys.lm.hf.placing import Placing, refuse_placing, settled
 from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
 DTYPES = {
@@ -296,13 +297,25 @@ class Loaded:
 
 
 def load_checkpoint(
-    source: str, dtype: torch.dtype, *, trust_remote_code: bool, pickled_weights: bool
+    source: str,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    pickled_weights: bool,
+    placing: Placing | None = None,
 ) -> Loaded:
-    """Model with merged adapter, and tokenizer; ValueError where a weight would be a guess."""
+    """Model with merged adapter, and tokenizer; ValueError where a weight would be a guess.
+
+    With ``placing`` the weights are read to where they are to be; without, to the host's memory.
+    """
     found = find(source)
     config = _config_of(found, trust_remote_code, pickled_weights=pickled_weights)
+    places: dict[str, Any] = {}
+    if placing is not None:
+        refuse_placing(found, config)
+        places = placing.arguments(config, dtype, find_blocks, trust_remote_code=trust_remote_code)
     try:
-        hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights)
+        hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights, places)
         if found.adapter is not None:
             hf = merged(hf, found.adapter)
     except (MemoryError, RuntimeError, OSError) as error:
@@ -325,7 +338,12 @@ _UNREADABLE = (
 
 
 def _weighted(
-    found: Found, config: Any, dtype: torch.dtype, trust_remote_code: bool, pickled_weights: bool
+    found: Found,
+    config: Any,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    pickled_weights: bool,
+    places: Mapping[str, Any],
 ) -> Any:
     """The model with all of its weights, and no others."""
     source = str(found)
@@ -342,6 +360,7 @@ def _weighted(
                 use_safetensors=None if pickled_weights else True,
                 output_loading_info=True,
                 **found.at,
+                **places,
                 **({} if found.adapter is None else {"adapter_kwargs": dict(NOT_BY_ITSELF)}),
             )
             hf, info = loaded
@@ -362,7 +381,7 @@ def _weighted(
             f"{sorted(surplus)[:2]} ({len(surplus)} such weights) that it does not. "
             "Correct the configuration."
         )
-    return hf
+    return settled(hf, places)
 
 
 def _from_gguf(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:

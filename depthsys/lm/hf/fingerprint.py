@@ -36,6 +36,7 @@ import numpy as np
 import torch
 
 from depthsys.fingerprints import KIND
+from depthsys.lm.hf.residence import waiting_by_name
 
 WIDTH = 512
 SUMS = 8
@@ -202,13 +203,10 @@ def _constants(device: torch.device) -> torch.Tensor:
 
 def _weights(hf: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and plain tensors of all weights: those of quantised ones, and offloaded ones too."""
-    weights = hf.state_dict(keep_vars=True)
-    if any(isinstance(t, torch.Tensor) and t.is_meta for t in weights.values()):
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        weights = get_state_dict_offloaded_model(hf)
+    weights, waiting = hf.state_dict(keep_vars=True), waiting_by_name(hf)
     for name, value in sorted(weights.items()):
-        yield from _plain_tensors(name, value)
+        # read one at a time: all of them may not fit
+        yield from _plain_tensors(name, waiting[name].read() if name in waiting else value)
 
 
 def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
