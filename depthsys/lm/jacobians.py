@@ -19,6 +19,7 @@ from depthsys.files import PROGRESS, Resumable
 from depthsys.lm.at_once import whole_jacobians
 from depthsys.lm.hf.blocks import Calls
 from depthsys.lm.hf.fingerprint import checked_fingerprint
+from depthsys.lm.lane import Lane
 from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
 from depthsys.lm.of_run import of_run
@@ -246,10 +247,11 @@ def _steps(
 ) -> Iterator[Callable[[], None] | int]:
     """What writes the work that has begun; and after all of a layer its number."""
     calls: dict[tuple[int, int], Calls] = {}
+    lane = Lane(run.model.device)
     with run.sweep() as sweep:
         for blocks in sweep.forward("Jacobians"):
             if blocks.layer >= done:  # else the sweep itself passes the prompts through this block
-                yield from of_layer(run, kind, blocks, arrays, calls)
+                yield from of_layer(run, kind, blocks, arrays, lane, calls)
                 yield blocks.layer
 
 
@@ -263,13 +265,14 @@ def _finished(begun: list[Callable[[], None] | int]) -> Iterator[int]:
     begun.clear()
 
 
-def _leaving(*tensors: torch.Tensor) -> Callable[[], list[np.ndarray]]:
+def _leaving(lane: Lane, *tensors: torch.Tensor) -> Callable[[], list[np.ndarray]]:
     """Begin to copy tensors to the host; gives what waits for them."""
-    return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    copies = [lane.out(tensor) for tensor in tensors]
+    return lambda: [copy.here().numpy() for copy in copies]
 
 
 def _mean(
-    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], _: dict
+    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], lane: Lane, _: dict
 ) -> Iterator[Callable[[], None]]:
     """Begin with the mean of a layer; yields what writes it."""
     model, layer, count = run.model, blocks.layer, len(run)
@@ -285,7 +288,7 @@ def _mean(
             part = slice(start, start + n_rows)
             total[part] += linear.vjp(identity[part]).sum(0, dtype=torch.float64)
         x += torch.stack([block.x, block.x_next]).sum(1, dtype=torch.float64)
-    found = _leaving((total / count).to(_result_dtype(model)), x / count)
+    found = _leaving(lane, (total / count).to(_result_dtype(model)), x / count)
 
     def write() -> None:
         A, states = found()
@@ -299,7 +302,7 @@ def _mean(
 
 
 def _each(
-    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], calls: dict
+    run: Run, kind: Linearisation, blocks: Layer, arrays: Mapping[str, Any], lane: Lane, calls: dict
 ) -> Iterator[Callable[[], None]]:
     """Begin with the Jacobians of some prompts of a layer; yields what writes them."""
     model, layer, count = run.model, blocks.layer, len(run)
@@ -326,6 +329,7 @@ def _each(
                 part = block.between(start, start + most, calls.get((number, start)))
                 calls[number, start] = part.calls
             found = _leaving(
+                lane,
                 part.jacobian(part=kind).to(_result_dtype(model)),
                 torch.stack([part.x, part.x_next]).double(),
             )

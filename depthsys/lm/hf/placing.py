@@ -90,7 +90,7 @@ class Placing:
             return self._left_on_host()
         if self.on_device is not None:
             return self.on_device
-        return DEVICE_SHARE * free_on(self.device)
+        return DEVICE_SHARE * (free_on(self.device) or 0)
 
     def _left_on_host(self) -> float:
         if self.on_host is not None:
