@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from depthsys import demo, lm, ltv
+from depthsys.lm import switch
 from depthsys.lm.orthonormal import new_columns
 from tests import card
 from tests.conftest import TINY
@@ -79,13 +80,13 @@ def pair(request, device):
     family, precision = request.param
     hf = TINY[family]()
     hf = hf.double() if precision == "float64" else hf
-    # the contract asks for more digits than TF32 has, so models are made with TF32 off
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    models = lm.DepthModel(hf), lm.DepthModel(copy.deepcopy(hf).to(device))
-    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
-    yield Pair(*models, TOLERANCE[request.param])
-    torch.set_float32_matmul_precision(before)
+    products = "float32"
+    if precision == "TF32":
+        if not switch.has_tf32(torch.device(device)):
+            pytest.skip(f"{device} has no TF32")
+        products = "tf32"
+    there = lm.DepthModel(copy.deepcopy(hf).to(device), products=products)
+    return Pair(lm.DepthModel(hf), there, TOLERANCE[request.param])
 
 
 def directions(seed: int, *shape: int) -> np.ndarray:
@@ -132,9 +133,13 @@ def test_linear_gains(pair, tokens, concept):
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_measured_gains(pair, tokens, concept, relative):
+    step = {"relative": relative}
+    if pair.gpu.products == "tf32":
+        if not relative:
+            pytest.skip("the same with an absolute step, which must be large here")
+        step["eps"] = 0.2  # a smaller one is refused
     pair.check(
-        "measured",
-        lambda model: {"gain": lm.measure_gains(model, tokens, concept, relative=relative).gain},
+        "measured", lambda model: {"gain": lm.measure_gains(model, tokens, concept, **step).gain}
     )
 
 
@@ -424,3 +429,74 @@ def test_a_model_is_read_to_where_its_weights_are_to_be(device):
     if torch.device(device).type == "cuda":
         waiting = model.hf.transformer.h[1].mlp.c_fc._hf_hook.weights_map["weight"]
         assert waiting.is_pinned()
+
+
+# ------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", TINY)
+def test_the_fingerprint_is_that_of_the_cpu(family, dtype, device):
+    hf = TINY[family]().to(getattr(torch, dtype))
+    there = lm.DepthModel(copy.deepcopy(hf).to(device))
+    assert there.fingerprint == lm.DepthModel(hf).fingerprint
+    hf.get_output_embeddings().weight.data[0, 0] = np.nan
+    with pytest.raises(ValueError, match="must have finite weights"):
+        lm.DepthModel(hf.to(device))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", TINY)
+def test_sixteen_bits(family, dtype, device, tokens, concept):
+    """Everything that is allowed in them; what it gives is that of the same weights in float32."""
+    rounded = TINY[family]().to(getattr(torch, dtype))
+    model = lm.DepthModel(copy.deepcopy(rounded).to(device))
+    exact = lm.DepthModel(rounded.float())
+    plan = xr.DataArray(np.ones(3), dims="layer")
+
+    def results(m):
+        run = m.run(tokens.ids)
+        return {
+            "states": run.states,
+            "linear gains": lm.linear_gains(run, concept).gain,
+            "identified": lm.identify(run, concept, lm.Ensemble(order=1)).B,
+            "Krylov": lm.identify(run, concept, lm.Krylov(2)).gain_full,
+            "jacobians": lm.jacobians(run).A,
+            "played": lm.play(run, concept, plan).response,
+        }
+
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    for name, (ours, expected) in _common(results(model), results(exact)).items():
+        error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+        assert error < 60 * eps, name
+    with pytest.raises(ValueError, match="Use a larger step or float32"):
+        lm.measure_gains(model, tokens.ids, concept)
+    with lm.steering(model, concept, plan.to_dataset(name="u"), positions="generated"):
+        assert len(model.new_tokens([[3, 1, 4]], max_new_tokens=3)[0]) > 0
+
+
+def test_tf32_is_a_choice(device, tokens, concept):
+    """A GPU without it refuses; with it, results say so and are those of float32 but for it."""
+    hf = TINY["llama"]()
+    if not switch.has_tf32(torch.device(device)):
+        with pytest.raises(ValueError, match="which has no TF32"):
+            lm.DepthModel(hf.to(device), products="tf32")
+        return
+    exact = lm.DepthModel(copy.deepcopy(hf))
+    model = lm.DepthModel(hf.to(device), products="tf32")
+    found, wanted = (lm.linear_gains(m, tokens.ids, concept) for m in (model, exact))
+    assert found.attrs["products"] == "tf32"
+    error = abs(found.gain - wanted.gain).max() / abs(wanted.gain).max()
+    assert 1e-6 < error < TOLERANCE["llama", "TF32"]["derivatives"]
+
+
+def test_the_switch_of_the_process_changes_nothing(device, tokens, concept):
+    model = lm.DepthModel(TINY["llama"]().to(device))
+    expected = lm.linear_gains(model, tokens.ids, concept).gain
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = lm.linear_gains(model, tokens.ids, concept).gain
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))

@@ -138,6 +138,47 @@ def test_directions_are_not_rounded_to_16_bits(kept, concept):
     np.testing.assert_allclose(reader.rows[-1, 0], concept.direction[-1], rtol=1e-6)
 
 
+def test_texts_are_written_and_steered(models, concept):
+    """Greedily, a token that is far ahead of the next one is the same."""
+    prompts = [row[:3] for row in IDS.ids]
+    plan = xr.Dataset({"u": ("layer", [1.0, -1.0, 1.0])})
+    for steered in (False, True):
+        found, wanted = [], []
+        for model, texts in zip(models, (found, wanted), strict=True):
+            if not steered:
+                texts += model.new_tokens(prompts, max_new_tokens=1)
+                continue
+            with lm.steering(model, concept, plan, positions="generated"):
+                texts += model.new_tokens(prompts, max_new_tokens=1)
+        assert np.mean(np.array(found) == np.array(wanted)) >= 0.75
+    logits = [m.head(m.run(prompts).batches[0].x[-1]).detach() for m in models]
+    assert logits[0].dtype == models[0].dtype
+    assert roundings(logits[0].double(), logits[1].double(), models[0]) < 8
+
+
+def test_weights_stay_in_16_bits(live_bytes, concept):
+    """No copy of the model in float32 is made, in loading or in any work with it."""
+    hf = TINY["llama"](intermediate_size=4096).bfloat16()
+    size, before, most = sum(p.nbytes for p in hf.parameters()), live_bytes(), []
+    model = lm.DepthModel(hf)
+    own = model.blocks.call
+
+    def call(layer, *args):
+        most.append(live_bytes())
+        return own(layer, *args)
+
+    model.blocks.call = call
+    run = model.run([[3, 1, 4]])
+    for work in (lm.linear_gains, lm.identify):
+        work(run, concept)
+    lm.jacobians(run)
+    model.blocks.call = own
+    assert all(p.dtype == torch.bfloat16 for p in hf.parameters())
+    # the states and Jacobians of this model are small beside its weights
+    assert max(most) - before < size / 4
+    assert live_bytes() - before < size / 8
+
+
 # ------------------------------------------------------------------------------- the contract
 
 
