@@ -15,7 +15,7 @@ import xarray as xr
 from depthsys import export, ltv
 from depthsys.export import json_text
 from depthsys.export.schema import MEANINGS
-from tests.export.conftest import random_system, varying_system, with_companions
+from tests.export.systems import random_system, varying_system, with_companions
 
 PAIRS = {
     "nc": (export.to_netcdf, export.from_netcdf),

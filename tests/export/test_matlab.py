@@ -23,7 +23,7 @@ from depthsys.export.plain import NO_GOLDEN
 from depthsys.export.schema import migrated
 from depthsys.files import MARKER
 from depthsys.files.strangers import process
-from tests.export.conftest import random_system, varying_system, with_companions
+from tests.export.systems import random_system, varying_system, with_companions
 
 VERSIONS = ("5", "7.3")
 
