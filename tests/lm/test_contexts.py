@@ -38,7 +38,7 @@ def runs(request):
     return found, every_function.works(concept, lm.identify(found["host"], concept))
 
 
-@pytest.mark.parametrize("name", every_function.NAMES)
+@pytest.mark.parametrize("name", every_function.EACH_ONCE)
 def test_results_do_not_depend_on_the_place(runs, name):
     """To the bit: the same operations on the same numbers."""
     found, works = runs

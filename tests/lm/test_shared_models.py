@@ -61,7 +61,10 @@ def test_order_one_has_the_mean_exact_gains_of_shared_models(shared_model_path, 
     check(shared_model_path, texts.split(concept=30, operating=16, held_out=10))
 
 
-@pytest.mark.parametrize("name", list(demo.MODELS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n != "demo_48x4" else []) for n in demo.MODELS],
+)
 def test_order_one_has_the_mean_exact_gains_of_demo_models(name):
     check(
         demo.model_path(name),

@@ -43,9 +43,8 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
         np.testing.assert_allclose(norm(batch)[1, 2], one, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -54,8 +53,25 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
     st.integers(1, 2),
     st.integers(1, 2),
 )
+def test_the_bounds_hold_in_3000_systems(kind, seed, L, n, m, p):
+    """4 kinds x 25 shapes x 30 systems x all orders: no violation."""
+    check_bounds(kind, seed, L, n, m, p)
+
+
+@settings(derandomize=True, max_examples=8, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10_000),
+    st.integers(2, 9),
+    st.integers(2, 5),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
 def test_the_bounds_hold_the_exact_error_of_balanced_truncation(kind, seed, L, n, m, p):
-    """4 kinds x 25 shapes x 30 systems x all orders: 3000 systems, no violation."""
+    check_bounds(kind, seed, L, n, m, p)
+
+
+def check_bounds(kind, seed, L, n, m, p):
     system = ltv.system(*random_system(kind, seed, 30, L, n, m, p), batch_dims=["case"])
     exact, norm = ltv.io_matrix(system), ltv.induced_norm(system)
     rank = min(n, max(min(k * m, (L + 1 - k) * p) for k in range(L + 1)))

@@ -189,7 +189,7 @@ def test_cheap_inputs_along_one_direction_keep_their_digits():
 def test_costs_that_are_zero_up_to_rounding():
     """Q - N R^-1 N' of an output cost with a square D is zero; most such were refused."""
     tried = 0
-    for seed in range(80):
+    for seed in range(24):
         rng = np.random.default_rng(seed)
         A, B, C, D = (rng.standard_normal((3, 3)) for _ in range(4))
         N, R = C.T @ D, D.T @ D
@@ -203,7 +203,7 @@ def test_costs_that_are_zero_up_to_rounding():
         np.testing.assert_allclose(law.K[2], np.linalg.solve(D, C), rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(law.P[:-1], 0.0, atol=1e-16)
         tried += 1
-    assert tried > 60
+    assert tried > 18
 
 
 @pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
