@@ -204,7 +204,10 @@ def test_the_family_is_small_and_complete():
     assert {f.suffix for f in files} == {".safetensors", ".json", ".md"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "demo_128x12" else []) for n in NAMES],
+)
 def test_a_model_is_as_the_card_says(name):
     entry = CARD["models"][name]
     model, tokenizer = load(name)

@@ -1,7 +1,7 @@
 """Kill a writer at every step that touches names, and look at what is left.
 
-Run as a program, `python -m tests.files.killed SIGNAL DISK...`, in a process without threads: it forks for
-every case, and prints how many there were.
+Run as a program, `python -m tests.files.killed SIGNAL DISK...`, in a process without threads: it
+forks for every case, and prints how many there were.
 """
 
 import errno
@@ -127,6 +127,7 @@ CASES: dict[str, tuple[Callable[[Path, str, bool], None], Check]] = {
     "kept results": (write_kept_results, not_mixed),
     "publish": (publish, never_gone),
 }
+
 
 def limit_disk(disk: str) -> None:
     """What the disk cannot do."""

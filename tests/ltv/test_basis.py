@@ -467,9 +467,7 @@ def heat(n):
     return ltv.constant(A, np.eye(n)[:, [3]], np.eye(n)[[6]], horizon=30)
 
 
-@pytest.mark.parametrize(
-    "n", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 30))]
-)
+@pytest.mark.parametrize("n", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 30))])
 def test_fast_decay_is_reduced_at_every_order_and_tolerance(n):
     system = heat(n)
     rank = rank_of(system, ltv.balanced_basis)

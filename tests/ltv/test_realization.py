@@ -322,7 +322,9 @@ def test_certificates_of_a_map_are_those_of_its_system():
 
 
 @every_kind
-@pytest.mark.parametrize("tolerance", [0.5, 0.1, 1e-3, 1e-9])
+@pytest.mark.parametrize(
+    "tolerance", [0.1, 1e-9, *(pytest.param(t, marks=pytest.mark.slow) for t in (0.5, 1e-3))]
+)
 def test_the_smallest_order_within_the_tolerance(kind, tolerance):
     system = systems(kind, 4, 9, 5, 2, 2)
     io = ltv.io_matrix(system)
