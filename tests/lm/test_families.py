@@ -214,7 +214,10 @@ def errors_in_float64(name) -> float:
     return max(found)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in PADDED else [pytest.mark.slow]) for n in FAMILIES],
+)
 def test_in_float64_throughout_only_rounding_is_left(name):
     """Nothing can hide below the 1e-7 of float32."""
     assert errors_in_float64(name) < DOUBLE["states"]

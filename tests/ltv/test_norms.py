@@ -17,7 +17,7 @@ def dense_map(arrays):
     return G.reshape(G.shape[0] * G.shape[1], -1)
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),
@@ -142,7 +142,7 @@ def brute_force_segments(sequence):
     return best
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 1.3, 4.0]), min_size=1, max_size=10))
 def test_the_segment_bound_is_the_best_of_all_splits(sequence):
     values = xr.DataArray(np.array(sequence)[:, None], dims=["depth", "index"])

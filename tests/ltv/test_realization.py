@@ -85,7 +85,7 @@ def test_the_map_of_a_system_with_varying_sizes_comes_back(sizes):
     assert deviation(ltv.io_matrix(reduced), ltv.io_matrix(expected)) < 1e-9
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 def test_any_causal_map_has_a_realization(seed, L, p, m):
     G = random_map(seed, L, p, m)
