@@ -1,5 +1,6 @@
 """Models and texts shared by the tests. Tiny models are built from configs: no download."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="rewrite the table of docs/models.md from what tests/lm/test_families.py measures",
     )
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def tiny_gpt2(**changes) -> GPT2LMHeadModel:

@@ -204,7 +204,10 @@ def test_the_family_is_small_and_complete():
     assert {f.suffix for f in files} == {".safetensors", ".json", ".md"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n != "demo_48x4" else []) for n in NAMES],
+)
 def test_a_model_is_as_the_card_says(name):
     entry = CARD["models"][name]
     model, tokenizer = load(name)
@@ -252,6 +255,7 @@ def test_documents_and_prompts_fit_the_context():
     assert max(map(len, tokenizer(texts)["input_ids"])) < model.config.n_positions
 
 
+@pytest.mark.slow
 def test_the_card_auc_by_another_way():
     # The script measures with hooks, padding and pairwise comparison; here Hugging Face's
     # own hidden states, no padding and scikit-learn. Depth 2 of 4 lies before the final norm.

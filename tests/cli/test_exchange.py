@@ -140,7 +140,7 @@ def test_a_truncated_system_of_an_engineer_is_compared(run, finished, tmp_path):
 
 
 def test_without_the_original_a_bare_system_cannot_be_checked_and_that_is_said(run, tmp_path):
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     matrices = {name: np.moveaxis(random_system()[name].values, 0, -1) for name in "ABCD"}
     scipy.io.savemat(tmp_path / "own.mat", matrices)
@@ -200,7 +200,7 @@ def test_what_was_written_is_read_back(run, finished, tmp_path, monkeypatch):
 
 
 def test_names_and_layers_are_compared_too(run, tmp_path):
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     system = random_system().assign_coords(output_name=("output", list("abcd")))
     export.to_npz(system, tmp_path / "one.npz")
@@ -278,7 +278,7 @@ def test_bad_input_is_refused_in_one_line(changes, message, run, finished, tmp_p
 
 
 def test_an_original_of_other_sizes_is_refused(run, finished, tmp_path):
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     export.to_npz(random_system(), tmp_path / "other.npz")
     code, _, err = run(
@@ -299,7 +299,7 @@ def test_a_schedule_that_is_none_is_refused(run, finished, tmp_path):
 
 
 def test_one_member_of_a_batch_is_selected(run, tmp_path):
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     members = [random_system(seed=i) for i in range(3)]
     export.to_netcdf(xr.concat(members, dim="prompt"), tmp_path / "batch.nc")
@@ -324,7 +324,7 @@ def test_help_has_an_example(command, run):
 def test_a_file_that_crashes_a_library_or_reads_another_one_is_one_line(run, tmp_path):
     import h5py
 
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     (tmp_path / "secret").write_bytes(b"the key of the house" * 100)
     matrices = {name: np.moveaxis(random_system()[name].values, 0, -1) for name in "ABCD"}
@@ -463,7 +463,7 @@ def test_an_imported_system_says_what_it_lacks(run, finished, tmp_path):
 
 
 def test_a_system_that_got_its_golden_trajectory_later_says_so(run, tmp_path):
-    from tests.export.conftest import random_system
+    from tests.export.systems import random_system
 
     np.savez(tmp_path / "own.npz", **{name: random_system()[name].values for name in "ABCD"})
     for source, out in (("own.npz", "one.nc"), ("one.nc", "two.nc")):

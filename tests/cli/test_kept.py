@@ -125,7 +125,9 @@ def test_a_comparison_that_is_interrupted_at_its_figures_goes_on(run, texts, tmp
     assert "must not hold earlier results" in err
 
 
-@pytest.mark.parametrize("command", MAIN)
+@pytest.mark.parametrize(
+    "command", ["identify", "gains", pytest.param("control", marks=pytest.mark.slow)]
+)
 def test_so_do_the_parts_of_the_main_job(run, texts, tmp_path, command, monkeypatch):
     out, (options, kept) = tmp_path / "run", MAIN[command]
     command_line = [command, "demo_48x4", texts, *SMALL, "--order", "2", *options, "--out", out]
@@ -264,6 +266,7 @@ def test_gains_of_a_stored_system_are_kept_for_that_system(run, texts, tmp_path,
     assert run("gains", tmp_path / "1" / "system.nc", "--out", out)[0] == 0
 
 
+@pytest.mark.slow  # interrupted there: above; killed at every step: tests/files/test_kills.py
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_at_its_figures_it_goes_on(run, texts, tmp_path, monkeypatch):
     out = tmp_path / "run"
@@ -327,6 +330,7 @@ def test_a_result_that_was_changed_meanwhile_is_not_overwritten(run, texts, tmp_
     assert "must not hold earlier results; found system.nc in" in err
 
 
+@pytest.mark.slow
 def test_a_comparison_in_the_folder_where_one_is(run, texts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails_at(monkeypatch, 1, KeyboardInterrupt())

@@ -446,6 +446,7 @@ def test_a_step_too_small_for_the_dtype_costs_no_model(run, tmp_path, texts, mon
         assert not out.exists()
 
 
+@pytest.mark.slow  # killed at every step: tests/files/test_kills.py
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     command = [sys.executable, "-m", "depthsys.cli", "demo", "--model", "demo_48x4"]
     process = subprocess.Popen([*command, "--out", tmp_path / "out"], stdout=subprocess.DEVNULL)

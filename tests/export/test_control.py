@@ -17,7 +17,7 @@ from depthsys import export, ltv
 from depthsys.export.control import to_control, to_control_files
 from depthsys.export.npz import from_npz
 from depthsys.export.receivers import load_control
-from tests.export.conftest import random_system, varying_system
+from tests.export.systems import random_system, varying_system
 
 RTOL = 1e-13
 

@@ -11,7 +11,7 @@ import xarray as xr
 from depthsys import export
 from depthsys.export.receivers import load_control, load_csv
 from depthsys.files import contents
-from tests.export.conftest import random_system
+from tests.export.systems import random_system
 from tests.export.test_control import (
     another_second_row,
     cancelling,

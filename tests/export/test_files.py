@@ -15,7 +15,7 @@ import xarray as xr
 from depthsys import export, ltv
 from depthsys.export import json_text
 from depthsys.export.schema import MEANINGS
-from tests.export.conftest import random_system, varying_system, with_companions
+from tests.export.systems import SYSTEMS, random_system, varying_system, with_companions
 
 PAIRS = {
     "nc": (export.to_netcdf, export.from_netcdf),
@@ -24,6 +24,7 @@ PAIRS = {
     "json": (export.to_json, export.from_json),
 }
 ONE = ("npz", "json")
+HARDEST = ("plain", "varying")  # by default of what takes longer to write
 SCHEMA_1 = Path(__file__).with_name("schema1.nc")
 
 
@@ -48,9 +49,17 @@ def complete(system: xr.Dataset) -> xr.Dataset:
     return with_meanings(system)
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-def test_nothing_is_lost(kind, system, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=[] if kind in ONE or name in HARDEST else [pytest.mark.slow])
+        for kind in PAIRS
+        for name in SYSTEMS
+    ],
+)
+def test_nothing_is_lost(kind, name, tmp_path):
     write, read = PAIRS[kind]
+    system = with_companions(SYSTEMS[name]())
     before = system.copy(deep=True)
     write(system, tmp_path / f"s.{kind}")
     again = read(tmp_path / f"s.{kind}")

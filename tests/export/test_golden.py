@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from depthsys import export, ltv
-from tests.export.conftest import random_system, varying_system
+from tests.export.systems import random_system, varying_system
 
 
 def recursion(system, x0, u):

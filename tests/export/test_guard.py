@@ -6,7 +6,7 @@ import pytest
 from depthsys import export
 from depthsys.export import guard, npz
 from depthsys.files.strangers.limits import Refused, one_line
-from tests.export.conftest import random_system
+from tests.export.systems import random_system
 
 
 @pytest.mark.parametrize(

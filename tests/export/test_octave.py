@@ -17,7 +17,7 @@ from depthsys import ltv
 from depthsys.export.golden import golden_trajectory
 from depthsys.export.matlab import from_matlab, to_matlab
 from depthsys.export.schema import migrated
-from tests.export.conftest import SYSTEMS, random_system, varying_system, with_companions
+from tests.export.systems import SYSTEMS, random_system, varying_system, with_companions
 from tests.export.test_matlab import assert_refused_when_cut
 
 pytestmark = pytest.mark.octave

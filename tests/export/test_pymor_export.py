@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from depthsys import ltv
-from tests.export.conftest import random_system, varying_system
+from tests.export.systems import random_system, varying_system
 from tests.export.test_control import (
     UNREADABLE,
     cancelling,

@@ -1,7 +1,7 @@
 """Kill a writer at every step that touches names, and look at what is left.
 
-Run as a program, `python -m tests.files.killed SIGNAL`, in a process without threads: it forks for
-every case, and prints how many there were.
+Run as a program, `python -m tests.files.killed SIGNAL DISK...`, in a process without threads: it
+forks for every case, and prints how many there were.
 """
 
 import errno
@@ -127,7 +127,6 @@ CASES: dict[str, tuple[Callable[[Path, str, bool], None], Check]] = {
     "kept results": (write_kept_results, not_mixed),
     "publish": (publish, never_gone),
 }
-DISKS = ("of linux", "with links", "without links")
 
 
 def limit_disk(disk: str) -> None:
@@ -216,7 +215,7 @@ def main() -> None:
     os.fsync = lambda _: None  # no power fails here, and a disk takes its time
     cases = 0
     for case in CASES:
-        for disk in DISKS:
+        for disk in sys.argv[2:]:
             for had in (True, False):
                 # killed after a step is killed before the next one; an interrupt is another thing
                 for after in (True,) if how == signal.SIGINT else (False,):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from depthsys import export
-from tests.export.conftest import random_system, with_companions
+from tests.export.systems import random_system, with_companions
 
 KINDS = ("nc", "mat5", "mat73", "npz", "json", "zarr")
 
@@ -24,6 +24,11 @@ def original(kind: str, folder: Path) -> Path:
     write = {"nc": "to_netcdf"}.get(kind, f"to_{kind}")
     getattr(export, write)(system, path)
     return path
+
+
+def first_number(path: Path) -> float:
+    """For a process of its own, which imports this file and no more."""
+    return float(export.read(path)["A"][0, 0, 0])
 
 
 def mutants(kind: str, folder: Path, seeds: range) -> Iterator[tuple[int, Path]]:

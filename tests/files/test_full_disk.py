@@ -13,7 +13,7 @@ import xarray as xr
 
 from depthsys import export, plot
 from depthsys.files import OutputFolder, hdf5_file, whole_folder, write_netcdf
-from tests.export.conftest import random_system
+from tests.export.systems import random_system
 
 ROOT = Path(__file__).parents[2]
 # under a limit Python itself would leave halves of its compiled modules
@@ -113,7 +113,7 @@ def test_every_size_at_which_a_disk_may_be_full(small_disk):
     """Of an HDF5 file each of whose writes fails once: as netCDF and as .mat 7.3."""
     system = random_system(n=12, L=6)
     ballast = small_disk / "ballast"
-    for free in range(4, 120, 8):
+    for free in range(4, 120, 16):
         ballast.write_bytes(bytes((200 - free) * 1000))
         for write, name in ((export.to_netcdf, "s.nc"), (to_mat, "m")):
             try:

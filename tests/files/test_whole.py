@@ -15,7 +15,7 @@ from depthsys.files import (
     whole_file,
     whole_folder,
 )
-from tests.export.conftest import random_system, with_companions
+from tests.export.systems import random_system, with_companions
 
 
 def half_written(whole, path, error):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import xarray as xr
 
 from depthsys import lm, ltv
@@ -123,6 +124,20 @@ NAMES = [
     *(f"identify, {name}" for name in METHODS),
     *(f"identify, {name}, each" for name in METHODS),
 ]
+
+
+def slow_unless(quick: Callable[[str], bool]) -> list:
+    """The names as parameters of a test; of the methods of identification the others are slow."""
+    methods = {name for name in NAMES if name.startswith("identify")}
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in methods and not quick(name) else [])
+        for name in NAMES
+    ]
+
+
+# who takes a run, by the same way in for all methods; and every method at least once
+ONE_METHOD = slow_unless(lambda name: "ensemble" in name or name == "identify, krylov, each")
+EACH_ONCE = slow_unless(lambda name: "each" not in name or "ensemble" in name)
 
 
 def assert_same(found, expected, rtol: float = 0.0) -> None:

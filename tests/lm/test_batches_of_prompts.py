@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from depthsys import lm, ltv
+from tests.lm import one_family
+
+tiny = one_family.tiny
 
 CALLS = {
     "controllability": lambda s: ltv.controllability(s).average_from_layer,

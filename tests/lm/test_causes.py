@@ -8,6 +8,7 @@ import resource
 import shutil
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,6 +266,9 @@ def test_why_the_hub_gave_no_file_of_a_model(saved, monkeypatch, what, case):
     fails(monkeypatch, transformers_hub, "snapshot_download", error)
     base = importlib.import_module("transformers.tokenization_utils_base")
     fails(monkeypatch, base, "list_repo_templates", error)
+    # it is asked again after 1, 2 and 4 seconds
+    http = importlib.import_module("huggingface_hub.utils._http")
+    monkeypatch.setattr(http, "time", SimpleNamespace(time=time.time, sleep=lambda _: None))
     # which asks the hub for a copy in the other format
     modeling = importlib.import_module("transformers.modeling_utils")
     fails(monkeypatch, modeling, "auto_conversion", error)

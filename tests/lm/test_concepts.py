@@ -10,8 +10,10 @@ import xarray as xr
 from depthsys import lm
 from depthsys.lm import concepts, separation
 from tests.conftest import tiny_llama
-from tests.lm import whole_sequence
+from tests.lm import one_family, whole_sequence
 from tests.lm.conftest import LabelledIds, labelled_ids, no_block_runs
+
+tiny = one_family.tiny
 
 METHODS = {
     "mean_difference": concepts.mean_difference,

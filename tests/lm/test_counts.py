@@ -78,11 +78,11 @@ def texts():
     ("method", "of_method"),
     [
         (lm.Krylov(), L),
-        (lm.Ensemble(), L),
+        pytest.param(lm.Ensemble(), L, marks=pytest.mark.slow),
         (lm.Balanced(), 2 * L),  # forwards and back
         (lm.Arnoldi(order=2), 2 * L),  # its powers; and the system
         (lm.Pod(order=2), 2 * PUSHES + L),  # its pushes of both signs; and the system
-        (lm.Random(order=2), L),
+        pytest.param(lm.Random(order=2), L, marks=pytest.mark.slow),
     ],
     ids=lambda m: m.name if isinstance(m, lm.Method) else "",
 )

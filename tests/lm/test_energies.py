@@ -9,8 +9,10 @@ from depthsys import lm, ltv
 from depthsys.lm import amplitude_search, energies
 from depthsys.ltv.plan import layer_weights, simple_schedules, to_unit_energy
 from tests.conftest import TINY
-from tests.lm import whole_sequence
+from tests.lm import one_family, whole_sequence
 from tests.lm.conftest import labelled_ids
+
+tiny = one_family.tiny
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +248,10 @@ def gpt2_system(gpt2, tokens, concept):
     return lm.identify(gpt2, tokens, concept)
 
 
-@pytest.mark.parametrize("share", [1e-3, 0.1, -0.1, 0.5, -1.0, 3.0, 30.0])
+@pytest.mark.parametrize(
+    "share",
+    [1e-3, 0.1, -1.0, 30.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (-0.1, 0.5, 3.0))],
+)
 def test_energies_are_those_of_a_dense_scan(gpt2_system, held_out, concept, share):
     """Targets as a share of what the linear model reaches with a push of size 1 at all layers."""
     target = share * float(abs(ltv.gains(gpt2_system)).sum())

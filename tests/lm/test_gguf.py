@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from depthsys import lm
+from depthsys import lm, plot
 from depthsys.demo import real as fetched
 from depthsys.lm.hf import gguf_file, source
 from tests.lm import whole_sequence
@@ -122,7 +122,8 @@ def test_its_configuration_is_read_once(file, monkeypatch):
     assert again is not config
 
 
-def test_at_the_shell(run, file, tmp_path):
+def test_at_the_shell(run, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "save", lambda fig, path, kind: path.write_text("a figure"))
     texts = tmp_path / "texts.csv"
     lines = [f"{w} film{' film' * n},{w}" for n in range(9) for w in ("good", "bad")]
     texts.write_text("\n".join(["text,label", *lines]))

@@ -8,8 +8,10 @@ from depthsys import lm, ltv
 from depthsys.lm.hf.attention import RecordingCache
 from depthsys.lm.linearize import Linearised
 from tests.conftest import TINY
-from tests.lm import families, whole_sequence
+from tests.lm import families, one_family, whole_sequence
 from tests.lm.conftest import LabelledIds, batches_of_32, counted_block_calls, labelled_ids
+
+tiny = one_family.tiny
 
 
 @pytest.fixture(scope="module")

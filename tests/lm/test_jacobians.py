@@ -265,6 +265,7 @@ lm.jacobians(model, labelled_ids(8, 0), per_prompt=True, out=sys.argv[1])
 """
 
 
+@pytest.mark.slow  # interrupted in this process: below; killed at every step: tests/files
 def test_a_killed_process_leaves_what_it_finished(gpt2, tokens, out, monkeypatch):
     done = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL

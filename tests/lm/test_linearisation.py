@@ -117,7 +117,15 @@ def profile_rows(v):
 @parts
 @pytest.mark.parametrize(
     "method",
-    [lm.Krylov(), lm.Balanced(), lm.TwoSided(), lm.Adjoint(), lm.Arnoldi(order=H), lm.Random()],
+    [
+        lm.Krylov(),
+        lm.Balanced(),
+        lm.Arnoldi(order=H),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in (lm.TwoSided(), lm.Adjoint(), lm.Random())
+        ),
+    ],
     ids=lambda m: m.name,
 )
 def test_identify_the_mean_system(run, close, concept, dense, v, part, method):

@@ -165,8 +165,21 @@ def slsqp(evaluate, cost, target, bound=None):
     return found.fun * unit**2, found.x * unit / root
 
 
-@pytest.mark.parametrize("energy", ["relative", "absolute"])
-@pytest.mark.parametrize(("stds", "bound"), [(1, None), (1, 0.12), (3, None), (3, 0.37)])
+@pytest.mark.parametrize(
+    ("stds", "bound", "energy"),
+    [
+        *(
+            (1, 0.12, "relative"),
+            (3, None, "relative"),
+            (1, None, "absolute"),
+            (3, 0.37, "absolute"),
+        ),
+        pytest.param(1, None, "relative", marks=pytest.mark.slow),
+        pytest.param(3, 0.37, "relative", marks=pytest.mark.slow),
+        pytest.param(1, 0.12, "absolute", marks=pytest.mark.slow),
+        pytest.param(3, None, "absolute", marks=pytest.mark.slow),
+    ],
+)
 def test_plans_agree_with_a_general_purpose_optimiser_on_the_replay(demo, stds, energy, bound):
     _, concept, run, std = demo
     target = stds * std
@@ -264,7 +277,7 @@ def pair(demo, demo_texts):
     )
 
 
-@pytest.mark.parametrize("energy", ["relative", "absolute"])
+@pytest.mark.parametrize("energy", ["relative", pytest.param("absolute", marks=pytest.mark.slow)])
 def test_a_concept_is_steered_while_another_is_held(demo, pair, energy):
     model, _, run, std = demo
     plan = lm.optimal_plan(run, pair, 2 * std, hold="other", energy=energy)

@@ -10,6 +10,7 @@ from depthsys.lm.accuracy import BOUNDS
 from depthsys.lm.hf.writing import read_steered
 from depthsys.lm.prices import repetition
 from tests.conftest import TINY
+from tests.lm import one_family
 from tests.lm.test_steering import MARKED, begins_by_hand, logits_by_hooks
 
 N_LAYERS, H, N_NEW = 3, 16, 5
@@ -18,7 +19,7 @@ WORDS = ([3, 7], [9, 11, 12])
 STRENGTHS = (0.0, -1.0, 1.5)
 
 
-@pytest.fixture(scope="module", params=list(TINY))
+@pytest.fixture(scope="module", params=one_family.FAMILIES)
 def model(request) -> lm.DepthModel:
     hf = TINY[request.param]().double()
     model = lm.DepthModel(hf, name=request.param)

@@ -5,7 +5,10 @@ import pytest
 import xarray as xr
 
 from depthsys import lm, ltv
+from tests.lm import one_family
 from tests.lm.conftest import LabelledIds, labelled_ids
+
+tiny = one_family.tiny
 
 
 @pytest.fixture(scope="module")

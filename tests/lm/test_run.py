@@ -277,7 +277,7 @@ def test_every_function_that_takes_a_run_is_called_here(small):
     assert takes_texts == {"compare", "comparison_cost", "kept_parts"}
 
 
-@pytest.mark.parametrize("name", every_function.NAMES)
+@pytest.mark.parametrize("name", every_function.ONE_METHOD)
 def test_a_run_or_a_model_and_texts_by_position_and_by_keyword(small, name):
     model, texts, run, works = small
     work = works[name]

@@ -7,6 +7,7 @@ import torch
 from depthsys import demo, lm, ltv
 from depthsys.demo import grammar
 from depthsys.lm.directions import direction
+from tests.conftest import SHARED_MODELS
 
 
 def mean_exact_gains(model, texts, concept):
@@ -55,13 +56,24 @@ def check(path, texts):
     ltv.check(system)
 
 
+@pytest.mark.parametrize(
+    "shared_model_path",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n == "gpt280K_tinystories" else [])
+        for n in SHARED_MODELS
+    ],
+    indirect=True,
+)
 @pytest.mark.parametrize("task", ["sst2", pytest.param("tweet_hate", marks=pytest.mark.slow)])
 def test_order_one_has_the_mean_exact_gains_of_shared_models(shared_model_path, data, task):
     texts = lm.read_texts(data / "tasks" / f"{task}.csv")
     check(shared_model_path, texts.split(concept=30, operating=16, held_out=10))
 
 
-@pytest.mark.parametrize("name", list(demo.MODELS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n != "demo_48x4" else []) for n in demo.MODELS],
+)
 def test_order_one_has_the_mean_exact_gains_of_demo_models(name):
     check(
         demo.model_path(name),

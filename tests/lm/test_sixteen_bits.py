@@ -30,7 +30,12 @@ def pair(name, dtype):
     return lm.DepthModel(rounded, name=name), lm.DepthModel(same, name=name)
 
 
-@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+# each family and each precision once
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, marks=pytest.mark.slow if m == MODELS[1] else []) for m in MODELS],
+    ids="-".join,
+)
 def models(request):
     return pair(*request.param)
 
@@ -108,8 +113,8 @@ def test_linear_gains(models, concept):
         (lm.Ensemble(order=1), 12),  # 3.9
         # the gains of the mean Jacobians are small differences of larger ones
         (lm.Krylov(order=4), 60),
-        (lm.Balanced(order=4), 60),
-        (lm.Arnoldi(order=4), 60),
+        pytest.param(lm.Balanced(order=4), 60, marks=pytest.mark.slow),
+        pytest.param(lm.Arnoldi(order=4), 60, marks=pytest.mark.slow),
     ],
 )
 def test_identified_systems(models, concept, method, most):

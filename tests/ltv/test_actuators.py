@@ -66,7 +66,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("which", OBJECTIVES)
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 4), st.integers(1, 2))
 def test_greedy_and_optimum_against_one_set_at_a_time(which, seed, L, n, m):
     arrays = random_arrays(seed, L, n, m, p=2)
@@ -92,7 +92,7 @@ def test_greedy_and_optimum_against_one_set_at_a_time(which, seed, L, n, m):
             np.testing.assert_allclose(found.value[-1], found.optimum, rtol=1e-12)
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 2))
 def test_with_one_output_the_greedy_energy_is_the_least(seed, L, m):
     arrays = random_arrays(seed, L, m=m, p=1)
@@ -151,7 +151,7 @@ def masks(rng, n_sets, L):
     return rng.random((n_sets, L)) < 0.5
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 2), st.sampled_from([2, 12]))
 def test_volume_of_any_set_on_both_code_paths(seed, L, m, n):
     rng = np.random.default_rng(seed)
@@ -166,7 +166,7 @@ def test_volume_of_any_set_on_both_code_paths(seed, L, m, n):
     assert got[0] == 0
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([3, 20]))
 def test_volume_is_monotone_and_submodular(seed, n):
     rng = np.random.default_rng(seed)
@@ -303,7 +303,7 @@ def test_bad_count(count, message):
         ltv.actuator_layers(ltv.system(*random_arrays(0)), count, ltv.Trace())
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 2))
 def test_elimination_removes_the_least_useful_layer_each_time(seed, L, m):
     arrays = random_arrays(seed, L, m=m, p=2, batch=(2,))

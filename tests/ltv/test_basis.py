@@ -42,7 +42,7 @@ def relative_error(system, reduced):
 @pytest.mark.parametrize(
     "kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])]
 )
-@settings(derandomize=True, max_examples=6, deadline=None)
+@settings(derandomize=True, max_examples=4, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 9),
@@ -232,14 +232,14 @@ def test_a_large_batch_runs_in_parts_and_is_the_same(method, monkeypatch):
 @every_basis
 def test_tolerance_gives_the_smallest_order_that_meets_it(method):
     system = ltv.system(
-        *random_system("slowly varying", 3, 2, L=12, n=6, m=2, p=2)[:3], batch_dims=["case"]
+        *random_system("slowly varying", 3, 2, L=8, n=6, m=2, p=2)[:3], batch_dims=["case"]
     )
     exact = ltv.io_matrix(system)
     norm = ltv.induced_norm(system).values
 
     def error(order):
         small = ltv.project(system, method(system, order=order))
-        difference = (exact - ltv.io_matrix(small)).values.reshape(2, 26, 24)
+        difference = (exact - ltv.io_matrix(small)).values.reshape(2, 18, 16)
         return np.linalg.norm(difference, 2, axis=(1, 2)) / norm
 
     rank = rank_of(system, method)
@@ -467,7 +467,7 @@ def heat(n):
     return ltv.constant(A, np.eye(n)[:, [3]], np.eye(n)[[6]], horizon=30)
 
 
-@pytest.mark.parametrize("n", [10, 20, 30])
+@pytest.mark.parametrize("n", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 30))])
 def test_fast_decay_is_reduced_at_every_order_and_tolerance(n):
     system = heat(n)
     rank = rank_of(system, ltv.balanced_basis)
@@ -483,7 +483,7 @@ def test_fast_decay_is_reduced_at_every_order_and_tolerance(n):
         np.testing.assert_allclose(W.T @ V, np.eye(V.shape[1]), atol=1e-9)
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_certificates_hold_to_the_stated_rounding_beside_large_unseen_states(count):
     """One state that is reached and not seen, one that is seen and not reached, both huge."""
     rng = np.random.default_rng(0)
@@ -505,7 +505,7 @@ def test_certificates_hold_to_the_stated_rounding_beside_large_unseen_states(cou
 
 
 @every_basis
-@pytest.mark.parametrize("sizes", [[2, 5, 3, 6, 4], [4, 3, 2, 2, 5], [1, 4, 1, 4, 1]])
+@pytest.mark.parametrize("sizes", [[2, 5, 3, 6, 4], [1, 4, 1, 4, 1]])
 def test_matrix_free_systems_whose_state_size_varies(method, sizes):
     if method is ltv.arnoldi_basis:
         return  # needs one size

@@ -144,7 +144,7 @@ def test_free_inputs_push_by_their_length():
 # ------------------------------------------------------------------------------- layers
 
 
-@settings(derandomize=True, max_examples=12, deadline=None)
+@settings(derandomize=True, max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2), st.sets(st.integers(0, 5), min_size=2))
 def test_layers_that_are_left_out_are_not_there(seed, p, layers):
     system = model_system(seed, m=2, p=p)
@@ -179,7 +179,7 @@ def test_layers_that_do_not_suffice_are_said():
 # ------------------------------------------------------------------------------- bounds
 
 
-@settings(derandomize=True, max_examples=12, deadline=None)
+@settings(derandomize=True, max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 2)]))
 def test_relative_pushes_are_bounded_as_by_slsqp(seed, sizes):
     m, p = sizes
@@ -207,7 +207,7 @@ def test_relative_pushes_are_bounded_as_by_slsqp(seed, sizes):
     np.testing.assert_allclose(plan.u.values.ravel(), best, atol=2e-4 * np.abs(best).max())
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2))
 def test_a_box_meets_the_optimality_conditions(seed, p):
     """w u = G' y / 2 inside; where it is more than that allows, u lies on its bound."""

@@ -42,7 +42,7 @@ def measures(P, rank):
     return 1 / values[-1], np.log(values).sum()
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),
@@ -81,7 +81,7 @@ def test_measures_against_dense_gramians(seed, L, n, m, p):
         assert rank == min(p, int(here["state_rank"]))
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3))
 def test_measures_of_one_layer_alone(seed, L, m):
     A, B, C, D = random_arrays(seed, L, n=3, m=m, p=2)
@@ -231,7 +231,7 @@ def test_matrix_free_measures(order):
         np.testing.assert_allclose(free[name], dense[name], rtol=1e-9, err_msg=name)
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5), st.integers(1, 2))
 def test_reachable_fraction_against_the_pseudoinverse(seed, L, n, m):
     A, B, C, _ = random_arrays(seed, L, n, m)
@@ -301,7 +301,7 @@ def test_matrix_free_reachable_fraction_takes_dims_by_name():
     np.testing.assert_allclose(ltv.reachable_fraction(ltv.MatrixFree(A, B, C), target), dense)
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3))
 def test_modes_against_left_eigenvectors(seed, n, m):
     A, B, C, _ = random_arrays(seed, 3, n, m)

@@ -20,7 +20,7 @@ def problem(seed, n=4, rows=2):
     return root @ root.T + 0.1 * np.eye(n), rng.standard_normal(n), A, A @ inside
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_without_inequalities_it_is_a_linear_system(seed):
     P, q, A, b = problem(seed)
@@ -33,7 +33,7 @@ def test_without_inequalities_it_is_a_linear_system(seed):
     assert max(found.stationarity, found.gap) < 1e-8
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_box_is_that_of_bounded_least_squares(seed):
     rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def test_a_box_is_that_of_bounded_least_squares(seed):
     np.testing.assert_allclose(found.z, expected.x, atol=1e-8)
 
 
-@settings(derandomize=True, max_examples=12, deadline=None)
+@settings(derandomize=True, max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 def test_balls_and_half_spaces_are_those_of_slsqp(seed, linear):
     P, q, A, b = problem(seed)

@@ -22,7 +22,7 @@ def gramian_recursions(A, B, C):
     return np.array(P), np.array(Q)
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 5), st.integers(1, 3))
 def test_gramians_follow_their_recursions(seed, L, n, m):
     A, B, C, D = random_arrays(seed, L, n, m, p=2)
@@ -39,7 +39,7 @@ def hankel_blocks(system):
         yield k, G[k:, :, :k].reshape(G[k:].shape[0] * G.shape[1], -1)
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.integers(1, 3))
 def test_hankel_values_are_the_singular_values_of_the_hankel_blocks(seed, L, n, m):
     A, B, C, _ = random_arrays(seed, L, n, m, p=2)

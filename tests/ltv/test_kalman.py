@@ -51,7 +51,7 @@ def conditional(sigma, of, on, values):
     return gain @ values, sigma[np.ix_(of, of)] - gain @ sigma[np.ix_(on, of)]
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=13, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.booleans())
 def test_against_conditional_expectations(seed, L, cross):
     n, m, p, q = 3, 2, 2, 2

@@ -65,7 +65,7 @@ def closed_loop_inputs(system, K, x0):
     return -np.einsum("lms,ls->lm", K.values, x[:-1])
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),
@@ -93,7 +93,7 @@ def test_against_one_quadratic_program(seed, L, n, m, ends):
     np.testing.assert_array_equal(law.P.values[L], last)
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.floats(-1, 1).filter(lambda s: abs(s) > 1e-2))
 def test_any_other_input_costs_more(seed, L, size):
     A, B, C, _ = random_arrays(seed, L, n=3, m=2)
@@ -267,7 +267,7 @@ def feedback_by_hand(A, B, C, D, K, w, x):
     return np.array(xs), np.array([*ys, C[-1] @ x])
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_closed_loop_is_feedback_written_by_hand(seed, L, n, m):
     A, B, C, D = random_arrays(seed, L, n, m)

@@ -40,7 +40,7 @@ def simulated_output(system, u):
     return ltv.simulate(system, u).y.isel(depth=-1).values
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 2))
 def test_plan_reaches_the_target_with_the_least_energy(seed, L, p):
     system = ltv.system(*random_arrays(seed, L, n=4, m=2, p=p))
@@ -59,7 +59,7 @@ def test_plan_reaches_the_target_with_the_least_energy(seed, L, p):
     assert (other**2).sum() > float(plan.energy)
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 6))
 def test_held_outputs_stay_and_free_ones_do_not_bind(seed, L):
     A, B, C, D = random_arrays(seed, L, n=5, m=2, p=4)
@@ -106,7 +106,7 @@ def system_arrays(system):
     return system.A.values, system.B.values
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.booleans())
 def test_whole_state_targets_against_the_pseudoinverse(seed, L, n, weighted):
     A, B, C, _ = random_arrays(seed, L, n, m=2)
@@ -391,7 +391,7 @@ def test_a_row_of_rounding_binds_nothing():
         ltv.minimum_energy(system, [1.0, 1.0])
 
 
-@settings(derandomize=True, max_examples=20, deadline=None)
+@settings(derandomize=True, max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 5))
 def test_from_an_initial_state(seed, L):
     A, B, C, D = random_arrays(seed, L, n=4, m=2, p=3)

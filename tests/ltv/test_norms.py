@@ -17,7 +17,7 @@ def dense_map(arrays):
     return G.reshape(G.shape[0] * G.shape[1], -1)
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),
@@ -43,9 +43,8 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
         np.testing.assert_allclose(norm(batch)[1, 2], one, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -54,8 +53,25 @@ def test_norms_broadcast_and_keep_the_dims_of_the_batch():
     st.integers(1, 2),
     st.integers(1, 2),
 )
+def test_the_bounds_hold_in_3000_systems(kind, seed, L, n, m, p):
+    """4 kinds x 25 shapes x 30 systems x all orders: no violation."""
+    check_bounds(kind, seed, L, n, m, p)
+
+
+@settings(derandomize=True, max_examples=8, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10_000),
+    st.integers(2, 9),
+    st.integers(2, 5),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
 def test_the_bounds_hold_the_exact_error_of_balanced_truncation(kind, seed, L, n, m, p):
-    """4 kinds x 25 shapes x 30 systems x all orders: 3000 systems, no violation."""
+    check_bounds(kind, seed, L, n, m, p)
+
+
+def check_bounds(kind, seed, L, n, m, p):
     system = ltv.system(*random_system(kind, seed, 30, L, n, m, p), batch_dims=["case"])
     exact, norm = ltv.io_matrix(system), ltv.induced_norm(system)
     rank = min(n, max(min(k * m, (L + 1 - k) * p) for k in range(L + 1)))
@@ -126,7 +142,7 @@ def brute_force_segments(sequence):
     return best
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 1.3, 4.0]), min_size=1, max_size=10))
 def test_the_segment_bound_is_the_best_of_all_splits(sequence):
     values = xr.DataArray(np.array(sequence)[:, None], dims=["depth", "index"])

@@ -37,7 +37,7 @@ def kkt(H, h, G, d):
     return found[: len(H)], found[len(H) :]
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 6), st.booleans())
 def test_targets_along_the_way_against_the_optimality_conditions(seed, L, ends):
     n, m, p = 3, 2, 2
@@ -206,7 +206,7 @@ def bounded_case(seed, L):
     return system, (A, B, C, D), (Q, R, last), x0, y_target, lower, upper
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=13, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 6))
 def test_bounds_against_the_optimality_conditions(seed, L):
     system, arrays, (Q, R, last), x0, y_target, lower, upper = bounded_case(seed, L)

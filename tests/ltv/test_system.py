@@ -37,7 +37,7 @@ def dense_io_matrix(A, B, C, D):
     return G
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
 def test_io_matrix_gains_and_simulate_agree_with_the_sum_over_paths(seed, L, n, m):
     arrays = random_arrays(seed, L, n, m)
