@@ -27,6 +27,14 @@ IDS = [[1 + t % 49 for t in row] for row in labelled_ids(40, 0).ids]
 NOWHERE = lm.Budget(device=0, host=0, file=0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def batches_as_on_a_cpu():
+    """Several of them: the card has room for all prompts in one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthsys.lm.at_once._share", lambda _: None)
+        yield
+
+
 @cache
 def model_of(n_layers: int, device: str = card.NAME, dtype: str = "float32") -> lm.DepthModel:
     hf = TINY["llama"](num_hidden_layers=n_layers)
