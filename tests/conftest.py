@@ -30,10 +30,16 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_finish():
-    """What was imported and collected stays: the garbage collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays: the garbage collector need not look at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def tiny_gpt2(**changes) -> GPT2LMHeadModel:

@@ -126,7 +126,8 @@ def test_a_comparison_that_is_interrupted_at_its_figures_goes_on(run, texts, tmp
 
 
 @pytest.mark.parametrize(
-    "command", ["identify", "gains", pytest.param("control", marks=pytest.mark.slow)]
+    "command",
+    ["gains", *(pytest.param(c, marks=pytest.mark.slow) for c in ("identify", "control"))],
 )
 def test_so_do_the_parts_of_the_main_job(run, texts, tmp_path, command, monkeypatch):
     out, (options, kept) = tmp_path / "run", MAIN[command]

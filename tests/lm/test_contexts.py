@@ -287,8 +287,8 @@ def test_what_counts_as_a_change_of_weights():
 # ------------------------------------------------------------------------------- memory
 
 FLAT = (
-    *("linear_gains", "measure_gains", "play", "mean_jvp", "mean_difference"),
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ("required_energy", "exact_system")),
+    *("linear_gains", "measure_gains", "mean_jvp", "mean_difference"),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("play", "required_energy", "exact_system")),
 )
 
 

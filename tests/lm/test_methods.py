@@ -492,7 +492,13 @@ def unlike():
     return model, tokens, xr.Dataset({"direction": (("depth", "feature"), v)}), exact
 
 
-@pytest.mark.parametrize("name", list(methods.METHODS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("balanced", "adjoint", "random") else [])
+        for n in methods.METHODS
+    ],
+)
 def test_prompts_of_unlike_rank_do_not_disturb_each_other(unlike, name):
     model, tokens, concept, exact = unlike
     for order in (2, 16):

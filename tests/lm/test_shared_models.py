@@ -58,10 +58,7 @@ def check(path, texts):
 
 @pytest.mark.parametrize(
     "shared_model_path",
-    [
-        pytest.param(n, marks=pytest.mark.slow if n == "gpt280K_tinystories" else [])
-        for n in SHARED_MODELS
-    ],
+    [pytest.param(n, marks=pytest.mark.slow if n != "stories260K" else []) for n in SHARED_MODELS],
     indirect=True,
 )
 @pytest.mark.parametrize("task", ["sst2", pytest.param("tweet_hate", marks=pytest.mark.slow)])

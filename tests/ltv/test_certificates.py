@@ -72,7 +72,7 @@ def check_certificates(seeds):
 
 
 @pytest.mark.parametrize(
-    "part", [*range(3), *(pytest.param(part, marks=pytest.mark.slow) for part in range(3, 10))]
+    "part", [*range(2), *(pytest.param(part, marks=pytest.mark.slow) for part in range(2, 10))]
 )
 def test_no_certificate_is_false(part):
     check_certificates(range(30 * part, 30 * part + 30))

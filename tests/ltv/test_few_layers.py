@@ -64,8 +64,16 @@ def test_one_output_needs_no_search_at_any_depth():
     assert plan.attrs["search"] == "exact"
 
 
-@pytest.mark.parametrize(("m", "p"), [(1, 1), (2, 1), (2, 2)])
-@pytest.mark.parametrize("part", [0.9, 0.4])
+@pytest.mark.parametrize(
+    ("part", "m", "p"),
+    [
+        *((0.9, 1, 1), (0.9, 2, 2), (0.4, 2, 2)),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((0.9, 2, 1), (0.4, 1, 1), (0.4, 2, 1))
+        ),
+    ],
+)
 def test_every_set_within_bounds(m, p, part):
     system = model_system(m + p, 6, m=m, p=p)
     d = np.random.default_rng(0).standard_normal(p)
