@@ -25,6 +25,29 @@ def why_another(*marks: object) -> str:
     )
 
 
+def why_rounded(made_in: object, is_in: object) -> str:
+    """One more sentence where models in these dtypes have unlike fingerprints.
+
+    None stands for a dtype that is not known.
+
+    Examples
+    --------
+    >>> why_rounded("bfloat16", "float32")[:64]
+    ' It was made in bfloat16, and the model is in float32: weights r'
+    >>> why_rounded("float64", "float32"), why_rounded(None, "float16")
+    ('', '')
+    """
+    if made_in is None or is_in is None or made_in == is_in:
+        return ""
+    if not {made_in, is_in} & {"bfloat16", "float16"}:
+        return ""
+    return (
+        f" It was made in {made_in}, and the model is in {is_in}: weights rounded to 16 bits are "
+        f"other weights. Load the model in {made_in} (`--dtype {made_in}`), or make it again in "
+        f"{is_in}."
+    )
+
+
 def _kind(mark: object) -> str:
     start, found, _ = str(mark).partition(":")
     return start if found else ""

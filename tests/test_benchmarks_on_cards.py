@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from depthsys import lm
+from depthsys.lm import switch
 from depthsys.study import Cell, Settings
-from tests import card
+from tests import card, tf32
 from tests.benchmarks import (
     card_models,
     card_table,
@@ -94,7 +95,7 @@ def test_a_work_that_fails_says_so_and_the_others_go_on(monkeypatch, capsys):
 
 
 def test_without_a_model_nothing_is_begun(monkeypatch, capsys):
-    def refused(self):
+    def refused(self, precision):
         raise ValueError("it cannot be used")
 
     monkeypatch.setattr(card_models.Subject, "wrapped", refused)
@@ -135,6 +136,43 @@ def test_products_are_in_tf32_meanwhile():
         with card_models.products(precision):
             assert torch.get_float32_matmul_precision() == expected
         assert torch.get_float32_matmul_precision() == before
+
+
+def test_rows_in_tf32_are_of_models_with_tf32_products(monkeypatch, capsys):
+    shape = replace(
+        card_models.SHAPES["tiny"], works=("gain curves", "identification", *card_models.JOBS)
+    )
+    monkeypatch.setitem(card_models.SHAPES, "tiny", shape)
+    seen = []
+    for name in shape.works:
+        work = card_table.WORKS[name]
+
+        def watched(bench, work=work):
+            seen.append((bench.precision, bench.model.products))
+            return work(bench)
+
+        monkeypatch.setitem(card_table.WORKS, name, watched)
+    monkeypatch.setattr(switch, "has_tf32", lambda device: True)
+    asked = ["tiny", "--device", "cpu", "--precision", "float32", "tf32"]
+    with tf32.Imitated() as imitated:
+        assert card_table.main(asked) == 0
+    assert imitated.n_rounded > 0 < imitated.n_plain
+    assert seen == [("float32", "float32"), ("tf32", "tf32")] * 4
+    rows = cells(capsys.readouterr().out)
+    rounded = [row for row in rows if row["precision"] == "TF32"]
+    # the model again, both kinds of gains, and one row of the others
+    assert len(rounded) == 6
+    assert not [row for row in rows if "failed" in " ".join(row.values())]
+    known = rounded[3]
+    assert known["work"] == "identification, order 32"
+    assert 1e-5 < float(known["largest difference"]) < 0.01
+
+
+def test_tf32_is_not_measured_where_there_is_none(capsys):
+    assert card_table.main(["tiny", "--device", "cpu", "--precision", "tf32"]) == 1
+    first, *others = cells(capsys.readouterr().out)
+    assert "`products` must be 'float32' on 'cpu'" in " ".join(first.values())
+    assert all("not begun: there is no model" in row.values() for row in others)
 
 
 def test_weights_are_made_in_the_precision_that_is_asked_for():

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from depthsys import export, lm
-from depthsys.fingerprints import KIND, why_another
+from depthsys.fingerprints import KIND, why_another, why_rounded
 from depthsys.study import stored
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids
@@ -63,3 +63,22 @@ def test_every_refusal_of_an_old_fingerprint_says_that_it_cannot_be_compared(
         with pytest.raises(ValueError, match="fingerprint") as refusal:
             call()
         assert (CANNOT in str(refusal.value)) == is_told
+
+
+def test_weights_rounded_to_16_bits_are_told_from_others(concept, tmp_path):
+    half = lm.DepthModel(TINY["gpt2"]().bfloat16())
+    whole = lm.DepthModel(TINY["gpt2"]())
+    ids = labelled_ids(4, 0)
+    system = lm.identify(half, ids.ids, concept)
+    plan = xr.Dataset({"u": ("layer", [1.0, 0.0, 0.0])}, attrs=system.attrs)
+    known = "made in bfloat16, and the model is in float32: .* Load the model in bfloat16"
+    for model in (whole, whole.hf):
+        with pytest.raises(ValueError, match=known), lm.steering(model, concept, plan):
+            pass
+    found = {"model_fingerprint": whole.fingerprint}
+    with pytest.raises(ValueError, match=known):
+        stored._check(system, found, "weights", tmp_path / "s.nc", whole.dtype_name)
+    # of other weights in the same dtype nothing is added
+    with pytest.raises(ValueError, match=r"Identify again\.$"):
+        stored._check(system, found, "weights", tmp_path / "s.nc", "bfloat16")
+    assert why_rounded("float64", "float32") == why_rounded(None, "float16") == ""

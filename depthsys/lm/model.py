@@ -36,7 +36,7 @@ from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.hf.writing import new_tokens
 from depthsys.lm.kinds import short
-from depthsys.lm.precision import dtype_name, wide_dtype
+from depthsys.lm.precision import Arithmetic, dtype_name, wide_dtype
 from depthsys.lm.run import Run
 from depthsys.lm.switch import checked_products
 from depthsys.prompting import Prompting
@@ -281,9 +281,11 @@ class DepthModel:
         return self._prompting
 
     def __repr__(self) -> str:
+        n_moving = self.blocks.residence.n_moving
         return (
             f"DepthModel({self.name!r}, {type(self.hf).__name__}, L={self.n_layers}, "
-            f"H={self.n_features}, {self.dtype_name}, {self.device}"
+            f"H={self.n_features}, {Arithmetic.of(self).name}, {self.device}"
+            f"{f'; {n_moving} layers wait in memory or files' if n_moving else ''}"
             f"{'; ' + self.adapter if self.adapter else ''})"
         )
 

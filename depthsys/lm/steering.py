@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from depthsys.fingerprints import why_another
+from depthsys.fingerprints import why_another, why_rounded
 from depthsys.lm.directions import as_concept, defined, directions, in_inputs_of
 from depthsys.lm.hf.checkpoint import input_device, refuse_config
 from depthsys.lm.hf.columns import Decode
@@ -190,11 +190,12 @@ def _check_origin(model: Any, attrs: dict) -> None:
             known = _FINGERPRINTS[model] = Weights(model), checked_fingerprint(model)
         is_now = known[1]
     if made_for != is_now:
+        dtype = str(model.dtype).removeprefix("torch.")
         raise ValueError(
             f"`plan` must be made for the weights that it steers; it is of the model "
             f"{attrs.get('model', 'unknown')!r} with another fingerprint. Make it with this model; "
             "if you know that it fits, `del plan.attrs['model_fingerprint']` (and the concept's)."
-            f"{why_another(made_for, is_now)}"
+            f"{why_another(made_for, is_now) or why_rounded(attrs.get('dtype'), dtype)}"
         )
 
 

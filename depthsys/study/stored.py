@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthsys.fingerprints import why_another
+from depthsys.fingerprints import why_another, why_rounded
 from depthsys.prompting import Prompting
 from depthsys.study.cell import Cell
 from depthsys.study.settings import IDENTIFICATION, LAYOUT, Settings, typed
@@ -133,14 +133,20 @@ def check_same_model(system: "xr.Dataset", cell: Cell, path: Path) -> None:
         "model_fingerprint": cell.model.fingerprint,
         "tokens_sha256": cell.model.tokens_sha256(cell.texts.operating),
     }
-    _check(system, found, "weights or another tokenizer", path)
+    _check(system, found, "weights or another tokenizer", path, cell.model.dtype_name)
 
 
-def _check(system: "xr.Dataset", found: dict[str, str], what: str, path: Path) -> None:
+def _check(
+    system: "xr.Dataset", found: dict[str, str], what: str, path: Path, dtype: str | None = None
+) -> None:
+    def why(mark: str) -> str:
+        made_in = system.attrs.get("dtype")
+        return why_another(system.attrs["model_fingerprint"], mark) or why_rounded(made_in, dtype)
+
     for name, value in found.items():
         if system.attrs[name] != value:
             raise ValueError(
                 f"`{path}` was identified with other {what}: its {name} differs from what is "
                 "there now. Identify again."
-                f"{why_another(system.attrs[name], value) if name == 'model_fingerprint' else ''}"
+                f"{why(value) if name == 'model_fingerprint' else ''}"
             )

@@ -126,16 +126,16 @@ class Subject:
     hf: Any
     tokenizer: Any
     weights: str
-    model: Any = None
+    models: dict[str, Any] = field(default_factory=dict)
     prefill_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
-        return self.model.n_layers
+        return self.shape.config.num_hidden_layers
 
     @property
     def n_features(self) -> int:
-        return self.model.n_features
+        return self.shape.config.hidden_size
 
     @property
     def heading(self) -> str:
@@ -145,10 +145,15 @@ class Subject:
             f"{self.name} shape ({config.num_hidden_layers} x {config.hidden_size}), {self.weights}"
         )
 
-    def wrapped(self) -> None:
-        """Make the `DepthModel`, with exact float32 products: the contract asks for its digits."""
-        longest = max(*self.shape.tokens, 128)
-        self.model = lm.DepthModel(self.hf, self.tokenizer, name=self.name, max_tokens=longest)
+    def wrapped(self, precision: str) -> None:
+        """Make the `DepthModel` of that precision: what torch's own switch says is not for it."""
+        self.models[precision] = lm.DepthModel(
+            self.hf,
+            self.tokenizer,
+            name=self.name,
+            max_tokens=max(*self.shape.tokens, 128),
+            products="tf32" if precision == "tf32" else "float32",
+        )
 
     def ids(self, count: int, n_tokens: int) -> lm_setup.Ids:
         return lm_setup.random_ids(count, n_tokens, self.shape.config.vocab_size)
@@ -160,8 +165,8 @@ class Subject:
         return lm_setup.random_concept(self.n_layers, self.n_features)
 
     def step(self, precision: str) -> float:
-        """Of measured gains: in 16 bits a small one drowns in rounding, and is refused."""
-        return 1.0 if precision == "bfloat16" else lm_setup.step(self.n_features)
+        """Of measured gains: a small one drowns in 16 bits or TF32, and is refused."""
+        return lm_setup.step(self.n_features, precision)
 
     def order(self, wanted: int) -> int:
         return min(wanted, self.n_features // 2)
@@ -192,7 +197,7 @@ class Subject:
 
 @contextlib.contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Products of float32 matrices in TF32 meanwhile, or with all digits."""
+    """What is not the package's: products of float32 matrices in TF32, or with all digits."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

@@ -112,6 +112,11 @@ class Bench:
     def __init__(self, subject: Subject, precision: str):
         self.subject, self.precision = subject, precision
 
+    @property
+    def model(self) -> Any:
+        """The model, with the products of this precision."""
+        return self.subject.models[self.precision]
+
     def row(self, work: str, timed: Timed, **more: Any) -> Row:
         tokens = more.get("tokens")
         goal = GOALS.get((self.subject.name, work, tokens, self.precision), "")
@@ -170,7 +175,7 @@ class Bench:
 
     def _gain_curves(self, T: int) -> Iterator[Row]:
         subject, L = self.subject, self.subject.n_layers
-        model, P = subject.model, subject.shape.prompts
+        model, P = self.model, subject.shape.prompts
         concept, ids = subject.concept(), subject.ids(P, T)
         eps, layers = subject.step(self.precision), spread(L)
         tensor, v = subject.tensor(ids), direction(model, concept).to(model.dtype)
@@ -203,7 +208,7 @@ class Bench:
 
     def identification(self) -> Iterator[Row]:
         """Krylov of order 32 against a prefill and the directions that there are."""
-        subject, model, L = self.subject, self.subject.model, self.subject.n_layers
+        subject, model, L = self.subject, self.model, self.subject.n_layers
         P, order = subject.shape.prompts, subject.order(lm_setup.ORDER)
         # a system has l + 1 directions at layer l, and never more than the order and one
         reachable = float(np.minimum(np.arange(L) + 1, order + 1).mean())
@@ -246,10 +251,10 @@ class Bench:
         """Every block of every prompt; H directions through the weights of the block."""
         subject, T = self.subject, self.subject.shape.tokens[0]
         H, P = subject.n_features, subject.shape.jacobian_prompts
-        run = subject.model.run(subject.ids(P, T))
+        run = self.model.run(subject.ids(P, T))
         blocks = [block for batch in run.batches for block in batch.blocks]
         probed = blocks[subject.n_layers // 2]
-        v = torch.randn(1, H, device="cpu").to(subject.device, subject.model.dtype)
+        v = torch.randn(1, H, device="cpu").to(subject.device, self.model.dtype)
 
         def jacobians(_: int) -> torch.Tensor:
             image = v
@@ -315,28 +320,28 @@ class Bench:
         )
 
     def measured(self) -> Iterator[Row]:
-        model, eps = self.subject.model, self.subject.step(self.precision)
+        model, eps = self.model, self.subject.step(self.precision)
         return self._against_prefill(
             "measured gains",
             lambda ids, concept: lm.measure_gains(model, ids, concept, eps=eps).gain.values,
         )
 
     def linear(self) -> Iterator[Row]:
-        model = self.subject.model
+        model = self.model
         return self._against_prefill(
             "exact linear gains",
             lambda ids, concept: lm.linear_gains(model, ids, concept).gain.values,
         )
 
     def krylov(self) -> Iterator[Row]:
-        model, method = self.subject.model, lm.Krylov(self.subject.order(lm_setup.ORDER))
+        model, method = self.model, lm.Krylov(self.subject.order(lm_setup.ORDER))
         return self._against_prefill(
             IDENTIFICATION,
             lambda ids, concept: lm.identify(model, ids, concept, method).gain_full.values,
         )
 
     def ensemble(self) -> Iterator[Row]:
-        model, method = self.subject.model, lm.Ensemble(4)
+        model, method = self.model, lm.Ensemble(4)
         return self._against_prefill(
             "ensemble of order 4, profile",
             lambda ids, concept: lm.identify(model, ids, concept, method, readout="profile").A,
@@ -345,11 +350,11 @@ class Bench:
     def one_jacobian(self) -> Iterator[Row]:
         """Of one block, one prompt; the run is made before."""
         subject, T, H = self.subject, self.subject.shape.tokens[0], self.subject.n_features
-        block = subject.model.run(subject.ids(1, T)).batches[0].blocks[subject.n_layers // 2]
+        block = self.model.run(subject.ids(1, T)).batches[0].blocks[subject.n_layers // 2]
         bare = measure.products(subject.hf, H)
         found = self.in_turns(ours=lambda _: block.jacobian(), bare=lambda _: bare())
         floor = found["bare"].seconds / subject.n_layers
-        v = torch.randn(1, H, device="cpu").to(subject.device, subject.model.dtype)
+        v = torch.randn(1, H, device="cpu").to(subject.device, self.model.dtype)
         image = v @ found["ours"].outputs[-1][0].mT
         yield self.row(
             f"Jacobian of one block ({H} x {H})",
@@ -365,7 +370,7 @@ class Bench:
         """Of all layers, from texts to numbers on the host."""
         subject, T = self.subject, self.subject.shape.tokens[0]
         P, H = subject.shape.jacobian_prompts, subject.n_features
-        ids, model = subject.ids(P, T), subject.model
+        ids, model = subject.ids(P, T), self.model
         bare = measure.products(subject.hf, H)
         found = self.in_turns(
             ours=lambda _: lm.jacobians(model, ids).A[-1].values.copy(), bare=lambda _: bare()
@@ -390,8 +395,8 @@ class Bench:
         texts = subject.texts()
         rows, plain = self._plain(texts)
         split = "/".join(map(str, subject.shape.split))
-        asked = Settings.checked(basis="ensemble", order=4, split=split)
-        timed = self.once(lambda: real_model.main_job(Cell(asked, subject.model, texts)))
+        asked = Settings.checked(basis="ensemble", order=4, split=split, **self._job_step())
+        timed = self.once(lambda: real_model.main_job(Cell(asked, self.model, texts)))
         steps = timed.outputs[0].items()
         said = ", ".join(f"{step} {spent:.2g} s" for step, spent in steps)
         yield self.row(
@@ -407,7 +412,8 @@ class Bench:
         subject = self.subject
         texts = subject.texts()
         rows, plain = self._plain(texts)
-        timed = self.once(lambda: lm.compare(subject.model, texts, **subject.shape.compare))
+        options = {**subject.shape.compare, **self._job_step()}
+        timed = self.once(lambda: lm.compare(self.model, texts, **options))
         yield self.row(
             "compare",
             timed,
@@ -416,9 +422,13 @@ class Bench:
             result=f"{timed.seconds / plain:.1f} x prefill",
         )
 
+    def _job_step(self) -> dict[str, float]:
+        """The default step drowns in TF32."""
+        return {"eps": lm_setup.LEAST_STEP["TF32"]} if self.precision == "tf32" else {}
+
     def _plain(self, texts: lm.Splits) -> tuple[int, float]:
         """Number of all texts, and seconds of plain prefills of them."""
-        model, device = self.subject.model, self.subject.device
+        model, device = self.model, self.subject.device
         parts = (texts.concept, texts.operating, texts.held_out)
         rows = [row for part in parts for row in model.tokenize(part)[0]]
         real_model.plain_prefill(model, rows[:64])

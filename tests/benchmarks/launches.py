@@ -10,6 +10,7 @@ host needs a number, or a shape, that the device has yet to compute. See `tests.
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import transformers
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from depthsys import lm
+from depthsys.lm import at_once
 from tests import card
 from tests.benchmarks import lm_setup
 from tests.conftest import tiny_gpt2, tiny_llama
@@ -80,17 +82,24 @@ def counts(family: str) -> tuple[int, Iterator[tuple[str, list[float]]]]:
     with card.counted() as loading:
         model = lm.DepthModel(hf, name=family)
     ids = prompts()
-    n_batches = len(model.run(ids).numbers)
+    with _batches_as_on_a_cpu():
+        n_batches = len(model.run(ids).numbers)
 
     def each() -> Iterator[tuple[str, list[float]]]:
         yield "DepthModel(...), per layer", _numbers(loading, N_LAYERS)
-        for name, work in works(model, ids).items():
-            work()  # what is remembered from call to call is not of the sweep
-            with card.counted() as found:
-                work()
-            yield name, _numbers(found, N_LAYERS * n_batches)
+        with _batches_as_on_a_cpu():
+            for name, work in works(model, ids).items():
+                work()  # what is remembered from call to call is not of the sweep
+                with card.counted() as found:
+                    work()
+                yield name, _numbers(found, N_LAYERS * n_batches)
 
     return n_batches, each()
+
+
+def _batches_as_on_a_cpu() -> Any:
+    """Several of them: the card has room for all prompts in one."""
+    return mock.patch.object(at_once, "_share", return_value=None)
 
 
 def _numbers(found: card.Counts, per: int) -> list[float]:

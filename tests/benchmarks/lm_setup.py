@@ -137,9 +137,14 @@ def random_ids(count: int, n_tokens: int, vocabulary: int) -> Ids:
     return Ids(rng.integers(0, vocabulary, size=(count, n_tokens)).tolist())
 
 
-def step(n_features: int) -> float:
+# a smaller one drowns in rounding, and is refused
+LEAST_STEP = {"TF32": 0.1, "bfloat16": 1.0}
+
+
+def step(n_features: int, precision: str = "float32") -> float:
     """Of central differences: 4 % of the norm of an embedding, whose parts are 0.02 sqrt(2)."""
-    return 1e-3 * n_features**0.5
+    least = LEAST_STEP.get("TF32" if precision == "tf32" else precision, 0.0)
+    return max(1e-3 * n_features**0.5, least)
 
 
 def random_concept(n_layers: int, n_features: int) -> xr.Dataset:

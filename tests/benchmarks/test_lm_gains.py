@@ -24,7 +24,7 @@ def test_gain_curves(subject, record, n_tokens):
     concept = lm_setup.random_concept(model.n_layers, model.n_features)
     ids = subject.ids(n_prompts, n_tokens)
     # in 16 bits a smaller step drowns, and is refused
-    eps = 1.0 if subject.precision == "bfloat16" else lm_setup.step(model.n_features)
+    eps = lm_setup.step(model.n_features, subject.precision)
     tensor, layers = subject.tensor(ids), spread(model.n_layers)
     v = direction(model, concept).to(model.dtype)
     sides = measure.in_turns(

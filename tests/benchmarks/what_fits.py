@@ -183,7 +183,8 @@ prefill that an H100 did in float32 ({exact} s for {tokens} tokens of that shape
 s), and in bfloat16 at twice the rate of TF32, which is *assumed*. Launches: what the main job of
 SmolLM2, nearly all launches, took on an H200 ({launching:.0f} s, {layers} layers), times the
 layers. So the seconds are those of an H100 or H200; other cards differ by their rates. In bfloat16
-the main job refuses to measure gains, and the seconds are those of the rest. Where layers move,
+the main job refuses to measure gains, and the seconds are those of the rest; with TF32 it asks for
+a larger step (`--eps 0.1`), as the default is refused. Where layers move,
 {passes} passes bring every layer to the card once each, at {bus:.0f} GB/s, which is *assumed*; at
 best that is hidden behind the arithmetic, at worst it is added.
 

@@ -67,6 +67,8 @@ def test_the_first_blocks_stay_on_the_card_and_the_others_wait_in_memory(whole, 
     model = load(DEVICE, on_card=sizes.beside + 4 * sizes.block - 1, cpu=10**9)
     assert places(model) == ["card:0", "cpu", "cpu", "cpu"]
     assert model.device.type == DEVICE
+    assert "card:0; 3 layers wait in memory or files)" in repr(model)
+    assert "wait" not in repr(whole)
     assert model.hf.lm_head.weight.device.type == DEVICE
     assert [model.blocks.residence.nbytes(layer) for layer in range(L)] == [0, *[sizes.block] * 3]
     assert_same_numbers(model, whole)
@@ -120,8 +122,20 @@ def test_the_folder_for_changed_weights_goes_with_the_model(sizes, monkeypatch, 
 
 
 def test_a_card_that_does_not_hold_two_layers_is_refused(sizes):
-    with pytest.raises(ValueError, match="must hold what is never moved, and 2 layers"):
+    said = r"must hold what is never moved, and 2 layers; got \S+ GB for card:0, where \S+ GB more"
+    with pytest.raises(ValueError, match=said):
         load(DEVICE, on_card=sizes.beside + sizes.block)
+
+
+def test_a_card_with_little_room_left_says_so(sizes, monkeypatch):
+    monkeypatch.setattr("depthsys.lm.hf.placing.free_on", lambda device: sizes.beside)
+    with pytest.raises(ValueError, match=r"GB for card:0 \(70% of what is free\), where"):
+        lm.DepthModel.load(DEMO, device=DEVICE, device_map="auto")
+
+
+def test_sizes_must_be_a_mapping():
+    with pytest.raises(TypeError, match="must be a mapping from places to sizes; got '2GiB'"):
+        checked_placing("auto", "2GiB", torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

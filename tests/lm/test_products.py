@@ -42,6 +42,12 @@ def pair(request, tf32_here):
     return lm.DepthModel(hf, products="tf32"), lm.DepthModel(hf)
 
 
+def test_a_model_says_how_it_multiplies(pair):
+    rounded, exact = pair
+    assert "float32 with TF32 products" in repr(rounded)
+    assert "TF32" not in repr(exact)
+
+
 def state() -> tuple:
     return torch.get_float32_matmul_precision(), switch._now()
 

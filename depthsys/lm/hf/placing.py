@@ -69,8 +69,9 @@ class Placing:
         left -= COMING * max(sizes)
         if left < 0 and self.device.type != "cpu":
             raise ValueError(
-                f"`max_memory` must hold what is never moved, and {COMING} layers; "
-                f"{-left / 1e9:.2g} GB are missing on {self.device}. Use a smaller dtype or "
+                f"`max_memory` must hold what is never moved, and {COMING} layers; got "
+                f"{self._left_on_device() / 1e9:.2g} GB for {self.device}{self._whence}, where "
+                f"{-left / 1e9:.2g} GB more are needed. Give more, use a smaller dtype, or "
                 "device='cpu'."
             )
         host = 0.0 if self.device.type == "cpu" else self._left_on_host()
@@ -84,6 +85,10 @@ class Placing:
                 place, left, host = "disk", 0.0, 0.0
             others[f"{path}.{layer}"] = place
         return others
+
+    @property
+    def _whence(self) -> str:
+        return "" if self.on_device is not None else f" ({DEVICE_SHARE:.0%} of what is free)"
 
     def _left_on_device(self) -> float:
         if self.device.type == "cpu":
@@ -118,6 +123,11 @@ def checked_placing(
         raise ValueError(
             "`device_map` must be None where the package accelerate is missing; got 'auto'. "
             "Install it: pip install accelerate."
+        )
+    if not isinstance(max_memory, Mapping | None):
+        raise TypeError(
+            f"`max_memory` must be a mapping from places to sizes; got {short(max_memory)}. Write "
+            "{0: '20GiB', 'cpu': '100GiB'}."
         )
     given = {} if max_memory is None else dict(max_memory)
     index = device.index or 0

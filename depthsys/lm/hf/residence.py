@@ -120,7 +120,12 @@ class Residence:
         self.n_moves = [0] * len(blocks)
 
     def __repr__(self) -> str:
-        return f"Residence({sum(map(bool, self._waiting))} of {len(self._waiting)} layers move)"
+        return f"Residence({self.n_moving} of {len(self._waiting)} layers move)"
+
+    @property
+    def n_moving(self) -> int:
+        """How many layers wait elsewhere, as a whole or in part."""
+        return sum(map(bool, self._waiting))
 
     @cached_property
     def moves(self) -> bool:
