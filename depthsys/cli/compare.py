@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from depthsys.cli.session import Session
-    from depthsys.lm import Kept
+    from depthsys.lm import Kept, Splits
+    from depthsys.study import Found
 
 
 @spread
@@ -82,13 +83,17 @@ def compare(
     def same(kept: "Kept") -> "Kept":
         return kept if force or dry_run else checked(kept, partial)
 
+    def before_loading(found: "Found", splits: "Splits") -> "Kept":
+        steps.check_relative_step(found)
+        return same(steps.kept_for(found, splits, partial))
+
     with named({"partial": "--out"}), interrupt_told():
         session = open_model(
             model,
             texts,
             asked,
             folder,
-            lambda found, splits: same(steps.kept_for(found, splits, partial)),
+            before_loading,
             piped=piped,
         )
         kept = same(steps.kept_parts(session.cell, partial))

@@ -10,7 +10,9 @@ import xarray as xr
 from depthsys.prompting import Prompting, in_words
 from depthsys.wording import counted, fixed
 
-_NOTES = ("direction_note", "note", "step_note", "import_note")
+_STEPS = "steps left out of the range of linearity: "
+# what is said, and what stands before it where it does not say what it is about
+_NOTES = {"direction_note": "", "note": "", "step_note": _STEPS, "import_note": ""}
 
 
 def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[str]:
@@ -130,7 +132,7 @@ def notes(result: xr.Dataset) -> list[str]:
         found += better_depth(result)
     if "adapter" in attrs:
         found.append(f"the model is {attrs['adapter']}")
-    return found + [str(attrs[n]) for n in _NOTES if n in attrs]
+    return found + [f"{before}{attrs[n]}" for n, before in _NOTES.items() if n in attrs]
 
 
 _WHERE = {"right": "on the right", "left": "on the left", "middle": "in the middle"}

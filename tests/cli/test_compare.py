@@ -248,6 +248,7 @@ BAD = {
         "svm",
     ],
     "`--dtype` must be float32, float64, bfloat16 or float16": ["--dtype", "float8"],
+    "`--eps` must be well above the rounding": ["--dtype", "bfloat16"],
     "`--device` must be": ["--device", "quantum"],
     "must hold 440 distinct texts per class": ["--split", "20/10/410"],
     "`--out` must be a writable folder": ["--out", "texts.csv/run"],

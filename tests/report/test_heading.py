@@ -112,7 +112,7 @@ def test_notes(system):
     assert report.notes(noted) == [
         "no concept; gains are real, but do not call them gains of the concept",
         "rank",
-        "steps",
+        "steps left out of the range of linearity: steps",
     ]
 
 
