@@ -48,9 +48,9 @@ class Counted:
             self.products += len(linear.x) * rows.shape[-2]
             return products(linear, output, source, rows)
 
-        def linearising(linear, f, x):
+        def linearising(linear, f, x, *others):
             self.linearised += len(x)
-            made(linear, f, x)
+            made(linear, f, x, *others)
 
         monkeypatch.setattr(Linearised, "_products", multiplying)
         monkeypatch.setattr(Linearised, "__init__", linearising)

@@ -202,7 +202,8 @@ def test_a_change_of_experts_within_the_step_is_no_refusal(monkeypatch):
         # one row per prompt and direction: only the last direction of each prompt is kept
         of_directions = len(found) == 2 * contract.N_DIRECTIONS
         last = contract.N_DIRECTIONS - 1
-        kept = [e if i % (last + 1) == last else 1.0 for i, e in enumerate(found)]
+        is_last = torch.arange(len(found)) % (last + 1) == last
+        kept = torch.where(is_last, found, 1.0)
         return kept if of_directions else found
 
     monkeypatch.setattr(contract, "_row_errors", crossing)
