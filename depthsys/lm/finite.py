@@ -56,7 +56,7 @@ def _refuse(noted: list[tuple[int, np.ndarray, torch.Tensor]]) -> None:
         for layer, finite in enumerate(torch.isfinite(largest), start=first):
             found.setdefault(layer, []).extend(prompts[~finite.numpy()].tolist())
     layer = min(layer for layer, prompts in found.items() if prompts)
-    which = sorted(found[layer])
+    which = sorted(set(found[layer]))  # a batch that was tried again is noted again
     more = f" and {len(which) - NAMED} more" if len(which) > NAMED else ""
     raise FloatingPointError(
         f"`model` must have finite states; got a non-finite one after layer {layer}, of the "

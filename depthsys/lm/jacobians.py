@@ -4,7 +4,7 @@ import functools
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,18 +233,22 @@ def _layers(run: Run, kind: Linearisation, arrays: Mapping[str, Any], done: int)
     # an accelerator goes on with the next work while the host writes what it found
     behind = run.model.device.type != "cpu"
     begun: list[Callable[[], None] | int] = []
-    for step in _steps(run, kind, of_layer, arrays, done):
-        if not isinstance(step, int) and begun:
-            yield from _finished(begun)
-        begun.append(step)
-        if not behind:
-            yield from _finished(begun)
+    steps = _steps(run, kind, of_layer, arrays, done)
+    try:
+        for step in steps:
+            if not isinstance(step, int) and begun:
+                yield from _finished(begun)
+            begun.append(step)
+            if not behind:
+                yield from _finished(begun)
+    except FloatingPointError as error:
+        steps.throw(error)  # the sweep knows whether a state is the cause
     yield from _finished(begun)
 
 
 def _steps(
     run: Run, kind: Linearisation, of_layer: Any, arrays: Mapping[str, Any], done: int
-) -> Iterator[Callable[[], None] | int]:
+) -> Generator[Callable[[], None] | int, None, None]:
     """What writes the work that has begun; and after all of a layer its number."""
     calls: dict[tuple[int, int], Calls] = {}
     lane = Lane(run.model.device)

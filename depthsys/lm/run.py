@@ -276,6 +276,7 @@ class Run:
             return [self.batch(number) for number in numbers]
         works = [self.prefill_steps(self.numbers[number]) for number in numbers]
         found = [batch for batch, _ in driven(self.model.blocks, together(works))]
+        self._finite.check()
         for number, batch in zip(numbers, found, strict=True):
             self._states.put(number, batch.x, batch.router_margin)
         return found

@@ -77,8 +77,9 @@ class _Switch:
                     f"float32, or the other way round: torch has one switch; got {wanted!r} in a "
                     "second thread. Take turns, or use processes."
                 )
-            self._held.setdefault(me, []).append(wanted)
+            # only what has been turned is held: else a failure would lock out other threads
             self._turn(wanted)
+            self._held.setdefault(me, []).append(wanted)
 
     def leave(self) -> None:
         me = threading.get_ident()

@@ -268,3 +268,12 @@ def test_a_product_that_does_not_fit_all_the_same(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", _short_of_memory)
     with pytest.raises(MemoryError, match=r"got states of shape \(1, 1, 16\) in torch.float32"):
         linear.vjp(torch.eye(16)[:2])
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_a_model_is_wrapped_however_little_is_free(size, free):
+    """Its check is of one batch, of unlike lengths too; runs go on in batches of one prompt."""
+    free(size)
+    model = lm.DepthModel(TINY["llama"]().to(CARD))
+    assert model.left_padding
+    assert len(model.run([[1, 2, 3], [4, 5], [6, 7]]).numbers) == 3

@@ -197,6 +197,33 @@ def test_states_that_are_not_finite_are_refused_without_contexts(overflowing, de
             work(run, concept_of(3))
 
 
+def test_a_prompt_is_named_once_however_often_it_was_tried(overflowing):
+    run = overflowing(card.NAME).run(IDS, budget=NOWHERE)
+    for _ in range(3):
+        with pytest.raises(FloatingPointError) as caught:
+            list(run.batches)
+        named = str(caught.value).split("number ")[1].split(".")[0].split(", ")
+        assert len(set(named)) == len(named)
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_a_jacobian_that_is_not_finite_is_put_down_to_its_state(per_prompt, monkeypatch):
+    original = lm.Run.block_of
+
+    def block_of(self, layer, prompts, hidden, calls):
+        block, after = original(self, layer, prompts, hidden, calls)
+        if layer == 0 and 3 in prompts:
+            at = np.flatnonzero(prompts == 3)[0]
+            block.x_next[at] = after[at, -1] = torch.nan
+        return block, after
+
+    model = model_of(3)
+    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    run = model.run(IDS, budget=NOWHERE)
+    with pytest.raises(FloatingPointError, match=r"finite states.*after layer 0.*number 3\."):
+        lm.jacobians(run, per_prompt=per_prompt)
+
+
 def test_a_run_that_failed_gives_no_states_afterwards(overflowing):
     run = lm.Run.later(overflowing(card.NAME), IDS)
     for _ in range(2):

@@ -27,7 +27,10 @@ def slow_sums(values):
     drawn = hashlib.shake_256(b"depthsys fingerprint v2").digest(2 * WIDTH * SUMS)
     constants = [2 * (int.from_bytes(drawn[2 * i : 2 * i + 2], "little") % 2**13) - 2**13 + 1
                  for i in range(WIDTH * SUMS)]  # fmt: skip
-    words = np.asarray(values, dtype=np.float32).ravel().view(np.int32).tolist()
+    values = np.asarray(values)
+    packed = values.dtype.kind in "iu" and values.itemsize >= 4
+    whole = values if packed else values.astype(np.float32)
+    words = whole.ravel().view(np.int32).tolist()
     found = [0] * SUMS
     for row in range(-(-len(words) // WIDTH)):
         those = words[row * WIDTH : (row + 1) * WIDTH]
@@ -122,6 +125,19 @@ def test_every_sum_sees_a_change(weight, change):
     after = before.clone()
     change(after)
     assert all(a != b for a, b in zip(numbers(after), numbers(before), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_every_bit_of_packed_weights_counts(dtype):
+    """Quantised weights come eight in a number that float32 does not hold."""
+    packed = torch.randint(2**30, 2**31, (4, 600), dtype=dtype)
+    assert numbers(packed) == slow_sums(packed)
+    found = {tuple(numbers(packed))}
+    for at in range(torch.iinfo(dtype).bits - 1):
+        changed = packed.clone()
+        changed[2, 5] ^= 1 << at
+        found.add(tuple(numbers(changed)))
+    assert len(found) == torch.iinfo(dtype).bits
 
 
 def test_no_two_of_many_changes_have_a_sum_in_common():

@@ -152,6 +152,40 @@ def _without(one, names):
     )
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda run, c: lm.linear_gains(run, c),
+        lambda run, _: lm.mean_jvp(run, v_of(run)),
+        lambda run, _: run.jvp(1, np.eye(run.model.n_features)[:2]),
+    ],
+    ids=["linear gains", "mean products", "maps"],
+)
+def test_states_that_are_not_finite_are_refused_where_batches_go_in_step(
+    work, many, concept, monkeypatch
+):
+    """Also on an accelerator, where nobody sees a number until it is asked for."""
+    model = lm.DepthModel(offloaded("llama", "cpu"))
+    original = lm.Run.block_of
+
+    def block_of(self, layer, prompts, hidden, calls):
+        block, after = original(self, layer, prompts, hidden, calls)
+        if layer == 1 and 3 in prompts:
+            at = np.flatnonzero(prompts == 3)[0]
+            block.x_next[at] = after[at, -1] = torch.nan
+        return block, after
+
+    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    run = run_of(model, many, budget=NO_CONTEXT)
+    with pytest.raises(FloatingPointError, match=r"finite states.*after layer 1.*number 3\."):
+        work(run, concept)
+
+
+def v_of(run):
+    rows = np.ones((run.n_layers, 1, run.model.n_features))
+    return xr.DataArray(rows, dims=("layer", "direction", "feature"))
+
+
 def test_states_and_maps_of_a_run_are_those_of_the_whole_model(pair, many):
     a, b = (run_of(model, many) for model in pair)
     np.testing.assert_allclose(a.states, b.states, rtol=1e-6, atol=1e-8)

@@ -144,6 +144,26 @@ def test_the_innermost_counts():
         assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_a_switch_that_cannot_be_turned_locks_nobody_out(monkeypatch):
+    def fails(name):
+        raise RuntimeError("no such setting")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_float32_matmul_precision", fails)
+        with pytest.raises(RuntimeError, match="no such setting"), switch.products_in("tf32"):
+            pass
+    reached: list[str] = []
+
+    def work():
+        with switch.products_in("float32"):
+            reached.append("float32")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert reached == ["float32"]
+
+
 def test_threads_share_one_setting_and_do_not_fight_about_two():
     refused = []
 

@@ -1,6 +1,7 @@
 r"""Fingerprint of a model: all of its weights, hashed where they lie.
 
-A weight is looked at as float32, and its 32 bits as one whole number. Rows of `WIDTH` such numbers
+A weight is looked at as float32, and its 32 bits as one whole number; packed weights, whole numbers
+of 32 or 64 bits, are looked at as they are. Rows of `WIDTH` such numbers
 :math:`w_{rj}` are multiplied with `SUMS` columns of fixed odd constants,
 
 .. math:: s_{rc} = \sum_j w_{rj} a_{jc}, \qquad |w| \le 2^{31},\ |a| < 2^{13},
@@ -43,6 +44,8 @@ SUMS = 8
 # Weights that are looked at together: what stays in the cache of a CPU, what fills a GPU.
 CHUNK = {"cpu": 2**18}
 CHUNK_OF_DEVICES = 2**23
+# Whole numbers that float32 does not hold, several small weights in one: looked at as they are.
+_PACKED = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 # Rows that are mixed together, of many small tensors or of one large one.
 ROWS = 2**14
 
@@ -106,6 +109,8 @@ class _Look:
     def add(self, tensor: torch.Tensor) -> int:
         """Look at a tensor, and give its number here."""
         flat = tensor.flatten()
+        if flat.dtype in _PACKED:
+            flat = flat.view(torch.int32)
         count, self._count = flat.numel(), self._count + 1
         self._buffer_for(count)
         constants = _constants(self._device)
@@ -116,7 +121,8 @@ class _Look:
             # a finite float64 may have no finite float32
             self._note_extremes(part if part.dtype == torch.float64 else single)
             n_rows, first = -(-len(part) // WIDTH), start // WIDTH
-            self._buffer[: len(part)].copy_(single.view(torch.int32))
+            words = part if part.dtype == torch.int32 else single.view(torch.int32)
+            self._buffer[: len(part)].copy_(words)
             if len(part) % WIDTH:
                 self._buffer[len(part) : n_rows * WIDTH].zero_()
             whole = self._buffer[: n_rows * WIDTH].view(n_rows, WIDTH)
