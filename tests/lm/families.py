@@ -365,6 +365,16 @@ def _no_push(hf) -> torch.Tensor:
     return torch.zeros(len(blocks(hf)), hf.config.hidden_size, dtype=next(hf.parameters()).dtype)
 
 
+@contextlib.contextmanager
+def double_inside():
+    """`DoubleInside` without fingerprints, which are of bits of float32: none is left there."""
+    with (
+        mock.patch("depthsys.lm.model.checked_fingerprint", return_value="none"),
+        DoubleInside(),
+    ):
+        yield
+
+
 class DoubleInside(TorchFunctionMode):
     """Within it, a float64 model never steps down to float32.
 

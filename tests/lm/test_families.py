@@ -11,7 +11,6 @@ import functools
 import math
 import re
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -194,9 +193,7 @@ def test_states_derivatives_and_responses_are_the_models_own(name, attention, ca
 def errors_in_float64(name) -> float:
     """Largest error of all measures without Hugging Face's own steps down to float32."""
     prompts = PROMPTS[3:]
-    # a fingerprint is made of the bits of float32, which there are none of in here
-    no_fingerprint = mock.patch("depthsys.lm.model.checked_fingerprint", return_value="none")
-    with families.DoubleInside(), no_fingerprint:
+    with families.double_inside():
         hf = families.make(name, "eager")
         run = families.run_in_one_batch(lm.DepthModel(hf, left_padding=True), prompts)
         x = run.states.transpose("prompt", "depth", "feature").values

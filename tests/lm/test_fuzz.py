@@ -1,7 +1,7 @@
 """Random configurations of every family: exact, or refused with a reason, never wrong.
 
 `FUZZ` lists, per family, groups of options of which each example draws one. Hugging Face's own
-steps down to float32 are left out (`families.DoubleInside`), so that the limit is that of float64.
+steps down to float32 are left out (`families.double_inside`), so that the limit is that of float64.
 Examples are the same in every run (``derandomize``).
 """
 
@@ -266,7 +266,7 @@ def test_random_configurations_are_exact_or_refused(name):
     )  # fmt: skip
     @given(examples(name))
     def run(example):
-        with families.DoubleInside():
+        with families.double_inside():
             reasons.append(check(name, example))
 
     run()
@@ -318,7 +318,7 @@ def small_config(name):
 
 def verdict(config) -> str:
     """exact or refused; raises what goes wrong."""
-    with families.DoubleInside():
+    with families.double_inside():
         hf = families.build(config, "eager")
         try:
             model = lm.DepthModel(hf, left_padding=True)

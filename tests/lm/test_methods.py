@@ -148,7 +148,8 @@ def test_task_level_bases_equal_the_toolbox_on_the_dense_system(
     A = dense.mean(0)
     C = rows_of(readout, v)
     largest = 1 if readout == "concept" and name in ("balanced", "two_sided") else 2
-    for order in sorted({1, 2, largest * v.shape[1]}):
+    most = largest * v.shape[1]
+    for order in sorted({1, min(2, most), most}):
         system = lm.identify(tiny, tokens, chosen, method(name, order=order), readout=readout)
         reference, basis = expected(name, order, tiny, A, v, C, tokens.ids)
         scale = abs(io(dense_system(A, v, C))).max()
