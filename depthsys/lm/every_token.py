@@ -47,6 +47,8 @@ def every_token_shifts(
     model = run.model
     model.check_weights()
     added = torch.einsum("cli,lif->clf", pushes, v[:-1])
+    # (copy, layer), on the host: between layers nothing is to wait for the device
+    moves = (added != 0).any(-1).tolist()
     behind = torch.zeros_like(added[:, 0]) if ends is None else ends @ v[-1]
     shift = np.empty((len(run), len(pushes) - 1, reader.n_outputs))
     blocks, width = model.blocks, model.n_features * model.dtype.itemsize
@@ -54,7 +56,7 @@ def every_token_shifts(
     sizes = [len(pushes) * run.n_tokens(b) * len(p) * width for b, p in enumerate(run.numbers)]
     with bar("play at every token", len(run), "prompt") as shown:
         for group in run.in_step_groups(sizes):
-            works = [_of_batch(run, number, added, behind, begins) for number in group]
+            works = [_of_batch(run, number, added, moves, behind, begins) for number in group]
             found = driven(blocks, together(works))
             for number, last in zip(group, found, strict=True):
                 prompts = run.numbers[number]
@@ -69,14 +71,17 @@ def _of_batch(
     run: Run,
     number: int,
     added: torch.Tensor,
+    moves: list[list[bool]],
     behind: torch.Tensor,
     begins: Sequence[int] | None,
 ) -> Steps[torch.Tensor]:
     """The last token's states (prompt, copy, feature) of a batch behind every schedule."""
     calls, prompts = run.calls_of(number), run.numbers[number]
     where = None if begins is None else _tokens_from(calls, [begins[i] for i in prompts])
-    pairs = zip(added, behind, strict=True)
-    works = [_last_states(run.model.blocks, calls, push, end, where) for push, end in pairs]
+    works = [
+        _last_states(run.model.blocks, calls, push, moved, end, where)
+        for push, moved, end in zip(added, moves, behind, strict=True)
+    ]
     return torch.stack((yield from run.several(works)), dim=1)
 
 
@@ -85,6 +90,7 @@ def _last_states(
     blocks: Blocks,
     calls: Calls,
     push: torch.Tensor,
+    moves: list[bool],
     end: torch.Tensor,
     where: torch.Tensor | None,
 ) -> Steps[torch.Tensor]:
@@ -92,7 +98,7 @@ def _last_states(
     hidden = calls.embedded
     for layer, vector in enumerate(push):
         yield layer
-        if bool((vector != 0).any()):
+        if moves[layer]:
             moved = hidden + vector.to(hidden)
             hidden = moved if where is None else torch.where(where, moved, hidden)
         hidden = blocks.sequence(layer, calls, hidden)[0]

@@ -57,6 +57,20 @@ def no_block_runs(monkeypatch) -> None:
     monkeypatch.setattr("depthsys.lm.hf.blocks.Blocks.call", run)
 
 
+def spoil_states(monkeypatch, layer: int, prompts: tuple[int, ...], value: float = np.inf) -> None:
+    """From now on the states of some prompts behind a layer are not finite."""
+    original = lm.Run.block_of
+
+    def block_of(self, at, rows, hidden, calls):
+        block, after = original(self, at, rows, hidden, calls)
+        if at == layer:
+            for place in np.flatnonzero(np.isin(rows, prompts)):
+                block.x_next[place] = after[place, -1] = value
+        return block, after
+
+    monkeypatch.setattr(lm.Run, "block_of", block_of)
+
+
 def batches_of_32(monkeypatch) -> None:
     """Narrow models run more prompts together; here as many as wide ones do."""
     monkeypatch.setattr(

@@ -16,7 +16,7 @@ from depthsys.lm.finite import NAMED
 from depthsys.ltv.basis import extended
 from tests import card
 from tests.conftest import TINY
-from tests.lm.conftest import labelled_ids
+from tests.lm.conftest import labelled_ids, spoil_states
 from tests.lm.every_function import assert_same
 
 card.setup()
@@ -85,6 +85,9 @@ WORKS = {
         lambda run, c: lm.identify(run, c, lm.Krylov(4), per_prompt=True), 16, 14, 290.0,
     ),
     "play": (lambda run, c: lm.play(run, c, plan_of(run)), 11, 5, 55.0),
+    "play at every token": (
+        lambda run, c: lm.play(run, c, plan_of(run), tokens="every"), 11, 8, 162.0,
+    ),
     "free directions": (lambda run, c: lm.free_directions(run, c), 7, 3, 127.0),
     "mean products": (lambda run, c: lm.mean_jvp(run, rows_of(c)), 3, 2, 195.0),
 }  # fmt: skip
@@ -144,18 +147,9 @@ def test_a_search_of_energies_waits_per_evaluation_and_batch():
 def overflowing(monkeypatch):
     """Overflow behind layer 1, in the state of prompts 3 and 7."""
 
-    original = lm.Run.block_of
-
-    def block_of(self, layer, prompts, hidden, calls):
-        block, after = original(self, layer, prompts, hidden, calls)
-        if layer == 1:
-            for place in np.flatnonzero(np.isin(prompts, (3, 7))):
-                block.x_next[place] = after[place, -1] = np.inf
-        return block, after
-
     def make(device: str):
         model = model_of(3, device)
-        monkeypatch.setattr(lm.Run, "block_of", block_of)
+        spoil_states(monkeypatch, 1, (3, 7))
         return model
 
     return make
@@ -210,17 +204,8 @@ def test_a_prompt_is_named_once_however_often_it_was_tried(overflowing):
 
 @pytest.mark.parametrize("per_prompt", [False, True])
 def test_a_jacobian_that_is_not_finite_is_put_down_to_its_state(per_prompt, monkeypatch):
-    original = lm.Run.block_of
-
-    def block_of(self, layer, prompts, hidden, calls):
-        block, after = original(self, layer, prompts, hidden, calls)
-        if layer == 0 and 3 in prompts:
-            at = np.flatnonzero(prompts == 3)[0]
-            block.x_next[at] = after[at, -1] = torch.nan
-        return block, after
-
     model = model_of(3)
-    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    spoil_states(monkeypatch, 0, (3,), np.nan)
     run = model.run(IDS, budget=NOWHERE)
     with pytest.raises(FloatingPointError, match=r"finite states.*after layer 0.*number 3\."):
         lm.jacobians(run, per_prompt=per_prompt)

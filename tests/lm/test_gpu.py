@@ -19,6 +19,7 @@ from depthsys.lm.orthonormal import new_columns
 from tests import card
 from tests.conftest import TINY
 from tests.lm import families
+from tests.lm.conftest import spoil_states
 
 pytestmark = pytest.mark.gpu
 
@@ -270,16 +271,7 @@ def test_nothing_waits_between_layers(device, tokens, concept):
 
 def test_states_that_are_not_finite_are_refused(device, monkeypatch):
     model = lm.DepthModel(TINY["gpt2"]().to(device))
-    original = lm.Run.block_of
-
-    def block_of(self, layer, prompts, hidden, calls):
-        block, after = original(self, layer, prompts, hidden, calls)
-        if layer == 1:
-            for place in np.flatnonzero(prompts == 2):
-                block.x_next[place] = after[place, -1] = np.inf
-        return block, after
-
-    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    spoil_states(monkeypatch, 1, (2,))
     with pytest.raises(FloatingPointError, match="after layer 1, of the prompts number 2"):
         model.run(IDS)
     run = model.run(IDS, budget=lm.Budget(device=0, host=0, file=0))

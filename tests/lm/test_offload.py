@@ -20,7 +20,7 @@ from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import checked_readout
 from tests import card
 from tests.conftest import TINY
-from tests.lm.conftest import labelled_ids
+from tests.lm.conftest import labelled_ids, spoil_states
 from tests.lm.every_function import NAMES, assert_same, works
 
 accelerate = pytest.importorskip("accelerate")
@@ -166,16 +166,7 @@ def test_states_that_are_not_finite_are_refused_where_batches_go_in_step(
 ):
     """Also on an accelerator, where nobody sees a number until it is asked for."""
     model = lm.DepthModel(offloaded("llama", "cpu"))
-    original = lm.Run.block_of
-
-    def block_of(self, layer, prompts, hidden, calls):
-        block, after = original(self, layer, prompts, hidden, calls)
-        if layer == 1 and 3 in prompts:
-            at = np.flatnonzero(prompts == 3)[0]
-            block.x_next[at] = after[at, -1] = torch.nan
-        return block, after
-
-    monkeypatch.setattr(lm.Run, "block_of", block_of)
+    spoil_states(monkeypatch, 1, (3,), np.nan)
     run = run_of(model, many, budget=NO_CONTEXT)
     with pytest.raises(FloatingPointError, match=r"finite states.*after layer 1.*number 3\."):
         work(run, concept)
