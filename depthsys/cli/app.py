@@ -15,6 +15,7 @@ from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
 from depthsys.cli.plan import plan
 from depthsys.cli.real import fetch, real
+from depthsys.cli.study import app as study_app
 from depthsys.cli.verify import verify
 
 # whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
@@ -44,6 +45,7 @@ COMMANDS = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(study_app, name="study")
 
 
 def _version(value: bool) -> None:
@@ -75,14 +77,22 @@ def main() -> None:
     ) as error:  # fmt: skip
         _fail(error)
     except _UsageError as error:
-        words = [word for word in sys.argv[1:] if word in COMMANDS]
-        if not sys.argv[1:]:  # the help
+        words = [word for word in sys.argv[1:] if word in (*COMMANDS, "study")]
+        if not sys.argv[1:] or sys.argv[1:] == ["study"]:  # the help
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             sys.exit(2)
-        _fail(typed.usage(error, " ".join(["depthsys", *words[:1]])))
+        _fail(typed.usage(error, " ".join(["depthsys", *_subcommand(words)])))
     except typer.Abort:
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _subcommand(words: list[str]) -> list[str]:
+    """The command that was typed, with that of a group behind it."""
+    if words[:1] != ["study"]:
+        return words[:1]
+    named = [command.name or "" for command in study_app.registered_commands]
+    return ["study", *[word for word in sys.argv[1:] if word in named][:1]]
 
 
 def _fail(error: object) -> NoReturn:

@@ -5,7 +5,9 @@ thousands of rows go through together, since every operation costs it some micro
 small it is; there the free memory tells how many may.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,20 @@ _STATES, _WIDE = 10, 5
 _KEPT_STATES, _KEPT_WIDE = 30, 12
 # Scores of a row, before and after softmax, in the dtype and in float32, with their mask.
 _SCORES = 5
+_part: ContextVar[float] = ContextVar("part of what goes through a block at once", default=1.0)
+
+
+@contextmanager
+def share_of(part: float) -> Iterator[None]:
+    """Let only a part, 0 to 1, of what may go through a block at once do so, here and on the CPU.
+
+    For whoever tries again after memory was short.
+    """
+    before = _part.set(part)
+    try:
+        yield
+    finally:
+        _part.reset(before)
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class Sequences:
 def sequences(sizes: Sizes, width: int, dtype: torch.dtype) -> Sequences:
     """How whole sequences of states of a width are put into batches."""
     # more prompts together in narrow models
-    on_a_cpu = Sequences(max(1024, 2**19 // width), max(32, 2**14 // width))
+    on_a_cpu = Sequences(_less(max(1024, 2**19 // width)), _less(max(32, 2**14 // width)))
     free = _share(sizes.device)
     if free is None:
         return on_a_cpu
@@ -104,7 +120,7 @@ def replay_rows(sizes: Sizes, states: torch.Tensor, n_context: int, on_a_cpu: in
     """Rows (prompts x copies) of the last token that are replayed at once, without derivatives."""
     free = _share(states.device)
     if free is None:
-        return on_a_cpu
+        return _less(on_a_cpu)
     return _rows(free, sizes, states, n_context, (_STATES, _WIDE))
 
 
@@ -133,8 +149,8 @@ def whole_jacobians(states: torch.Tensor, n_prompts: int) -> int:
 def too_much(states: torch.Tensor, error: BaseException) -> MemoryError:
     """What to say if the memory of an accelerator was not enough all the same.
 
-    Nothing is tried again with less: a run that becomes slow without a word is worse than one that
-    says what to do.
+    Nothing is tried again with less here: a run that becomes slow without a word is worse than one
+    that says what to do. A study does, and says so, see `share_of`.
     """
     line = str(error).strip().split("\n")[0]
     return MemoryError(
@@ -150,7 +166,11 @@ def _share(device: torch.device) -> float | None:
     if device.type == "cpu":
         return None
     free = free_on(device)
-    return None if free is None else SHARE * free
+    return None if free is None else SHARE * _part.get() * free
+
+
+def _less(on_a_cpu: int) -> int:
+    return max(1, int(on_a_cpu * _part.get()))
 
 
 def _rows(

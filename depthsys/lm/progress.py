@@ -1,19 +1,38 @@
 """Bars for long work."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
+Bar = Any  # a context manager with ``update(n)`` and ``close()``, as those of tqdm
+_own: ContextVar[Callable[[str, int, str], Bar] | None] = ContextVar("bars", default=None)
 
-def bar(title: str | None, total: int, unit: str):
+
+@contextmanager
+def shown_by(bars: Callable[[str, int, str], Bar]) -> Iterator[None]:
+    """Let somebody else show the bars: called with title, total and unit."""
+    before = _own.set(bars)
+    try:
+        yield
+    finally:
+        _own.reset(before)
+
+
+def bar(title: str | None, total: int, unit: str) -> Bar:
     """A bar for work over two seconds, on a terminal only; none without a title."""
+    if title is not None and (bars := _own.get()) is not None:
+        return bars(title, total, unit)
     disable = True if title is None else None
     return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
 
 
 def is_shown() -> bool:
     """Whether there is a terminal to show a bar on."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and _own.get() is None
 
 
 def whole_bar(seconds: float):

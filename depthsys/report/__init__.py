@@ -13,6 +13,7 @@ from depthsys.report.gains import gains
 from depthsys.report.generation import texts
 from depthsys.report.heading import heading, notes, text_notes
 from depthsys.report.plan import plan
+from depthsys.report.study_plan import study_plan
 from depthsys.report.table import Report, Table, markdown
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "markdown",
     "notes",
     "plan",
+    "study_plan",
     "text_notes",
     "texts",
 ]

@@ -1,7 +1,6 @@
 """One cell of a study: a model, its texts and what is asked of them. A main job is one cell."""
 
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +34,31 @@ class Cell:
     model: "DepthModel"
     texts: "Splits"
     _linear: "dict[tuple[str, str], xr.Dataset]" = field(default_factory=dict, repr=False)
+    _runs: "dict[str, Run]" = field(default_factory=dict, repr=False)
 
-    @cached_property
+    def with_settings(self, settings: Settings) -> "Cell":
+        """The same model and texts, with the runs that were made, for other settings."""
+        return replace(self, settings=settings)
+
+    @property
     def concept(self) -> "Run":
         """Run of the texts that the direction is made of: of their states only."""
-        return self.model.run(self.texts.concept, contexts=False)
+        return self._once("concept", lambda texts: self.model.run(texts, contexts=False))
 
-    @cached_property
+    @property
     def operating(self) -> "Run":
         """Run of the texts that the system is identified on."""
-        return self._later(self.texts.operating)
+        return self._once("operating", self._later)
 
-    @cached_property
+    @property
     def held_out(self) -> "Run":
         """Run of the texts that are left for checks."""
-        return self._later(self.texts.held_out)
+        return self._once("held_out", self._later)
+
+    def _once(self, name: str, run: "Callable[[Texts], Run]") -> "Run":
+        if name not in self._runs:
+            self._runs[name] = run(getattr(self.texts, name))
+        return self._runs[name]
 
     def _later(self, texts: "Texts") -> "Run":
         from depthsys.lm import Run
@@ -77,8 +86,13 @@ def read_splits(texts: Path, settings: Settings) -> "Splits":
             f"with {texts.name!r}, which holds no pairs. Name their columns by `--pairs`, or use "
             "mean_difference."
         )
+    return split_as_asked(found, settings)
+
+
+def split_as_asked(texts: "Texts", settings: Settings) -> "Splits":
+    """Labelled texts, split."""
     concept, operating, held_out = settings.split
-    return found.split(concept=concept, operating=operating, held_out=held_out, seed=settings.seed)
+    return texts.split(concept=concept, operating=operating, held_out=held_out, seed=settings.seed)
 
 
 def find_model(name: str, settings: Settings) -> "Found":
@@ -100,6 +114,27 @@ def find_model(name: str, settings: Settings) -> "Found":
     fits = fitting(settings.max_tokens, config)
     settings.pushed_layers(config.num_hidden_layers)
     return Found(name, source, settings, config.hidden_size, fits)
+
+
+def files_sha256(source: str) -> str | None:
+    """A hash of the files of a model; None where they are not on this machine yet.
+
+    They are read anew only where one has another size or time than when they were read last.
+    """
+    from depthsys.lm.hf.contents import files_of, hash_of
+
+    source = str(demo.model_path(source)) if source in demo.MODELS else source
+    files = files_of(source)
+    if files is None:
+        return None
+    stats = ((name, path.stat()) for name, path in files.items())
+    key = tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats)
+    if key not in _FILES:
+        _FILES[key] = hash_of(files)
+    return _FILES[key]
+
+
+_FILES: dict[tuple[object, ...], str] = {}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""What a study will cost, from sizes alone: no weights are read.
+
+Work is counted in rows: one state of one prompt through one block. A product with a Jacobian counts
+as `PRODUCT` of them. Seconds come from the speed of matrix products here and now, and from what
+reductions and intervals were seen to take; they say whether a study is for a coffee or a weekend.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from depthsys import demo
+from depthsys.study.checks import Checked
+from depthsys.study.store import Store
+
+if TYPE_CHECKING:
+    from depthsys.lm import Splits
+    from depthsys.lm.hf.sizes import ModelSizes
+    from depthsys.study.cell import Found
+
+PRODUCT = 3.0  # forward and backward
+STEPS = 21  # of the linear range, that of the measured gains with them
+SEARCH = 12  # amplitudes until a schedule reaches its target
+SCHEDULES = 5  # beside one for each layer
+PLAN_STEPS = 6
+# Seconds of reductions, norms, intervals and files, where two cores of 2026 were timed on models of
+# 48 to 576 features: of a stage, and of a comparison for each method and order.
+ALGEBRA = {"concept": 0.1, "system": 0.2, "gains": 0.6, "energies": 0.3, "plan": 0.4,
+           "verified": 0.4, "texts": 0.1, "comparison": 1.0}  # fmt: skip
+ALGEBRA_PER_ROW = 0.25
+CHARACTERS = 4.0  # per token, where there is no tokenizer yet
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Prompts of the splits, and tokens of all their texts."""
+
+    concept: int
+    operating: int
+    held_out: int
+    tokens: int
+
+
+def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
+    """What the stages of a study will take, cell by cell.
+
+    Parameters
+    ----------
+    checked
+        The study.
+    store
+        Where it was begun: stages that are there count as done, whatever they are of.
+
+    Returns
+    -------
+    xr.Dataset
+        Over ``cell`` (its path) and ``stage``: ``rows``, of the last token through a block;
+        ``seconds``; ``done``. Over ``cell``: ``passes``, whole-sequence passes over its texts
+        (0 where an earlier cell has run them); ``tokens`` of these; ``weights_bytes``;
+        ``context_bytes``, what the runs keep. attrs ``rate``: multiplications and additions per
+        second of float32 products here, and ``device``.
+    """
+    keys, stages = checked.study.cells, checked.study.stages
+    sizes = _sizes(checked)
+    speeds = {device: _rate(device) for device in {_device(f) for f in checked.found.values()}}
+    shape = (len(keys), len(stages))
+    rows, seconds, done = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
+    of_cell = {name: np.zeros(len(keys)) for name in ("passes", "tokens", "weights", "context")}
+    run_before: set[tuple[str, tuple[str, int]]] = set()
+    for i, key in enumerate(keys):
+        found, size = checked.found[key], sizes[key.model]
+        counts = _counts(found, checked.splits[key.texts])
+        rate = speeds[_device(found)]
+        first = (key.model, key.texts) not in run_before
+        run_before.add((key.model, key.texts))
+        of_cell["passes"][i], of_cell["tokens"][i] = float(first), counts.tokens * first
+        itemsize = 2 if "16" in (found.settings.dtype or "") else 4
+        of_cell["weights"][i] = size.n_parameters * itemsize
+        states = (counts.concept + counts.operating + counts.held_out) * size.n_features
+        kept = size.n_keys * counts.tokens * size.n_layers + states * (size.n_layers + 1)
+        of_cell["context"][i] = kept * itemsize
+        for j, stage in enumerate(stages):
+            rows[i, j] = _rows(stage, found, size, counts, len(checked.study.writing.prompts))
+            if stage == "texts":
+                writing = checked.study.writing
+                rows[i, j] *= writing.max_new_tokens * len(writing.strengths)
+            seconds[i, j] = 2 * size.n_block * rows[i, j] / rate + _algebra(stage, found)
+            done[i, j] = store is not None and store.identity(key, stage) is not None
+        seconds[i, 0] += 2 * size.n_block * size.n_layers * of_cell["tokens"][i] / rate
+    return xr.Dataset(
+        {
+            "rows": (("cell", "stage"), rows),
+            "seconds": (("cell", "stage"), seconds),
+            "done": (("cell", "stage"), done),
+            "passes": ("cell", of_cell["passes"]),
+            "tokens": ("cell", of_cell["tokens"]),
+            "weights_bytes": ("cell", of_cell["weights"]),
+            "context_bytes": ("cell", of_cell["context"]),
+        },
+        coords={"cell": list(map(str, keys)), "stage": list(stages)},
+        attrs={"rate": min(speeds.values()), "device": ", ".join(sorted(speeds))},
+    )
+
+
+def _rows(stage: str, found: "Found", size: "ModelSizes", n: _Counts, n_written: int) -> float:
+    """Rows of the last token, products counted as several."""
+    L, settings = size.n_layers, found.settings
+    triangle = L * (L + 1) / 2
+    product = PRODUCT * triangle if settings.readout == "profile" else PRODUCT * L
+    exact = PRODUCT * (triangle + L * L)  # what is reached, and what is seen, at every depth
+    both = n.operating + n.held_out
+    if stage == "system":
+        return n.operating * (product if settings.basis == "ensemble" else exact)
+    if stage == "gains":
+        return both * PRODUCT * L + 2 * STEPS * n.held_out * triangle
+    if stage == "comparison":
+        shared = both * PRODUCT * L + 2 * (STEPS * n.held_out + n.operating) * triangle
+        prompts = n.operating + settings.n_each
+        return shared + prompts * (exact + PRODUCT * triangle)
+    if stage in ("energies", "verified"):
+        return n.held_out * (L + SCHEDULES) * SEARCH * L / 2
+    if stage == "plan":
+        return (1 + PRODUCT) * PLAN_STEPS * n.operating * L
+    return float(n_written * L) if stage == "texts" else 0.0
+
+
+def _algebra(stage: str, found: "Found") -> float:
+    table = len(found.settings.methods) * len(found.settings.orders)
+    return ALGEBRA[stage] + (ALGEBRA_PER_ROW * table if stage == "comparison" else 0.0)
+
+
+def _sizes(checked: Checked) -> "Mapping[str, ModelSizes]":
+    from depthsys.lm.hf.sizes import model_sizes
+
+    sources: dict[str, str] = {}
+    for key, found in checked.found.items():
+        sources.setdefault(key.model, found.source)
+    known = {
+        source: model_sizes(str(demo.model_path(source)) if source in demo.MODELS else source)
+        for source in set(sources.values())
+    }
+    return {name: known[source] for name, source in sources.items()}
+
+
+def _counts(found: "Found", splits: "Splits") -> _Counts:
+    """Tokens are counted by their characters: a tokenizer may not be there yet."""
+    parts = (splits.concept, splits.operating, splits.held_out)
+    most = found.max_tokens
+    tokens = sum(
+        min(most, len(text) if not isinstance(text, str) else int(len(text) / CHARACTERS) + 1)
+        for part in parts
+        for text in part.texts
+    )
+    return _Counts(*map(len, parts), tokens)
+
+
+def _device(found: "Found") -> str:
+    from depthsys.lm.hf.checkpoint import checked_device
+
+    return str(checked_device(found.settings.device))
+
+
+def _rate(device: str) -> float:
+    """Multiplications and additions per second of a float32 product of middle size."""
+    import torch
+
+    one = torch.randn(256, 1024, device=device)
+    other = torch.randn(1024, 1024, device=device)
+    best, begun = np.inf, perf_counter()
+    while perf_counter() - begun < 0.3:
+        begin = perf_counter()
+        float((one @ other).sum())  # also waits for it
+        best = min(best, perf_counter() - begin)
+    return 2 * 256 * 1024 * 1024 / best
