@@ -155,7 +155,7 @@ def _counts(found: "Found", splits: "Splits") -> _Counts:
         for part in parts
         for text in part.texts
     )
-    return _Counts(*map(len, parts), tokens)
+    return _Counts(len(parts[0]), len(parts[1]), len(parts[2]), tokens)
 
 
 def _device(found: "Found") -> str:

@@ -28,7 +28,7 @@ IDENTITY, SHA256, SECONDS, NOTES = "stage_identity", "stage_sha256", "stage_seco
 FAILED = "failed"
 _NEW = "new"
 # what differs between two runs that find the same
-_TIMED_ATTRS = ("created", "history", "seconds", SHA256, SECONDS, NOTES)
+_TIMED_ATTRS = ("created", "history", "seconds")  # also behind a name, as in system_created
 # where things are, not what they are
 _PLACES = ("source", "texts", "model", "operating_source", "operating_model")
 _TIMED = ("seconds", "prompt_seconds")
@@ -276,8 +276,14 @@ def dataset_sha256(dataset: xr.Dataset) -> str:
 
 
 def _untimed(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    left_out = (*_TIMED_ATTRS, *_PLACES, IDENTITY)
-    return {str(k): v for k, v in attrs.items() if k not in left_out}
+    left_out = (*_PLACES, IDENTITY, SHA256, NOTES)
+    found = {str(name): value for name, value in attrs.items() if name not in left_out}
+    return {name: value for name, value in found.items() if not is_time(name)}
+
+
+def is_time(name: str) -> bool:
+    """Whether an attr says when something was made, or how long that took."""
+    return name.endswith(_TIMED_ATTRS)
 
 
 def _bare(found: xr.Dataset) -> xr.Dataset:

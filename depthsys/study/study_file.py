@@ -191,7 +191,7 @@ class CellKey:
         return self.task, self.seed
 
 
-class StudyFaults(ValueError):  # noqa: N818 - it holds several
+class StudyFaults(ValueError):
     """What is wrong with a study file, all of it."""
 
 

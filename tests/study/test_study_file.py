@@ -1,0 +1,170 @@
+"""A study file is read whole: all that is wrong with it at once, each with its line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from depthsys.study.study_file import SHARD, CellKey, StudyFaults, packaged, read_study
+from tests.study.conftest import SMALL
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def faults(tmp_path: Path, text: str, data: Path | None = None) -> list[str]:
+    with pytest.raises(StudyFaults) as error:
+        read_study(written(tmp_path, text), data)
+    first, *rest = str(error.value).split("\n")
+    assert f"study.toml has {len(rest)} fault" in first
+    return [line.strip() for line in rest]
+
+
+def test_a_study_says_what_is_crossed_in_the_order_that_shares_work(tmp_path):
+    text = SMALL + '[[tasks]]\nname = "place"\ntexts = "demo:domain"\ntarget = "2std"\n'
+    text = text.replace('name = "small"', 'name = "small"\nseeds = [0, 1]')
+    text = text.replace("shard = 1024", 'concepts = ["pca", "logistic"]')
+    study = read_study(written(tmp_path, text))
+    models, tasks = ["little"], ["mood", "place"]
+    crossed = [
+        CellKey(m, t, s, c) for m in models for t in tasks for s in (0, 1)
+        for c in ("pca", "logistic")
+    ]  # fmt: skip
+    assert list(study.cells) == crossed
+    assert study.shard == SHARD
+    assert str(study.cells[0]) == "little/mood/seed_0/pca"
+    assert study.settings_of(study.cells[-1]).target.size == 2
+    assert study.settings_of(study.cells[0]).target is None
+    assert study.settings_of(study.cells[-1]).seed == 1
+    # what gains and energies need, too
+    assert study.stages == ("concept", "system", "gains", "energies")
+
+
+def test_lists_and_texts_mean_the_same(tmp_path):
+    as_lists = SMALL.replace(
+        'split = "8/4/4"', 'split = [8, 4, 4]\norders = [1, 2]\nmethods = ["pod", "krylov"]\n'
+        "layers = [0, 2]"
+    )  # fmt: skip
+    as_texts = SMALL.replace(
+        'split = "8/4/4"', 'split = "8/4/4"\norders = "1,2"\nmethods = "pod,krylov"\nlayers = "0,2"'
+    )
+    found = [read_study(written(tmp_path, text)) for text in (as_lists, as_texts)]
+    ones, others = (study.settings_of(study.cells[0]) for study in found)
+    assert ones == others
+    assert (ones.split, ones.orders, ones.layers) == ((8, 4, 4), (1, 2), (0, 2))
+
+
+def test_all_faults_are_told_at_once_with_their_lines(tmp_path):
+    text = """stagse = ["gains"]
+seed = 3
+stages = ["gans"]
+[settings]
+split = "20/10"
+order = "four"
+orders = [
+  4,
+  2,
+]
+device = true
+order_ = 1
+[[models]]
+source = "demo_48x4"
+split = "1/1/1"
+[[models]]
+source = "./nothing"
+[[models]]
+source = "DEMO_48x4"
+name = "Demo_48x4"
+[[tasks]]
+name = "senti ment"
+texts = "demo:sentimental"
+dtype = "float64"
+[[tasks]]
+texts = "missing.csv"
+[texts]
+strengths = [0, 0]
+prompt = ["a"]
+"""
+    found = faults(tmp_path, text)
+    told = [
+        r"line 1, stagse: there is no 'stagse'; did you mean 'stages'\?",
+        "line 2, seed: there is no 'seed'; did you mean 'seeds'",
+        "line 3, stages: there is no 'gans'; did you mean 'gains'",
+        "line 5, settings.split: `split` must be three positive numbers",
+        "line 6, settings.order: must be a whole number; got 'four'",
+        "line 7, settings.orders: `orders` must be rising whole numbers",
+        "line 11, settings.device: must be a string; got True",
+        "line 12, settings.order_: there is no 'order_'; did you mean 'order'",
+        r"line 15, models\[0\].split: there is no 'split'",
+        r"line 17, models\[1\].source: `source` must be an existing folder",
+        r"line 18, models\[2\]: `name` must be its own; got that of models\[0\]",
+        r"line 22, tasks\[0\].name: must be at most 64 letters",
+        r"line 23, tasks\[0\].texts: `texts` must be one of demo:sentiment",
+        r"line 24, tasks\[0\].dtype: there is no 'dtype'",
+        r"line 26, tasks\[1\].texts: `texts` must exist; got 'missing.csv'",
+        "line 28, texts.strengths: must be a list of different numbers",
+        "line 29, texts.prompt: there is no 'prompt'; did you mean 'prompts'",
+    ]
+    assert len(found) == len(told)
+    for line, pattern in zip(found, told, strict=True):
+        assert re.match(pattern, line), (line, pattern)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("stages =", "stages = 3 #"), "line 2, stages: must be a list of different names; got 3"),
+        (('["gains", "energies"]', '["texts"]'), "texts: `prompts` must be given for the stage"),
+        (("shard = 1024", "shard = 0"), "line 3, shard: must be a whole number >= 1; got 0"),
+        (("shard = 1024", "seeds = [0, 0]"), "line 3, seeds: must be a list of different whole"),
+        (("shard = 1024", "order = 3"), "'order' must stand under"),
+        (("shard = 1024", "colour = 3"), "there is no 'colour'; there are concepts"),
+        (("[settings]", "settings = 3\n[other]"), "settings: must be a table; got 3"),
+        (("[[models]]", "[models]"), "models: must be tables that begin with"),
+        (("[[models]]", "[[model]]"), "must hold at least one; got none"),
+        (("source =", "#"), r"models[0].source: must be a string; got none. Give one"),
+        (("source =", "order = 3\ntolerance = 0.1\nsource ="), "must not both be given"),
+        (("device =", "order = 3\ntolerance = 0.1\ndevice ="), "must not both be given"),
+        (('"demo_48x4"', '"fetched:GPT-9"'), "must be fetched:SmolLM2-135M-Instruct where it"),
+        (('"demo:sentiment"', '"fetched:news"'), "must be one of fetched:movies, "),
+        (("shard = 1024", 'texts = {prompts = [""]}'), "must be a list of strings that are not"),
+        (("shard = 1024", "texts = {max_new_tokens = 0}"), "must be a whole number >= 1; got 0"),
+        (("shard = 1024", 'texts = {positions = "all"}'), "must be generated, every or last"),
+        (("shard = 1024", 'name2 = "a"'), "there is no 'name2'; did you mean 'name'"),
+    ],
+)
+def test_one_fault(tmp_path, change, said):
+    text = SMALL.lstrip().replace(*change)
+    assert text != SMALL.lstrip()
+    assert any(said in line for line in faults(tmp_path, text))
+
+
+def test_what_is_no_toml_and_no_text_is_refused(tmp_path):
+    with pytest.raises(StudyFaults, match=r"must be TOML; got .*line 1"):
+        read_study(written(tmp_path, "name = small"))
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(StudyFaults, match="must be a text in UTF-8; got byte 8"):
+        read_study(tmp_path / "latin.toml")
+    with pytest.raises(FileNotFoundError, match=r"must be a study file, or one of .*embedded"):
+        read_study(tmp_path / "none.toml")
+
+
+def test_texts_are_seen_from_the_file_or_from_data(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "mood.csv").write_text("text,label\na,0\n", encoding="utf-8")
+    text = SMALL.replace("demo:sentiment", "mood.csv")
+    assert "must exist; got 'mood.csv'" in faults(tmp_path, text)[0]
+    study = read_study(written(tmp_path, text), data)
+    assert study.tasks[0].texts == str(data / "mood.csv")
+    (tmp_path / "mood.csv").write_text("text,label\na,0\n", encoding="utf-8")
+    assert read_study(written(tmp_path, text)).tasks[0].texts == str(tmp_path / "mood.csv")
+
+
+def test_the_studies_of_the_package_are_studies():
+    assert {"embedded", "paper", "small_models"} <= set(packaged())
+    study = read_study(Path("embedded"))
+    assert len(study.models) * len(study.tasks) == len(study.cells) == 6
