@@ -14,7 +14,7 @@ from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
-from depthsys.lm.measure import Step, check_step, measure_gains, measure_gains_at, play
+from depthsys.lm.measure import measure_gains, measure_gains_at
 from depthsys.lm.methods import (
     Adjoint,
     Arnoldi,
@@ -37,10 +37,12 @@ from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
+from depthsys.lm.replay import play
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
 from depthsys.lm.steering import equal_push_plan, steering
+from depthsys.lm.step import Step, check_step
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,

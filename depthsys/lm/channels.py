@@ -13,7 +13,8 @@ from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.precision import SIXTEEN_BITS, TF32_EPS, dtype_name, eps
 from depthsys.lm.readouts import READOUTS, Readout, ReadoutLike, checked_readout
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import classes_of_inputs
 

@@ -27,7 +27,7 @@ from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import NothingReachedError, reduced_to_each
 from depthsys.lm.kinds import CONCEPT_OR_NONE, MODEL, THREE_SPLITS, kinds_checked
 from depthsys.lm.linear_range import linear_range
-from depthsys.lm.measure import Step, check_step, measure_gains_at
+from depthsys.lm.measure import measure_gains_at
 from depthsys.lm.methods import METHODS, Method, checked_orders, named_methods
 from depthsys.lm.model import DepthModel
 from depthsys.lm.of_run import as_run
@@ -39,6 +39,7 @@ from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.references import References
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp, which
+from depthsys.lm.step import Step, check_step
 
 _AUC = ("auc", "auc_low", "auc_high")
 _INJECTION = xr.Variable("injection", list(INJECTIONS))

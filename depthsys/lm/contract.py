@@ -16,7 +16,8 @@ import torch
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.hf.checkpoint import check_padding
 from depthsys.lm.precision import Arithmetic, wide
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 
 LENGTHS = (9, 1)  # derivatives are checked at the first
 PADDED = (5, 6, 7)  # one batch with padding

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from depthsys.lm.precision import wide_dtype
-from depthsys.lm.run import Model
+from depthsys.lm.run_model import Model
 from depthsys.ltv.labels import in_order_of
 
 _LABELS = ("input_name", "input")

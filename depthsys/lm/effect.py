@@ -7,8 +7,8 @@ from depthsys.lm.accuracy import mean_bounds
 from depthsys.lm.directions import direction
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.kinds import Kind
-from depthsys.lm.measure import TOKENS, play
 from depthsys.lm.of_run import of_run
+from depthsys.lm.replay import TOKENS, play
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import LARGE_PUSH

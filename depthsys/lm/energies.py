@@ -7,9 +7,9 @@ from depthsys.lm.accuracy import gain_curve, resamples
 from depthsys.lm.amplitude_search import Search
 from depthsys.lm.directions import defined
 from depthsys.lm.gains import squeezed
-from depthsys.lm.measure import shifts
 from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike, checked_readout
+from depthsys.lm.replay import shifts
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.labels import in_order_of

@@ -17,7 +17,8 @@ from depthsys import ltv
 from depthsys.lm.accuracy import agreement
 from depthsys.lm.methods import Method
 from depthsys.lm.parts import WHOLE
-from depthsys.lm.run import JOINED, Model, Run
+from depthsys.lm.run import JOINED, Run
+from depthsys.lm.run_model import Model
 from depthsys.lm.sweep import MERGED_ROWS
 from depthsys.ltv.norms import spectral_norm
 

@@ -8,12 +8,12 @@ from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.lockstep import Steps
-from depthsys.lm.measure import state_norms
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.lm.step import state_norms
 from depthsys.ltv.plan import ENERGIES
 
 

@@ -24,7 +24,8 @@ from depthsys.lm.linearize import ROWS, Linearisation
 from depthsys.lm.memory import available_memory
 from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import wide_dtype
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sweep import Layer
 from depthsys.ltv.system import STAMP

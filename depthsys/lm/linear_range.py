@@ -9,11 +9,11 @@ from depthsys.lm import measure
 from depthsys.lm.accuracy import BOUNDS, LAYER_SETS, relative_l2_bounds
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.kinds import GAINS_LIST, LINEAR_OR_NONE
-from depthsys.lm.measure import Step
 from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.lm.step import Step, check_step
 
 # Steps that are always tried, then decade by decade until the error passes the limit; the largest
 # relative and absolute one.
@@ -73,7 +73,7 @@ def linear_range(
         )
     if not measured:
         # of none of the steps that are always tried could anything be said
-        measure.check_step(Step(max(STEPS), relative), run.model, run)
+        check_step(Step(max(STEPS), relative), run.model, run)
     known = {d.attrs["step"]: d for d in measured if _is_usable(d, run, linear, relative)}
     steps: list[float] = []
     errors: list[np.ndarray] = []

@@ -14,10 +14,11 @@ from depthsys.lm.exact import restricted_each, restricted_mean
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.kinds import short
 from depthsys.lm.lockstep import Steps, finished
-from depthsys.lm.measure import Step, deviations
+from depthsys.lm.measure import deviations
 from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
+from depthsys.lm.step import Step
 from depthsys.ltv.matrix_free import transposed
 
 Reduce = Callable[..., xr.Dataset]

@@ -9,7 +9,8 @@ import xarray as xr
 
 from depthsys.lm.hf.tokens import Prompts
 from depthsys.lm.kinds import MODEL, Kind, bound, check_keywords, check_kinds, shape_of, short
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 from depthsys.lm.switch import products_in
 
 P = ParamSpec("P")

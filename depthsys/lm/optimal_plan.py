@@ -13,14 +13,15 @@ from depthsys.lm.accuracy import mean_bounds
 from depthsys.lm.directions import as_concept, defined, direction_note, directions
 from depthsys.lm.energies import required_energy
 from depthsys.lm.kinds import short
-from depthsys.lm.measure import shifts, state_norms
 from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.precision import Arithmetic
 from depthsys.lm.progress import bar
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
+from depthsys.lm.replay import shifts
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.lm.step import state_norms
 from depthsys.ltv.plan import (
     ENERGIES,
     WHAT_IT_DOES,

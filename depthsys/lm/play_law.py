@@ -13,9 +13,9 @@ from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import Kind, short
 from depthsys.lm.lockstep import Steps
-from depthsys.lm.measure import play
 from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
+from depthsys.lm.replay import play
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.labels import in_order_of

@@ -14,7 +14,8 @@ from depthsys.lm.linearize import Linearised
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.precision import wide
 from depthsys.lm.readouts import Readout
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 
 
 class Pushed(NamedTuple):

@@ -11,7 +11,7 @@ import xarray as xr
 from depthsys.lm.directions import directions
 from depthsys.lm.kinds import short
 from depthsys.lm.precision import wide_dtype
-from depthsys.lm.run import Model
+from depthsys.lm.run_model import Model
 
 READOUTS = ("concept", "profile")
 HEAD_ROWS = 256

@@ -4,85 +4,33 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
+from depthsys.lm import maps
 from depthsys.lm.at_once import sequences
 from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, States
 from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
-from depthsys.lm.hf.blocks import Blocks, Calls
-from depthsys.lm.hf.tokens import Tokens, tokens_sha256
+from depthsys.lm.hf.blocks import Calls
+from depthsys.lm.hf.tokens import tokens_sha256
 from depthsys.lm.kinds import short
-from depthsys.lm.linearize import Linearisation, as_directions, check_directions
+from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, driven, groups, one_by_one, together
-from depthsys.lm.operators import MeanJacobian
 from depthsys.lm.prefill import prefilled_in_step
 from depthsys.lm.progress import bar
+from depthsys.lm.run_model import Model
 from depthsys.lm.sweep import Sweep
-from depthsys.prompting import Prompting
 
 # Prompts of several batches that are joined for work on a few of them.
 JOINED = 16
 
 R = TypeVar("R")
-
-
-class Model(Protocol):
-    """What a run needs of `DepthModel`."""
-
-    n_layers: int
-    n_features: int
-    dtype: torch.dtype
-    device: torch.device
-    blocks: Blocks
-    left_padding: bool
-    products: str
-    name: str
-    contract: dict[str, float]
-    tokenizer: Any
-    hf: Any
-
-    @property
-    def max_tokens(self) -> int:
-        """Longer prompts are cut."""
-        ...
-
-    @property
-    def numpy_dtype(self) -> np.dtype:
-        """A dtype of numpy that holds the states."""
-        ...
-
-    @property
-    def dtype_name(self) -> str:
-        """Name of the dtype."""
-        ...
-
-    @property
-    def prompting(self) -> Prompting:
-        """How texts become prompts."""
-        ...
-
-    def tokens(self, prompts) -> Tokens:
-        """Token ids, and how many prompts were cut."""
-        ...
-
-    def check_weights(self) -> None:
-        """ValueError if the weights are not those that were checked."""
-        ...
-
-    def head(self, x_last: torch.Tensor) -> torch.Tensor:
-        """Logits (row, token) of last states."""
-        ...
-
-    def logits(self, ids: torch.Tensor, x_last: torch.Tensor) -> torch.Tensor:
-        """Logits (prompt, token) of last states, after the tokens before them."""
-        ...
 
 
 class Run:
@@ -506,11 +454,11 @@ class Run:
 
     def jvp(self, layer: int, directions: Any, part: str | Linearisation = "block") -> torch.Tensor:
         """Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.jvp(d, part), directions)
+        return maps.of_layer(self, layer, lambda block, d: block.jvp(d, part), directions)
 
     def vjp(self, layer: int, directions: Any, part: str | Linearisation = "block") -> torch.Tensor:
         """Transposed Jacobian of block ``layer`` times directions: (prompt, direction, feature)."""
-        return self._each(layer, lambda block, d: block.vjp(d, part), directions)
+        return maps.of_layer(self, layer, lambda block, d: block.vjp(d, part), directions)
 
     def jacobian(
         self, layer: int, chunk: int | None = None, part: str | Linearisation = "block"
@@ -519,7 +467,7 @@ class Run:
 
         ``chunk`` is the number of its rows that are computed at a time.
         """
-        return self._each(layer, lambda block, _: block.jacobian(chunk, part), None)
+        return maps.of_layer(self, layer, lambda block, _: block.jacobian(chunk, part), None)
 
     def transition(
         self,
@@ -536,22 +484,7 @@ class Run:
         by the transposed product. Shape (prompt, direction, feature). With start = stop the
         directions come back as they are.
         """
-        if not 0 <= start <= stop <= self.n_layers:
-            raise ValueError(
-                f"`start` and `stop` must be depths with 0 <= start <= stop <= {self.n_layers}; "
-                f"got {start} and {stop}. Use `adjoint=True` to go back."
-            )
-
-        def carry(batch, d):
-            layers = range(start, stop)
-            d = d.expand(len(batch.prompts), *d.shape[-2:])
-            for layer in reversed(layers) if adjoint else layers:
-                yield layer
-                linear = batch.blocks[layer].linearised(part)
-                d = linear.vjp(d) if adjoint else linear.jvp(d)
-            return d
-
-        return self._each_batch(carry, directions)
+        return maps.transition(self, start, stop, directions, adjoint, part)
 
     def linear_operator(
         self, layer: int, prompt: int | None = None, part: str | Linearisation = "block"
@@ -563,54 +496,7 @@ class Run:
         None is the mean over its prompts. It works in the model's dtype on its device, takes and
         gives numpy arrays.
         """
-        self._check_layer(layer)
-        if prompt is not None and not 0 <= prompt < len(self):
-            raise ValueError(
-                f"`prompt` must be in 0..{len(self) - 1}; got {prompt}. None is the mean."
-            )
-        numbers = range(len(self.numbers))
-        if prompt is None:
-            blocks = [self.batches[number].blocks[layer] for number in numbers]
-        else:
-            (number,) = (n for n in numbers if prompt in self.numbers[n])
-            blocks = [self.batches[number].blocks[layer].only(prompt)]
-        return MeanJacobian(blocks, part)
-
-    def _check_layer(self, layer: int) -> None:
-        if isinstance(layer, float) or not 0 <= layer < self.n_layers:
-            raise ValueError(
-                f"`layer` must be in 0..{self.n_layers - 1}; got {layer}. Layers are maps."
-            )
-
-    def _each(self, layer, function, directions) -> torch.Tensor:
-        self._check_layer(layer)
-        layer = operator.index(layer)
-
-        def of_layer(batch, d):
-            yield layer
-            return function(batch.blocks[layer], d)
-
-        return self._each_batch(of_layer, directions)
-
-    def _each_batch(self, work, directions) -> torch.Tensor:
-        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
-        if directions is not None:
-            directions = as_directions(directions, like)
-            check_directions(directions, len(self), self.model.n_features)
-
-        def of_batch(batch):
-            part = directions
-            if directions is not None and directions.dim() == 3:
-                part = directions[torch.as_tensor(batch.prompts, device=like.device)]
-            return work(batch, part)
-
-        outputs: Any = None
-        for batch, result in self.in_step(of_batch):
-            rows = torch.as_tensor(batch.prompts, device=like.device)
-            if outputs is None:
-                outputs = result.new_empty((len(self), *result.shape[1:]))
-            outputs[rows] = result
-        return outputs
+        return maps.linear_operator(self, layer, prompt, part)
 
 
 def _looked_at(batch: FrozenRun) -> Steps[None]:

@@ -15,10 +15,10 @@ from depthsys.lm.directions import as_concept, defined, direction_note, in_input
 from depthsys.lm.energies import check_target, in_attrs, interval, quantiles, searched
 from depthsys.lm.gains import squeezed
 from depthsys.lm.kinds import Kind, identified, kinds_checked, short
-from depthsys.lm.measure import shifts
 from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import Arithmetic
 from depthsys.lm.readouts import ReadoutLike
+from depthsys.lm.replay import shifts
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.labels import in_order_of

@@ -11,9 +11,9 @@ import xarray as xr
 from depthsys import lm, ltv
 from depthsys.files import file_hash
 from depthsys.lm.hf.checkpoint import checked_dtype
-from depthsys.lm.measure import check_relative_step as check_dtype_step
 from depthsys.lm.parts import identity_of
 from depthsys.lm.precision import Arithmetic
+from depthsys.lm.step import check_relative_step as check_dtype_step
 from depthsys.ltv.labels import in_order_of
 from depthsys.shift import STD, Shift
 from depthsys.study.cell import DTYPE, Cell, Found

@@ -13,6 +13,13 @@ from depthsys.lm.batches import length_batches
 from tests.conftest import TINY
 
 
+def several_inputs() -> xr.Dataset:
+    """A concept of two directions."""
+    v = np.random.default_rng(4).standard_normal((4, 2, 16))
+    v /= np.linalg.norm(v, axis=-1, keepdims=True)
+    return xr.Dataset({"direction": (("depth", "input", "feature"), v)})
+
+
 @dataclass(frozen=True)
 class LabelledIds:
     """Stands for `Texts` where a tokenizer is missing."""
@@ -103,6 +110,12 @@ def concept() -> xr.Dataset:
 def gpt2() -> lm.DepthModel:
     """Of each module its own, since some put hooks on it."""
     return lm.DepthModel(TINY["gpt2"]().double(), name="gpt2")
+
+
+@pytest.fixture(scope="session")
+def single() -> lm.DepthModel:
+    """In float32, where a step can be too small or too large."""
+    return lm.DepthModel(TINY["gpt2"]())
 
 
 @pytest.fixture(scope="module")

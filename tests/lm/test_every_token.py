@@ -132,7 +132,7 @@ def test_many_copies_with_pushes_behind_the_last_block(tiny, prompts, vector, mo
     """More than are replayed at once: each keeps its own."""
     factors = np.linspace(-1, 1, 7)
     whole = lm.play(tiny, prompts, vector, vector, scale=factors)
-    monkeypatch.setattr("depthsys.lm.measure.ROWS", 2)
+    monkeypatch.setattr("depthsys.lm.replay.ROWS", 2)
     parts = lm.play(tiny, prompts, vector, vector, scale=factors)
     np.testing.assert_allclose(parts["response"], whole["response"], rtol=1e-9, atol=1e-12)
     batch = vector.assign(

@@ -8,8 +8,8 @@ import xarray as xr
 
 from depthsys import lm
 from depthsys.lm import measure
-from depthsys.lm.measure import SmallStepError
 from depthsys.lm.stamp import which
+from depthsys.lm.step import SmallStepError
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids
 

@@ -1,6 +1,6 @@
 """Which derivative is meant, said once and carried through every function to the attrs.
 
-The Jacobians of the parts themselves are proved against autograd on the modules in test_run.py and
+The Jacobians of the parts themselves are proved against autograd on the modules in test_maps.py and
 test_families.py; here products of them are.
 """
 

@@ -1,20 +1,15 @@
-"""Measured gains and played schedules against hooked forward passes over whole sequences."""
+"""Measured gains against hooked forward passes over whole sequences."""
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from depthsys import lm, ltv
+from depthsys import lm
 from depthsys.lm import measure
-from tests.conftest import TINY
+from depthsys.lm.step import SmallStepError
 from tests.lm import whole_sequence
-from tests.lm.conftest import counted_block_calls, no_block_runs
-
-
-@pytest.fixture(scope="module")
-def system(tiny, tokens, concept):
-    return lm.identify(tiny, tokens, concept)
+from tests.lm.conftest import several_inputs
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.5])
@@ -56,74 +51,6 @@ def test_measured_gains_tend_to_linear_gains(tiny, tokens, concept):
     ]
     # central differences: the error falls with the square of the step
     assert errors[1] < 0.35 * errors[0] < 0.1
-
-
-def test_an_injection_joins_at_its_layer(tokens, concept, monkeypatch):
-    """Cost as a count: layer l sees 2 (l + 1) copies of each prompt, not 2 L."""
-    model = lm.DepthModel(TINY["gpt2"](), left_padding=False)
-    rows = counted_block_calls(model, monkeypatch)
-    lm.measure_gains(model, tokens, concept)
-    prefill = sum(len(ids) for ids in tokens.ids)
-    for layer in range(3):
-        assert sum(n for at, n in rows if at == layer) == prefill + len(tokens) * 2 * (layer + 1)
-
-
-def test_copies_in_chunks_give_the_same(tiny, tokens, concept, monkeypatch):
-    whole = lm.measure_gains(tiny, tokens, concept).gain
-    monkeypatch.setattr(measure, "ROWS", 4)
-    np.testing.assert_allclose(lm.measure_gains(tiny, tokens, concept).gain, whole, rtol=1e-6)
-
-
-def test_play_equals_hooks_at_every_layer_at_once(tiny, tokens, concept, system):
-    plan = ltv.minimum_energy(system, target=0.7)
-    shift = lm.play(tiny, tokens, concept, plan, scale=[1.0, -0.5, 0.0]).response
-    v, u = concept.direction.values, plan.u.values[:, 0]
-    for prompt, ids in enumerate(tokens.ids):
-        for i, factor in enumerate([1.0, -0.5, 0.0]):
-            expected = whole_sequence.played(tiny.hf, ids, v, factor * u)
-            np.testing.assert_allclose(shift[prompt, i], expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match=r"`plan` must hold u \(layer=3, input=1\)"):
-        lm.play(tiny, tokens, concept, plan.isel(layer=slice(2)))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"eps": 0}, "`eps` must be positive"),
-        ({"eps": np.nan}, "`eps` must be positive"),
-        ({"difference": "x"}, "`difference` must be"),
-    ],
-)
-def test_bad_steps(tiny, tokens, concept, options, message):
-    with pytest.raises(ValueError, match=message):
-        lm.measure_gains(tiny, tokens, concept, **options)
-
-
-def test_a_step_is_a_hundredth_of_the_state_unless_another_is_asked_for(tiny, tokens, concept):
-    assert (lm.Step().eps, lm.Step().relative) == (0.01, True)
-    assert lm.Step(relative=False).eps == 0.1
-    run = tiny.run(tokens)
-    found = lm.measure_gains(run, concept)
-    assert (found.attrs["step"], found.attrs["relative"]) == (0.01, 1)
-    norm = np.linalg.norm(run.states.values[:-1], axis=-1)
-    np.testing.assert_allclose(found.state_norm, norm.T, rtol=1e-12)
-    pushed = [lm.measure_gains(run, concept, eps=e, relative=False).gain for e in (1e-3, 1e-2)]
-    # per unit of the state, whatever the step
-    np.testing.assert_allclose(found.gain, pushed[0], rtol=2e-2, atol=1e-3)
-
-
-def test_a_step_can_be_judged_before_any_work(single, tokens, monkeypatch):
-    run = single.run(tokens)
-    no_block_runs(monkeypatch)
-    lm.check_step(lm.Step(), single)
-    lm.check_step(lm.Step(), single, run)
-    with pytest.raises(
-        measure.SmallStepError, match=r"1\.2e-05 is the least in float32\. Use a la"
-    ):
-        lm.check_step(lm.Step(1e-6), single)
-    lm.check_step(lm.Step(1e-7, relative=False), single)  # nothing is known of the states
-    with pytest.raises(measure.SmallStepError, match=r"states have norms up to .* a relative one"):
-        lm.check_step(lm.Step(1e-7, relative=False), single, run)
 
 
 STEPS = [
@@ -178,19 +105,13 @@ def test_every_step_of_several_is_what_the_hooks_say(tiny, tokens, concept):
                 )
 
 
-@pytest.fixture(scope="module")
-def single():
-    """In float32, where a step can be too small or too large."""
-    return lm.DepthModel(TINY["gpt2"]())
-
-
 def test_a_step_that_drowns_or_overflows_stands_in_its_place(single, tokens, concept):
     run = single.run(tokens)
     sizes = [0.1, 1e-7, 3e38, 1e-6, 0.5]
     steps = [lm.Step(eps, relative=eps == 1e-6) for eps in sizes]
     found = measure.measured(run, concept, steps, "concept")
     kinds = [type(one) for one in found]
-    small, overflow = measure.SmallStepError, FloatingPointError
+    small, overflow = SmallStepError, FloatingPointError
     assert kinds == [xr.Dataset, small, overflow, small, xr.Dataset]
     # the others are not disturbed
     for place in (0, 4):
@@ -205,22 +126,6 @@ def test_a_step_that_drowns_or_overflows_stands_in_its_place(single, tokens, con
         lm.measure_gains_at(run, concept, steps[3:])
     with pytest.raises(FloatingPointError, match=r"a push of 3e\+38 overflows"):
         lm.measure_gains_at(run, concept, [steps[0], steps[2]])
-
-
-def test_nothing_is_replayed_for_steps_that_all_drown(single, tokens, concept, monkeypatch):
-    run = single.run(tokens)
-    no_block_runs(monkeypatch)
-    small = [lm.Step(1e-7, relative=False), lm.Step(1e-8)]
-    with pytest.raises(measure.SmallStepError):
-        lm.measure_gains_at(run, concept, small)
-    with pytest.raises(AssertionError, match="a block was run"):
-        lm.measure_gains_at(run, concept, [*small, lm.Step(0.1)])
-
-
-def several_inputs():
-    v = np.random.default_rng(4).standard_normal((4, 2, 16))
-    v /= np.linalg.norm(v, axis=-1, keepdims=True)
-    return xr.Dataset({"direction": (("depth", "input", "feature"), v)})
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -246,45 +151,3 @@ def test_several_inputs_and_outputs_against_hooks(tiny, tokens, relative):
                     np.testing.assert_allclose(
                         one.gain[prompt, layer, :, i], expected, rtol=1e-4, atol=1e-5
                     )
-
-
-def test_play_with_several_inputs_and_outputs_against_hooks(tiny, tokens):
-    concept = several_inputs()
-    v, rng = concept.direction.values, np.random.default_rng(6)
-    rows, u = rng.standard_normal((3, 16)), rng.standard_normal((3, 2))
-    plan = xr.Dataset({"u": (("input", "layer"), u.T)})
-    found = lm.play(tiny, tokens, concept, plan, scale=[0.5, 2.0], readout=rows).response
-    assert found.dims == ("prompt", "scale", "output")
-    for prompt, ids in enumerate(tokens.ids[:3]):
-        for place, factor in enumerate((0.5, 2.0)):
-            pushes = {layer: torch.tensor(factor * u[layer] @ v[layer]) for layer in range(3)}
-            with torch.no_grad():
-                ends = [whole_sequence.state_after(tiny.hf, ids, 2, p) for p in (pushes, {})]
-            expected = rows @ (ends[0] - ends[1]).numpy()
-            np.testing.assert_allclose(found[prompt, place], expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"`plan` must hold u \(layer=3, input=2\); got"):
-        lm.play(tiny, tokens, concept, plan.isel(input=slice(1)))
-
-
-def test_a_schedule_that_overflows_is_an_error(single, tokens, concept):
-    plan = xr.Dataset({"u": ("layer", [1.0, 0.0, 0.0])})
-    with pytest.raises(FloatingPointError, match=r"a push of size 3\.0e\+38 overflows"):
-        lm.play(single, tokens, concept, plan, scale=[3e38])
-    with pytest.raises(ValueError, match="`plan` must be a Dataset with the variable 'u'"):
-        lm.play(single, tokens, concept, plan.rename(u="pushes"))
-
-
-def test_pushes_must_have_the_inputs_of_the_concept(tiny, tokens, concept):
-    schedules = xr.DataArray(np.ones((1, 3, 2)), dims=["schedule", "layer", "input"])
-    with pytest.raises(ValueError, match="`schedules` must have the 1 inputs of the concept; got"):
-        lm.required_energy(tiny, tokens, concept, schedules, 0.3, amplitude=1.0)
-
-
-def test_a_state_without_length_has_no_relative_step(concept):
-    """Llama's padding token is embedded as zero: the message names it, and not an overflow."""
-    model = lm.DepthModel(TINY["llama"]().double())
-    pad = model.hf.get_input_embeddings().padding_idx
-    ids = [[3, 1, 4], [pad], [5]]
-    with pytest.raises(ValueError, match="zero for number 1 at layer 0"):
-        lm.measure_gains(model, ids, concept)
-    assert np.isfinite(lm.measure_gains(model, ids, concept, relative=False).gain).all()

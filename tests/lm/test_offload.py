@@ -7,6 +7,7 @@ accelerate hands a weight out, not by the package.
 
 import weakref
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from depthsys.lm.readouts import checked_readout
 from tests import card
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids, spoil_states
-from tests.lm.every_function import NAMES, assert_same, works
+from tests.lm.every_function import NAMES, Work, assert_same, works
 
 accelerate = pytest.importorskip("accelerate")
 DEVICE = card.setup()
@@ -66,15 +67,26 @@ def on_both(names):
     return cases + [(PAIRS[1], name) for name in names if name in ON_THE_CARD]
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs by name, each made once: pytest asks for one more often than tests of it begin."""
+
+    @cache
+    def made(name: str) -> tuple[lm.DepthModel, lm.DepthModel]:
+        family, place = name.split("-")
+        folder = tmp_path_factory.mktemp("weights")
+        return (
+            lm.DepthModel(offloaded(family, place, folder), name="m"),
+            lm.DepthModel(TINY[family]().double(), name="m"),
+        )
+
+    return made
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request, pairs):
     """The same model, with layers that move and without."""
-    family, place = request.param.split("-")
-    folder = tmp_path_factory.mktemp("weights")
-    return (
-        lm.DepthModel(offloaded(family, place, folder), name="m"),
-        lm.DepthModel(TINY[family]().double(), name="m"),
-    )
+    return pairs(request.param)
 
 
 @pytest.fixture
@@ -113,21 +125,28 @@ def run_of(model, texts, **options):
 
 
 @pytest.fixture(scope="module")
-def system(pair, concept):
-    return lm.identify(pair[1], labelled_ids(8, 0), concept, lm.Ensemble(order=2))
+def works_of(concept):
+    """The functions by name, each with arguments that are made once for a whole model."""
+
+    @cache
+    def made(whole: lm.DepthModel) -> dict[str, Work]:
+        system = lm.identify(whole, labelled_ids(8, 0), concept, lm.Ensemble(order=2))
+        return works(concept, system)
+
+    return made
 
 
 @pytest.mark.parametrize(("pair", "name"), on_both(NAMES), indirect=["pair"])
-def test_every_function_gives_the_numbers_of_the_whole_model(pair, name, concept, system, many):
-    work = works(concept, system)[name]
+def test_every_function_gives_the_numbers_of_the_whole_model(pair, name, works_of, many):
+    work = works_of(pair[1])[name]
     found, expected = (work(run_of(model, many)) for model in pair)
     _assert_near(found, expected)
 
 
 @pytest.mark.parametrize("options", [{"budget": NO_CONTEXT}, {"contexts": False}], ids=str)
 @pytest.mark.parametrize("name", ["measure_gains", "identify, krylov", "identify, pod, each"])
-def test_so_it_does_where_no_context_is_kept(pair, name, options, concept, system, many):
-    work = works(concept, system)[name]
+def test_so_it_does_where_no_context_is_kept(pair, name, options, works_of, many):
+    work = works_of(pair[1])[name]
     _assert_near(work(run_of(pair[0], many, **options)), work(run_of(pair[1], many)))
 
 
@@ -228,13 +247,11 @@ MOVES = {
 
 
 @pytest.mark.parametrize(("pair", "name"), on_both(MOVES), indirect=["pair"])
-def test_every_layer_moves_once_per_sweep_whatever_the_batches(
-    pair, name, concept, system, many, moves
-):
+def test_every_layer_moves_once_per_sweep_whatever_the_batches(pair, name, works_of, many, moves):
     run = run_of(pair[0], many)
     assert moves == once()  # the prefill
     moves.clear()
-    works(concept, system)[name](run)
+    works_of(pair[1])[name](run)
     # the last layer of a way forwards and back may stay for both
     assert moves[1] == MOVES[name]
     assert moves[1] - (MOVES[name] == 2) <= moves[2] <= moves[1]
@@ -244,11 +261,11 @@ def test_every_layer_moves_once_per_sweep_whatever_the_batches(
     ("name", "times"), [("identify, krylov", 1), ("identify, balanced", 2), ("jacobians", 1)]
 )
 def test_a_sweep_that_computes_contexts_again_moves_a_layer_once(
-    pair, name, times, concept, system, many, moves
+    pair, name, times, works_of, many, moves
 ):
     run = run_of(pair[0], many, budget=NO_CONTEXT)
     assert moves == {}
-    works(concept, system)[name](run)
+    works_of(pair[1])[name](run)
     assert moves == once(times)
 
 
@@ -437,6 +454,23 @@ def test_hooks_that_place_what_is_below_them_are_followed():
 # ------------------------------------------------------------------------------- memory
 
 
+@pytest.fixture(scope="module")
+def five_layers(many, tmp_path_factory):
+    """A run of a model that waits in files, and the functions by name."""
+    n_layers = 5
+    hf = TINY["gpt2"](n_layer=n_layers).double()
+    places = dict.fromkeys([*AROUND["gpt2"], "lm_head"], "cpu")
+    places |= {f"transformer.h.{layer}": "disk" for layer in range(n_layers)}
+    folder = tmp_path_factory.mktemp("weights")
+    model = lm.DepthModel(accelerate.dispatch_model(hf, places, offload_dir=folder))
+    v = np.random.default_rng(0).standard_normal((n_layers + 1, 16))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    run = run_of(model, many)
+    system = lm.identify(run, concept, lm.Ensemble(order=2))
+    return run, works(concept, system)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -450,20 +484,10 @@ def test_hooks_that_place_what_is_below_them_are_followed():
         "play, every token",
     ],
 )
-def test_no_more_than_two_layers_are_ever_there(name, many, tmp_path_factory, monkeypatch):
+def test_no_more_than_two_layers_are_ever_there(name, five_layers, monkeypatch):
     """What is linearised holds the weights of its layer: it must go with them."""
-    n_layers = 5
-    hf = TINY["gpt2"](n_layer=n_layers).double()
-    places = dict.fromkeys([*AROUND["gpt2"], "lm_head"], "cpu")
-    places |= {f"transformer.h.{layer}": "disk" for layer in range(n_layers)}
-    folder = tmp_path_factory.mktemp("weights")
-    model = lm.DepthModel(accelerate.dispatch_model(hf, places, offload_dir=folder))
-    v = np.random.default_rng(0).standard_normal((n_layers + 1, 16))
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
-    run = run_of(model, many)
-    system = lm.identify(run, concept, lm.Ensemble(order=2))
-    work = works(concept, system)[name]
+    run, work_of = five_layers
+    work = work_of[name]
     there: list[tuple[str, weakref.ref]] = []
     most = 0
     original = residence._on_its_device

@@ -15,9 +15,9 @@ from depthsys.demo.real import MODEL
 from depthsys.lm import push_gradients as gradients
 from depthsys.lm.directions import directions
 from depthsys.lm.linearize import Linearised
-from depthsys.lm.measure import state_norms
 from depthsys.lm.push_gradients import push_gradients
 from depthsys.lm.readouts import LogitDifference, checked_readout
+from depthsys.lm.step import state_norms
 from tests.conftest import TINY
 from tests.lm import whole_sequence
 from tests.lm.conftest import batches_of_32, labelled_ids

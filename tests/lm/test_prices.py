@@ -11,7 +11,7 @@ from depthsys.lm.hf.writing import read_steered
 from depthsys.lm.prices import repetition
 from tests.conftest import TINY
 from tests.lm import one_family
-from tests.lm.test_steering import MARKED, begins_by_hand, logits_by_hooks
+from tests.lm.steering.by_hooks import MARKED, begins_by_hand, logits_by_hooks
 
 N_LAYERS, H, N_NEW = 3, 16, 5
 PROMPTS = [[7, 2, 30, 4], [2, 9], [5, 2, 2, 11], [8, 2]]

@@ -11,7 +11,8 @@ import pytest
 from depthsys import lm, ltv
 from depthsys.demo import grammar
 from depthsys.lm.of_run import of_run
-from depthsys.lm.run import Model, Run
+from depthsys.lm.run import Run
+from depthsys.lm.run_model import Model
 from tests.lm import every_function, typed_calls
 
 ROOT = Path(__file__).parents[2]
