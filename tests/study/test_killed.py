@@ -18,6 +18,10 @@ from depthsys.study.study_file import read_study
 from tests.study.conftest import Noted
 
 KILLS = 20
+IMPORTED = [
+    "depthsys.lm", "depthsys.study.runner", "depthsys.study.steps", "tests.study.conftest",
+    "transformers.models.gpt2.modeling_gpt2",
+]  # fmt: skip
 STUDY = """
 name = "killed"
 stages = ["gains", "comparison", "energies", "plan"]
@@ -69,13 +73,15 @@ def test_a_study_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
         (folder / "study.toml").write_text(STUDY)
     # what is imported need not be again; this process has threads of Zarr, which a fork would lack
     forked = multiprocessing.get_context("forkserver")
-    forked.set_forkserver_preload(["depthsys.lm", "depthsys.study.runner", "tests.study.conftest"])
-    begin = monotonic()
-    process = forked.Process(target=run, args=(alone,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    whole = monotonic() - begin
+    forked.set_forkserver_preload(IMPORTED)
+    for _ in range(2):  # the first one waits for the imports, too
+        shutil.rmtree(alone / "study.zarr", ignore_errors=True)
+        begin = monotonic()
+        process = forked.Process(target=run, args=(alone,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        whole = monotonic() - begin
     expected = contents(alone / "study.zarr")
     assert len(expected) > 200
     chance, kills, finished = random.Random(0), 0, 0
