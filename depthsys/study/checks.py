@@ -1,9 +1,11 @@
 """What a study names is looked at before any work: models, devices, texts. Loads no weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from depthsys.study import toml_lines
 from depthsys.study.cell import Found, find_model
 from depthsys.study.sources import read_splits_of
 from depthsys.study.study_file import CellKey, Faults, Study, as_key
@@ -70,8 +72,15 @@ def _models(study: Study, faults: Faults) -> dict[CellKey, Found]:
             if {"gains", "comparison"} & set(study.stages):
                 steps.check_relative_step(found[key])
         except (ValueError, TypeError, OSError, ImportError) as error:
-            faults.add(path, as_key(str(error)))
+            faults.add(_place(study, path, error), as_key(str(error)))
     return found
+
+
+def _place(study: Study, path: toml_lines.Path, error: Exception) -> toml_lines.Path:
+    """The key that an error is about: one of the entry's own, or of all; else the entry."""
+    named = re.match(r"`([a-z_]+)`", as_key(str(error)))
+    keys = [] if named is None else [(*path, named[1]), ("settings", named[1])]
+    return next((key for key in keys if key in study.lines), path)
 
 
 def _found(study: Study, key: CellKey) -> Found:
@@ -94,5 +103,5 @@ def _texts(study: Study, faults: Faults) -> "dict[tuple[str, int], Splits]":
             splits = read_splits_of(study.task(key.task).texts, study.settings_of(key))
             found.setdefault(key.texts, splits)
         except (ValueError, TypeError, OSError, ImportError) as error:
-            faults.add(path, as_key(str(error)))
+            faults.add(_place(study, path, error), as_key(str(error)))
     return found

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from depthsys.study.cell import Found
 
 PRODUCT = 3.0  # forward and backward
-STEPS = 21  # of the linear range, that of the measured gains with them
+STEPS = 10  # nine that the linear range always tries, and some more where it looks further
 SEARCH = 12  # amplitudes until a schedule reaches its target
 SCHEDULES = 5  # beside one for each layer
 PLAN_STEPS = 6

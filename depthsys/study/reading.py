@@ -128,8 +128,10 @@ def scaling(path: str | Path, *, basis: str | None = None, order: int | None = N
         name: ("model", [_attr(rows, model, name) for model in models])
         for name in ("n_parameters", "n_layers", "n_features")
     }
-    return found.assign(about).assign_coords(model=models, task=tasks, seed=seeds).assign_attrs(
-        basis=basis, order=order
+    return (
+        found.assign(about)
+        .assign_coords(model=models, task=tasks, seed=seeds)
+        .assign_attrs(basis=basis, order=order)
     )
 
 

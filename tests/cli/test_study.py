@@ -1,0 +1,104 @@
+"""`depthsys study`: checked, run, gone on with, from the command line."""
+
+import sys
+
+import pytest
+
+from depthsys import study as room
+from depthsys.cli import app
+from depthsys.study import steps
+from tests.study.conftest import SMALL
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["depthsys", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            app.main()
+        said = capsys.readouterr()
+        return int(exit_.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_a_study_is_checked_and_nothing_is_written(typed, file, tmp_path):
+    code, out, _ = typed("study", "check", file)
+    assert code == 0
+    assert "1 cells of 4 stages: about" in out
+    assert "little" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_study_is_run_and_run_again(typed, file, tmp_path):
+    code, out, err = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert code == 0
+    assert "small: 4 stages made, 0 were there." in out
+    assert "little/mood/seed_0/mean_difference gains:" in err
+    tree = room.read(tmp_path / "study.zarr")
+    assert tree.attrs["command"].startswith("depthsys study run ")
+    code, out, _ = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert (code, "0 stages made, 4 were there." in out) == (0, True)
+    code, out, _ = typed("study", "check", file, "--out", tmp_path / "study.zarr")
+    assert "about 0 seconds" in out
+
+
+def test_a_failed_cell_is_told_and_the_status_says_so(typed, file, tmp_path, monkeypatch):
+    def failing(*args):
+        raise ValueError("`eps` is not to be had")
+
+    monkeypatch.setattr(steps, "gains", failing)
+    code, out, _ = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert code == 1
+    assert "3 stages made, 0 were there, 1 failed." in out
+    assert "little/mood/seed_0/mean_difference gains: `eps` is not to be had" in out
+
+
+def test_faults_of_a_file_are_told_before_anything_is_done(typed, file, tmp_path):
+    file.write_text(SMALL.replace("device", "devise").replace("8/4/4", "8000/4/4"))
+    code, _, err = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert code == 2
+    assert "did you mean 'device'" in err
+    file.write_text(SMALL.replace('device = "cpu"', 'device = "cuda:9"\norder = 99'))
+    code, _, err = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert code == 2
+    assert "line 8, settings.device: `device` must be available" in err
+    assert not (tmp_path / "study.zarr").exists()
+
+
+def test_an_interrupt_says_how_to_go_on(typed, file, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "gains", interrupted)
+    code, _, err = typed("study", "run", file, "--out", tmp_path / "study.zarr")
+    assert code == 130
+    assert "the same command goes on" in err
+
+
+def test_studies_of_the_package_are_listed_and_shown(typed, tmp_path):
+    code, out, _ = typed("study", "show")
+    assert code == 0
+    assert "embedded" in out
+    assert "arXiv 2603.12541" in out
+    code, out, _ = typed("study", "show", "embedded")
+    path = tmp_path / "mine.toml"
+    path.write_text(out)
+    assert typed("study", "check", path)[0] == 0
+    assert typed("study", "show", "nothing")[0] == 2
+
+
+def test_what_is_typed_wrongly_is_told(typed, file, tmp_path):
+    assert "did you mean 'check'" in typed("study", "chek", file)[2].lower()
+    assert "`STUDY` must be given" in typed("study", "check")[2]
+    assert "`--out` must be given" in typed("study", "run", file)[2]
+    code, _, err = typed("study", "check", file, "--data", tmp_path / "none")
+    assert (code, "`--data` must be a folder" in err) == (2, True)
+    assert "must be a study file" in typed("study", "check", tmp_path / "none.toml")[2]
