@@ -34,10 +34,14 @@ LINES = [pytest.param(words, id=f"{page} {' '.join(words)}") for page, words in 
 def test_it_is_understood(words):
     """Names of commands, options and arguments, without running anything."""
     words = [word for word in words if word != "..."]
-    assert words[0] in COMMANDS or words[0] == "COMMAND"
+    groups = {group.name for group in app.registered_groups}
+    assert words[0] in (*COMMANDS, *groups, "COMMAND")
     if words[0] == "COMMAND":
         return
     command = typer.main.get_command(app).commands[words[0]]  # pyright: ignore
+    if words[0] in groups:
+        words = words[1:]
+        command = command.commands[words[0]]
     options = {name for param in command.params for name in param.opts}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options
     if "--out" in words:  # a whole line, not one that is only hinted at
