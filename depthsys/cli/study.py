@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthsys.cli.options import spread
-from depthsys.cli.watch import ProgressWatch
 
 if TYPE_CHECKING:
     from depthsys.study.checks import Checked
@@ -79,6 +78,7 @@ def run(
 
     Example: `depthsys study run study.toml --out study.zarr`
     """
+    from depthsys.cli.watch import ProgressWatch
     from depthsys.study.runner import run_study
     from depthsys.study.store import Store
 
@@ -102,7 +102,7 @@ def show(
 
     Example: `depthsys study show embedded > study.toml`
     """
-    from depthsys.study.study_file import found_study, packaged, read_heading
+    from depthsys.study.study_reader import found_study, packaged, read_heading
 
     if study is None:
         for name in packaged():
@@ -117,7 +117,7 @@ for _name, _function in {"check": check, "run": run, "show": show}.items():
 
 def _checked(path: Path, data: Path | None) -> "Checked":
     from depthsys.study.checks import checked
-    from depthsys.study.study_file import read_study
+    from depthsys.study.study_reader import read_study
 
     if data is not None and not data.is_dir():
         raise ValueError(f"`--data` must be a folder; got {str(data)!r}. Make it, or leave it out.")

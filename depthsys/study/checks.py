@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from depthsys.study import toml_lines
 from depthsys.study.cell import Found, find_model
+from depthsys.study.faults import Faults, as_key
 from depthsys.study.sources import read_splits_of
-from depthsys.study.study_file import CellKey, Faults, Study, as_key
+from depthsys.study.study_file import CellKey, Study
 
 if TYPE_CHECKING:
     from depthsys.lm import Splits

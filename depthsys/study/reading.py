@@ -58,9 +58,9 @@ def cells_of(tree: xr.DataTree) -> Iterator[tuple[dict[str, Any], xr.DataTree]]:
     groups = {group.strip("/") for group in tree.groups}
     for path in json.loads(tree.attrs["study_cells"]):
         model, task, seed, concept = path.split("/")
-        if path in groups:
+        if path in groups and isinstance(node := tree[path], xr.DataTree):
             names = {"model": model, "task": task, "concept": concept}
-            yield {**names, "seed": int(seed.removeprefix("seed_"))}, tree[path]
+            yield {**names, "seed": int(seed.removeprefix("seed_"))}, node
 
 
 def stages_of(path: str | Path, stage: str) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:

@@ -10,7 +10,7 @@ from depthsys.demo import grammar
 from depthsys.study.checks import checked
 from depthsys.study.runner import Outcome, run_study
 from depthsys.study.store import Store
-from depthsys.study.study_file import read_study
+from depthsys.study.study_reader import read_study
 
 SMALL = """
 name = "small"

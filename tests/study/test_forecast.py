@@ -8,7 +8,7 @@ from depthsys.lm.hf.sizes import model_sizes
 from depthsys.study import forecast as room
 from depthsys.study.checks import checked
 from depthsys.study.store import Store
-from depthsys.study.study_file import read_study
+from depthsys.study.study_reader import read_study
 from tests.study.conftest import SMALL
 
 

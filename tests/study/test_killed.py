@@ -14,7 +14,7 @@ import xarray as xr
 from depthsys.study.checks import checked
 from depthsys.study.runner import run_study
 from depthsys.study.store import _TIMED, Store, is_time
-from depthsys.study.study_file import read_study
+from depthsys.study.study_reader import read_study
 from tests.study.conftest import Noted
 
 KILLS = 20

@@ -13,7 +13,7 @@ from depthsys.demo import grammar
 from depthsys.files.locks import locked
 from depthsys.study import steps, work
 from depthsys.study.store import Store, dataset_sha256, read_group
-from depthsys.study.study_file import read_study
+from depthsys.study.study_reader import read_study
 from tests.study.conftest import SMALL, write_texts
 
 STAGES = ["concept", "system", "gains", "energies"]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from depthsys.study.study_file import SHARD, CellKey, StudyFaults, packaged, read_study
+from depthsys.study.faults import StudyFaults
+from depthsys.study.study_file import SHARD, CellKey
+from depthsys.study.study_reader import packaged, read_study
 from tests.study.conftest import SMALL
 
 
