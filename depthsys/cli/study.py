@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,6 +69,14 @@ def run(
     study: StudyFile,
     out: Annotated[Path, typer.Option(help="The store, a Zarr folder; made if absent.")],
     data: Data = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Spread it over so many processes of this machine, with Dask."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Or over the workers of a Dask scheduler, as in tcp://host:8786."),
+    ] = None,
 ) -> None:
     """Make what is not there yet of a study: OUT is a Zarr store that can be read meanwhile.
 
@@ -76,16 +85,21 @@ def run(
     What went wrong in a cell is said in OUT.log and in the store, the others go on, and the exit
     status is 1.
 
-    Example: `depthsys study run study.toml --out study.zarr`
+    Example: `depthsys study run study.toml --out study.zarr --workers 2`
     """
+    _check_cluster(workers, scheduler)
     from depthsys.cli.watch import ProgressWatch
     from depthsys.study.runner import run_study
     from depthsys.study.store import Store
 
     checked = _checked(study, data)
     store = Store.checked(out, checked.study)
-    with _told_how_to_go_on(out), ProgressWatch(checked.study) as watch:
-        outcome = run_study(checked, store, watch, command=_command())
+    with (
+        _told_how_to_go_on(out),
+        ProgressWatch(checked.study) as watch,
+        _computing(workers, scheduler) as computing,
+    ):
+        outcome = run_study(checked, store, watch, command=_command(), **computing)
     for line in watch.summary(outcome, store):
         typer.echo(line)
     if outcome.failed:
@@ -122,6 +136,29 @@ def _checked(path: Path, data: Path | None) -> "Checked":
     if data is not None and not data.is_dir():
         raise ValueError(f"`--data` must be a folder; got {str(data)!r}. Make it, or leave it out.")
     return checked(read_study(path, data), path.name)
+
+
+def _check_cluster(workers: int | None, scheduler: str | None) -> None:
+    if workers is not None and scheduler is not None:
+        raise ValueError(
+            f"`--workers` and `--scheduler` must not both be given; got {workers} and "
+            f"{scheduler!r}. A scheduler has workers of its own."
+        )
+    if workers is not None and workers < 1:
+        raise ValueError(f"`--workers` must be >= 1; got {workers}. Leave it out for none.")
+
+
+@contextlib.contextmanager
+def _computing(workers: int | None, scheduler: str | None) -> "Iterator[dict[str, Any]]":
+    """Who makes the stages, and how many at once."""
+    if workers is None and scheduler is None:
+        yield {}
+        return
+    from depthsys.study.cluster import on_scheduler, on_workers
+
+    made = on_workers(workers or 1) if scheduler is None else on_scheduler(scheduler)
+    with made as cluster:
+        yield {"compute": cluster, "at_once": cluster.n_workers}
 
 
 def _command() -> str:

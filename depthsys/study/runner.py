@@ -5,7 +5,9 @@ import errno
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import xarray as xr
 from depthsys.files import content_hash
 from depthsys.study.cell import files_sha256
 from depthsys.study.checks import Checked
+from depthsys.study.cluster import SchedulerLostError
 from depthsys.study.grid import model_identity, stage_identity, texts_identity
 from depthsys.study.sources import read_splits_of
 from depthsys.study.stages import STAGES
@@ -81,8 +84,9 @@ def run_study(
     *,
     command: str = "",
     compute: Compute = computed,
+    at_once: int = 1,
 ) -> Outcome:
-    """Make what is not there yet of a study, cell by cell, in this process.
+    """Make what is not there yet of a study, cell by cell.
 
     Parameters
     ----------
@@ -95,7 +99,9 @@ def run_study(
     command
         What was typed, for the store.
     compute
-        Who makes a stage, see `work.computed`.
+        Who makes a stage: this process (`work.computed`), or a `Cluster`.
+    at_once
+        Cells that are on their way at once; all of one model.
 
     Raises
     ------
@@ -108,10 +114,29 @@ def run_study(
     with store.locked(), _logged(store), nothing_kept():
         store.begin(checked.study, command)
         LOG.info("study %s: %d cells", checked.study.name, len(checked.study.cells))
-        for key in checked.study.cells:
-            outcome.add(CellRun(checked, store, watch, compute, key).run())
+        cells = [CellRun(checked, store, watch, compute, key) for key in checked.study.cells]
+        for _, group in groupby(cells, key=lambda cell: cell.key.model):
+            for found in _side_by_side(list(group), at_once):
+                outcome.add(found)
         _finish(checked, store, outcome)
     return outcome
+
+
+def _side_by_side(cells: "list[CellRun]", at_once: int) -> Iterator[Outcome]:
+    """What becomes of cells, in their order."""
+    if at_once == 1:
+        for cell in cells:
+            yield cell.run()
+        return
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="cell")
+    try:
+        yield from pool.map(CellRun.run, cells)
+    except BaseException:  # an interrupt: those that wait for a worker wait no longer
+        for cell in cells:
+            cell.stopped = True
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _finish(checked: Checked, store: Store, outcome: Outcome) -> None:
@@ -135,6 +160,7 @@ class CellRun:
         self.splits = checked.splits[key.texts]
         self.outcome = Outcome()
         self.datasets: dict[str, xr.Dataset] = {}
+        self.stopped = False
 
     def run(self) -> Outcome:
         """Make what is not there yet."""
@@ -144,6 +170,8 @@ class CellRun:
             self._fail(self.study.stages[0], error)
             known = None
         for stage in self.study.stages:
+            if self.stopped:
+                break
             if known is None or any(need not in self.datasets for need in STAGES[stage].needs):
                 self._leave_out(stage)
                 continue
@@ -182,6 +210,8 @@ class CellRun:
         try:
             made = self.compute(work, stage, inputs)
         except CELL_ERRORS as error:
+            if isinstance(error, SchedulerLostError):
+                raise
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise
             self._fail(stage, error)
@@ -201,7 +231,13 @@ class CellRun:
         if stage == "comparison":
             partial = self.store.work / f"comparison-{content_hash(identity)[:24]}"
         return CellWork(
-            self.found, self.key.model, self.splits, self.study.writing, self.study.shard, partial
+            self.found,
+            self.key.model,
+            self.splits,
+            self.study.writing,
+            self.study.shard,
+            partial,
+            identity["model"]["files"],
         )
 
     def _fail(self, stage: str, error: BaseException) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ class Store:
 
     def __init__(self, path: Path):
         self.path = path
+        self._writing = threading.RLock()  # several cells may be on their way
 
     @classmethod
     def checked(cls, path: Path, study: Study) -> "Store":
@@ -160,8 +162,8 @@ class Store:
     def _write_group(self, folder: Path, attrs: Mapping[str, Any]) -> None:
         """The metadata of a group, whole or not at all."""
         content = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
-        new = self._new()
-        with full_disk_told(self.path, "It was not written"):
+        with self._writing, full_disk_told(self.path, "It was not written"):
+            new = self._new()
             folder.mkdir(parents=True, exist_ok=True)
             new.write_text(json.dumps(content, indent=2), encoding="utf-8")
             renames.replace(new, folder / METADATA)
@@ -213,8 +215,8 @@ class Store:
             SECONDS: round(float(seconds), 3),
             NOTES: json.dumps(list(notes)),
         }
-        new = self._new()
-        with full_disk_told(self.path, "The stage was not written"):
+        with self._writing, full_disk_told(self.path, "The stage was not written"):
+            new = self._new()
             bare.assign_attrs(said).to_zarr(
                 new, consolidated=False, zarr_format=3, write_empty_chunks=True
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from depthsys.study.cell import Cell, Found
+from depthsys.study.cell import Cell, Found, files_sha256
 from depthsys.study.settings import Settings
 from depthsys.study.study_file import Writing
 
@@ -43,6 +43,8 @@ class CellWork:
         Prompts that are worked on together.
     partial
         Folder for parts of a comparison, which goes on there after an interruption.
+    files_sha256
+        Of the files of the model, wherever it is loaded.
     """
 
     found: Found
@@ -51,6 +53,7 @@ class CellWork:
     writing: Writing
     shard: int
     partial: Path | None = None
+    files_sha256: str | None = None
 
     @property
     def settings(self) -> Settings:
@@ -96,6 +99,7 @@ class Opened:
             silence()
             if key in self._refused:  # every cell of that model fails for the same reason, at once
                 raise self._refused[key]
+            _check_files(work)
             try:
                 self._model = key, work.found.load_model()
             except Exception as error:
@@ -130,6 +134,17 @@ class Opened:
 
 
 OPENED = Opened()
+
+
+def _check_files(work: CellWork) -> None:
+    """ValueError where the model lies here with other files than those that the study is of."""
+    here = files_sha256(work.found.source)
+    if work.files_sha256 is not None and here != work.files_sha256:
+        raise ValueError(
+            f"`source` must hold the same files wherever the study runs, and as long as it does; "
+            f"{work.found.source!r} holds others here and now. Copy the model there, or run the "
+            "study again."
+        )
 
 
 def loading_key(found: Found) -> tuple[Any, ...]:
