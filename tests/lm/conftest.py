@@ -89,9 +89,8 @@ def batches_of_32(monkeypatch) -> None:
 def live_bytes():
     """Gives the bytes of the tensors that have come since; to count all would only take time."""
     gc.collect()
-    gc.freeze()
-    yield lambda: sum(o.nbytes for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
-    gc.unfreeze()
+    gc.freeze()  # for good: whatever is there would be looked at in every later collection
+    return lambda: sum(o.nbytes for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
 
 
 @pytest.fixture(scope="session")

@@ -295,7 +295,7 @@ FLAT = (
 def peaks_of(name, budget, concept, monkeypatch, live_bytes) -> list[int]:
     """Most bytes of all tensors alive when the last block passes a batch of whole sequences.
 
-    Of 192 and of 384 prompts: six and twelve batches of one length.
+    Of 128 and of 256 prompts: four and eight batches of one length.
     """
     model = lm.DepthModel(TINY["gpt2"]())
     work = every_function.works(concept, lm.identify(model, [[1, 2, 3], [4]], concept))[name]
@@ -309,7 +309,7 @@ def peaks_of(name, budget, concept, monkeypatch, live_bytes) -> list[int]:
         return original(layer, call, hidden, cache)
 
     monkeypatch.setattr(model.blocks, "call", weighing)
-    for count in (192, 384):
+    for count in (128, 256):
         # two tokens at the end: the class means differ
         ids = [[i % 50, 7, 3, 4, 5, 6 + i % 2] for i in range(count)]
         peaks.append(0)
@@ -335,19 +335,19 @@ def test_memory_of_a_held_layer_is_what_the_budget_says(
     if linearised == 0:
         assert grown < 32 * 6 * H * 4
     else:
-        assert grown > 192 * 5 * 2 * H * 4
+        assert grown > 128 * 5 * 2 * H * 4
 
 
 def test_memory_of_contexts_is_not_flat_and_this_test_would_see_it(monkeypatch, live_bytes):
     model = lm.DepthModel(TINY["gpt2"]())
     batches_of_32(monkeypatch)
     sizes = []
-    for count in (192, 384):
+    for count in (128, 256):
         found = model.run([[i % 50, 7, 3, 4, 5, 6] for i in range(count)])
         sizes.append(live_bytes())
         assert found.nbytes < sizes[-1]
         del found
-    assert sizes[1] - sizes[0] > 192 * 5 * L * 2 * H * 4
+    assert sizes[1] - sizes[0] > 128 * 5 * L * 2 * H * 4
 
 
 def test_the_share_of_what_is_free(monkeypatch):

@@ -1,6 +1,7 @@
 """TF32 is a choice of a model, and what the process has chosen changes no number."""
 
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -35,11 +36,16 @@ def tf32_here(monkeypatch):
         yield imitated
 
 
+@cache
+def pair_of(family: str) -> tuple[lm.DepthModel, lm.DepthModel]:
+    hf = TINY[family]()
+    return lm.DepthModel(hf, products="tf32"), lm.DepthModel(hf)
+
+
 @pytest.fixture(params=TINY)
 def pair(request, tf32_here):
     """A model with TF32 products, and the same in float32."""
-    hf = TINY[request.param]()
-    return lm.DepthModel(hf, products="tf32"), lm.DepthModel(hf)
+    return pair_of(request.param)
 
 
 def test_a_model_says_how_it_multiplies(pair):

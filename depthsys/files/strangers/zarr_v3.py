@@ -4,6 +4,7 @@ Runs in the process of `server`. Links, devices and codecs that could run code a
 store that describes chunks elsewhere (references) nothing is found.
 """
 
+import contextlib
 import json
 import os
 import stat
@@ -20,6 +21,10 @@ from zarr.storage import LocalStore
 from depthsys.files.strangers import limits
 from depthsys.files.strangers.limits import Refused, one_line
 from depthsys.files.strangers.server import Answer, limit_to
+
+# xarray asks it for its locks, if it is there: once here, and not again in every copy of this
+with contextlib.suppress(ImportError):
+    import dask.multiprocessing  # noqa: F401
 
 _CODECS = {
     "blosc", "bytes", "crc32", "crc32c", "fixedscaleoffset", "gzip", "lz4", "numcodecs.zlib",
