@@ -143,7 +143,7 @@ class Found:
             self.source,
             device=self.settings.device,
             device_map=self.settings.device_map,
-            max_memory=self.settings.max_memory and dict(self.settings.max_memory),
+            max_memory=dict(self.settings.max_memory) if self.settings.max_memory else None,
             dtype=self.settings.dtype or DTYPE,
             products="tf32" if self.settings.tf32 else "float32",
             **asdict(self.settings.prompting),
