@@ -67,7 +67,7 @@ def test_the_first_blocks_stay_on_the_card_and_the_others_wait_in_memory(whole, 
     model = load(DEVICE, on_card=sizes.beside + 4 * sizes.block - 1, cpu=10**9)
     assert places(model) == ["card:0", "cpu", "cpu", "cpu"]
     assert model.device.type == DEVICE
-    assert "card:0; 3 layers wait in memory or files)" in repr(model)
+    assert "card:0; 3 layers wait in memory or files; " in repr(model)
     assert "wait" not in repr(whole)
     assert model.hf.lm_head.weight.device.type == DEVICE
     assert [model.blocks.residence.nbytes(layer) for layer in range(L)] == [0, *[sizes.block] * 3]
