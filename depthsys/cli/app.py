@@ -10,6 +10,7 @@ from depthsys._version import __version__
 from depthsys.cli import typed
 from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
+from depthsys.cli.doctor import doctor
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
@@ -42,6 +43,7 @@ COMMANDS = {
     "real": real,
     "verify": verify,
     "generate": generate,
+    "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
@@ -66,13 +68,11 @@ def _root(
 def main() -> None:
     """Entry point: expected errors are one clear line and exit status 2."""
     CLOCK.start()
-    import numpy as np
-
     try:
         # without its own mode for errors, which tells them in several styles
         code = app(standalone_mode=False)
     except (
-        ValueError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError,
+        ValueError, TypeError, OSError, FloatingPointError,  # LinAlgError is a ValueError
         ImportError,  # an optional package that a format needs
     ) as error:  # fmt: skip
         _fail(error)

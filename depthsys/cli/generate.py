@@ -57,7 +57,12 @@ def generate(
     from depthsys.files import whole_file
     from depthsys.lm.hf.messages import silence
     from depthsys.study import find_model
-    from depthsys.study.generation import parsed_strengths, read_steering_plan, steered_texts
+    from depthsys.study.generation import (
+        found_for,
+        parsed_strengths,
+        read_steering_plan,
+        steered_texts,
+    )
 
     asked = settings(prompted, seed=seed)
     strengths = parsed_strengths(strength)
@@ -73,7 +78,7 @@ def generate(
         read = read_steering_plan(plan, found.source)
         where = _positions(positions, after)
         written = steered_texts(
-            found.load_model(),
+            found_for(found, read).load_model(),
             read,
             [unescaped(each) for each in prompt],
             strengths,

@@ -94,11 +94,19 @@ class Prompted:
             "that of the machine and in the model's files."
         ),
     ] = None
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="With --device-map: the most that weights may take of the card and of the "
+            "machine's memory, as in 0=20GiB,cpu=100GiB.  [default: 70 % of what is free]",
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(
             help="float32, float64, or bfloat16 and float16, which keep the model in 16 bits.  "
-            "[default: float32, or that of the system.nc]"
+            "[default: float32, or that of the system.nc or plan]"
         ),
     ] = None
     tf32: Annotated[
@@ -106,7 +114,7 @@ class Prompted:
         typer.Option(
             "--tf32/--no-tf32",
             help="On a GPU, round the factors of float32 products to 11 bits.  [default: no, or as "
-            "for the system.nc]",
+            "for the system.nc or plan]",
         ),
     ] = None
 

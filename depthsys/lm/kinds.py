@@ -10,6 +10,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,6 +51,11 @@ def short(value: object) -> str:
 def _(value) -> str:
     kind = "an array" if isinstance(value, np.ndarray) else _with_article(type(value).__name__)
     return f"{kind} of shape {tuple(value.shape)}"
+
+
+@short.register
+def _(value: MethodType) -> str:
+    return "a method"  # of whatever it is, which may show itself in many words
 
 
 @short.register

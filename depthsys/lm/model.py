@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from depthsys.lm import contract
+from depthsys.lm import cards, contract
 from depthsys.lm.batches import writing_batches
 from depthsys.lm.contexts import Budget
 from depthsys.lm.hf.blocks import Blocks
@@ -36,7 +36,7 @@ from depthsys.lm.hf.rendering import around
 from depthsys.lm.hf.tokens import Prompts, Tokens, tokenized, tokens_sha256
 from depthsys.lm.hf.writing import new_tokens
 from depthsys.lm.kinds import short
-from depthsys.lm.precision import Arithmetic, dtype_name, wide_dtype
+from depthsys.lm.precision import dtype_name, wide_dtype
 from depthsys.lm.run import Run
 from depthsys.lm.switch import checked_products
 from depthsys.prompting import Prompting
@@ -281,13 +281,10 @@ class DepthModel:
         return self._prompting
 
     def __repr__(self) -> str:
-        n_moving = self.blocks.residence.n_moving
-        return (
-            f"DepthModel({self.name!r}, {type(self.hf).__name__}, L={self.n_layers}, "
-            f"H={self.n_features}, {Arithmetic.of(self).name}, {self.device}"
-            f"{f'; {n_moving} layers wait in memory or files' if n_moving else ''}"
-            f"{'; ' + self.adapter if self.adapter else ''})"
-        )
+        return cards.of_model(self).text()
+
+    def _repr_html_(self) -> str:
+        return cards.of_model(self).html()
 
     @property
     def numpy_dtype(self) -> np.dtype:

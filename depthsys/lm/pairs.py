@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from depthsys.lm import cards
 from depthsys.lm.kinds import short
 from depthsys.lm.prompts import Splits, Texts, check_alike, check_text, texts_of
 from depthsys.lm.records import Records, known_columns, records_of
 from depthsys.lm.rows import Text, has_pairs, label_name, pair_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pairs(Texts):
     """Contrast pairs: `Texts` of which two and two belong together.
 
@@ -35,7 +36,7 @@ class Pairs(Texts):
         If the texts are not two and two.
     """
 
-    labels: np.ndarray = field(default=None, repr=False)  # pyright: ignore
+    labels: np.ndarray = field(default=None)  # pyright: ignore
 
     def __post_init__(self):
         expected = np.tile([1, 0], len(self.texts) // 2)
@@ -48,6 +49,10 @@ class Pairs(Texts):
                 "`lm.read_pairs` makes them from pairs."
             )
         super().__post_init__()
+
+    @property
+    def _card(self) -> cards.Card:
+        return cards.of_pairs(self)
 
     @property
     def n_pairs(self) -> int:

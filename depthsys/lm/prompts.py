@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from depthsys.lm import cards
 from depthsys.lm.kinds import short
 from depthsys.lm.records import Records, known_columns, records_of
 from depthsys.lm.rows import (
@@ -27,7 +28,7 @@ Part = TypeVar("Part", covariant=True)
 Other = TypeVar("Other")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Texts:
     """Texts with a binary label, distinct, in a fixed order.
 
@@ -53,7 +54,7 @@ class Texts:
     """
 
     texts: tuple[Text, ...]
-    labels: np.ndarray = field(repr=False)
+    labels: np.ndarray
     classes: tuple[str, str] = ("0", "1")
     source: str = "list"
     n_duplicates: int = 0
@@ -78,6 +79,16 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def _card(self) -> cards.Card:
+        return cards.of_texts(self)
+
+    def __repr__(self) -> str:
+        return self._card.text()
+
+    def _repr_html_(self) -> str:
+        return self._card.html()
 
     @property
     def sha256(self) -> str:
@@ -175,7 +186,7 @@ def _sizes(text: str | None, *by_name: int | None) -> dict[str, int]:
     return split_sizes(text, "sizes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits(Generic[Part]):
     """Disjoint texts for the concept direction, the identification and the verification.
 
@@ -199,6 +210,12 @@ class Splits(Generic[Part]):
     n_duplicates: int = 0
     n_conflicts: int = 0
     n_other: int = 0
+
+    def __repr__(self) -> str:
+        return cards.of_splits(self).text()
+
+    def _repr_html_(self) -> str:
+        return cards.of_splits(self).html()
 
     @property
     def sizes(self) -> str:

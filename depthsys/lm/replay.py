@@ -246,7 +246,10 @@ def shifts(
         )
     if tokens not in ("last", "generated"):
         begins = None if isinstance(tokens, str) else _begins(run, tokens)
-        return _checked(every_token_shifts(run, v, copies, reader, last, begins), pushes)
+        found = every_token_shifts(run, v, copies, reader, last, begins)
+        if not np.isfinite(found).all():
+            list(run.states_by_batch())  # refuses nominal states, which nothing has looked at yet
+        return _checked(found, pushes)
     shift = np.empty((len(run), len(pushes), reader.n_outputs))
     work = lambda batch: readouts(run, batch, v, copies, reader, last)  # noqa: E731
     for batch, y in run.in_step(work, title, held=held_bytes(v, len(copies))):

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
-from depthsys.lm import maps
+from depthsys.lm import cards, maps
 from depthsys.lm.at_once import sequences
 from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, States
@@ -101,12 +101,15 @@ class Run:
     def __deepcopy__(self, memo) -> "Run":
         return self  # nothing of it changes, and a copy of the model would be another model
 
+    @property
+    def _card(self) -> cards.Card:
+        return cards.of_run(self)
+
     def __repr__(self) -> str:
-        return (
-            f"Run({len(self)} prompts, {self.n_cut} of them cut; {self.n_layers} layers, "
-            f"{self.model.n_features} features, {len(self.numbers)} batches, "
-            f"{self.model.dtype_name}, {self.model.device}; context: {self.place})"
-        )
+        return self._card.text()
+
+    def _repr_html_(self) -> str:
+        return self._card.html()
 
     # ------------------------------------------------------------------ what it is of
 

@@ -26,6 +26,8 @@ from depthsys.ltv.plan import WHAT_IT_DOES, check_pushes_exist, schedule
 OPERATIONS = ("add", "feedback")
 HOOK = "input of block l"
 _LAW = ("K", "W", "x_ref", "r_ref")
+# what a plan is to know of the model that its directions were found in
+_MADE_WITH = ("model", "model_fingerprint", "dtype", "products")
 # fingerprints of models that are not wrapped, which cost a look at every weight
 _FINGERPRINTS: weakref.WeakKeyDictionary[Any, tuple[Weights, str]] = weakref.WeakKeyDictionary()
 
@@ -385,6 +387,6 @@ def equal_push_plan(
     direction = held["direction"]
     if "input" in direction.dims:
         direction = direction.isel(input=0, drop=True)
-    about = {n: held.attrs[n] for n in ("model", "model_fingerprint") if n in held.attrs}
+    about = {n: held.attrs[n] for n in _MADE_WITH if n in held.attrs}
     does = WHAT_IT_DOES | {"positions": str(checked(positions))}
     return xr.Dataset({"u": ("layer", u), "direction": direction}, attrs=about | does)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from depthsys import demo
 from depthsys.files import content_hash
+from depthsys.study.devices import check_place
 from depthsys.study.settings import Settings
 
 DTYPE = "float32"  # in which models compute unless another one is asked for
@@ -105,7 +106,15 @@ def find_model(name: str, settings: Settings) -> "Found":
     """
     from depthsys.lm.hf.checkpoint import checked_device, fitting, read_config
 
-    checked_device(settings.device)
+    device = checked_device(settings.device)
+    check_place(
+        device,
+        settings.dtype or DTYPE,
+        tf32=settings.tf32,
+        tf32_asked="tf32" in settings.asked,
+        device_map=settings.device_map,
+        max_memory=settings.max_memory,
+    )
     path = demo.model_path(name) if name in demo.MODELS else Path(name)
     source = str(path.resolve()) if path.exists() else name
     config = read_config(source).get_text_config(decoder=True)
@@ -169,6 +178,7 @@ class Found:
             self.source,
             device=self.settings.device,
             device_map=self.settings.device_map,
+            max_memory=dict(self.settings.max_memory) if self.settings.max_memory else None,
             dtype=self.settings.dtype or DTYPE,
             products="tf32" if self.settings.tf32 else "float32",
             **asdict(self.settings.prompting),

@@ -1,6 +1,7 @@
 """Texts that a model writes under a plan, by strength."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,12 @@ import xarray as xr
 
 from depthsys.export.control_vectors import read_control_vector, with_layers
 from depthsys.export.netcdf import read_variables
+from depthsys.fingerprints import KIND, why_another
 from depthsys.ltv.plan import large_push
+from depthsys.study.cell import Found, find_model
+from depthsys.study.devices import made_in
 from depthsys.study.exchange import VECTOR_SUFFIX, model_sizes
+from depthsys.study.names import DTYPES
 
 if TYPE_CHECKING:
     from depthsys.lm import After, DepthModel
@@ -72,6 +77,37 @@ def read_steering_plan(path: Path, model: str) -> xr.Dataset:
         plan = with_layers(plan, sizes["n_layers"])
         plan = plan.assign_attrs(positions=plan.attrs.get("positions", "every"))
     return plan
+
+
+def found_for(found: Found, plan: xr.Dataset) -> Found:
+    """The model in what the plan was made in, unless something else was asked for.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be had in that here, or the weights of the plan cannot be compared with any.
+    """
+    attrs = plan.attrs
+    if why := why_another(attrs.get("model_fingerprint"), KIND):
+        raise ValueError(
+            "`plan` must be made for the weights that it steers; got the fingerprint of another "
+            f"version, of the model {attrs.get('model', 'unknown')!r}.{why}"
+        )
+    settings = found.settings
+    dtype, tf32 = made_in(attrs)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(
+            f"`plan` must be made in {', '.join(DTYPES[:-1])} or {DTYPES[-1]}; got "
+            f"{str(dtype)!r:.40}. {_CURE}"
+        )
+    # a dtype that was asked for is another arithmetic, which the plan says nothing of
+    tf32 = tf32 if settings.dtype in (None, dtype) else None
+    settings = replace(
+        settings,
+        dtype=settings.dtype or dtype,
+        tf32=tf32 if settings.tf32 is None else settings.tf32,
+    )
+    return find_model(found.name, settings)
 
 
 def steered_texts(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from depthsys.prompting import CUTS, Prompting
 from depthsys.shift import Shift
 from depthsys.splits import split_sizes
+from depthsys.study.devices import parsed_max_memory
 from depthsys.study.names import (
     CONCEPTS,
     DTYPES,
@@ -57,10 +58,10 @@ class Settings:
         The label that the readout grows towards; None for the one that sorts last.
     text_column, label_column, pairs, classes, against_rest, subset, format
         How the texts are read: see `lm.read_texts`; ``pairs`` are the columns of `lm.read_pairs`.
-    device, device_map, dtype, tf32
+    device, device_map, max_memory, dtype, tf32
         Where and in what the model runs; device_map "auto" for a model larger than the device's
-        memory; whether float32 products are made in TF32. dtype and tf32 None: float32 and not, or
-        as for a stored system.
+        memory, and how much of which memory its weights may take; whether float32 products are made
+        in TF32. dtype and tf32 None: float32 and not, or as for what is gone on from.
     step, eps
         Step of measured gains: relative to the norm of the state or absolute, and its size; None
         for 0.01 or 0.1.
@@ -99,6 +100,7 @@ class Settings:
     format: str | None = None
     device: str = "auto"
     device_map: str | None = None
+    max_memory: tuple[tuple[int | str, int | str], ...] | None = None
     dtype: str | None = None
     tf32: bool | None = None
     step: str = "relative"
@@ -343,6 +345,7 @@ _PARSERS = {
     "pairs": partial(_two, "pairs"),
     "classes": partial(_two, "classes"),
     "layers": partial(_layers, "--layers"),
+    "max_memory": parsed_max_memory,
     "skip_layers": partial(_layers, "--skip-layers"),
     "target": _target,
 }

@@ -29,7 +29,7 @@ _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push"
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = (
     *("methods", "orders", "n_each", "asked", "device", "device_map", "dtype", "tf32", "readout"),
-    "max_tokens",
+    *("max_tokens", "max_memory"),
 )
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",

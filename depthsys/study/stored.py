@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthsys.fingerprints import why_another, why_rounded
+from depthsys.fingerprints import KIND, why_another, why_rounded
 from depthsys.prompting import Prompting
 from depthsys.study.cell import Cell
 from depthsys.study.settings import IDENTIFICATION, LAYOUT, Settings, typed
@@ -61,6 +61,11 @@ def read_system(path: Path, settings: Settings) -> "xr.Dataset":
         raise ValueError(
             f"`SYSTEM.nc` must be a system.nc written by `depthsys identify`; {str(path)!r} lacks "
             f"{', '.join(sorted(missing))}. Identify again."
+        )
+    if why_another(system.attrs["model_fingerprint"], KIND):
+        raise ValueError(
+            f"`SYSTEM.nc` must know its weights by a fingerprint of this version; got that of "
+            f"another version in {str(path)!r}, which cannot be compared. Identify again."
         )
     return system
 

@@ -177,3 +177,68 @@ def test_what_is_typed_wrongly_is_named_as_it_is_typed(run, path, plan, tmp_path
 
 def test_strengths():
     assert parsed_strengths(" 0,-2, 1e-1") == [0.0, -2.0, 0.1]
+
+
+def test_a_model_computes_as_it_did_when_the_plan_was_made(run, plan, tmp_path, monkeypatch):
+    """Unless something else is asked for: weights rounded to 16 bits have another fingerprint."""
+    load, seen = lm.DepthModel.load, []
+
+    def recorded(source, **options):
+        seen.append((options["dtype"], options["products"]))
+        return load(source, **options | {"products": "float32"})  # there is no TF32 here
+
+    monkeypatch.setattr(lm.DepthModel, "load", recorded)
+    monkeypatch.setattr("depthsys.lm.switch.has_tf32", lambda device: True)
+    path = tmp_path / "plan.nc"
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    plan.attrs.pop("model_fingerprint", None)
+
+    def loaded(made_in, *options):
+        write_netcdf(path, {None: plan.assign_attrs(made_in)})
+        code, _, err = run(*command, *options, "--strength", "0")
+        path.unlink()
+        assert code == 0, err
+        return seen.pop()
+
+    assert loaded({"dtype": "bfloat16"}) == ("bfloat16", "float32")
+    assert loaded({"dtype": "bfloat16"}, "--dtype", "float64") == ("float64", "float32")
+    assert loaded({"dtype": "float32", "products": "tf32"}) == ("float32", "tf32")
+    assert loaded({"dtype": "float32", "products": "tf32"}, "--no-tf32")[1] == "float32"
+    other = {"dtype": "float32", "products": "tf32"}
+    assert loaded(other, "--dtype", "bfloat16") == ("bfloat16", "float32")
+    assert loaded({"dtype": "float32"}, "--tf32") == ("float32", "tf32")
+
+
+def test_a_plan_in_sixteen_bits_steers_the_model_that_it_was_made_for(run, tmp_path, demo_texts):
+    from depthsys.demo import model_path
+
+    model = lm.DepthModel.load(model_path("demo_48x4"), device="cpu", dtype="bfloat16")
+    concept = lm.mean_difference(model, demo_texts.concept)
+    path = tmp_path / "plan.nc"
+    write_netcdf(path, {None: lm.equal_push_plan(concept, size=8.0)})
+    command = ["generate", "demo_48x4", "--plan", path, "--prompt", "the movie", *ASKED]
+    code, _, err = run(*command, "--strength", "1")
+    assert code == 0, err
+    code, _, err = run(*command, "--strength", "1", "--dtype", "float32")
+    assert (code, "It was made in bfloat16, and the model is in float32" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
+        ({"model_fingerprint": "0" * 64}, "the fingerprint of another version, of the model"),
+        (
+            {"dtype": "float8"},
+            "`--plan` must be made in float32, float64, bfloat16 or float16; got",
+        ),
+        ({"dtype": "float32", "products": "tf32"}, "`--tf32` must be off on 'cpu', which has no"),
+    ],
+)
+def test_what_a_plan_cannot_be_of_is_refused_before_the_model_is_loaded(
+    run, plan, tmp_path, monkeypatch, attrs, words
+):
+    monkeypatch.setattr(lm.DepthModel, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    write_netcdf(tmp_path / "plan.nc", {None: plan.assign_attrs(attrs)})
+    command = ["generate", "demo_48x4", "--plan", tmp_path / "plan.nc", "--prompt", "a", *ASKED]
+    code, _, err = run(*command)
+    assert (code, words in " ".join(err.split())) == (2, True), err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,11 @@ SMALL = ["--split", "12/6/6", "--device", "cpu"]
 
 def load(path):
     return xr.load_dataset(path, engine="h5netcdf")
+
+
+def save(system, path):
+    system.to_netcdf(path, engine="h5netcdf")
+    return path
 
 
 def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path):
@@ -444,6 +450,46 @@ def test_a_step_too_small_for_the_dtype_costs_no_model(run, tmp_path, texts, mon
         assert (code, err.count("\n")) == (2, 1), err
         assert "got 1.0e-02 where 7.8e-01 is the least in bfloat16. Use a larger step" in err
         assert not out.exists()
+
+
+def test_where_a_model_cannot_run_it_is_not_loaded(run, tmp_path, texts, monkeypatch):
+    common = ["--split", "4/2/2", "--device", "cpu", "--order", "2"]
+    assert run("identify", "demo_48x4", texts, *common, "--out", tmp_path / "run")[0] == 0
+    stored = load(tmp_path / "run/system.nc")
+    coarse = save(stored.assign_attrs(products="tf32"), tmp_path / "tf32.nc")
+    old = save(stored.assign_attrs(model_fingerprint="0" * 64), tmp_path / "old.nc")
+    monkeypatch.setattr(lm.DepthModel, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    fits = ["gains", "demo_48x4", texts, *common]
+    placed = [*fits, "--device-map", "auto", "--max-memory"]
+    for command, words in (
+        ([*fits, "--tf32"], "`--tf32` must be off on 'cpu', which has no TF32 .*; got it. Pass"),
+        ([*fits, "--tf32", "--dtype", "bfloat16"], "`--tf32` must be off for a model in bfloat16"),
+        (["gains", coarse, "--device", "cpu"], "got that of what is gone on from. Pass --no-tf32"),
+        ([*fits, "--max-memory", "cpu=1GB"], "`--max-memory` must come with device_map='auto'"),
+        ([*placed, "0=1GB"], "`--max-memory` must name 'cpu' alone on the device 'cpu'"),
+        ([*placed, "20"], "`--max-memory` must be sizes by place, .* got '20'. Write"),
+        (["gains", old], "`SYSTEM.nc` must know its weights by .* got that of another version"),
+        (["plan", old], "cannot be compared. Identify again"),
+    ):
+        code, _, err = run(*command, "--out", tmp_path / "out")
+        assert code == 2
+        assert re.search(words, " ".join(err.split())), err
+
+
+def test_memory_is_as_it_was_asked_for(run, tmp_path, texts, monkeypatch):
+    seen = {}
+    plain = lm.DepthModel.load
+
+    def recorded(source, *, max_memory, device_map, **options):
+        seen.update(max_memory=max_memory, device_map=device_map)
+        return plain(source, **options)
+
+    monkeypatch.setattr(lm.DepthModel, "load", recorded)
+    command = ["identify", "demo_48x4", texts, "--split", "4/2/2", "--device", "cpu"]
+    options = ["--device-map", "auto", "--max-memory", "cpu=2GiB", "--out", tmp_path / "run"]
+    code, _, err = run(*command, *options)
+    assert code == 0, err
+    assert seen == {"max_memory": {"cpu": "2GiB"}, "device_map": "auto"}
 
 
 @pytest.mark.slow  # killed at every step: tests/files/test_kills.py

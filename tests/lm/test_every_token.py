@@ -238,3 +238,22 @@ def test_a_concept_without_a_last_direction_is_refused(tiny, prompts, vector, to
         lm.steering_effect(tiny, prompts, nowhere, vector)
     with pytest.raises(TypeError, match="`vector` must be a control vector with"):
         lm.steering_effect(tiny, prompts, towards, towards)
+
+
+def test_nominal_states_that_are_not_finite_are_not_blamed_on_the_push(
+    prompts, vector, monkeypatch
+):
+    model = lm.DepthModel(TINY["gpt2"]())
+    run = model.run(prompts, contexts=False)
+    original = type(model.blocks).sequence
+
+    def overflowing(self, layer, calls, hidden):
+        after, *others = original(self, layer, calls, hidden)
+        return (after * torch.inf if layer == 1 else after), *others
+
+    monkeypatch.setattr(type(model.blocks), "sequence", overflowing)
+    with pytest.raises(FloatingPointError, match=r"`model` must have finite states; .* layer 1"):
+        lm.play(run, vector, vector, tokens="every")
+    monkeypatch.undo()
+    with pytest.raises(FloatingPointError, match=r"a push of size \S+ overflows"):
+        lm.play(run, vector, vector, scale=(1e30,), tokens="every")

@@ -67,7 +67,7 @@ def test_the_first_blocks_stay_on_the_card_and_the_others_wait_in_memory(whole, 
     model = load(DEVICE, on_card=sizes.beside + 4 * sizes.block - 1, cpu=10**9)
     assert places(model) == ["card:0", "cpu", "cpu", "cpu"]
     assert model.device.type == DEVICE
-    assert "card:0; 3 layers wait in memory or files)" in repr(model)
+    assert "card:0; 3 layers wait in memory or files; " in repr(model)
     assert "wait" not in repr(whole)
     assert model.hf.lm_head.weight.device.type == DEVICE
     assert [model.blocks.residence.nbytes(layer) for layer in range(L)] == [0, *[sizes.block] * 3]
@@ -121,6 +121,22 @@ def test_the_folder_for_changed_weights_goes_with_the_model(sizes, monkeypatch, 
     assert not list(tmp_path.glob("depthsys-*"))
 
 
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_a_load_that_fails_leaves_no_folder(sizes, monkeypatch, tmp_path, error):
+    monkeypatch.setattr(placing.tempfile, "tempdir", str(tmp_path))
+    seen = []
+
+    def failing(*given, offload_folder, **options):
+        seen.append(Path(offload_folder).is_dir())
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", failing)
+    with pytest.raises((ValueError, KeyboardInterrupt)):
+        load("cpu", cpu=sizes.beside + 3 * sizes.block)
+    assert seen == [True]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_card_that_does_not_hold_two_layers_is_refused(sizes):
     said = r"must hold what is never moved, and 2 layers; got \S+ GB for card:0, where \S+ GB more"
     with pytest.raises(ValueError, match=said):
@@ -143,8 +159,8 @@ def test_sizes_must_be_a_mapping():
     [
         ("balanced", None, "`device_map` must be 'auto' or None; got 'balanced'"),
         (None, {0: 10}, "`max_memory` must come with device_map='auto'"),
-        ("auto", {1: 10}, r"must name the device \(0\) or 'cpu'; got \['1'\]"),
-        ("auto", {0: "much"}, "must hold bytes >= 0, or texts such as '20GiB'; got 'much'"),
+        ("auto", {"cpu": "much"}, "must hold bytes >= 0, or texts such as '20GiB'; got 'much'"),
+        ("auto", {0: 10, "cpu": 10}, r"must name 'cpu' alone on the device 'cpu', .* got \['0'\]"),
         ("auto", {"cpu": -1}, "got -1. Leave it out"),
     ],
 )
@@ -153,6 +169,11 @@ def test_bad_maps_are_refused_before_anything_is_read(device_map, max_memory, sa
         lm.DepthModel.load(
             "no/such/model", device="cpu", device_map=device_map, max_memory=max_memory
         )
+
+
+def test_another_card_is_refused():
+    with pytest.raises(ValueError, match=r"must name the device \(1\) or 'cpu'; got \['0'\]"):
+        checked_placing("auto", {0: 10}, torch.device("cuda", 1))
 
 
 def test_sizes_may_be_texts():

@@ -39,6 +39,18 @@ def test_torchs_own_dtype_is_as_good_as_its_name():
     assert Settings.checked(dtype="torch.float32").dtype == "float32"
 
 
+def test_sizes_of_memory_are_parsed():
+    found = Settings.checked(device_map="auto", max_memory="0=20GiB, cpu=1000").max_memory
+    assert found == ((0, "20GiB"), ("cpu", 1000))
+    assert Settings.checked(max_memory={"cpu": "2GB"}).max_memory == (("cpu", "2GB"),)
+
+
+@pytest.mark.parametrize("given", ["20GiB", "gpu=1", "cpu=", "0=1,0=2", ""])
+def test_no_sizes_of_memory(given):
+    with pytest.raises(ValueError, match=f"`--max-memory` must be sizes .* got '{given}'. Write"):
+        Settings.checked(max_memory=given)
+
+
 def test_methods_are_parsed():
     assert Settings.checked(methods="pod, krylov").methods == ("pod", "krylov")
 

@@ -45,7 +45,7 @@ from depthsys.lm.hf.gguf_file import (
     reading_whole,
     unreadable,
 )
-from depthsys.lm.hf.placing import Placing, refuse_placing, settled
+from depthsys.lm.hf.placing import Placing, abandoned, refuse_placing, settled
 from depthsys.lm.hf.source import TOKENIZER_CONFIG, Found, find
 
 DTYPES = {
@@ -318,8 +318,9 @@ def load_checkpoint(
         hf = _weighted(found, config, dtype, trust_remote_code, pickled_weights, places)
         if found.adapter is not None:
             hf = merged(hf, found.adapter)
-    except (MemoryError, RuntimeError, OSError) as error:
-        if out_of_memory(error):
+    except BaseException as error:
+        abandoned(places)  # an interrupt, too, leaves no folder
+        if isinstance(error, MemoryError | RuntimeError | OSError) and out_of_memory(error):
             raise memory_error(found.source, error) from error
         raise
     return Loaded(hf, _tokenizer(found, config, trust_remote_code), found)

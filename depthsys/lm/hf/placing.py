@@ -130,6 +130,11 @@ def checked_placing(
             "{0: '20GiB', 'cpu': '100GiB'}."
         )
     given = {} if max_memory is None else dict(max_memory)
+    if device.type == "cpu" and (cards := sorted(map(str, given.keys() - {"cpu"}))):
+        raise ValueError(
+            f"`max_memory` must name 'cpu' alone on the device 'cpu', where no card holds weights; "
+            f"got {cards}. Leave them out, or use device='cuda'."
+        )
     index = device.index or 0
     if device.type != "cpu":
         device = torch.device(device.type, index)
@@ -168,6 +173,12 @@ def refuse_placing(found: Found, config: Any) -> None:
         cure = "Load it with transformers and its `device_map`, and wrap it: `DepthModel(hf)`."
     if why is not None:
         raise ValueError(f"`device_map` must be None for {why}; got 'auto' for {found}. {cure}")
+
+
+def abandoned(arguments: Mapping[str, Any]) -> None:
+    """Take back what was made for a model that could not be loaded."""
+    if folder := arguments.get("offload_folder"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def settled(hf: Any, arguments: Mapping[str, Any]) -> Any:
