@@ -250,8 +250,8 @@ def single_layer_energies(ax: Axes, energies: xr.Dataset) -> None:
 def energies(ax: Axes, energies: xr.Dataset) -> None:
     """Energy of every schedule as a multiple of the reference's, log scale, with intervals.
 
-    Uses ``multiple`` and its ``_low`` and ``_high``, ``monotone``, ``layer_pushed`` (schedule) and
-    attrs ``target``, ``energy``, ``reference``. An interval that ends in "not reached" runs to the
+    Uses ``multiple`` and, where they are known, its ``_low`` and ``_high``; ``monotone`` and
+    ``layer_pushed`` (schedule) and attrs ``target``, ``energy``, ``reference``. An interval that ends in "not reached" runs to the
     edge, with an arrow.
     """
     multiple = energies["multiple"].values
@@ -266,7 +266,11 @@ def energies(ax: Axes, energies: xr.Dataset) -> None:
     # bars on a log axis start at 1: shorter than the reference points left, longer points right
     known = multiple[finite]
     ax.barh(rows[finite], known - 1, left=1, color=SKY, height=0.6)
-    low, high = (energies[f"multiple_{end}"].values for end in ("low", "high"))
+    unknown = np.full_like(multiple, np.nan)
+    low, high = (
+        energies[name].values if name in energies else unknown
+        for name in ("multiple_low", "multiple_high")
+    )
     ax.set_xscale("log")
     ends = [values[finite & np.isfinite(values)] for values in (low, high)]
     every = np.concatenate([known, *ends, np.ones(1)])

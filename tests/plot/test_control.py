@@ -37,6 +37,14 @@ def test_numbers_of_multiples_stand_at_their_bars_and_not_on_their_whiskers(ener
     assert arrow.get_xdata()[0] == ends[2]
 
 
+def test_energies_without_intervals_are_points(energies):
+    _, (ax,) = plot.figure()
+    plot.energies(ax, energies.drop_vars(["multiple_low", "multiple_high"]))
+    assert not ax.collections
+    (points,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert points.get_xdata().tolist() == [1.0, 2.0, 30.0]
+
+
 def test_multiples_have_one_format_from_small_to_huge(energies):
     huge = [1.0, 0.0314, np.nan, 5350.0]
     _, (ax,) = plot.figure()
