@@ -56,9 +56,11 @@ class Result:
 SYSTEM = Result("system.nc", ("separation",))
 EACH = Result("systems_per_prompt.nc")
 GAINS = Result("gains.nc", ("gain_curves", "error_budget"))
-CONTROL = Result("schedule.nc", ("schedule", "energy"), (("energy.csv", _energies),))
+CONTROL = Result(
+    "schedule.nc", ("schedule", "energy", "single_layers"), (("energy.csv", _energies),)
+)
 VERIFIED = Result("verified.nc", ("energy", "achieved"), (("energy.csv", _energies),))
-PLAN = Result("plan.nc", ("pushes",))
+PLAN = Result("plan.nc", ("pushes", "push_energy"))
 COMPARISON = Result(
     "comparison.nc",
     ("agreement_by_order", "certified_errors", "budget_bars", "linear_range", "prompt_spread"),

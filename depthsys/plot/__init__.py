@@ -11,7 +11,14 @@ from depthsys.plot.comparison import (
     linear_range,
     prompt_spread,
 )
-from depthsys.plot.control import achieved, energies, pushes, schedule
+from depthsys.plot.control import (
+    achieved,
+    energies,
+    layer_energies,
+    pushes,
+    schedule,
+    single_layer_energies,
+)
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
 from depthsys.plot.ltv import (
@@ -22,7 +29,9 @@ from depthsys.plot.ltv import (
     hankel_map,
     io_image,
 )
+from depthsys.plot.reach import actuator_layers, controllability
 from depthsys.plot.responses import responses
+from depthsys.plot.scaling import scaling
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.style import figure, save, shared_legend
@@ -39,6 +48,10 @@ __all__ = [
     "energies",
     "achieved",
     "pushes",
+    "layer_energies",
+    "single_layer_energies",
+    "controllability",
+    "actuator_layers",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",
@@ -48,6 +61,7 @@ __all__ = [
     "responses",
     "agreement_by_order",
     "agreement_by_size",
+    "scaling",
     "budget_bars",
     "budget_limit",
     "certified_errors",

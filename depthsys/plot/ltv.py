@@ -18,13 +18,17 @@ from depthsys.plot.style import (
     STYLES,
     basis_styles,
     check_dims,
+    colour_bar,
     coordinate,
     depth_axis,
+    dwarfing,
+    key_above,
     legend_beside,
     log_axis,
     log_axis_with_zeros,
     log_range,
     order_axis,
+    thinned,
     zero_markers,
 )
 
@@ -69,7 +73,7 @@ def hankel_map(ax: Axes, values: xr.DataArray, *, floor: float = 1e-17) -> None:
             cmap=colours,
             rasterized=True,
         )
-        ax.figure.colorbar(mesh, ax=ax, label=_HANKEL)
+        colour_bar(ax, mesh, _HANKEL)
     at, index = np.nonzero((sigma > 0) & ~shown)
     if len(at):
         label = f"below {floor:.0e} of the largest: noise"
@@ -78,14 +82,7 @@ def hankel_map(ax: Axes, values: xr.DataArray, *, floor: float = 1e-17) -> None:
     ax.set_ylim(*_edges(indices)[[0, -1]])
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     depth_axis(ax, depths)
-    ax.legend(
-        handles=key,
-        frameon=False,
-        fontsize="small",
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-    )
+    key_above(ax, handles=key, ncols=2)
 
 
 def hankel_lines(ax: Axes, values: xr.DataArray, *, floor: float = 1e-17) -> None:
@@ -221,6 +218,9 @@ def io_image(ax: Axes, matrix: xr.DataArray) -> None:
     A row per depth (and output), a column per layer (and input). Zero is grey, negative gains are
     darker and positive ones lighter, in greyscale too. Inputs later than the output stay blank.
 
+    One layer whose gains are more than four times those of all others would leave these grey: then
+    colours end at the largest of the others, and the colour bar and a note say so.
+
     Parameters
     ----------
     ax
@@ -243,10 +243,14 @@ def io_image(ax: Axes, matrix: xr.DataArray) -> None:
     # only zeros are left blank: any other value above the diagonal is an error worth seeing
     image = np.ma.masked_array(blocks, later & (blocks == 0)).reshape(n_rows * p, n_columns * m)
     largest = float(abs(blocks).max(initial=0)) or 1.0
+    alone, extend = dwarfing(np.moveaxis(blocks, 2, 0)), "neither"
+    if alone is not None:
+        extend = _cut_colours(ax, blocks[:, :, alone[0]], str(layers[alone[0]]), alone[1])
+        largest = alone[1]
     drawn = ax.imshow(
         image, cmap="cividis", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
     )
-    ax.figure.colorbar(drawn, ax=ax, label="gain (output/input)")
+    colour_bar(ax, drawn, "gain (output/input)", extend)
     sides = ((ax.yaxis, depths, p, ax.axhline), (ax.xaxis, layers, m, ax.axvline))
     for axis, labels, size, line in sides:
         shown = np.arange(0, len(labels), -(-len(labels) // 13))
@@ -256,6 +260,21 @@ def io_image(ax: Axes, matrix: xr.DataArray) -> None:
             line(k * size - 0.5, color="w", lw=0.5)
     ax.set_xlabel("layer of the input" + (f" ({m} inputs each)" if m > 1 else ""))
     ax.set_ylabel("depth of the output" + (f" ({p} outputs each)" if p > 1 else ""))
+
+
+def _cut_colours(ax: Axes, gains: np.ndarray, layer: str, limit: float) -> str:
+    """Say how far the gains of that layer leave the colours; which ends of the bar are open."""
+    ends = [end for end in (gains.min(), gains.max()) if abs(end) > limit]
+    reached = " and ".join(f"{end:.3g}" for end in ends)
+    ax.annotate(
+        f"layer {layer} is off the colour scale:\nit reaches {reached}",
+        (0.98, 0.97),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        fontsize="small",
+    )
+    return "both" if len(ends) == 2 else "max" if ends[0] > 0 else "min"
 
 
 def error_curves(ax: Axes, table: xr.Dataset) -> None:
@@ -354,12 +373,15 @@ def _spectrum(ax: Axes, depths, values, symbol: str, indices=None) -> None:
     indices = np.arange(1, values.shape[1] + 1) if indices is None else indices
     drawn = [i for i in range(values.shape[1]) if np.isfinite(values[:, i]).any()]
     rest = drawn[len(STYLES) :]
-    for i, style in zip(drawn, STYLES, strict=False):
-        ax.plot(depths, values[:, i], label=f"${symbol}_{{{indices[i]}}}$", **style)
+    for row, (i, style) in enumerate(zip(drawn, STYLES, strict=False)):
+        marks = thinned(values[:, i], row, min(len(drawn), len(STYLES)))
+        label = f"${symbol}_{{{indices[i]}}}$"
+        ax.plot(depths, values[:, i], label=label, markevery=marks, **style)
     for i in rest:
         label = f"${symbol}_{{{indices[i]}}}$ to ${symbol}_{{{indices[rest[-1]]}}}$"
         label = label if i == rest[0] else None
-        ax.plot(depths, values[:, i], color=GREY, lw=0.6, marker=".", ms=2, label=label)
+        dots: dict = {"marker": ".", "ms": 2, "markevery": thinned(values[:, i], most=200)}
+        ax.plot(depths, values[:, i], color=GREY, lw=0.6, label=label, **dots)
     log_axis(ax)
     depth_axis(ax, depths)
     if drawn:

@@ -12,6 +12,7 @@ from depthsys.plot.style import (
     coordinate,
     depth_axis,
     legend_beside,
+    thinned,
 )
 
 _UNITS = {"impulse": "unit impulse", "step": "unit step"}
@@ -51,9 +52,11 @@ def responses(ax: Axes, response: xr.Dataset) -> None:
     outputs, inputs = (_names(response, dim) for dim in ("output", "input"))
     pairs = [(i, j) for j in range(len(inputs)) for i in range(len(outputs))]
     drawing: dict = {"drawstyle": "steps-post"} if kind == "step" else {}
-    for (i, j), style in zip(pairs, STYLES, strict=False):
+    for row, ((i, j), style) in enumerate(zip(pairs, STYLES, strict=False)):
         label = outputs[i] if len(inputs) == 1 else f"{outputs[i]} from {inputs[j]}"
-        ax.plot(depths, values[:, i, j], label=label, **style, **drawing)
+        # a single line is as clear with a marker at every depth of a small model
+        marks = thinned(values[:, i, j], row, len(pairs), most=32 if len(pairs) == 1 else 16)
+        ax.plot(depths, values[:, i, j], label=label, markevery=marks, **style, **drawing)
     for number, (i, j) in enumerate(pairs[len(STYLES) :]):
         label = f"{len(pairs) - len(STYLES)} more" if number == 0 else None
         ax.plot(depths, values[:, i, j], color=GREY, lw=0.6, label=label, zorder=1, **drawing)

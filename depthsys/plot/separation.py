@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from depthsys.plot.style import GREY, STYLES, depth_axis
+from depthsys.plot.style import GREY, STYLES, depth_axis, thinned
 from depthsys.plot.table import held
 
 
@@ -40,7 +40,8 @@ def auc_by_depth(ax: Axes, concepts: Mapping[str, xr.Dataset], *, bands: bool = 
         if bands:
             low, high = concept["auc_low"].values, concept["auc_high"].values
             ax.fill_between(at, low, high, color=style["color"], alpha=0.15, lw=0)
-        ax.plot(at, auc, **{**style, "ms": 4}, label=name)
+        marks = thinned(auc, row, len(concepts))
+        ax.plot(at, auc, **{**style, "ms": 4}, markevery=marks, label=name)
         if np.isfinite(auc).any():
             best = int(np.nanargmax(auc))
             ring = {"mfc": "none", "mec": style["color"], "mew": 1.5, "ms": 11}

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import xarray as xr
 from matplotlib.figure import Figure
 
-from depthsys.plot import budget, comparison, control, gains, sizes
+from depthsys.plot import budget, comparison, control, gains, reach, sizes
 from depthsys.plot.effects import effect_against_price
+from depthsys.plot.scaling import scaling as scaling_of
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.style import (
     figure,
@@ -44,7 +45,7 @@ def schedule(energies: xr.Dataset) -> Figure:
 
 def energy(energies: xr.Dataset) -> Figure:
     """Energies of all schedules on the full model."""
-    fig, axes = figure(7.0, 3.4)
+    fig, axes = figure(7.0, 1.2 + 0.32 * energies.sizes["schedule"])
     control.energies(axes[0], energies)
     return fig
 
@@ -53,6 +54,24 @@ def pushes(plan: xr.Dataset) -> Figure:
     """Where a plan pushes, and how hard."""
     fig, axes = figure(7.5, 3.6)
     control.pushes(axes[0], plan)
+    return fig
+
+
+def push_energy(plan: xr.Dataset) -> Figure | None:
+    """Where the energy of a plan goes, if the plan says what a push costs."""
+    several = "input" in plan["u"].dims and plan.sizes["input"] > 1
+    relative = plan.attrs.get("energy", "absolute") != "absolute"
+    if relative and ("push" not in plan or (several and "direction" not in plan)):
+        return None
+    fig, axes = figure(7.5, 3.6)
+    control.layer_energies(axes[0], plan)
+    return fig
+
+
+def single_layers(energies: xr.Dataset) -> Figure:
+    """Energy that each layer alone needs."""
+    fig, axes = figure(7.5, 3.6)
+    control.single_layer_energies(axes[0], energies)
     return fig
 
 
@@ -104,7 +123,7 @@ def certified_errors(table: xr.Dataset) -> Figure:
 def budget_bars(table: xr.Dataset) -> Figure:
     """Where the error comes from, at a small and at the largest order."""
     orders = sorted({small_order(table["order"].values), int(table["order"].max())})
-    height = (1.4 + 0.5 * table.sizes["basis"]) * len(orders)
+    height = (1.5 + 0.6 * table.sizes["basis"]) * len(orders)
     fig, axes = figure(8.0, height, rows=len(orders))
     limit = budget.budget_limit(table, orders)
     for ax, order in zip(axes, orders, strict=True):
@@ -138,6 +157,29 @@ def agreement_by_size(rows: xr.Dataset) -> Figure:
     return fig
 
 
+def scaling(table: xr.Dataset) -> Figure:
+    """Agreement and every part of its budget against model size; see `depthsys.plot.scaling`."""
+    parts = [str(part) for part in table["part"].values] if "budget" in table else []
+    shown = [name for name in ("relative_l2", "spearman") if name in table]
+    shown += [part for part in parts if part != "total"]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    fig, axes = figure(4.0 * columns + 1.4, 3.2 * rows + 0.8, columns=columns, rows=rows)
+    for place, (ax, quantity) in enumerate(zip(axes, shown, strict=False)):
+        scaling_of(ax, table, quantity, names=place < columns)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    shared_legend(axes[:1])
+    return fig
+
+
+def controllability(measures: xr.Dataset) -> Figure:
+    """Ranks over depth and energies over layers, from `ltv.controllability`."""
+    fig, axes = figure(11, 4, columns=2)
+    reach.controllability(axes, measures)
+    return fig
+
+
 def agreement_and_certificates(table: xr.Dataset) -> Figure:
     """Both for one model and task, side by side; attrs ``model`` and ``task``."""
     fig, (left, right) = figure(12, 4.5, columns=2)
@@ -150,7 +192,7 @@ def agreement_and_certificates(table: xr.Dataset) -> Figure:
 
 def budget_and_range(table: xr.Dataset) -> Figure:
     """Error budget at order 4 and the range of linearity, side by side."""
-    fig, axes = figure(12, 4.5, columns=2)
+    fig, axes = figure(12, max(4.5, 1.5 + 0.5 * table.sizes["basis"]), columns=2)
     budget.budget_bars(axes[0], table, order=4)
     comparison.linear_range(axes[1], table)
     return fig
@@ -180,4 +222,5 @@ def gains_of_tasks(tables: Mapping[str, xr.Dataset]) -> Figure:
     for ax in axes[::columns]:
         ax.set_ylabel("gain")
     shared_legend(axes)
+    fig.suptitle("without layer 0, whose gain would take the whole scale", fontsize="medium")
     return fig

@@ -140,7 +140,7 @@ def _model_axis(ax: Axes, names: list[str], sizes: list) -> None:
     if cell is not None and not cell.is_last_row():
         ax.set_xticks(range(len(names)), [])
         return
-    texts = [f"{name}\n{_count(size)}" for name, size in zip(names, sizes, strict=True)]
+    texts = [f"{name}\n{counted_parameters(size)}" for name, size in zip(names, sizes, strict=True)]
     # some twelve small letters an inch fit side by side
     columns = 1 if cell is None else cell.get_gridspec().ncols
     room = 12 * ax.figure.get_figure(root=True).get_figwidth() / columns / len(names)
@@ -152,7 +152,7 @@ def _model_axis(ax: Axes, names: list[str], sizes: list) -> None:
     ax.set_xlabel("model, number of parameters")
 
 
-def _count(size: float) -> str:
+def counted_parameters(size: float) -> str:
     """Three digits and a unit: 168 k, 2.53 M."""
     power = min(int(np.log10(size) // 3), 4) if size >= 1 else 0
     return f"{size / 1000**power:.3g}{['', ' k', ' M', ' G', ' T'][power]}"

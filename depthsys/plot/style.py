@@ -9,8 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
+from matplotlib.transforms import Bbox
 
 # Okabe and Ito's palette: distinct for colour-blind readers, and in lightness.
 BLACK, BLUE, ORANGE, GREY, SKY = "#000000", "#0072B2", "#E69F00", "#8C8C8C", "#56B4E9"
@@ -42,6 +46,8 @@ _BASES: dict[str, dict] = {
     "random": STYLES[7] | {"color": GREY, "lw": 0.9},
 }
 STRIP = 0.15  # height of the strip for errors of 0, in heights of the Axes
+MARKS = 16  # of a line: more of them would hide each other and the other lines
+DWARFS = 4.0  # one layer this many times larger than all others would take the whole scale
 
 
 def figure(
@@ -101,15 +107,17 @@ def basis_styles(names: Sequence[str]) -> list[dict]:
 def layer_axis(ax: Axes) -> None:
     """Layers along x, as whole numbers."""
     ax.set_xlabel("layer of the injection")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def mark_undefined(ax: Axes, known: xr.DataArray) -> None:
-    """Hatch the layers at which there is no direction; ``known`` (layer)."""
-    for layer in known["layer"].values[~known.values]:
-        ax.axvspan(layer - 0.4, layer + 0.4, facecolor="none", edgecolor=GREY, hatch="//", lw=0)
+    """Hatch the layers at which there is no direction, neighbours as one; ``known`` (layer)."""
+    layers = known["layer"].values[~known.values]
+    for run in np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1) if len(layers) else ():
+        first, last = run[0] - 0.4, run[-1] + 0.4
+        ax.axvspan(first, last, facecolor="none", edgecolor=GREY, hatch="//", lw=0)
         ax.text(
-            layer,
+            (first + last) / 2,
             0.5,
             "no direction",
             transform=ax.get_xaxis_transform(),
@@ -133,11 +141,21 @@ def count_axis(ax: Axes, counts: np.ndarray) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+class _TwoAndFive(LogFormatterSciNotation):
+    """Labels at 2 and 5 alone, as others would write over each other; all within half a decade."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        low, high = self.axis.get_view_interval() if self.axis else (x, x)
+        if high > 10**0.5 * low and f"{x:e}"[0] not in "25":
+            return ""
+        return super().__call__(x, pos)
+
+
 def log_axis(ax: Axes) -> None:
     """Log y axis with labels even within two decades."""
     ax.set_yscale("log")
     # less than two decades hold one power of ten or none: label steps between them too
-    ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
+    ax.yaxis.set_minor_formatter(_TwoAndFive(minor_thresholds=(2, 2)))
 
 
 def order_axis(ax: Axes, orders: np.ndarray) -> None:
@@ -169,9 +187,14 @@ def percent_axis(ax: Axes) -> None:
     low, high = ax.get_ylim()
     if low < 1e-4:
         return
+    plain_log(ax.yaxis, low, high)
+
+
+def plain_log(axis: Axis, low: float, high: float) -> None:
+    """Plain numbers along a log axis from low to high: at 2 and 5 too, within two decades."""
     close = high / low < 100
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(
         lambda value, _: f"{value:g}" if close and f"{value:e}"[0] in "25" else ""
     )
 
@@ -191,7 +214,9 @@ def zero_markers(ax: Axes, at: np.ndarray, row: int, n_rows: int, style: dict) -
     ax.plot(at, height, transform=ax.get_xaxis_transform(), **style)
 
 
-def log_axis_with_zeros(ax: Axes, bottom: float, top: float, *, zeros: bool) -> None:
+def log_axis_with_zeros(
+    ax: Axes, bottom: float, top: float, *, zeros: bool, note: str = "0 to rounding"
+) -> None:
     """Log y axis from bottom to top and, where there are zeros, their strip under it."""
     log_axis(ax)
     ax.set_ylim(bottom, top)
@@ -204,7 +229,7 @@ def log_axis_with_zeros(ax: Axes, bottom: float, top: float, *, zeros: bool) -> 
     ax.set_ylim(bottom * shift, top)
     ax.plot([0, 1], [STRIP, STRIP], color=GREY, lw=0.8, transform=ax.transAxes)
     ax.annotate(
-        "0 to rounding",
+        note,
         (1, STRIP / 2),
         (6, 0),
         xycoords="axes fraction",
@@ -212,6 +237,83 @@ def log_axis_with_zeros(ax: Axes, bottom: float, top: float, *, zeros: bool) -> 
         va="center",
         fontsize="small",
     )
+
+
+def thinned(values: np.ndarray, row: int = 0, n_rows: int = 1, most: int = MARKS) -> list[int]:
+    """Which points of a line get a marker: all where they are few, else every n-th.
+
+    Rows start at different points, so that the markers of lines that coincide can all be seen. A
+    point without neighbours always has its marker: no line leads to it.
+    """
+    known = np.isfinite(np.asarray(values, dtype=float))
+    at = np.flatnonzero(known)
+    step = -(-len(at) // most) or 1
+    beside = np.pad(known, 1)
+    alone = np.flatnonzero(known & ~beside[:-2] & ~beside[2:])
+    return sorted({*at[row * step // n_rows :: step].tolist(), *alone.tolist()})
+
+
+def dwarfing(values: np.ndarray) -> tuple[int, float] | None:
+    """The one place whose size is `DWARFS` times that of all others, and the size of these.
+
+    ``values`` (place, ...); NaN counts as nothing. None where there is no such place.
+    """
+    sizes = np.nan_to_num(abs(np.asarray(values, dtype=float))).reshape(len(values), -1)
+    sizes = sizes.max(axis=1, initial=0.0)
+    if len(sizes) < 2:
+        return None
+    place = int(sizes.argmax())
+    rest = float(np.delete(sizes, place).max())
+    return (place, rest) if rest > 0 and sizes[place] > DWARFS * rest else None
+
+
+def symlog_axis(ax: Axes, linear: float) -> float:
+    """Y axis that is linear up to a round number above ``linear``, and logarithmic beyond it.
+
+    The data must be drawn. Dotted lines stand where the scale changes; returns that number.
+    """
+    power = 10 ** np.floor(np.log10(linear))
+    edge = float(power * next(step for step in (1, 2, 5, 10) if linear <= step * power * 1.0001))
+    ax.set_yscale("symlog", linthresh=edge, linscale=1.5)
+    bottom, top = ax.get_ylim()
+    largest = max(top, -bottom)
+    decades = [edge * 10.0**k for k in range(1, 16) if edge * 10.0**k <= largest]
+    sizes = [edge / 2, edge, *(decades or [edge * k for k in (2, 5) if edge * k <= largest][-1:])]
+    ticks = sorted([0.0, *sizes, *(-size for size in sizes)])
+    ax.set_yticks([tick for tick in ticks if bottom <= tick <= top])
+    ax.set_yticks([], minor=True)
+    ax.yaxis.set_major_formatter("{x:g}")
+    for border in (-edge, edge):
+        if bottom < border < top:
+            ax.axhline(border, color=GREY, lw=0.8, ls=":", zorder=0)
+    ax.set_ylim(bottom, top)
+    return edge
+
+
+def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, extend: str = "neither") -> None:
+    """A colour bar that stays at the map, whatever else stands beside it in the figure."""
+    beside = ax.inset_axes((1.03, 0, 0.045, 1))
+    ax.figure.colorbar(drawn, cax=beside, label=label, extend=extend)
+
+
+def key_above(ax: Axes, **options: object) -> Legend:
+    """A legend above the Axes; a title that is set later stands above the legend."""
+    settings: dict = {"frameon": False, "fontsize": "small", **options}
+    legend = ax.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, borderpad=0, **settings
+    )
+    # titles know the children of their Axes, but not its legend: an empty child takes its place
+    place = ax.inset_axes((0, 1, 1, 0.1))
+    place.set_axis_off()
+
+    def room(_: object, renderer: object) -> Bbox:
+        box, fig = ax.get_position(), ax.get_figure()
+        taken = legend.get_window_extent(renderer)  # type: ignore[arg-type]
+        high = taken.transformed(fig.transSubfigure.inverted()).y1  # type: ignore[union-attr]
+        return Bbox([[box.x0, box.y1], [box.x1, max(high, box.y1)]])
+
+    place.set_axes_locator(room)  # type: ignore[arg-type]
+    return legend
 
 
 def legend_beside(ax: Axes, title: str | None = None) -> None:

@@ -71,6 +71,17 @@ def percent(*values: float, least: float = TINY) -> str:
     return wording.percent(fractions, 2, zeros=False, least=least, small="0 (to rounding)")
 
 
+def times(value: float) -> str:
+    """A multiple, always with three digits.
+
+    Examples
+    --------
+    >>> times(1.0), times(0.31416), times(44.08), times(5350.0)
+    ('1.00 ×', '0.314 ×', '44.1 ×', '5350 ×')
+    """
+    return f"{wording.number(value, 3)} ×"
+
+
 def number(value: float) -> str:
     """Two digits, or all before the decimal point."""
     return wording.number(value, 2, zeros=False)

@@ -35,7 +35,7 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     code, shown, _ = run(*command)
     assert code == 0
     names = {path.name for path in out.iterdir()}
-    figures = ["separation", "gain_curves", "error_budget", "schedule", "energy"]
+    figures = ["separation", "gain_curves", "error_budget", "schedule", "energy", "single_layers"]
     expected = {"texts.csv", "system.nc", "gains.nc", "schedule.nc", "energy.csv", "demo.txt"}
     assert names == expected | {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
     system = ltv.check(load(out / "system.nc"))

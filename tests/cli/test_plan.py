@@ -60,7 +60,8 @@ def test_the_plan_is_the_optimum_of_the_library_and_says_what_it_does(planned, c
     assert reached == pytest.approx(1, rel=2e-3)
     assert f"a shift of {target:.4g} (2std) is planned at relative energy" in shown
     assert f"{100 * float(plan.push[3]):#.3g}".rstrip(".") in shown.replace("-", "")
-    assert {"pushes.png", "pushes.svg", "plan.txt"} <= {p.name for p in out.iterdir()}
+    figures = {"pushes.png", "pushes.svg", "push_energy.png", "push_energy.svg"}
+    assert figures | {"plan.txt"} <= {p.name for p in out.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is drawn on Axes."""
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from depthsys import plot
 
@@ -36,3 +37,42 @@ def segments_of(collection):
 
 def zeros_of(ax):
     return [line for line in ax.lines if line.get_markerfacecolor() == "w"]
+
+
+def written_over(fig):
+    """Pairs of texts of a figure that write over each other, and texts that leave it."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    renderer, page = canvas.get_renderer(), fig.bbox.padded(1)
+    faults = []
+    for ax in fig.axes:
+        boxes = []
+        for axis in (ax.xaxis, ax.yaxis) if ax.get_visible() and ax.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            labels = [t.label1 for t in ticks if low <= t.get_loc() <= high]
+            boxes += [label for label in labels if label.get_visible() and not label.get_rotation()]
+        legend = ax.get_legend()
+        texts = [ax.title, ax.xaxis.label, *boxes, *ax.texts]
+        texts += [] if legend is None else legend.get_texts()
+        shown = [t for t in texts if t.get_text() and not t.get_rotation()] if boxes else []
+        extents = [text.get_window_extent(renderer) for text in shown]
+        faults += [t.get_text() for t, box in zip(shown, extents, strict=True) if out(box, page)]
+        faults += [
+            (shown[i].get_text(), shown[j].get_text())
+            for i, box in enumerate(extents)
+            for j in range(i)
+            # boxes have a little room around the letters
+            if box.shrunk(0.95, 0.85).overlaps(extents[j])
+        ]
+    return faults
+
+
+def out(box, page):
+    return box.x0 < page.x0 or box.y0 < page.y0 or box.x1 > page.x1 or box.y1 > page.y1
+
+
+def marks_of(line):
+    """How many markers of a line are drawn."""
+    every = line.get_markevery()
+    return int(np.isfinite(line.get_ydata()).sum()) if every is None else len(every)

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from depthsys import ltv, plot
-from tests.plot.drawing import drawn, labels_of, lines_of, styles_of
+from tests.plot.drawing import drawn, labels_of, lines_of, marks_of, styles_of
 
 
 @pytest.fixture
@@ -240,6 +240,35 @@ def test_io_image_tells_signs_apart_in_greyscale_and_hides_no_fault(system, tmp_
     assert abs(grey[32] - grey[[0, -1]].mean()) < 0.05
     red, green, blue = image.cmap(0.5)[:3]
     assert max(red, green, blue) - min(red, green, blue) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("factor", "extend", "reached"), [(50, "max", "100"), (-50, "min", "-100")]
+)
+def test_a_layer_that_dwarfs_the_others_leaves_them_their_colours(
+    factor, extend, reached, tmp_path
+):
+    system = ltv.constant([[1.0]], [[2.0]], [[1.0]], horizon=6)
+    matrix = ltv.io_matrix(system)
+    matrix[{"layer": 2}] *= factor
+    ax = drawn(tmp_path, plot.io_image, matrix)
+    (image,) = ax.images
+    assert image.get_clim() == (-2.0, 2.0)
+    assert image.colorbar.extend == extend
+    (note,) = ax.texts
+    assert note.get_text() == f"layer 2 is off the colour scale:\nit reaches {reached}"
+    plain = drawn(tmp_path, plot.io_image, ltv.io_matrix(system))
+    assert plain.images[0].colorbar.extend == "neither"
+    assert not plain.texts
+
+
+def test_lines_over_many_depths_have_few_markers(tmp_path):
+    values = xr.DataArray(np.ones((90, 8)) * 2.0 ** -np.arange(8), dims=["depth", "index"])
+    ax = drawn(tmp_path, plot.hankel_lines, values)
+    assert len(ax.lines) == 8
+    assert all(5 <= marks_of(line) <= 16 for line in ax.lines)
+    first, third = (set(line.get_markevery()) for line in ax.lines[:3:2])
+    assert not first & third
 
 
 def test_io_image_of_many_layers_and_of_zeros(tmp_path):
