@@ -15,6 +15,7 @@ from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
 from depthsys.cli.plan import plan
 from depthsys.cli.real import fetch, real
+from depthsys.cli.report import report
 from depthsys.cli.verify import verify
 
 # whatever was typed wrongly: Typer has a copy of click of its own, earlier versions had not
@@ -41,6 +42,7 @@ COMMANDS = {
     "real": real,
     "verify": verify,
     "generate": generate,
+    "report": report,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

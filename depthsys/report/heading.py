@@ -37,7 +37,8 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
     elif "tokens" in result.dims:
         n_layers, n_features, what = attrs["n_layers"], attrs["n_features"], "a control vector"
     else:
-        n_layers, n_features = result.sizes["layer"], result["v"].sizes["feature"]
+        n_layers = result.sizes["layer"]
+        n_features = attrs["n_features"] if "v" not in result else result["v"].sizes["feature"]
         what = system_in_words(result)
     return [
         f"{model}: L = {n_layers}, H = {n_features}, {attrs['dtype']}, {what}, "

@@ -1,0 +1,6 @@
+"""Results of a study or a run -> one HTML page; see `page`."""
+
+from depthsys.report.html.page import page
+from depthsys.report.html.results import STAGES, CellResults, Results
+
+__all__ = ["STAGES", "CellResults", "Results", "page"]
