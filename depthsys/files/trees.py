@@ -13,12 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 METADATA = "zarr.json"
 MOST_BYTES = 2**28  # of one variable, decoded
@@ -42,14 +39,14 @@ class Node:
     ----------
     attrs
         Of the group.
-    dataset
-        The variables that were asked for, of those that are there, with the labels of their dims.
+    variables
+        Dims and values of what was asked for, of what is there, with the labels of their dims.
     sizes
         Of the dims of what was read, and of what was only to be measured.
     """
 
     attrs: dict[str, Any]
-    dataset: "xr.Dataset"
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
 
@@ -150,8 +147,6 @@ def _bytes(path: Path) -> bytes:
 def _node(
     place: Path, meta: Mapping[str, Any], names: frozenset[str], sized: frozenset[str]
 ) -> Node:
-    import xarray as xr
-
     arrays = {name: _described(place / name) for name in sorted(names | sized)}
     dims = {name: _dims(said) for name, said in arrays.items()}
     sizes = {
@@ -162,7 +157,7 @@ def _node(
         arrays[dim], dims[dim] = _described(place / dim), (dim,)
     read = [name for name in arrays if name in names or name in labels]
     variables = {name: (dims[name], _array(place / name, arrays[name])) for name in read}
-    return Node(dict(meta.get("attributes", {})), xr.Dataset(variables), sizes)
+    return Node(dict(meta.get("attributes", {})), variables, sizes)
 
 
 def _dims(said: Mapping[str, Any]) -> tuple[str, ...]:

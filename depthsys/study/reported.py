@@ -4,6 +4,7 @@ Only what a page shows is read: small arrays, no matrices of the full model.
 """
 
 import csv
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from depthsys.export.guard import existing_file, told_of
 from depthsys.export.netcdf import WHOLE
 from depthsys.files.strangers import read_netcdf
 from depthsys.files.trees import METADATA, Node, read_tree
-from depthsys.report.html import STAGES, CellResults, Results
+from depthsys.report.html import STAGES, CellResults, Results, Stage
 from depthsys.wording import counted
 
 _SEPARATION = {"auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high"}
@@ -136,7 +136,7 @@ def _wanted(group: str) -> set[str]:
 
 def _cells(nodes: Mapping[str, Node]) -> tuple[list[CellResults], set[str]]:
     """The cells, those that failed before their first stage among them, and unknown stages."""
-    stages: dict[tuple[str, ...], dict[str, xr.Dataset]] = {}
+    stages: dict[tuple[str, ...], dict[str, Stage]] = {}
     attrs: dict[tuple[str, ...], Mapping[str, Any]] = {}
     unknown = set()
     for group, node in nodes.items():
@@ -152,18 +152,26 @@ def _cells(nodes: Mapping[str, Node]) -> tuple[list[CellResults], set[str]]:
         CellResults(
             model, task, seed.removeprefix("seed_"), concept, _in_order(inside), attrs.get(key, {})
         )
-        for key, inside in stages.items()
+        for key, inside in sorted(stages.items(), key=lambda each: _as_counted(each[0]))
         for model, task, seed, concept in [key]
     ]
     return found, unknown
 
 
-def _stage(node: Node) -> xr.Dataset:
+def _as_counted(key: tuple[str, ...]) -> list[list[tuple[int, str]]]:
+    """Seed 2 before seed 10."""
+    return [
+        [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+        for name in key
+    ]
+
+
+def _stage(node: Node) -> Stage:
     width = {"n_features": node.sizes["feature"]} if "feature" in node.sizes else {}
-    return node.dataset.assign_attrs({**node.attrs, **width})
+    return Stage(node.variables, {**node.attrs, **width})
 
 
-def _in_order(stages: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in STAGES if name in stages}
 
 
@@ -228,7 +236,7 @@ def _files(path: Path, kind: str) -> Iterator[Path]:
     return (file for *_, file in sorted(kept) if file not in hidden)
 
 
-def _read_file(path: Path) -> tuple[str, xr.Dataset] | None:
+def _read_file(path: Path) -> tuple[str, Stage] | None:
     """Which stage a file holds, and what a page shows of it; None for something else."""
     names = {name for wanted in WANTED.values() for name in wanted} | set(_WIDTHS)
     with told_of(path, WHOLE):
@@ -239,10 +247,10 @@ def _read_file(path: Path) -> tuple[str, xr.Dataset] | None:
         return None
     width = {"n_features": data.sizes["feature"]} if "feature" in data.sizes else {}
     kept = [name for name in data.data_vars if name in WANTED[kind]]
-    return kind, data[kept].assign_attrs({**data.attrs, **width})
+    return kind, Stage.of(data[kept].assign_attrs({**data.attrs, **width}))
 
 
-def _cell(kind: str, data: xr.Dataset) -> CellResults:
+def _cell(kind: str, data: Stage) -> CellResults:
     attrs = data.attrs
     model, texts = str(attrs.get("model", "")), str(attrs.get("texts", ""))
     name = Path(model).name if Path(model).is_absolute() else model
@@ -270,7 +278,7 @@ def _put(cells: list[CellResults], new: CellResults, where: str) -> None:
     cells.append(new)
 
 
-def _written(path: Path) -> xr.Dataset | None:
+def _written(path: Path) -> Stage | None:
     """Texts that `depthsys generate` wrote; None for another table."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = csv.reader(file)
@@ -280,13 +288,16 @@ def _written(path: Path) -> xr.Dataset | None:
     prompts = list(dict.fromkeys(prompt for prompt, _ in found))
     strengths = sorted({strength for _, strength in found})
     texts = [[found.get((prompt, s), "") for s in strengths] for prompt in prompts]
-    return xr.Dataset(
-        {"text": (("prompt", "strength"), np.array(texts, dtype=str))},
-        {"prompt": prompts, "strength": strengths},
+    return Stage(
+        {
+            "text": (("prompt", "strength"), np.array(texts, dtype=object)),
+            "prompt": (("prompt",), np.array(prompts, dtype=object)),
+            "strength": (("strength",), np.array(strengths)),
+        }
     )
 
 
-def _with_written(cells: list[CellResults], tables: list[xr.Dataset]) -> list[str]:
+def _with_written(cells: list[CellResults], tables: list[Stage]) -> list[str]:
     """Put texts to the plan that they were written under, as far as one can tell."""
     planned = [place for place, cell in enumerate(cells) if "plan" in cell.stages]
     if len(planned) == 1 and len(tables) == 1:

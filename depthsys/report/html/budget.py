@@ -8,7 +8,7 @@ from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, figure, joined, paragraph
 from depthsys.report.html.scales import logarithmic
 from depthsys.report.html.scales import rows as from_above
-from depthsys.report.html.svg import Markup, tag
+from depthsys.report.html.svg import Markup
 from depthsys.wording import percent
 
 TOTAL = Style(1, -1, "bar")
@@ -28,7 +28,7 @@ WHY = (
 def section(facts: list[Facts]) -> Section | None:
     """The parts of all cells on one scale."""
     rows = [each for each in facts if each.budget]
-    if not rows:
+    if len(rows) < 2:
         return None
     label = "relative L2 error, all layers (logarithmic)"
     named = [(each.name, each.budget) for each in rows]

@@ -3,10 +3,10 @@
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import (
     Section,
+    count_entry,
     entry,
     fixed_entry,
     joined,
-    count_entry,
     number_entry,
     paragraph,
     percent_entry,
@@ -15,7 +15,7 @@ from depthsys.report.html.parts import (
 from depthsys.report.html.svg import tag
 
 HEADER = (
-    "cell", "state", "size", "AUC", "error", "noise", "without layer 0", "Spearman",
+    "cell", "state", "size", "AUC", "error", "noise", "no layer 0", "Spearman",
     "largest part", "order", "seconds",
 )  # fmt: skip
 HINTS = {
@@ -23,7 +23,7 @@ HINTS = {
     "AUC": "of the concept direction on held-out texts, at the last depth",
     "error": "relative L2 distance of the surrogate's gains from those measured on held-out prompts",
     "noise": "the error that a perfect prediction would show on so many prompts",
-    "without layer 0": "the same error without layer 0",
+    "no layer 0": "the same error without layer 0",
     "Spearman": "rank correlation of predicted and measured gains",
     "largest part": "of the error budget",
     "order": "states of the identified system",

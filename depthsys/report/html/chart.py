@@ -110,16 +110,19 @@ class Chart:
         style: Style,
         said: Sequence[str] = (),
         *,
-        marks: bool = True,
+        wide: bool = False,
     ) -> None:
-        """A curve through points, broken where one is not known, with a mark at each."""
+        """A curve through points, broken where one is not known, with a mark at each.
+
+        A ``wide`` one is still seen where others are painted over it.
+        """
         points = list(zip(map(float, x), map(float, y), strict=True))
         inside = [tag("path", class_="l", d=d) for d in self._pieces(points)]
         told = list(said) or [""] * len(points)
         for (px, py), each in zip(points, told, strict=True):
-            if marks and np.isfinite(py):
+            if np.isfinite(py):
                 inside.append(self._point(px, py, style.marker, each))
-        self.add(tag("g", *inside, class_=style.classes))
+        self.add(tag("g", *inside, class_=f"{style.classes}{' halo' * wide}"))
 
     def _pieces(self, points: list[tuple[float, float]]) -> list[str]:
         pieces: list[list[tuple[float, float]]] = [[]]

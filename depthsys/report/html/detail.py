@@ -1,5 +1,6 @@
 """All that is known of one cell, opened when asked for."""
 
+from collections.abc import Mapping
 
 from depthsys.report.html import budget, effects, gains, hankel, methods, plans, told
 from depthsys.report.html.facts import Facts
@@ -18,18 +19,18 @@ from depthsys.report.html.results import STAGES
 from depthsys.report.html.svg import Markup, tag
 
 
-def section(facts: list[Facts]) -> Section:
+def section(facts: list[Facts], doubts: Mapping[str, list[str]]) -> Section:
     """The cells one below the other; a single one is open."""
-    parts = [_cell(each, open_=len(facts) == 1) for each in facts]
+    parts = [_cell(each, doubts[each.anchor], alone=len(facts) == 1) for each in facts]
     title = "The cell in detail" if len(facts) == 1 else "Cells in detail"
     return Section("details", title, joined(*parts))
 
 
-def _cell(facts: Facts, *, open_: bool) -> Markup:
+def _cell(facts: Facts, doubts: list[str], *, alone: bool) -> Markup:
     state = facts.cell.state
     mark = "" if state == "complete" else f" · {state}"
     summary = joined(facts.name, tag("span", _sizes(facts), mark))
-    return opened(summary, *_inside(facts, alone=open_), anchor=facts.anchor, open_=open_)
+    return opened(summary, *_inside(facts, doubts, alone=alone), anchor=facts.anchor, open_=alone)
 
 
 def _sizes(facts: Facts) -> str:
@@ -43,12 +44,11 @@ def _sizes(facts: Facts) -> str:
     return f" · {', '.join(told_)}" if told_ else ""
 
 
-def _inside(facts: Facts, *, alone: bool) -> list[Markup]:
+def _inside(facts: Facts, doubts: list[str], *, alone: bool) -> list[Markup]:
     """In words, in figures, in texts, and where it comes from."""
     parts = [_alert(facts)]
     if not alone:  # the summary of the page says it
         parts.append(bullets(told.found(facts), "verdicts"))
-        doubts = told.doubts(facts)
         if doubts:
             parts += [tag("h3", "Against it"), bullets(doubts, "verdicts")]
     parts += [_figures("Gains", _gains(facts)), _figures("Reduction", _reduction(facts))]

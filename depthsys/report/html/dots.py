@@ -1,6 +1,6 @@
 """A row of marks for each cell, on one scale."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ LONGEST = 38  # letters of a name
 
 
 def dots(
-    rows: list[tuple[str, Mapping[str, Three]]],
+    rows: Sequence[tuple[str, Mapping[str, Three]]],
     style_of: Callable[[str], Style],
     label: str,
     title: str,

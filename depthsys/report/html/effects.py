@@ -1,16 +1,13 @@
 """What steering does to written texts, and what it costs them."""
 
-from collections.abc import Iterator
-
 import numpy as np
-import xarray as xr
 
 from depthsys.report.html.chart import STYLES, Chart, Style, legend
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph, plain
-from depthsys.report.html.pick import names_of, number_of, pick
 from depthsys.report.html.scales import Scale, linear
-from depthsys.report.html.svg import Markup, tag
+from depthsys.report.html.stage import Stage, names_of, number_of, pick, three
+from depthsys.report.html.svg import Markup, tag, verbatim
 from depthsys.report.table import Table
 from depthsys.wording import number
 
@@ -25,6 +22,7 @@ EFFECTS = {
     "log_odds_mean": "log-odds of the words of both classes",
 }
 WRITTEN = {"log_odds": "log-odds", "kl": "KL", "perplexity": "perplexity", "repetition": "repeated"}
+Drawn = tuple[Markup, Markup | None]
 MOST_PROMPTS = 12  # of a cell that are shown side by side
 
 
@@ -32,36 +30,38 @@ def section(facts: list[Facts]) -> Section | None:
     """Effect against price in all cells where both are known."""
     figures = []
     for each in facts:
-        for price in ("kl", "perplexity"):
-            drawn = effect_by_price(each, price)
-            if drawn is not None:
-                title = tag("a", each.name, href=f"#{each.anchor}")
-                figures.append(figure(drawn[0], title, key=drawn[1]))
+        drawn = effect_by_price(each, "kl", small=len(facts) > 4)
+        if drawn is not None:
+            title = tag("a", each.name, href=f"#{each.anchor}")
+            figures.append(figure(drawn[0], title, key=drawn[1]))
     if not figures:
         return None
     said = paragraph(
         "Every mark is a strength of the plan: upwards what it does to the texts that the model "
         "then writes, to the right what it costs them. Marks are joined in the order of strengths."
     )
-    return Section("effects", "Effect against price", joined(said, grid(figures)))
+    return Section(
+        "effects",
+        "Effect against price",
+        joined(said, grid(figures, "small" if len(facts) > 4 else "")),
+    )
 
 
-def _written(facts: Facts) -> xr.Dataset | None:
-    """The texts with strengths in their order."""
-    data = facts.cell.stages.get("texts")
-    return data if data is None or "strength" not in data.sizes else data.sortby("strength")
+def _strengths(data: Stage | None) -> list[float]:
+    """In their order."""
+    found = pick(data, "strength", "strength")
+    return [] if found is None else sorted(found.tolist())
 
 
-def effect_by_price(facts: Facts, price: str) -> tuple[Markup, Markup] | None:
-    """A curve for each plan through its strengths."""
-    data = _written(facts)
-    effect = next((name for name in EFFECTS if data is not None and name in data.variables), None)
-    if data is None or effect is None or f"{price}_mean" not in data.variables:
+def effect_by_price(facts: Facts, price: str, *, small: bool = False) -> Drawn | None:
+    """A curve for each plan through its strengths, and the legend of several plans."""
+    data, effect = facts.cell.stage("texts"), _effect_of(facts)
+    if not effect or pick(data, f"{price}_mean", "plan", "strength", bound="estimate") is None:
         return None
-    strengths = pick(data, "strength", "strength")
-    rows = list(_of_plans(data, effect, f"{price}_mean"))
-    shown = [v for _, x, y in rows for v in zip(x, y, strict=True) if np.isfinite(v).all()]
-    if strengths is None or len(shown) < 2:
+    strengths = _strengths(data)
+    rows = {name: _curve(data, effect, price, name, strengths) for name in names_of(data, "plan")}
+    shown = [point for row in rows.values() for point in row if np.isfinite(point).all()]
+    if len(shown) < 2:
         return None
     chart = Chart(
         linear([x for x, _ in shown], zero=price == "kl"),
@@ -69,88 +69,96 @@ def effect_by_price(facts: Facts, price: str) -> tuple[Markup, Markup] | None:
         PRICES[price],
         EFFECTS[effect],
         f"Effect against price, {facts.name}",
+        width=300 if small else 400,
+        height=200 if small else 236,
     )
     chart.across(0.0, name="zero")
-    entries = []
-    for place, (name, x, y) in enumerate(rows):
-        style = STYLES[(1, 2, 5, 6)[place % 4]]
+    styles = {name: STYLES[(1, 2, 5, 6)[place % 4]] for place, name in enumerate(rows)}
+    for name, row in rows.items():
         said = [
-            f"{name}, strength {s:g}: {number(e)} at {number(p)}"
-            for s, e, p in zip(strengths, y, x, strict=True)
+            f"{name}, strength {s:g}: {number(y)} at {number(x)}"
+            for s, (x, y) in zip(strengths, row, strict=True)
         ]
-        chart.line(x, y, style, said)
-        for s, e, p in zip(strengths, y, x, strict=True):
-            if np.isfinite([e, p]).all():
-                chart.add(_beside(chart, p, e, f"× {s:g}"))
-        entries.append((name, style))
-    return chart.markup(), legend(*entries)
+        chart.line([x for x, _ in row], [y for _, y in row], styles[name], said)
+    _name_strengths(chart, strengths, next(iter(rows.values())))
+    return chart.markup(), legend(*styles.items()) if len(rows) > 1 else None
 
 
-def _of_plans(
-    data: xr.Dataset, effect: str, price: str
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    for name in names_of(data, "plan") or [""]:
-        at = {"plan": name} if name else {}
-        y = pick(data, effect, "strength", bound="estimate", **at)
-        x = pick(data, price, "strength", bound="estimate", **at)
-        if x is not None and y is not None:
-            yield name or "plan", x, y
+def _effect_of(facts: Facts) -> str:
+    """The first of the known effects that the texts of the cell have; or nothing."""
+    data = facts.cell.stage("texts")
+    return next((name for name in EFFECTS if data is not None and name in data), "")
 
 
-def _beside(chart: Chart, x: float, y: float, said: str) -> Markup:
-    """A word beside a mark, on the side where there is room."""
-    right = chart.x(x) > chart.x.end - 40
-    return tag(
-        "text", said, class_="in end" if right else "in",
-        x=chart.x(x) + (-7 if right else 7), y=chart.y(y) - 6,
-    )  # fmt: skip
+def _curve(
+    data: Stage | None, effect: str, price: str, plan: str, strengths: list[float]
+) -> list[tuple[float, float]]:
+    """Price and effect at every strength."""
+    at = [{"plan": plan, "strength": s, "bound": "estimate"} for s in strengths]
+    return [(number_of(data, f"{price}_mean", **a), number_of(data, effect, **a)) for a in at]
+
+
+def _name_strengths(chart: Chart, strengths: list[float], row: list[tuple[float, float]]) -> None:
+    """Strengths beside their marks, those that there is room for; the largest come first."""
+    taken: list[tuple[float, float]] = []
+    for s, (x, y) in sorted(zip(strengths, row, strict=True), key=lambda each: -abs(each[0])):
+        if not np.isfinite([x, y]).all():
+            continue
+        at = chart.x(x), chart.y(y)
+        if any(abs(at[0] - a) < 38 and abs(at[1] - b) < 14 for a, b in taken):
+            continue
+        taken.append(at)
+        right = at[0] > chart.x.end - 40
+        words = tag(
+            "text", _strength(s), class_="in end" if right else "in",
+            x=at[0] + (-7 if right else 7), y=at[1] - 6,
+        )  # fmt: skip
+        chart.add(words)
 
 
 def texts(facts: Facts) -> Markup | None:
     """What was written at every strength, side by side."""
-    data = _written(facts)
-    if data is None or "text" not in data.variables:
+    data = facts.cell.stage("texts")
+    if data is None or "text" not in data or not _strengths(data) or "prompt" not in data.sizes:
         return None
-    strengths, prompts = names_of(data, "strength"), _prompts(data)
-    if not strengths or "prompt" not in data.sizes:
-        return None
-    parts = []
-    for plan in names_of(data, "plan") or [""]:
-        if plan and len(names_of(data, "plan")) > 1:
+    parts: list[Markup] = []
+    prompts, plans = _prompts(data), names_of(data, "plan")
+    for plan in plans or [""]:
+        if len(plans) > 1:
             parts.append(tag("h4", f"plan: {plan}"))
-        for place in range(min(data.sizes["prompt"], MOST_PROMPTS)):
-            parts.append(tag("blockquote", f"“{prompts[place]} …”"))
+        for place, prompt in enumerate(prompts[:MOST_PROMPTS]):
+            parts.append(tag("blockquote", f"“{prompt} …”"))
             parts.append(_side_by_side(data, plan, place))
-    if data.sizes["prompt"] > MOST_PROMPTS:
-        parts.append(
-            paragraph(f"The first {MOST_PROMPTS} of {data.sizes['prompt']} prompts.", class_="note")
-        )
+    if len(prompts) > MOST_PROMPTS:
+        said = f"The first {MOST_PROMPTS} of {len(prompts)} prompts."
+        parts.append(paragraph(said, class_="note"))
     return joined(*parts)
 
 
-def _prompts(data: xr.Dataset) -> list[str]:
+def _prompts(data: Stage) -> list[str]:
+    """The prompts, or their numbers where only those are known."""
     for name in ("prompt", "prompt_text"):
-        if name in data.variables and data.variables[name].dtype.kind in "OU":
+        if name in data and data.variables[name][1].dtype.kind in "OUT":
             return names_of(data, name)
-    return [f"prompt {i}" for i in range(data.sizes.get("prompt", 0))]
+    return [f"prompt {i}" for i in range(data.sizes["prompt"])]
 
 
-def _side_by_side(data: xr.Dataset, plan: str, place: int) -> Markup:
-    row = data.isel(prompt=place)
+def _side_by_side(data: Stage, plan: str, place: int) -> Markup:
     boxes = []
-    for strength in data["strength"].values:
+    for strength in _strengths(data):
         at = {"strength": strength} | ({"plan": plan} if plan else {})
-        written = pick(row, "text", **at)
+        written = pick(data, "text", "prompt", **at)
+        measured = {name: pick(data, name, "prompt", **at) for name in WRITTEN}
         told = [
-            f"{said} {number(value)}"
-            for name, said in WRITTEN.items()
-            if np.isfinite(value := number_of(row, name, **at))
+            f"{WRITTEN[name]} {number(float(row[place]))}"
+            for name, row in measured.items()
+            if row is not None and np.isfinite(row[place])
         ]
         boxes.append(
             tag(
                 "div",
-                tag("h4", _strength(float(strength))),
-                paragraph("" if written is None else str(written)),
+                tag("h4", _strength(strength)),
+                tag("p", "" if written is None else verbatim(str(written[place]))),
                 paragraph(" · ".join(told), class_="note") if told else None,
                 class_="base" if strength == 0 else None,
             )
@@ -164,31 +172,29 @@ def _strength(value: float) -> str:
 
 def prices(facts: Facts) -> Markup | None:
     """Means over prompts, by strength."""
-    data = _written(facts)
-    names = [n for n in WRITTEN if data is not None and f"{n}_mean" in data.variables]
-    effect = next((name for name in EFFECTS if data is not None and name in data.variables), None)
-    if data is None or not names:
-        return None
+    data, effect = facts.cell.stage("texts"), _effect_of(facts)
+    columns = {"shift": effect} if effect else {}
+    columns |= {said: f"{n}_mean" for n, said in WRITTEN.items() if data and f"{n}_mean" in data}
     rows = []
-    for plan in names_of(data, "plan") or [""]:
-        for strength in data["strength"].values:
-            at = {"strength": strength, "bound": "estimate"} | ({"plan": plan} if plan else {})
-            shown = [number_of(data, effect, **at)] if effect else []
-            shown += [number_of(data, f"{name}_mean", **at) for name in names]
+    for plan in names_of(data, "plan"):
+        for strength in _strengths(data):
+            at = {"plan": plan, "strength": strength, "bound": "estimate"}
+            shown = [number_of(data, name, **at) for name in columns.values()]
             told = tuple(number(v) if np.isfinite(v) else "–" for v in shown)
-            rows.append((f"{plan} × {float(strength):g}".strip(), *told))
-    header = ("strength", *(["shift"] if effect else []), *(WRITTEN[name] for name in names))
-    return plain(Table(header, rows, title="Means over prompts"))
+            rows.append((f"{plan} × {strength:g}", *told))
+    if not rows or not columns:
+        return None
+    return plain(Table(("strength", *columns), rows, title="Means over prompts"))
 
 
 def vector(facts: Facts) -> Markup | None:
     """Shifts by a control vector, at the last and at every token."""
-    data = facts.cell.stages.get("effect")
+    data = facts.cell.stage("effect")
     tokens, outputs = names_of(data, "tokens"), names_of(data, "output")
-    if data is None or not tokens or "response_mean" not in data.variables:
+    if data is None or not tokens or "response_mean" not in data:
         return None
     rows = [
-        (place, f"{output}, {token} token", [number_of(data, "response_mean", output=output, tokens=token, bound=b) for b in ("estimate", "low", "high")])
+        (place, f"{output}, {token} token", three(data, "response_mean", output=output, tokens=token))
         for place, (output, token) in enumerate((o, t) for o in outputs for t in tokens)
     ]  # fmt: skip
     values = [v for *_, three in rows for v in three]

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from depthsys.report.html.pick import names_of, number_of, pick, three
 from depthsys.report.html.results import CellResults
+from depthsys.report.html.stage import Stage, Three, names_of, number_of, pick, three
 from depthsys.wording import small_order
 
-Three = tuple[float, float, float]
-UNKNOWN: Three = (float("nan"),) * 3
+UNKNOWN: Three = (float("nan"), float("nan"), float("nan"))
 _MAIN = {"layers": "all", "injection": "absolute"}
 
 
@@ -54,37 +53,37 @@ class Facts:
         return found[0], found[1], found[2]
 
     @cached_property
-    def _separated(self):
+    def _separated(self) -> Stage | None:
         names = ("concept", "system", "comparison")
         return next(
-            (s for n in names if (s := self.cell.stages.get(n)) is not None and "auc" in s), None
+            (s for n in names if (s := self.cell.stage(n)) is not None and "auc" in s), None
         )
 
     @cached_property
     def error(self) -> Three:
         """Relative L2 error of the surrogate against gains measured on held-out prompts."""
-        return three(self.cell.stages.get("gains"), "relative_l2", **_MAIN)
+        return three(self.cell.stage("gains"), "relative_l2", **_MAIN)
 
     @cached_property
     def error_without_0(self) -> Three:
         """The same without layer 0."""
         asked = _MAIN | {"layers": "without_layer_0"}
-        return three(self.cell.stages.get("gains"), "relative_l2", **asked)
+        return three(self.cell.stage("gains"), "relative_l2", **asked)
 
     @cached_property
     def noise_floor(self) -> float:
         """What sampling noise alone would be."""
-        return number_of(self.cell.stages.get("gains"), "noise_floor", **_MAIN)
+        return number_of(self.cell.stage("gains"), "noise_floor", **_MAIN)
 
     @cached_property
     def spearman(self) -> Three:
         """Rank correlation of predicted and measured gains."""
-        return three(self.cell.stages.get("gains"), "spearman", **_MAIN)
+        return three(self.cell.stage("gains"), "spearman", **_MAIN)
 
     @cached_property
     def budget(self) -> dict[str, Three]:
         """Parts of the error, and the total."""
-        gains = self.cell.stages.get("gains")
+        gains = self.cell.stage("gains")
         return {
             p: three(gains, "error_budget", part=p, layers="all") for p in names_of(gains, "part")
         }
@@ -98,20 +97,19 @@ class Facts:
     @cached_property
     def step_limit(self) -> float:
         """Push at which the response misses linearity by 5 %."""
-        return number_of(self.cell.stages.get("gains"), "step_limit", layers="all")
+        return number_of(self.cell.stage("gains"), "step_limit", layers="all")
 
     @cached_property
     def order(self) -> int:
         """States of the surrogate at most; -1 where there is none."""
-        system = self.cell.stages.get("system")
+        system = self.cell.stage("system")
         found = pick(system, "order", "depth")
         return -1 if found is None or not found.size else int(found.max())
 
     @cached_property
-    def schedules(self):
+    def schedules(self) -> Stage | None:
         """Energies of schedules, of a verified plan where there is one."""
-        found = self.cell.stages.get("verified")
-        return found if found is not None else self.cell.stages.get("energies")
+        return self.cell.stage("verified") or self.cell.stage("energies")
 
     @cached_property
     def uniform(self) -> Three:
@@ -133,18 +131,18 @@ class Facts:
     @cached_property
     def reached(self) -> Three:
         """Share of the target that the plan reaches on held-out prompts, played as it is."""
-        plan = self.cell.stages.get("plan")
+        plan = self.cell.stage("plan")
         target = number_of(plan, "target")
         found = [value / target for value in three(plan, "held_out_shift")]
         if np.isfinite(found[0]):
             return found[0], min(found[1:]), max(found[1:])
-        share = number_of(self.cell.stages.get("energies"), "progress")
+        share = number_of(self.cell.stage("energies"), "progress")
         return share, float("nan"), float("nan")
 
     @cached_property
     def largest_push(self) -> float:
         """Largest push of the plan over the norm of the state."""
-        push = pick(self.cell.stages.get("plan"), "push", "layer")
+        push = pick(self.cell.stage("plan"), "push", "layer")
         if push is not None and push.size:
             return float(np.nanmax(push))
         mine = None if self.schedules is None else self.schedules.attrs.get("reference")
@@ -160,7 +158,7 @@ class Facts:
     @cached_property
     def methods(self) -> dict[str, dict[int, Three]]:
         """Relative L2 error of every method at every order."""
-        table = self.cell.stages.get("comparison")
+        table = self.cell.stage("comparison")
         orders = pick(table, "order", "order")
         if orders is None:
             return {}
@@ -181,7 +179,7 @@ class Facts:
     @cached_property
     def violations(self) -> tuple[int, int]:
         """Exact errors outside their certificates by more than rounding, of so many."""
-        table = self.cell.stages.get("comparison")
+        table = self.cell.stage("comparison")
         error = pick(table, "error", "basis", "order", "reference")
         upper = pick(table, "upper", "basis", "order", "reference")
         lower = pick(table, "lower", "order", "reference")

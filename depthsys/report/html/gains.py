@@ -5,8 +5,8 @@ import numpy as np
 from depthsys.report.html.chart import LINEAR, MEASURED, SURROGATE, Chart, Style, legend
 from depthsys.report.html.facts import Facts, known
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph
-from depthsys.report.html.pick import pick
 from depthsys.report.html.scales import counts, linear, logarithmic
+from depthsys.report.html.stage import pick
 from depthsys.report.html.svg import Markup, tag
 from depthsys.wording import number, percent
 
@@ -28,7 +28,7 @@ def section(facts: list[Facts]) -> Section | None:
         for each, chart in drawn
         if chart is not None
     ]
-    if not figures:
+    if len(figures) < 2:  # a single one is among the figures of its cell
         return None
     said = paragraph(
         "The gain of a layer is how far the readout moves when the state that enters its block is "
@@ -47,7 +47,7 @@ def _read_off(facts: Facts) -> str:
 
 def curves(facts: Facts, *, small: bool = False) -> Markup | None:
     """Measured, exact linear and surrogate gains over layers."""
-    gains = facts.cell.stages.get("gains")
+    gains = facts.cell.stage("gains")
     measured = pick(gains, "measured_gain", "prompt", "layer")
     if measured is None or not measured.size:
         return None
@@ -71,7 +71,7 @@ def curves(facts: Facts, *, small: bool = False) -> Markup | None:
     )
     chart.across(0.0, name="zero")
     chart.band(layers, low, high, MEASURED)
-    chart.line(layers, mean, MEASURED, _told("measured", layers, mean))
+    chart.line(layers, mean, MEASURED, _told("measured", layers, mean), wide=True)
     for style, name, curve in others:
         if curve is not None:
             chart.line(layers, curve, style, _told(name, layers, curve))
@@ -108,9 +108,9 @@ def _on_scale(curves: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np
 
 def linear_range(facts: Facts) -> Markup | None:
     """How far exact linear gains miss the measured ones, by the size of the push."""
-    gains = facts.cell.stages.get("gains")
+    gains = facts.cell.stage("gains")
     if gains is None:
-        gains = facts.cell.stages.get("comparison")
+        gains = facts.cell.stage("comparison")
     steps = pick(gains, "step", "step")
     rows = {
         bound: pick(gains, "step_error", "step", layers="all", bound=bound)

@@ -5,8 +5,8 @@ import numpy as np
 from depthsys import ltv
 from depthsys.report.html.chart import STYLES, Chart, legend
 from depthsys.report.html.facts import Facts
-from depthsys.report.html.pick import pick
 from depthsys.report.html.scales import counts, logarithmic
+from depthsys.report.html.stage import pick
 from depthsys.report.html.svg import Markup
 from depthsys.wording import number
 
@@ -16,7 +16,7 @@ MOST = 6  # values of a depth that are drawn
 
 def values(facts: Facts) -> tuple[np.ndarray, float] | None:
     """The values (depth, index) and what rounding explains of them."""
-    system = facts.cell.stages.get("system")
+    system = facts.cell.stage("system")
     if system is None or not {"A", "B", "C"} <= set(system.variables):
         return None
     stored = pick(system, "hankel_singular_values", "depth", "index")
@@ -31,7 +31,7 @@ def values(facts: Facts) -> tuple[np.ndarray, float] | None:
 
 def _bare(facts: Facts):
     """The maps of the system and their labels."""
-    system = facts.cell.stages["system"]
+    system = facts.cell.stages["system"].dataset
     names = ["A", "B", "C", *(n for n in ("D", "order") if n in system.variables)]
     return system[names]
 

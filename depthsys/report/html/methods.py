@@ -8,19 +8,18 @@ from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import (
     Entry,
     Section,
+    count_entry,
     entry,
     figure,
     fixed_entry,
     joined,
     opened,
-    count_entry,
-    number_entry,
     paragraph,
     percent_entry,
     sortable,
 )
-from depthsys.report.html.pick import names_of, number_of, pick
 from depthsys.report.html.scales import Scale, logarithmic
+from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
 from depthsys.wording import listed, percent
 
@@ -87,7 +86,9 @@ def _over_cells(facts: list[Facts], names: list[str]) -> Markup:
         errors = np.array([each.methods[name][each.small_order][0] for each in here])
         known = errors[np.isfinite(errors)]
         beside = [beside_first(each, name, each.small_order) for each in here]
-        middle, most = (float(f(known)) if known.size else float("nan") for f in (np.median, np.max))
+        middle, most = (
+            float(f(known)) if known.size else float("nan") for f in (np.median, np.max)
+        )
         best = sum(_is_best(each, name) for each in here)
         rows.append(
             (
@@ -111,7 +112,7 @@ def _is_best(facts: Facts, name: str) -> bool:
 
 
 def _rows(facts: Facts):
-    table, order = facts.cell.stages.get("comparison"), facts.small_order
+    table, order = facts.cell.stage("comparison"), facts.small_order
     for name, errors in facts.methods.items():
         at = {"basis": name, "order": order}
         own = {**at, "layers": "all", "bound": "estimate"}
@@ -133,7 +134,7 @@ def _rows(facts: Facts):
 
 def beside_first(facts: Facts, name: str, order: int) -> str:
     """Whether the paired interval tells a method from the first of its comparison."""
-    table = facts.cell.stages.get("comparison")
+    table = facts.cell.stage("comparison")
     first = next(iter(facts.methods))
     if name == first:
         return "the first"
@@ -176,7 +177,7 @@ def agreement(facts: Facts) -> tuple[Markup, Markup] | None:
     values = [v[0] for row in methods.values() for v in row.values() if v[0] > 0]
     if not values:
         return None
-    floor = number_of(facts.cell.stages.get("comparison"), "noise_floor", **_MAIN)
+    floor = number_of(facts.cell.stage("comparison"), "noise_floor", **_MAIN)
     orders = sorted({order for row in methods.values() for order in row})
     chart = Chart(
         _orders(orders),
@@ -202,7 +203,7 @@ def _orders(orders: list[int]) -> Scale:
 
 def certificates(facts: Facts) -> list[tuple[str, Markup]]:
     """Exact errors over order, above the least possible and below what is proved."""
-    table = facts.cell.stages.get("comparison")
+    table = facts.cell.stage("comparison")
     drawn = []
     for reference in names_of(table, "reference"):
         found = _certificate(facts, reference)
@@ -212,7 +213,7 @@ def certificates(facts: Facts) -> list[tuple[str, Markup]]:
 
 
 def _certificate(facts: Facts, reference: str) -> Markup | None:
-    table = facts.cell.stages.get("comparison")
+    table = facts.cell.stage("comparison")
     orders = pick(table, "order", "order")
     norm = number_of(table, "norm", reference=reference)
     error = pick(table, "error", "basis", "order", reference=reference)

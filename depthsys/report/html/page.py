@@ -18,6 +18,7 @@ from depthsys.report.html import (
     provenance,
     scaling,
     summary,
+    told,
 )
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, paragraph
@@ -47,9 +48,10 @@ def page(results: Results) -> str:
         Facts(cell, results.named(cell), f"cell-{place}")
         for place, cell in enumerate(results.cells, start=1)
     ]
+    doubts = {each.anchor: told.doubts(each) for each in facts}
     across = ACROSS if len(facts) > 1 else OF_ONE
-    found = [summary.section(results, facts), *(make(facts) for make in across)]
-    found += [detail.section(facts), provenance.section(results, facts)]
+    found = [summary.section(results, facts, doubts), *(make(facts) for make in across)]
+    found += [detail.section(facts, doubts), provenance.section(results, facts)]
     sections = [each for each in found if each is not None]
     body = tag(
         "div",

@@ -15,9 +15,9 @@ from depthsys.report.html.parts import (
     sortable,
     times_entry,
 )
-from depthsys.report.html.pick import names_of, number_of, pick
 from depthsys.report.html.scales import counts, linear, logarithmic
 from depthsys.report.html.scales import rows as from_above
+from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
 from depthsys.wording import number, percent
 
@@ -56,10 +56,9 @@ def section(facts: list[Facts]) -> Section | None:
 
 
 def _row(facts: Facts) -> list[Entry] | None:
-    stages = facts.cell.stages
-    if "plan" not in stages and facts.schedules is None:
+    about = facts.cell.stage("plan") or facts.schedules
+    if about is None:
         return None
-    about = stages["plan"] if "plan" in stages else facts.schedules
     asked = str(about.attrs.get("target_asked", about.attrs.get("target", "")))
     return [
         entry(facts.name),
@@ -75,7 +74,7 @@ def _row(facts: Facts) -> list[Entry] | None:
 
 def pushes(facts: Facts) -> tuple[Markup, Markup | None] | None:
     """Push over the norm of the state at every layer, in bars, with the linear plan in outline."""
-    plan = facts.cell.stages.get("plan")
+    plan = facts.cell.stage("plan")
     push, u = pick(plan, "push", "layer"), pick(plan, "u", "layer")
     if push is None or u is None:
         push, u = _of_schedule(facts)
@@ -125,7 +124,7 @@ def schedules(facts: Facts) -> Markup | None:
     """Energies of schedules in multiples of that of the plan."""
     data = facts.schedules
     names = names_of(data, "schedule")
-    if data is None or not names or "multiple" not in data.variables:
+    if data is None or not names or "multiple" not in data:
         return None
     rows = [(name, *_multiple(facts, name)) for name in names]
     known = [value for _, *three in rows for value in three if np.isfinite(value)]
@@ -194,7 +193,7 @@ def single_layers(facts: Facts) -> Markup | None:
 
 def amplitudes(facts: Facts) -> tuple[Markup, Markup] | None:
     """Shift of the readout over how many times the plan is played, and what linearity predicts."""
-    data = facts.cell.stages.get("verified")
+    data = facts.cell.stage("verified")
     played = next(iter(names_of(data, "played")), None)
     at = pick(data, "amplitude", "amplitude")
     predicted = pick(data, "predicted", "amplitude", played=played)

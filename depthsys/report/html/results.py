@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import xarray as xr
+from depthsys.report.html.stage import Stage
 
 # the stages of a cell in the order in which they are made, and what each is called
 STAGES = {
@@ -28,7 +28,7 @@ class CellResults:
     model, task, seed, concept
         Names of the cell.
     stages
-        Datasets by the names of `STAGES`.
+        What they found, by the names of `STAGES`.
     attrs
         Of the cell: ``failed_stage`` and ``failed_reason`` where something failed.
     missing
@@ -39,7 +39,7 @@ class CellResults:
     task: str
     seed: str
     concept: str
-    stages: Mapping[str, xr.Dataset]
+    stages: Mapping[str, Stage]
     attrs: Mapping[str, object] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
@@ -56,6 +56,10 @@ class CellResults:
     def state(self) -> str:
         """One word."""
         return "failed" if self.failed else "unfinished" if self.missing else "complete"
+
+    def stage(self, name: str) -> Stage | None:
+        """What a stage found; None where it is not there."""
+        return self.stages.get(name)
 
     def any_of(self, name: str) -> object:
         """An attribute of the first stage that has it; None where none has."""

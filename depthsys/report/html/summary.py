@@ -1,6 +1,6 @@
 """The page in words: what was asked, what was found, how far to trust it, what failed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from depthsys.wording import counted, fixed, listed, number, percent
 
 SEPARATES, WEAKLY = 0.8, 0.6  # AUC, as the heading of a single result has it
 NEAR = 0.05  # of the target
+Doubts = Mapping[str, list[str]]  # of each cell, by its anchor
 
 
-def section(results: Results, facts: list[Facts]) -> Section:
+def section(results: Results, facts: list[Facts], doubts: Doubts) -> Section:
     """The first section."""
     parts = [
         _failures(results, facts),
@@ -27,7 +28,7 @@ def section(results: Results, facts: list[Facts]) -> Section:
         tag("h3", "What was found"),
         bullets(_found(facts), "verdicts"),
         tag("h3", "How far to trust it"),
-        bullets(_trust(facts), "verdicts"),
+        bullets(_trust(facts, doubts), "verdicts"),
     ]
     return Section("summary", "Summary", tag("div", *parts, class_="summary"))
 
@@ -236,11 +237,11 @@ def _plans(facts: list[Facts]) -> list[str]:
     return [said]
 
 
-def _trust(facts: list[Facts]) -> list[object]:
+def _trust(facts: list[Facts], doubts: Doubts) -> list[object]:
     """What the results say against themselves, each with the cells that say it."""
     said: dict[str, list[Facts]] = {}
     for each in facts:
-        for line in told.doubts(each):
+        for line in doubts[each.anchor]:
             said.setdefault(line, []).append(each)
     lines: list[object] = []
     for line, cells in said.items():
@@ -250,7 +251,30 @@ def _trust(facts: list[Facts]) -> list[object]:
         links = [tag("a", each.name, href=f"#{each.anchor}") for each in cells[:4]]
         more = f" and {len(cells) - 4} others" if len(cells) > 4 else ""
         lines.append(joined(f"{line} — ", _between(links), more))
-    return lines or ["nothing in the results speaks against them"]
+    return [*_limits(facts), *lines]
+
+
+def _limits(facts: list[Facts]) -> list[object]:
+    """What holds of all such results."""
+    held_out = known(facts, lambda f: _prompts(f))
+    said: list[object] = []
+    if held_out.size:
+        least, most = int(held_out.min()), int(held_out.max())
+        count = f"{least}" if least == most else f"{least} to {most}"
+        said.append(
+            f"Gains are means over {count} held-out prompts; intervals come of drawing these again "
+            "and know nothing of other models, texts or directions."
+        )
+    seeds = {each.cell.seed for each in facts if each.cell.seed}
+    if len(seeds) == 1 and held_out.size:
+        said.append("One seed: how much another split of the texts would change is not known.")
+    return said
+
+
+def _prompts(facts: Facts) -> float:
+    stage = facts.cell.stage("gains") or facts.cell.stage("comparison")
+    told_ = None if stage is None else stage.attrs.get("n_held_out", stage.attrs.get("n_prompts"))
+    return float(told_) if isinstance(told_, (int, float, np.integer)) else float("nan")
 
 
 def _between(links: list[Markup]) -> Markup:

@@ -1,6 +1,7 @@
 """Markup from Python: elements whose attributes and texts are escaped, and nothing else."""
 
 import re
+from functools import cache
 from html import escape
 
 NO_END = frozenset({"br", "col", "hr", "input", "link", "meta"})
@@ -65,6 +66,7 @@ def tag(name: str, /, *inside: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{said}>{joined(*inside)}</{name}>")
 
 
+@cache
 def _name(key: str) -> str:
     return key.rstrip("_").replace("_", "-") if key != "viewBox" else key
 

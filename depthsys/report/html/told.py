@@ -7,9 +7,10 @@ import xarray as xr
 from depthsys.report.control import verdicts as of_energies
 from depthsys.report.exchange import effect
 from depthsys.report.gains import verdicts as of_gains
-from depthsys.report.heading import heading, notes, text_notes
+from depthsys.report.heading import attr_notes, better_depth, heading, text_notes
 from depthsys.report.html import methods
 from depthsys.report.html.facts import Facts
+from depthsys.report.html.stage import Stage
 from depthsys.report.plan import verdicts as of_plan
 
 LARGE_PUSH = 0.3  # of the norm of the state, above which nothing linear can be expected
@@ -28,9 +29,9 @@ def lines(function: Callable[..., Iterable[str]], *given: object) -> list[str]:
 def origin(facts: Facts) -> list[str]:
     """Model, texts, direction: of the first result that says so."""
     for name in ("system", "comparison"):
-        stage = facts.cell.stages.get(name)
+        stage = facts.cell.stage(name)
         if stage is not None and "classes" in stage.attrs:
-            return lines(heading, stage)
+            return lines(heading, stage.dataset)
     return []
 
 
@@ -39,7 +40,7 @@ def found(facts: Facts) -> list[str]:
     stages = facts.cell.stages
     said = [*origin(facts)]
     if "gains" in stages:
-        said += lines(of_gains, stages["gains"])
+        said += lines(of_gains, stages["gains"].dataset)
     if facts.methods:
         said.append(methods.verdict(facts))
         outside, checked = facts.violations
@@ -49,11 +50,11 @@ def found(facts: Facts) -> list[str]:
             )
             said.append(f"certificates: {checked} exact errors beside their bounds, {how}")
     if "plan" in stages:
-        said += lines(of_plan, stages["plan"])
+        said += lines(of_plan, stages["plan"].dataset)
     if facts.schedules is not None:
-        said += lines(of_energies, facts.schedules)
+        said += lines(of_energies, facts.schedules.dataset)
     if "effect" in stages:
-        said += lines(lambda data: effect(data).verdicts, stages["effect"])
+        said += lines(lambda data: effect(data).verdicts, stages["effect"].dataset)
     return said or ["nothing yet: no stage is finished"]
 
 
@@ -80,9 +81,12 @@ def doubts(facts: Facts) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _against(stage: xr.Dataset) -> list[str]:
+def _against(stage: Stage) -> list[str]:
     attrs = stage.attrs
-    said = [note for note in notes(stage)]
+    said = attr_notes(attrs)
+    if "auc_low" in stage:
+        names = ("auc", "auc_low", "auc_high")
+        said += better_depth(xr.Dataset({name: stage.variables[name] for name in names}))
     if "n_duplicates" in attrs:
         said += text_notes(attrs)
     said += [str(attrs[name]) for name in ("warning", "not_met") if name in attrs]
