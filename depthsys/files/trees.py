@@ -251,12 +251,12 @@ def _unpacked(
 
 
 def _zstd(stored: bytes, room: int | None) -> bytes:
-    from numcodecs import zstd
+    from numcodecs.zstd import decompress  # pyright: ignore
 
     if room is None:
-        return bytes(zstd.decompress(stored))
+        return bytes(decompress(stored))
     into = np.empty(room, np.uint8)
-    zstd.decompress(stored, into)
+    decompress(stored, into)
     return into.tobytes()
 
 

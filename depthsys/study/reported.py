@@ -120,8 +120,8 @@ def _of_study(path: Path) -> Results:
     )
     if not found:
         raise ValueError(
-            f"`path` must hold a cell with a finished stage; got {str(path)!r}, which has none yet. "
-            "Wait for the first one, or run the study."
+            f"`path` must hold a cell with a finished stage; got {str(path)!r}, which has none "
+            "yet. Wait for the first one, or run the study."
         )
     notes = [f"{name}: not known to this version of depthsys" for name in sorted(unknown)]
     return Results(

@@ -21,7 +21,7 @@ HEADER = (
 HINTS = {
     "size": "layers × width",
     "AUC": "of the concept direction on held-out texts, at the last depth",
-    "error": "relative L2 distance of the surrogate's gains from those measured on held-out prompts",
+    "error": "relative L2 distance of predicted gains from those measured on held-out prompts",
     "noise": "the error that a perfect prediction would show on so many prompts",
     "no layer 0": "the same error without layer 0",
     "Spearman": "rank correlation of predicted and measured gains",

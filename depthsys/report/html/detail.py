@@ -34,14 +34,13 @@ def _cell(facts: Facts, doubts: list[str], *, alone: bool) -> Markup:
 
 
 def _sizes(facts: Facts) -> str:
-    told_ = [
-        f"{n:,} {what}".replace(",", "\u202f")
-        for n, what in (
-            (facts.n_layers, "layers"), (facts.n_features, "features"), (facts.n_parameters, "parameters"),
-        )
-        if n
-    ]  # fmt: skip
-    return f" · {', '.join(told_)}" if told_ else ""
+    counts = {
+        "layers": facts.n_layers,
+        "features": facts.n_features,
+        "parameters": facts.n_parameters,
+    }
+    shown = [f"{n:,} {what}".replace(",", "\u202f") for what, n in counts.items() if n]
+    return f" · {', '.join(shown)}" if shown else ""
 
 
 def _inside(facts: Facts, doubts: list[str], *, alone: bool) -> list[Markup]:
@@ -99,7 +98,10 @@ def _reduction(facts: Facts) -> list[Markup]:
         key = drawn[1]
         found.append(figure(drawn[0], "Error on held-out prompts by order", key=key))
     for name, chart in methods.certificates(facts):
-        note = "Marks: exact errors; lines upwards end at what is proved. Grey: no model of that order is better."
+        note = (
+            "Marks: exact errors; lines upwards end at what is proved. Grey: no model of that "
+            "order is better."
+        )
         found.append(figure(chart, f"Certificates against the {name}", note, key))
     return found
 

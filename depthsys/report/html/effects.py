@@ -5,7 +5,8 @@ import numpy as np
 from depthsys.report.html.chart import STYLES, Chart, Style, legend
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph, plain
-from depthsys.report.html.scales import Scale, linear
+from depthsys.report.html.scales import linear
+from depthsys.report.html.scales import rows as from_above
 from depthsys.report.html.stage import Stage, names_of, number_of, pick, three
 from depthsys.report.html.svg import Markup, tag, verbatim
 from depthsys.report.table import Table
@@ -174,17 +175,22 @@ def prices(facts: Facts) -> Markup | None:
     """Means over prompts, by strength."""
     data, effect = facts.cell.stage("texts"), _effect_of(facts)
     columns = {"shift": effect} if effect else {}
-    columns |= {said: f"{n}_mean" for n, said in WRITTEN.items() if data and f"{n}_mean" in data}
+    columns |= {said: f"{name}_mean" for name, said in WRITTEN.items() if _is_known(data, name)}
     rows = []
     for plan in names_of(data, "plan"):
         for strength in _strengths(data):
             at = {"plan": plan, "strength": strength, "bound": "estimate"}
             shown = [number_of(data, name, **at) for name in columns.values()]
             told = tuple(number(v) if np.isfinite(v) else "–" for v in shown)
-            rows.append((f"{plan} × {strength:g}", *told))
+            rows.append((f"{plan}, {_strength(strength)}", *told))
     if not rows or not columns:
         return None
     return plain(Table(("strength", *columns), rows, title="Means over prompts"))
+
+
+def _is_known(data: Stage | None, name: str) -> bool:
+    found = None if data is None else data.variables.get(f"{name}_mean")
+    return found is not None and bool(np.isfinite(found[1]).any())
 
 
 def vector(facts: Facts) -> Markup | None:
@@ -194,24 +200,25 @@ def vector(facts: Facts) -> Markup | None:
     if data is None or not tokens or "response_mean" not in data:
         return None
     rows = [
-        (place, f"{output}, {token} token", three(data, "response_mean", output=output, tokens=token))
-        for place, (output, token) in enumerate((o, t) for o in outputs for t in tokens)
-    ]  # fmt: skip
-    values = [v for *_, three in rows for v in three]
+        (f"{output}, {token} token", three(data, "response_mean", output=output, tokens=token))
+        for output in outputs
+        for token in tokens
+    ]
+    values = [v for _, bounds in rows for v in bounds]
     chart = Chart(
         linear(values, zero=True),
-        Scale(len(rows) - 0.4, -0.6),
+        from_above(len(rows)),
         "shift of the readout",
         title=f"Effect of the control vector, {facts.name}",
         height=30.0 * len(rows) + 58,
         left=130,
         top=6,
-        rows=[name for _, name, _ in rows],
+        rows=[name for name, _ in rows],
         grid="xy",
     )
     chart.across(0.0, along="x", name="zero")
     style = Style(2, -1, "diamond")
-    for place, name, (mean, low, high) in rows:
+    for place, (name, (mean, low, high)) in enumerate(rows):
         chart.whisker((low, high), (place, place), style)
         chart.points([mean], [float(place)], style, [f"{name}: {number(mean)}"])
     return chart.markup()

@@ -32,8 +32,8 @@ def section(facts: list[Facts]) -> Section | None:
         return None
     said = paragraph(
         "The gain of a layer is how far the readout moves when the state that enters its block is "
-        "pushed by one unit along the concept direction. Where the surrogate lies on the measured curve it "
-        "predicts what steering at that layer does."
+        "pushed by one unit along the concept direction. Where the surrogate lies on the measured "
+        "curve it predicts what steering at that layer does."
     )
     size = "small" if len(figures) > 2 else "large"
     return Section("gains", "Gains over depth", joined(said, KEY, grid(figures, size)))

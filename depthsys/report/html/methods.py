@@ -42,7 +42,7 @@ def section(facts: list[Facts]) -> Section | None:
     said = paragraph(
         "Every method reduces the same model to so many states; its error is the relative L2 "
         "distance of predicted from measured gains on held-out prompts. Better and worse count the "
-        "cells in which prompts that are drawn again (paired, 95 %) tell a method from the first one."
+        "cells in which prompts drawn again (paired, 95 %) tell a method from the first one."
     )
     header = ("cell", "method", "order", "states", "error", "operating", "Spearman", "beside")
     hints = {
@@ -156,8 +156,8 @@ def verdict(facts: Facts) -> str:
     least = min(value[0] for value in errors.values())
     same = [name for name, value in errors.items() if value[0] <= 1.001 * least]
     said = (
-        f"order {order}: {listed(same)} {'has' if len(same) == 1 else 'have'} the smallest relative "
-        f"L2 error, {percent(errors[same[0]])}"
+        f"order {order}: {listed(same)} {'has' if len(same) == 1 else 'have'} the smallest "
+        f"relative L2 error, {percent(errors[same[0]])}"
     )
     first = next(iter(facts.methods))
     told = {name: beside_first(facts, name, order).split(" than ")[0] for name in errors}

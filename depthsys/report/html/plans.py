@@ -46,7 +46,7 @@ def section(facts: list[Facts]) -> Section | None:
         "linear up to",
     )
     hints = {
-        "reached": "share of the target that the plan reaches on held-out prompts, played as planned",
+        "reached": "share of the target on held-out prompts, played as planned",
         "largest push": "over the norm of the state it is added to",
         "uniform": "energy of the same push at every layer",
         "linear up to": "push at which exact linear gains miss measured ones by 5 %",

@@ -114,7 +114,8 @@ def _commands(results: Results) -> list[Markup]:
 def _of_run(results: Results) -> str:
     """The commands that leave such a folder."""
     lines = {
-        "system": "depthsys identify MODEL {texts} --split {split} --seed {seed} --readout {readout} --out run",
+        "system": "depthsys identify MODEL {texts} --split {split} --seed {seed} "
+        "--readout {readout} --out run",
         "gains": "depthsys gains run/system.nc --out run",
         "energies": "depthsys control run/system.nc --target {target_asked} --out run",
         "plan": "depthsys plan run/system.nc --target {target_asked} --out run",

@@ -135,7 +135,7 @@ def _round(low: float, high: float, most: int) -> list[float]:
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten, some of them where there are many, with numbers between where there are few."""
+    """Powers of ten, only some where there are many; numbers between where there are few."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first >= 2:
         step = math.ceil((last - first) / most)

@@ -41,8 +41,8 @@ def section(facts: list[Facts]) -> Section | None:
     if not figures:
         return None
     said = paragraph(
-        "Relative L2 error of predicted gains with its 95 % interval over prompts, by the number of "
-        "parameters; the method stays the same. Marks of one size stand side by side."
+        "Relative L2 error of predicted gains with its 95 % interval over prompts, by the number "
+        "of parameters; the method stays the same. Marks of one size stand side by side."
     )
     return Section(
         "scaling", "Agreement by size of the model", joined(said, grid(figures, "large"))

@@ -155,7 +155,10 @@ def _separates(facts: list[Facts]) -> str:
     if not auc.size:
         return ""
     clear, weak = int((auc >= SEPARATES).sum()), int((auc < WEAKLY).sum())
-    said = f"The direction separates held-out texts (AUC of at least {SEPARATES}) in {clear} of {auc.size} cells"
+    said = (
+        f"The direction separates held-out texts (AUC of at least {SEPARATES}) in {clear} of "
+        f"{auc.size} cells"
+    )
     return f"{said}, hardly (below {WEAKLY}) in {weak}." if weak else f"{said}."
 
 
@@ -169,9 +172,9 @@ def _errors(facts: list[Facts]) -> str:
     near = gains.within_noise(rows)
     return (
         f"The surrogate misses measured gains by {percent([middle])} in the median cell "
-        f"(relative L2), least on {best.name} ({percent([best.error[0]])}) and most on {worst.name} "
-        f"({percent([worst.error[0]])}); in {near} of {len(rows)} cells that is at most 1.5 times "
-        "what the noise of the prompts would show to a perfect prediction."
+        f"(relative L2), least on {best.name} ({percent([best.error[0]])}) and most on "
+        f"{worst.name} ({percent([worst.error[0]])}); in {near} of {len(rows)} cells that is at "
+        "most 1.5 times what the noise of the prompts would show to a perfect prediction."
     )
 
 
@@ -181,17 +184,21 @@ def _parts(facts: list[Facts]) -> str:
         return ""
     shown = sorted(set(parts), key=lambda part: -parts.count(part))
     said = listed([f"{part} in {counted(parts.count(part), 'cell')}" for part in shown])
-    limit = known(facts, lambda f: f.step_limit)
-    linear = (
-        f" The response is linear to 5 % up to pushes of {percent([float(np.median(limit))])} of the "
-        f"state's norm in the median cell, {percent([float(limit.min())])} in the least linear one."
-        if limit.size
-        and all(
-            f.cell.stages["gains"].attrs.get("relative") for f in facts if "gains" in f.cell.stages
-        )
-        else ""
+    return f"The largest part of the error is {said}.{_linear(facts)}"
+
+
+def _linear(facts: list[Facts]) -> str:
+    """Up to which pushes the response is linear, where all were measured in one unit."""
+    measured = [each for each in facts if each.cell.stage("gains") is not None]
+    limit = known(measured, lambda f: f.step_limit)
+    relative = (each.cell.stages["gains"].attrs.get("relative") for each in measured)
+    if not limit.size or not all(relative):
+        return ""
+    middle, least = (percent([float(f(limit))]) for f in (np.median, np.min))
+    return (
+        f" The response is linear to 5 % up to pushes of {middle} of the state's norm in the "
+        f"median cell, {least} in the least linear one."
     )
-    return f"The largest part of the error is {said}.{linear}"
 
 
 def _methods(facts: list[Facts]) -> list[str]:
@@ -212,8 +219,8 @@ def _methods(facts: list[Facts]) -> list[str]:
     verdict = "none lies outside" if not outside else f"{outside} lie outside: do not trust them"
     return [
         f"Of the methods at order {orders}, the smallest error of a cell (or one equal to it) is "
-        f"that of {said}, of {counted(len(rows), 'cell')}; whether that is more than chance is in the "
-        "table of methods.",
+        f"that of {said}, of {counted(len(rows), 'cell')}; whether that is more than chance is in "
+        "the table of methods.",
         f"Certificates: {checked} exact errors beside their bounds, {verdict}.",
     ]
 
@@ -225,7 +232,8 @@ def _plans(facts: list[Facts]) -> list[str]:
     close = int((np.abs(reached - 1) <= NEAR).sum())
     said = (
         f"Played as planned, plans reach {percent([float(np.median(reached))])} of the target on "
-        f"held-out prompts in the median cell; within {NEAR * 100:.0f} % of it in {close} of {reached.size}."
+        f"held-out prompts in the median cell; within {NEAR * 100:.0f} % of it in {close} of "
+        f"{reached.size}."
     )
     uniform, push = known(facts, lambda f: f.uniform[0]), known(facts, lambda f: f.largest_push)
     if uniform.size:

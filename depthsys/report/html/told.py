@@ -74,7 +74,8 @@ def doubts(facts: Facts) -> list[str]:
         )
     if facts.largest_push > LARGE_PUSH:
         said.append(
-            f"a push is more than {LARGE_PUSH * 100:.0f} % of the state's norm: nothing linear can be expected of it"
+            f"a push is more than {LARGE_PUSH * 100:.0f} % of the state's norm: nothing linear can "
+            "be expected of it"
         )
     if facts.violations[0]:
         said.append("exact errors lie outside their certificates: do not trust these")
