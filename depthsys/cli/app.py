@@ -16,6 +16,7 @@ from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
 from depthsys.cli.plan import plan
 from depthsys.cli.real import fetch, real
+from depthsys.cli.report import report
 from depthsys.cli.study import app as study_app
 from depthsys.cli.verify import verify
 
@@ -44,6 +45,7 @@ COMMANDS = {
     "verify": verify,
     "generate": generate,
     "doctor": doctor,
+    "report": report,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -10,12 +10,17 @@ from depthsys.wording import asked_for, percent
 
 def control(energies: xr.Dataset) -> Report:
     """What `study.control` or `study.verify_plan` found."""
-    verdicts = [_verdict(energies)]
+    return Report([_schedules(energies)], verdicts(energies))
+
+
+def verdicts(energies: xr.Dataset) -> list[str]:
+    """What the energies say."""
+    found = [_verdict(energies)]
     if "miss" in energies:
-        verdicts.append(miss(energies))
+        found.append(miss(energies))
     if "achieved" in energies:
-        verdicts += _linearity(energies)
-    return Report([_schedules(energies)], verdicts)
+        found += _linearity(energies)
+    return found
 
 
 def schedule_name(energies: xr.Dataset, name: str) -> str:

@@ -20,9 +20,12 @@ _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 
 def gains(result: xr.Dataset) -> Report:
     """What `study.gains` found."""
-    verdicts = [_verdict(result), step_limits(result)]
-    verdicts += _outside(result)
-    return Report([_agreement(result), _budget(result)], verdicts)
+    return Report([_agreement(result), _budget(result)], verdicts(result))
+
+
+def verdicts(result: xr.Dataset) -> list[str]:
+    """What the gains say, and what is to be minded."""
+    return [_verdict(result), step_limits(result), *_outside(result)]
 
 
 def step_limits(result: xr.Dataset) -> str:

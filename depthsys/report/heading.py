@@ -37,7 +37,8 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
     elif "tokens" in result.dims:
         n_layers, n_features, what = attrs["n_layers"], attrs["n_features"], "a control vector"
     else:
-        n_layers, n_features = result.sizes["layer"], result["v"].sizes["feature"]
+        n_layers = result.sizes["layer"]
+        n_features = attrs["n_features"] if "v" not in result else result["v"].sizes["feature"]
         what = system_in_words(result)
     return [
         f"{model}: L = {n_layers}, H = {n_features}, {attrs['dtype']}, {what}, "
@@ -122,14 +123,17 @@ def comparison_in_words(table: xr.Dataset) -> str:
 
 def notes(result: xr.Dataset) -> list[str]:
     """What a result says against itself."""
-    attrs = result.attrs
+    said = attr_notes(result.attrs)
+    return said + (better_depth(result) if "auc" in result else [])
+
+
+def attr_notes(attrs: Mapping[str, Any]) -> list[str]:
+    """The same of its attrs alone."""
     found = []
     if "concept_warning" in attrs:
         found.append(
             f"{attrs['concept_warning']}; gains are real, but do not call them gains of the concept"
         )
-    if "auc" in result:
-        found += better_depth(result)
     if "adapter" in attrs:
         found.append(f"the model is {attrs['adapter']}")
     return found + [f"{before}{attrs[n]}" for n, before in _NOTES.items() if n in attrs]

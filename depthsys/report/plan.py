@@ -8,16 +8,20 @@ from depthsys.wording import asked_for, counted, percent
 
 def plan(found: xr.Dataset) -> Report:
     """What `study.plan` found."""
-    verdicts = [_asked(found)]
+    return Report([_layers(found)], verdicts(found))
+
+
+def verdicts(found: xr.Dataset) -> list[str]:
+    """What the plan takes and reaches, and what speaks against it."""
+    said = [_asked(found)]
     if "kkt_residual" in found:
-        verdicts.append(_optimum(found))
+        said.append(_optimum(found))
     if "not_met" in found.attrs:
-        verdicts.append(f"NOT MET: {found.attrs['not_met']}")
-    verdicts += _held_out(found)
-    verdicts.append(_largest(found))
+        said.append(f"NOT MET: {found.attrs['not_met']}")
+    said += [*_held_out(found), _largest(found)]
     if "warning" in found.attrs:
-        verdicts.append(f"WARNING: {found.attrs['warning']}")
-    return Report([_layers(found)], verdicts)
+        said.append(f"WARNING: {found.attrs['warning']}")
+    return said
 
 
 def _layers(found: xr.Dataset) -> Table:
