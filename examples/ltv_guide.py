@@ -61,6 +61,12 @@ def draw(names: dict, out: Path) -> None:
     right.set_title("reduced models of it")
     plot.save(fig, out / "ltv_language_model.png", "png")
 
+    fig, axes = plot.figure(12, 7.5, columns=2, rows=2)
+    plot.controllability(axes[:2], ltv.controllability(rod))
+    plot.actuator_layers(axes[2], names["three"], n_layers=rod.sizes["layer"])
+    plot.layer_energies(axes[3], ltv.minimum_energy(rod, target=[10.0, 20.0, 10.0]))
+    plot.save(fig, out / "ltv_layers.png", "png")
+
     fig, (left, right) = plot.figure(11, 3.6, columns=2)
     spring = names["spring"]
     plot.responses(left, ltv.impulse_response(spring))
@@ -75,7 +81,8 @@ def draw(names: dict, out: Path) -> None:
 
 def three_cells(ax, names: dict) -> None:
     """The least-energy heating and the temperatures it gives."""
-    plan, rod = names["plan"], names["rod"]
+    rod = names["rod"]
+    plan = ltv.minimum_energy(rod, target=[10.0, 20.0, 10.0])  # the page goes on to other plans
     y = ltv.simulate(rod, plan.u).y
     for i, style in enumerate(("-", "--", ":")):
         place = (0.2, 0.5, 0.75)[i]

@@ -251,8 +251,8 @@ def energies(ax: Axes, energies: xr.Dataset) -> None:
     """Energy of every schedule as a multiple of the reference's, log scale, with intervals.
 
     Uses ``multiple`` and, where they are known, its ``_low`` and ``_high``; ``monotone`` and
-    ``layer_pushed`` (schedule) and attrs ``target``, ``energy``, ``reference``. An interval that ends in "not reached" runs to the
-    edge, with an arrow.
+    ``layer_pushed`` (schedule) and attrs ``target``, ``energy``, ``reference``. An interval that
+    ends in "not reached" runs to the edge, with an arrow.
     """
     multiple = energies["multiple"].values
     names = [

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -296,9 +297,20 @@ def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, extend: str = "neith
     ax.figure.colorbar(drawn, cax=beside, label=label, extend=extend)
 
 
-def key_above(ax: Axes, **options: object) -> Legend:
-    """A legend above the Axes; a title that is set later stands above the legend."""
+def key_above(ax: Axes, ncols: int = 2, **options: object) -> Legend:
+    """A legend above the Axes, of as many columns up to ``ncols`` as there is room for.
+
+    A title that is set later stands above the legend.
+    """
+    given: Any = options.get("handles")
+    texts = [h.get_label() for h in given] if given else ax.get_legend_handles_labels()[1]
+    # some 14 small letters an inch; labels beside the Axes take a quarter of their place
+    cell = ax.get_subplotspec()
+    share = 0.75 if cell is None else 0.75 / cell.get_gridspec().ncols
+    letters = 14 * share * ax.figure.get_figure(root=True).get_figwidth()
+    fitting = int(letters / (8 + max(map(len, texts), default=1)))
     settings: dict = {"frameon": False, "fontsize": "small", **options}
+    settings["ncols"] = max(1, min(ncols, fitting))
     legend = ax.legend(
         loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, borderpad=0, **settings
     )

@@ -146,6 +146,16 @@ def test_a_title_stands_above_the_key_and_the_colour_bar_at_its_map():
     assert title.y0 >= key.y1
 
 
+@pytest.mark.parametrize(("columns", "fitting"), [(1, 4), (3, 1)])
+def test_a_key_has_as_many_columns_as_fit(columns, fitting):
+    fig, axes = plot.figure(9, 3, columns=columns)
+    for i in range(4):
+        axes[-1].plot([0, 1], [0, i], label=f"the curve {i}")
+    key = key_above(axes[-1], ncols=4)
+    assert key._ncols == fitting
+    assert not written_over(fig)
+
+
 def test_labels_of_a_short_log_axis_do_not_write_over_each_other():
     for low, high in ((0.04, 4), (0.9, 4.1), (3, 70), (1e-3, 0.2)):
         fig, (ax,) = plot.figure(5, 2.2)
