@@ -25,7 +25,6 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # pyright: ignor
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="The depth of a language model as a low-order linear time-varying system.\n\n"
