@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from depthsys import cli, lm
@@ -17,6 +18,8 @@ collect_ignore_glob = ["*/theirs/*"]
 
 # Tiny models gain nothing from threads, and two of them on a busy machine wait for each other.
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # see tests/__init__.py; pytest loads numpy before that
+    threadpool_limits(1)
 
 DATA = Path(os.environ.get("DEPTHSYS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SHARED_MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")

@@ -106,9 +106,7 @@ SHAPES = {
     "tiny": Shape(
         gpt2(3, 32, 2, 100), (*FLOORS, *JOBS), (6,), 3, 2,
         split=(12, 6, 6),
-        compare={
-            "methods": ("ensemble", "krylov"), "orders": (1, 2), "n_each": 2, "n_bootstrap": 20
-        },
+        compare={"methods": ("ensemble",), "orders": (1,), "n_each": 1, "n_bootstrap": 2},
     ),
     "tiny-llama": Shape(
         llama(3, 32, 4, 100, num_key_value_heads=2, intermediate_size=64), PREFILLS, (6,), 3, 2

@@ -288,8 +288,17 @@ def same_system(ours: xr.Dataset, expected: xr.Dataset, tolerance: float) -> Non
     np.testing.assert_allclose(*maps, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-@pytest.mark.parametrize("kind", ["mean", "each", "profile"])
+# of every depth it is the same sweep with more outputs: by default for one method of each kind
+OF_EVERY_DEPTH = ("krylov", "balanced", "pod")
+SYSTEMS = [(kind, method) for kind in ("mean", "each") for method in METHODS] + [
+    pytest.param(
+        "profile", method, marks=[] if method.name in OF_EVERY_DEPTH else [pytest.mark.slow]
+    )
+    for method in METHODS
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), SYSTEMS, ids=lambda p: getattr(p, "name", p))
 def test_the_card_finds_the_systems_of_the_host(method, kind, on_host):
     per_prompt, readout = kind == "each", "profile" if kind == "profile" else "concept"
     found = []

@@ -59,6 +59,14 @@ def maps(tiny, splits, concept):
     }
 
 
+@pytest.fixture(scope="module")
+def gains(tiny, splits, concept):
+    """Measured ones of held-out and operating prompts, and linear ones of both."""
+    texts = splits.held_out, splits.operating
+    measured = [lm.measure_gains(tiny, each, concept, eps=0.01) for each in texts]
+    return *measured, [lm.linear_gains(tiny, each, concept) for each in texts]
+
+
 def matrix(system):
     values = io(system)
     return values.reshape(values.shape[0] * values.shape[1], -1)
@@ -74,10 +82,8 @@ FIRST = ("ensemble", "balanced", "krylov", "pod")  # .ci/run compares the others
         for name in methods.METHODS
     ],
 )
-def test_rows_are_what_each_function_says_alone(tiny, splits, concept, table, maps, name):
-    measured = lm.measure_gains(tiny, splits.held_out, concept, eps=0.01)
-    operating = lm.measure_gains(tiny, splits.operating, concept, eps=0.01)
-    linear = [lm.linear_gains(tiny, t, concept) for t in (splits.held_out, splits.operating)]
+def test_rows_are_what_each_function_says_alone(tiny, splits, concept, table, maps, gains, name):
+    measured, operating, linear = gains
     for order in ORDERS:
         row = table.sel(basis=name, order=order)
         method = methods.METHODS[name](order=order)

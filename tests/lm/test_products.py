@@ -77,11 +77,18 @@ def everything(model, concept):
     }
 
 
-@pytest.mark.parametrize("setting", SETTINGS[1:])
-def test_what_the_process_has_chosen_changes_no_number(setting, concept):
+@pytest.fixture(scope="module")
+def as_torch_is_by_default(concept):
+    """A model, its products, and everything that is found with it."""
+    assert torch.get_float32_matmul_precision() == "highest"
     hf = TINY["gpt2"]()
     with tf32.Imitated() as plain:
-        expected = everything(lm.DepthModel(hf), concept)
+        return hf, plain, everything(lm.DepthModel(hf), concept)
+
+
+@pytest.mark.parametrize("setting", SETTINGS[1:])
+def test_what_the_process_has_chosen_changes_no_number(setting, concept, as_torch_is_by_default):
+    hf, plain, expected = as_torch_is_by_default
     torch.set_float32_matmul_precision(setting)
     before = state()
     with tf32.Imitated() as imitated:
