@@ -193,7 +193,7 @@ def _array(place: Path, said: Mapping[str, Any]) -> np.ndarray:
 def _dtype(name: str, said: Any) -> np.dtype:
     if said == "string":
         return np.dtype(object)
-    if said in _NUMBERS:
+    if isinstance(said, str) and said in _NUMBERS:
         return np.dtype(said).newbyteorder("<")
     if isinstance(said, Mapping) and said.get("name") == "fixed_length_utf32":
         return np.dtype(f"<U{int(said['configuration']['length_bytes']) // 4}")
