@@ -78,7 +78,7 @@ def test_it_reads_what_xarray_reads(written, data):
 
 def test_only_what_is_wanted_is_opened(store):
     (store / "a/b/not_wanted/zarr.json").write_text("spoiled")
-    assert set(read_tree(store, lambda group: {"whole"} if group == "a/b" else ())["a/b"].variables) == {
+    assert set(read_tree(store, lambda group: {"whole"} if group == "a/b" else ())["a/b"].variables) == {  # noqa: E501
         "whole", "y",
     }  # fmt: skip
 
@@ -147,8 +147,8 @@ def cut(path, count):
         (lambda s: changed(s, "whole", zarr_format=2), r"whole/zarr\.json is not of version 3"),
         (lambda s: changed(s, "whole", node_type="group"), "a variable is not whole"),
         (lambda s: cut(s / "a/b/holes/c/0", 10), r"a chunk of holes is not whole \("),
-        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}]), "a chunk of holes is not whole"),
-        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}, {"name": "blosc"}]), "codec 'blosc'"),
+        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}]), "a chunk of holes is not whole"),  # noqa: E501
+        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}, {"name": "blosc"}]), "codec 'blosc'"),  # noqa: E501
         (lambda s: changed(s, "holes", codecs=[{"name": "sharding_indexed"}]), "codec 'sharding"),
         (
             lambda s: changed(
@@ -156,10 +156,10 @@ def cut(path, count):
             ),
             "whole is stored in big-endian numbers",
         ),
-        (lambda s: changed(s, "said", codecs=[{"name": "vlen-utf8"}]), "a chunk of said is not whole"),
+        (lambda s: changed(s, "said", codecs=[{"name": "vlen-utf8"}]), "a chunk of said is not whole"),  # noqa: E501
         (lambda s: changed(s, "whole", data_type="complex128"), "unknown kind 'complex128'"),
         (lambda s: changed(s, "whole", chunk_grid={"name": "odd"}), "chunks of an unknown kind"),
-        (lambda s: changed(s, "whole", chunk_key_encoding={"name": "v2"}), "names of an unknown kind"),
+        (lambda s: changed(s, "whole", chunk_key_encoding={"name": "v2"}), "names of an unknown kind"),  # noqa: E501
         (lambda s: changed(s, "whole", shape=[2**40]), "declares more than"),
         (lambda s: changed(s, "whole", shape="x"), "TypeError|ValueError"),
     ],
