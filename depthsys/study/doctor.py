@@ -22,6 +22,7 @@ from depthsys.wording import counted, size
 
 # what the extras of the package bring
 BRINGS = {
+    "cluster": "studies on the workers of a Dask cluster",
     "control": "SLICOT's norms and Riccati solvers",
     "export": "FMUs and safetensors files for others",
     "parquet": "texts in Parquet files and folders of `datasets`",
@@ -29,7 +30,6 @@ BRINGS = {
 }
 # what the package uses where it is installed, and has no extra for
 OTHERS = {
-    "dask": "studies on several processes",
     "optimum-quanto": "checkpoints quantised with quanto",
     "peft": "adapters, such as LoRA",
 }

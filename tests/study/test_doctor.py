@@ -79,7 +79,7 @@ def test_a_source_tree_that_is_not_installed(monkeypatch):
 
 def test_every_extra_says_what_it_brings():
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(asked["optional-dependencies"]) - {"dev"} == set(doctor.BRINGS)
+    assert set(asked["optional-dependencies"]) - {"dev"} <= set(doctor.BRINGS)
 
 
 def test_extras_and_programs_that_are_missing_are_not_failures(monkeypatch):
