@@ -121,12 +121,12 @@ def test_links_are_no_part_of_it(store, tmp_path):
     (tmp_path / "text").write_bytes((store / "a/b/alone/c").read_bytes())
     (store / "a/b/alone/c").unlink()
     (store / "a/b/alone/c").symlink_to(tmp_path / "text")
-    with pytest.raises(ValueError, match="that is whole; got .*OSError"):
+    with pytest.raises(ValueError, match=r"that is whole; got .*OSError"):
         read_tree(store, wanted)
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`path` must be an existing folder; got .*none"):
+    with pytest.raises(FileNotFoundError, match=r"`path` must be an existing folder; got .*none"):
         read_tree(tmp_path / "none", wanted)
 
 
