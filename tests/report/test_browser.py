@@ -95,8 +95,8 @@ def test_the_keyboard_sorts_and_what_is_not_known_stays_last(opened):
 
 def test_numbers_are_sorted_as_numbers(opened):
     shown = opened()
-    head(shown, 12).locator("button").click()  # seconds: 3, 4.5, 12, ...
-    numbers = [float(each) for each in column(shown, 12)]
+    head(shown, 11).locator("button").click()  # seconds: 3, 4.5, 12, ...
+    numbers = [float(each) for each in column(shown, 11)]
     assert numbers == sorted(numbers)
     assert len(set(numbers)) > 1
 
@@ -190,7 +190,8 @@ def test_labels_do_not_overprint(opened):
     clashes = shown.evaluate("""() => {
         const found = [];
         for (const svg of document.querySelectorAll('svg.chart')) {
-            const boxes = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()]);
+            const texts = [...svg.querySelectorAll('text')];
+            const boxes = texts.map(t => [t, t.getBoundingClientRect()]);
             boxes.forEach(([t, a], i) => boxes.slice(i + 1).forEach(([u, b]) => {
                 const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
                 const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
