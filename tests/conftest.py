@@ -131,6 +131,22 @@ def demo_texts():
     return lm.read_texts(rows).split(concept=30, operating=12, held_out=10)
 
 
+@pytest.fixture(scope="session")
+def study_stages():
+    """All stages of a cell of a study on an embedded model."""
+    from tests.report import stores
+
+    return stores.results()
+
+
+@pytest.fixture(scope="session")
+def study_store(study_stages, tmp_path_factory) -> Path:
+    """The store of a small study, to be read only."""
+    from tests.report import stores
+
+    return stores.write_study(tmp_path_factory.mktemp("study") / "study.zarr", study_stages)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command; gives (exit status, stdout, stderr)."""

@@ -272,8 +272,7 @@ def _put(cells: list[CellResults], new: CellResults, where: str) -> None:
             stages = _in_order({**cell.stages, kind: data})
             cells[place] = replace(cell, stages=stages, concept=cell.concept or new.concept)
             return
-    told = {(cell.model, cell.task, cell.seed, cell.concept) for cell in cells}
-    if (new.model, new.task, new.seed, new.concept) in told:
+    if (new.model, new.task, new.seed) in {(c.model, c.task, c.seed) for c in cells}:
         new = replace(new, task=f"{new.task} ({where})")
     cells.append(new)
 

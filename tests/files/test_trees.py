@@ -76,18 +76,18 @@ def test_it_reads_what_xarray_reads(written, data):
         np.testing.assert_array_equal(variable.values, data[name].values)
 
 
+def one(group):
+    return {"whole"} if group == "a/b" else ()
+
+
 def test_only_what_is_wanted_is_opened(store):
     (store / "a/b/not_wanted/zarr.json").write_text("spoiled")
-    assert set(read_tree(store, lambda group: {"whole"} if group == "a/b" else ())["a/b"].variables) == {  # noqa: E501
-        "whole", "y",
-    }  # fmt: skip
+    assert set(read_tree(store, one)["a/b"].variables) == {"whole", "y"}
 
 
 def test_what_only_has_a_size_is_not_read(store):
     shutil.rmtree(store / "a/b/not_wanted/c", ignore_errors=True)
-    node = read_tree(store, lambda group: {"whole"} if group == "a/b" else (), ["not_wanted"])[
-        "a/b"
-    ]
+    node = read_tree(store, one, ["not_wanted"])["a/b"]
     assert node.sizes == {"x": 5, "y": 3}
     assert "not_wanted" not in node.variables
 
@@ -139,6 +139,15 @@ def cut(path, count):
     path.write_bytes(path.read_bytes()[:count])
 
 
+def coded(name, *codecs):
+    """With other codecs in its description."""
+    said = [each if isinstance(each, dict) else {"name": each} for each in codecs]
+    return lambda store: changed(store, name, codecs=said)
+
+
+BIG = {"name": "bytes", "configuration": {"endian": "big"}}
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -147,28 +156,22 @@ def cut(path, count):
         (lambda s: changed(s, "whole", zarr_format=2), r"whole/zarr\.json is not of version 3"),
         (lambda s: changed(s, "whole", node_type="group"), "a variable is not whole"),
         (lambda s: cut(s / "a/b/holes/c/0", 10), r"a chunk of holes is not whole \("),
-        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}]), "a chunk of holes is not whole"),  # noqa: E501
-        (lambda s: changed(s, "holes", codecs=[{"name": "bytes"}, {"name": "blosc"}]), "codec 'blosc'"),  # noqa: E501
-        (lambda s: changed(s, "holes", codecs=[{"name": "sharding_indexed"}]), "codec 'sharding"),
-        (
-            lambda s: changed(
-                s, "whole", codecs=[{"name": "bytes", "configuration": {"endian": "big"}}]
-            ),
-            "whole is stored in big-endian numbers",
-        ),
-        (lambda s: changed(s, "said", codecs=[{"name": "vlen-utf8"}]), "a chunk of said is not whole"),  # noqa: E501
+        (coded("holes", "bytes"), "a chunk of holes is not whole"),
+        (coded("holes", "bytes", "blosc"), "holes needs the codec 'blosc'"),
+        (coded("holes", "sharding_indexed"), "holes needs the codec 'sharding_indexed'"),
+        (coded("whole", BIG), "whole is stored in big-endian numbers"),
+        (coded("said", "vlen-utf8"), "a chunk of said is not whole"),
         (lambda s: changed(s, "whole", data_type="complex128"), "unknown kind 'complex128'"),
         (lambda s: changed(s, "whole", chunk_grid={"name": "odd"}), "chunks of an unknown kind"),
-        (lambda s: changed(s, "whole", chunk_key_encoding={"name": "v2"}), "names of an unknown kind"),  # noqa: E501
+        (lambda s: changed(s, "whole", chunk_key_encoding={"name": "v2"}), "names of an unknown"),
         (lambda s: changed(s, "whole", shape=[2**40]), "declares more than"),
-        (lambda s: changed(s, "whole", shape="x"), "TypeError|ValueError"),
+        (lambda s: changed(s, "whole", shape="x"), "ValueError: "),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_whole_or_not_known_is_refused(store, spoil, said):
     spoil(store)
-    with pytest.raises(
-        ValueError, match=f"must be a Zarr store of version 3 that is whole.*({said})"
-    ):
+    whole = "must be a Zarr store of version 3 that is whole"
+    with pytest.raises(ValueError, match=f"{whole}.*{said}"):
         read_tree(store, wanted)
 
 

@@ -56,12 +56,12 @@ def results() -> dict[str, xr.Dataset]:
     }
 
 
-def write_study(store: Path, stages: dict[str, xr.Dataset], **about: str) -> Path:
+def write_study(store: Path, stages: dict[str, xr.Dataset]) -> Path:
     """Six cells: of two models, two tasks; one that failed, and one that is not finished.
 
     One is written as a runner does it; the others are copies with other attributes.
     """
-    xr.Dataset(attrs=ABOUT | about).to_zarr(store, **HOW)
+    xr.Dataset(attrs=ABOUT).to_zarr(store, **HOW)
     first = store / MODEL / TASK / "seed_0" / CONCEPT
     for name, data in stages.items():
         labels = {

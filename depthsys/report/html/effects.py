@@ -112,7 +112,7 @@ def _name_strengths(chart: Chart, strengths: list[float], row: list[tuple[float,
         right = at[0] > chart.x.end - 40
         words = tag(
             "text", _strength(s), class_="in end" if right else "in",
-            x=at[0] + (-7 if right else 7), y=at[1] - 6,
+            x=at[0] + (-7 if right else 7), y=at[1] + (16 if at[1] < chart.y.end + 14 else -6),
         )  # fmt: skip
         chart.add(words)
 
