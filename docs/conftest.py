@@ -2,6 +2,9 @@
 
 import pytest
 
+# for Sphinx, which is in the extra `docs`
+collect_ignore = ["conf.py", "_extensions"]
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):

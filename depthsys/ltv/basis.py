@@ -132,9 +132,9 @@ def krylov_basis(
     start: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
-    """Propagated Krylov: ``orth[start_k, B_{k-1}, A_{k-1} B_{k-2}, ...]``, W = V.
+    """Propagated Krylov: the start, then what the inputs become from layer to layer, W = V.
 
-    The reachable space at depth k, most recent injections first. ``start`` (depth, state) or
+    ``V_k = orth[start_k, B_{k-1}, A_{k-1} B_{k-2}, ...]``: the reachable space at depth k, most recent injections first. ``start`` (depth, state) or
     (depth, state, column) comes before them, for example the concept directions of a model.
 
     Other parameters, results and errors as for `balanced_basis`; a column whose part outside the
@@ -170,9 +170,9 @@ def arnoldi_basis(
     start: ArrayLike | xr.DataArray | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
-    """Krylov space of each frozen layer: ``orth[start_k, A_k start_k, A_k^2 start_k, ...]``, W = V.
+    """Krylov space of each frozen layer: the start and its powers under A_k, W = V.
 
-    Uses A_{L-1} at the last depth. ``start`` is ``B_{k-1}`` by default (and nothing at depth 0).
+    ``V_k = orth[start_k, A_k start_k, A_k^2 start_k, ...]``. Uses A_{L-1} at the last depth. ``start`` is ``B_{k-1}`` by default (and nothing at depth 0).
     The state must have one size at all depths, since A_k is raised to powers.
 
     Other parameters, results and errors as for `balanced_basis`.
@@ -310,7 +310,7 @@ def random_basis(
     seed: int = 0,
     rtol: float = RTOL,
 ) -> xr.Dataset:
-    """``orth[start_k, random directions]``, W = V: the baseline every method must beat.
+    """Random directions after the start, W = V: the baseline every method must beat.
 
     Directions are standard normal, drawn from ``seed`` for every depth and shared by all members
     of a batch; a larger order adds columns to those of a smaller one.
@@ -346,7 +346,7 @@ def span_basis(
     tolerance: float | None = None,
     rtol: float = RTOL,
 ) -> xr.Dataset:
-    """``orth[columns_k]``, W = V: Galerkin projection onto directions of your own.
+    """Galerkin projection onto directions of your own, made orthonormal, W = V.
 
     ``columns`` (depth, state) or (depth, state, column), the most important first.
 

@@ -223,7 +223,7 @@ def _response(system: xr.Dataset | MatrixFree, start: int, stop: int) -> xr.Data
 
 
 def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
-    """The transition matrix ``A_{stop-1} ... A_{start}`` from depth ``start`` to depth ``stop``.
+    r"""The transition matrix :math:`A_{stop-1} \cdots A_{start}` between two depths.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def transition(system: xr.Dataset, start: int, stop: int) -> xr.DataArray:
 
 
 def gains(system: xr.Dataset | MatrixFree) -> xr.DataArray:
-    r"""Terminal gains ``h_l = C_L A_{L-1} ... A_{l+1} B_l`` of every layer.
+    r"""Terminal gains of every layer, :math:`h_l = C_L A_{L-1} \cdots A_{l+1} B_l`.
 
     Returns
     -------
