@@ -40,6 +40,7 @@ from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
+from depthsys.lm.shards import Crew, Here, ShardedRun
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.verification import (
     amplitude_response,
@@ -53,8 +54,10 @@ __all__ = [
     "Arnoldi",
     "Balanced",
     "Budget",
+    "Crew",
     "DepthModel",
     "Ensemble",
+    "Here",
     "Kept",
     "Krylov",
     "Linearisation",
@@ -64,6 +67,7 @@ __all__ = [
     "Pod",
     "Random",
     "Run",
+    "ShardedRun",
     "Splits",
     "Step",
     "Texts",

@@ -22,6 +22,7 @@ from depthsys.lm.positions import After, Positions, checked, decoder, prediction
 from depthsys.lm.precision import Arithmetic, wide
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Model, Run
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import check_pushes_exist, schedule
 from depthsys.wording import step_size
@@ -85,7 +86,7 @@ def default_eps(relative: bool) -> float:
     return RELATIVE_EPS if relative else ABSOLUTE_EPS
 
 
-@of_run(once=False)  # it looks at the states before it replays
+@of_run(once=False, shards=True)  # it looks at the states before it replays
 def measure_gains(
     run: Run,
     concept: xr.Dataset,
@@ -134,7 +135,7 @@ def measure_gains(
     return measure_gains_at(run, concept, [Step(eps, relative, difference)], readout=readout)[0]
 
 
-@of_run(once=False)  # it looks at the states before it replays
+@of_run(once=False, shards=True)  # it looks at the states before it replays
 def measure_gains_at(
     run: Run, concept: xr.Dataset, steps: Sequence[Step], *, readout: ReadoutLike = "concept"
 ) -> list[xr.Dataset]:
@@ -177,7 +178,6 @@ def measured(
             f"`steps` must be a list of lm.Step; got {short(steps)}. Write [lm.Step(0.1)]."
         )
     model = run.model
-    v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     known = torch.as_tensor(defined(concept)[:-1]).any(-1)
     norm = state_norms(run)[:, :-1]
@@ -188,28 +188,8 @@ def measured(
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:
         return found
-    one_each = _one_each(model.n_layers, v)
-    count = len(one_each)
-    shape = (len(run), len(chosen), model.n_layers, v.shape[1], reader.n_outputs)
-    gain = np.empty(shape)
     exists = defined(concept)[:-1][..., None]
-
-    def work(batch: FrozenRun) -> Steps[list[np.ndarray]]:
-        size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
-        pushes = [_pushes_of(steps[i], one_each, size) for i in chosen]
-        y = yield from readouts(run, batch, v, torch.cat(pushes, dim=1), reader)
-        return np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
-
-    held = _held(v, 2 * count * len(chosen))
-    for batch, ends in run.in_step(work, "measured gains", held=held):
-        lengths = norm[batch.prompts][:, :, None, None]
-        for place, (i, part) in enumerate(zip(chosen, ends, strict=True)):
-            central = steps[i].difference == "central"
-            with np.errstate(invalid="ignore"):  # states that overflow are found below
-                slope = (part[:, :count] - part[:, count:]) / (1 + central) / steps[i].size
-            slope = slope.reshape(-1, *shape[2:])
-            slope = slope / lengths if steps[i].relative else slope
-            gain[batch.prompts, place] = np.where(exists, slope, np.nan)
+    gain = _slopes(run, concept, [steps[i] for i in chosen], readout, norm=norm)
     for place, i in enumerate(chosen):
         values = gain[:, place].swapaxes(2, 3)
         found[i] = _gain_dataset(run, steps[i], reader, values, norm)
@@ -221,6 +201,38 @@ def measured(
                 "smaller step or target."
             )
     return found
+
+
+@in_shards(along(0), "measured gains")
+def _slopes(
+    run: Run, concept: xr.Dataset, steps: Sequence[Step], readout: ReadoutLike, *, norm: np.ndarray
+) -> np.ndarray:
+    """Gains (prompt, step, layer, input, output), the norms of the states being (prompt, layer)."""
+    model = run.model
+    v = directions(model, concept)
+    reader = checked_readout(model, readout, concept)
+    one_each = _one_each(model.n_layers, v)
+    count = len(one_each)
+    gain = np.empty((len(run), len(steps), model.n_layers, v.shape[1], reader.n_outputs))
+    exists = defined(concept)[:-1][..., None]
+
+    def work(batch: FrozenRun) -> Steps[list[np.ndarray]]:
+        size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
+        pushes = [_pushes_of(step, one_each, size) for step in steps]
+        y = yield from readouts(run, batch, v, torch.cat(pushes, dim=1), reader)
+        return np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
+
+    held = _held(v, 2 * count * len(steps))
+    for batch, ends in run.in_step(work, "measured gains", held=held):
+        lengths = norm[batch.prompts][:, :, None, None]
+        for place, (step, part) in enumerate(zip(steps, ends, strict=True)):
+            central = step.difference == "central"
+            with np.errstate(invalid="ignore"):  # the caller finds states that overflow
+                slope = (part[:, :count] - part[:, count:]) / (1 + central) / step.size
+            slope = slope.reshape(-1, *gain.shape[2:])
+            slope = slope / lengths if step.relative else slope
+            gain[batch.prompts, place] = np.where(exists, slope, np.nan)
+    return gain
 
 
 def _check_lengths(norm: np.ndarray, known: np.ndarray) -> None:
@@ -235,6 +247,7 @@ def _check_lengths(norm: np.ndarray, known: np.ndarray) -> None:
         )
 
 
+@in_shards(along(0), "state norms")
 def state_norms(run: Run) -> np.ndarray:
     """Norm of the nominal x_k (prompt, depth)."""
     norm = np.empty((len(run), run.n_layers + 1))
@@ -440,7 +453,7 @@ def readouts(
     return reader.values(run.model, x)[:, torch.argsort(copies)].cpu().numpy()
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def play(
     run: Run,
     concept: xr.Dataset,
@@ -585,13 +598,27 @@ def shifts(
         )
     if tokens not in ("last", "generated"):
         begins = None if isinstance(tokens, str) else _begins(run, tokens)
-        return _checked(every_token_shifts(run, v, copies, reader, last, begins), pushes)
-    shift = np.empty((len(run), len(pushes), reader.n_outputs))
+        whole = every_token_shifts(run, v, copies, reader, last, begins=begins)
+        return _checked(whole, pushes)
+    return _checked(_last_token_shifts(run, v, copies, reader, last, title), pushes)
+
+
+@in_shards(along(0), "play")
+def _last_token_shifts(
+    run: Run,
+    v: torch.Tensor,
+    copies: torch.Tensor,
+    reader: Readout,
+    last: torch.Tensor | None,
+    title: str,
+) -> np.ndarray:
+    """Shift of y_L (prompt, copy, output) of all copies but the last, counted from that one."""
+    shift = np.empty((len(run), len(copies) - 1, reader.n_outputs))
     work = lambda batch: readouts(run, batch, v, copies, reader, last)  # noqa: E731
     for batch, y in run.in_step(work, title, held=_held(v, len(copies))):
-        with np.errstate(invalid="ignore"):  # states that overflow are found below
+        with np.errstate(invalid="ignore"):  # the caller finds states that overflow
             shift[batch.prompts] = y[:, :-1] - y[:, -1:]
-    return _checked(shift, pushes)
+    return shift
 
 
 def _begins(run: Run, after: After) -> list[int]:

@@ -1,14 +1,30 @@
 """Bars for long work."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from tqdm.auto import tqdm
+
+# Whether work is a part of other work, which has a bar.
+_QUIET = ContextVar("_QUIET", default=False)
 
 
 def bar(title: str | None, total: int, unit: str):
     """A bar for work over two seconds, on a terminal only; none without a title."""
-    disable = True if title is None else None
+    disable = True if title is None or _QUIET.get() else None
     return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars meanwhile, but those that are there."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def is_shown() -> bool:
