@@ -41,6 +41,7 @@ from depthsys.lm.replay import play
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
+from depthsys.lm.shards import Crew, Here, ShardedRun
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
 from depthsys.lm.verification import (
@@ -55,8 +56,10 @@ __all__ = [
     "Arnoldi",
     "Balanced",
     "Budget",
+    "Crew",
     "DepthModel",
     "Ensemble",
+    "Here",
     "Kept",
     "Krylov",
     "Linearisation",
@@ -66,6 +69,7 @@ __all__ = [
     "Pod",
     "Random",
     "Run",
+    "ShardedRun",
     "Splits",
     "Step",
     "Texts",

@@ -7,12 +7,14 @@ Where a depth has no direction, as depth 0 of texts that end in the same token, 
 is NaN, the attr ``direction_note`` says why, and everything goes on at the other depths.
 """
 
+import hashlib
 import json
 import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
@@ -35,13 +37,14 @@ from depthsys.lm.separation import (
     separation,
     warning,
 )
+from depthsys.lm.shards import ShardedRun, in_shards
 from depthsys.lm.stamp import provenance
 
 SHARED = 0.9  # where more of the texts are in one state, a direction would rest on the others
 _IN_MEMORY = 2**28  # bytes of states; more than that wait in a temporary file
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     r"""Unit mean-difference direction at every depth.
 
@@ -95,7 +98,7 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
     return _result(run, held_out, "mean_difference", difference, distance, undefined)
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def paired_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     r"""Unit mean of the differences of contrast pairs at every depth.
 
@@ -149,7 +152,7 @@ def paired_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Da
     return _result(run, held_out, "paired_difference", v, extra, undefined, about)
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     r"""Linear discriminant (LDA) direction at every depth.
 
@@ -205,7 +208,7 @@ def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     return _result(run, held_out, "whitened", w, {"shrinkage": shrinkage}, undefined)
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def logistic(
     run: Run,
     *,
@@ -279,7 +282,7 @@ def logistic(
     return _result(run, held_out, "logistic", w, {"scale": scale}, undefined, settings)
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def pca(
     run: Run,
     *,
@@ -394,25 +397,17 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, d
 
     Fills ``keep`` with all states.
     """
-    counted: list[Counter] = [Counter() for _ in range(run.n_layers + 1)]
-    sums = np.zeros((2, run.n_layers + 1, run.model.n_features))
-    norm = np.zeros(run.n_layers + 1)
-    for prompts, found in run.states_by_batch("concept direction"):
-        labels = run.texts.labels[prompts]
-        states = wide(found).cpu().numpy()
-        if keep is not None:
-            keep[:, prompts] = states
-        for depth, rows in enumerate(states):
-            counted[depth].update(row.tobytes() for row in rows)
-        x = states.astype(np.float64)
-        norm += np.linalg.norm(x, axis=-1).sum(axis=1) / len(run)
-        for label in (0, 1):
-            sums[label] += x[:, labels == label].sum(axis=1)
-    counts = np.bincount(run.texts.labels, minlength=2)
-    difference = sums[1] / counts[1] - sums[0] / counts[0]
+    labels = run.texts.labels
+    found = _class_sums(run, labels=labels)
+    if keep is not None:
+        for prompts, states in run.states_by_batch():
+            keep[:, prompts] = wide(states).cpu().numpy()
+    counts = np.bincount(labels, minlength=2)
+    difference = found.sums[1] / counts[1] - found.sums[0] / counts[0]
+    norm = found.norms / len(run)
     coincide = np.linalg.norm(difference, axis=-1) <= 10 * rounding_of(run.model) * norm
     undefined = {}
-    for depth, states in enumerate(counted):
+    for depth, states in enumerate(found.same):
         ((_, same),) = states.most_common(1)
         if same > SHARED * len(run):
             whose = "all" if same == len(run) else f"{same} of {len(run)}"
@@ -420,6 +415,49 @@ def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, d
         elif coincide[depth]:
             undefined[depth] = "the class means coincide"
     return difference, undefined
+
+
+@dataclass(frozen=True)
+class _ClassSums:
+    """Of the states of both classes: sums (class, depth, feature), and sums of norms (depth).
+
+    ``same`` counts, for every depth, how often each state comes, by a hash of it.
+    """
+
+    sums: np.ndarray
+    norms: np.ndarray
+    same: list[Counter]
+
+
+def _all_class_sums(run: ShardedRun, parts: Iterator[_ClassSums]) -> _ClassSums:
+    """The sums of all shards, in their order."""
+    found = next(parts)
+    for more in parts:
+        same = [one + other for one, other in zip(found.same, more.same, strict=True)]
+        found = _ClassSums(found.sums + more.sums, found.norms + more.norms, same)
+    return found
+
+
+@in_shards(_all_class_sums, "concept direction")
+def _class_sums(run: Run, *, labels: np.ndarray) -> _ClassSums:
+    """Of texts with these labels."""
+    same: list[Counter] = [Counter() for _ in range(run.n_layers + 1)]
+    sums = np.zeros((2, run.n_layers + 1, run.model.n_features))
+    norms = np.zeros(run.n_layers + 1)
+    for prompts, found in run.states_by_batch("concept direction"):
+        states = wide(found).cpu().numpy()
+        for depth, rows in enumerate(states):
+            same[depth].update(_hash(row) for row in rows)
+        x = states.astype(np.float64)
+        norms += np.linalg.norm(x, axis=-1).sum(axis=1)
+        for label in (0, 1):
+            sums[label] += x[:, labels[prompts] == label].sum(axis=1)
+    return _ClassSums(sums, norms, same)
+
+
+def _hash(state: np.ndarray) -> bytes:
+    # of eight bytes: a few million states are told apart
+    return hashlib.blake2b(state.tobytes(), digest_size=8).digest()
 
 
 def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -496,7 +534,7 @@ def _check_texts(run: Run, held_out: Texts | Run | None, least: int) -> None:
     for name, given, number in (("concept", run, least), ("held_out", held_out, 1)):
         if given is None:
             continue
-        texts = given.texts if isinstance(given, Run) else given
+        texts = given.texts if isinstance(given, (Run, ShardedRun)) else given
         if not hasattr(texts, "labels"):
             raise TypeError(
                 f"`{name}` must be labelled texts, or a run of them; got {short(given)}. "

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,25 @@ class Budget:
             return size <= self.linearised
         free = available_memory() if device.type == "cpu" else free_on(device)
         return size <= min(LINEARISED, self._allowed(None, free))
+
+    def left(self, taken: Mapping[str, int], device: torch.device, share: float = 1.0) -> "Budget":
+        """What is left of it, in bytes, where so many of each place are taken already.
+
+        Of places for which it names no number there is a quarter of what is free or taken;
+        ``share`` is the part of that which is for this process.
+        """
+        free = {
+            "device": 0 if device.type == "cpu" else free_on(device),
+            "host": available_memory(),
+            "file": shutil.disk_usage(tempfile.gettempdir()).free,
+        }
+        found = {}
+        for place, size in free.items():
+            here = taken.get(place, 0)
+            given = getattr(self, place)
+            whole = share * SHARE * ((size or 0) + here) if given is None else given
+            found[place] = max(0, int(whole) - here)
+        return replace(self, **found)
 
     @property
     def is_nothing(self) -> bool:

@@ -21,7 +21,7 @@ VECTOR = Kind(
 )
 
 
-@of_run(once=False, kinds={"vector": VECTOR})
+@of_run(once=False, shards=True, kinds={"vector": VECTOR})
 def steering_effect(
     run: Run,
     concept: xr.Dataset,

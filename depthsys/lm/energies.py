@@ -26,7 +26,7 @@ def check_target(target: float | np.ndarray) -> None:
         raise ValueError(f"`target` must be finite and not zero; got {target}. Give a shift.")
 
 
-@of_run(once=False)
+@of_run(once=False, shards=True)
 def required_energy(
     run: Run,
     concept: xr.Dataset,

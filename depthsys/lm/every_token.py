@@ -14,8 +14,10 @@ from depthsys.lm.lockstep import Steps, driven, together
 from depthsys.lm.progress import bar
 from depthsys.lm.readouts import Readout
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 
 
+@in_shards(along(0), "play at every token")
 @torch.no_grad()
 def every_token_shifts(
     run: Run,
@@ -23,6 +25,7 @@ def every_token_shifts(
     pushes: torch.Tensor,
     reader: Readout,
     ends: torch.Tensor | None = None,
+    *,
     begins: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Shift of the last token's y_L (prompt, copy, output) when every token is pushed.

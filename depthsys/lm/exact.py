@@ -20,11 +20,13 @@ from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.gains import squeezed
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, finished
-from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
+from depthsys.lm.nominal import EachNominal, MeanNominal, NominalSums, nominal_run
 from depthsys.lm.of_run import of_run
 from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.run import Run
+from depthsys.lm.shards import ShardedLayer, summed
+from depthsys.lm.sweep import Layer
 from depthsys.ltv.basis import packing
 from depthsys.ltv.matrix_free import stacked, transposed
 
@@ -33,7 +35,7 @@ Kit = Any  # OnHost or OnDevice
 Product = Callable[[Any, Any], Any]
 
 
-@of_run(once=False)
+@of_run(once=False, shards=True)
 def exact_system(
     run: Run,
     concept: xr.Dataset,
@@ -91,7 +93,7 @@ def restricted_mean(
         nominal = MeanNominal(channels, len(run))
 
         def jvp(layer, Q):
-            return _mean_product(nominal.watched(layer), "jvp", Q, channels, kit, len(run))
+            return _mean_product(layer, "jvp", Q, channels, kit, len(run), nominal)
 
         def vjp(layer, Q):
             return _mean_product(layer, "vjp", Q, channels, kit, len(run))
@@ -110,16 +112,61 @@ def restricted_mean(
 
 
 def _mean_product(
-    blocks: Iterable[FrozenBlock], name: str, Q: Any, channels: Channels, kit: Kit, count: int
+    layer: Layer | ShardedLayer,
+    name: str,
+    Q: Any,
+    channels: Channels,
+    kit: Kit,
+    count: int,
+    nominal: MeanNominal | None = None,
 ) -> Any:
-    """Mean over prompts of products with (1, feature, column)."""
+    """Mean over prompts of products with (1, feature, column); notes the nominal states."""
     rows = kit.rows(Q)[0]
+    if isinstance(layer, ShardedLayer):
+        total = _all_products(layer, name, rows, channels, nominal)
+    else:
+        blocks = layer if nominal is None else nominal.watched(layer)
+        total = _products(blocks, name, rows, channels)
+    return kit.columns_of(total[None]) / count
+
+
+def _all_products(
+    layer: ShardedLayer,
+    name: str,
+    rows: torch.Tensor,
+    channels: Channels,
+    nominal: MeanNominal | None,
+) -> torch.Tensor:
+    """Sum over the prompts of all shards, in their order."""
+    totals = []
+    found = layer.each(_of_shard, name, rows, channels, nominal is not None)
+    for shard, (total, sums) in zip(layer.run.shards, found, strict=True):
+        totals.append(total)
+        if nominal is not None:
+            nominal.sums.add(sums, shard.start)
+    return summed(layer.run, iter(totals))
+
+
+def _of_shard(
+    layer: Layer, name: str, rows: torch.Tensor, channels: Channels, watch: bool
+) -> tuple[torch.Tensor, NominalSums | None]:
+    """Sum over the prompts of one shard of products, and of its nominal states."""
+    if not watch:
+        return _products(layer, name, rows, channels), None
+    sums = NominalSums.at_layer(channels, layer.layer)
+    return _products(sums.watched(channels, layer), name, rows, channels), sums
+
+
+def _products(
+    blocks: Iterable[FrozenBlock], name: str, rows: torch.Tensor, channels: Channels
+) -> torch.Tensor:
+    """Sum over prompts of products with rows (direction, feature)."""
     total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
     for block in blocks:
         if len(rows):
             product = getattr(block.linearised(channels.kind), name)(rows)
             total += product.sum(0, dtype=torch.float64)
-    return kit.columns_of(total[None]) / count
+    return total
 
 
 # ------------------------------------------------------------------------- prompt by prompt

@@ -12,9 +12,15 @@ class FiniteStates:
 
     An accelerator works behind the host, which would have to wait for it to see a number. So the
     largest magnitude of every state stays there until `check` fetches all of them together.
+
+    Parameters
+    ----------
+    first_number
+        What prompt 0 is called in messages.
     """
 
-    def __init__(self):
+    def __init__(self, first_number: int = 0):
+        self._first_number = first_number
         self._noted: list[tuple[int, np.ndarray, torch.Tensor]] = []
 
     def note(self, layer: int, prompts: np.ndarray, x: torch.Tensor) -> None:
@@ -22,6 +28,7 @@ class FiniteStates:
 
         ``prompts`` holds their row numbers. FloatingPointError on the CPU if one is not finite.
         """
+        prompts = prompts + self._first_number
         # NaN and infinity both show in the largest magnitude
         largest = torch.linalg.vector_norm(x, torch.inf, dim=-1)
         if largest.device.type == "cpu":

@@ -19,6 +19,7 @@ from depthsys.lm.methods import Method
 from depthsys.lm.parts import WHOLE
 from depthsys.lm.run import JOINED, Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.shards import ShardedRun
 from depthsys.lm.sweep import MERGED_ROWS
 from depthsys.ltv.norms import spectral_norm
 
@@ -94,10 +95,11 @@ def forecast(
         it is on disk.
     """
     runs = {
-        name: given if isinstance(given, Run) else Run(model, given, contexts=False)
+        name: given if isinstance(given, (Run, ShardedRun)) else Run(model, given, contexts=False)
         for name, given in texts.items()
     }
-    unit = _calibrated(runs["operating"])
+    operating = runs["operating"]
+    unit = _calibrated(operating if isinstance(operating, Run) else operating.outlines[0])
     ledger = _Ledger(unit, set(kept))
     _last_token(ledger, model, runs, sizes)
     _algebra(ledger, model, len(runs["held_out"]), sizes)
@@ -120,7 +122,9 @@ def _texts_of(stage: str) -> str:
     return "operating" if operating or stage in _OPERATING else "held_out"
 
 
-def _last_token(ledger: "_Ledger", model: Model, runs: Mapping[str, Run], sizes: Sizes) -> None:
+def _last_token(
+    ledger: "_Ledger", model: Model, runs: Mapping[str, Run | ShardedRun], sizes: Sizes
+) -> None:
     """All work on the last token: replays and products."""
     L, m, p = model.n_layers, sizes.n_inputs, sizes.n_outputs
     n = {name: len(run) for name, run in runs.items()}

@@ -10,14 +10,15 @@ from depthsys.lm.gains import squeezed
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
-from depthsys.lm.readouts import ReadoutLike, checked_readout
+from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Run
+from depthsys.lm.shards import in_shards, summed
 from depthsys.lm.stamp import stamp
 from depthsys.lm.step import state_norms
 from depthsys.ltv.plan import ENERGIES
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def free_directions(
     run: Run, concept: xr.Dataset, *, readout: ReadoutLike = "concept"
 ) -> xr.Dataset:
@@ -56,20 +57,7 @@ def free_directions(
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     n_layers, n_outputs = model.n_layers, reader.n_outputs
-    shape = (n_layers + 1, n_outputs, model.n_features)
-    total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-
-    def work(batch: FrozenRun) -> Steps[None]:
-        carried = reader.rows_at(model, batch.x[-1])[-1]
-        total[-1].add_(carried.sum(0, dtype=torch.float64))
-        for block in reversed(batch.blocks):
-            yield block.layer
-            carried = block.vjp(carried)
-            total[block.layer].add_(carried.sum(0, dtype=torch.float64))
-
-    for _ in run.in_step(work, "free directions", held=8 * n_outputs * model.n_features):
-        pass
-    mean = (total / len(run)).cpu().numpy()
+    mean = (_gradient_sums(run, reader) / len(run)).cpu().numpy()
     norm = state_norms(run).mean(axis=0)
     length = np.linalg.norm(mean, axis=-1)
     with np.errstate(invalid="ignore"):
@@ -101,6 +89,26 @@ def free_directions(
     )
     found["over_floor"] = found["energy_of_concept"] / found["energy_floor"]
     return found
+
+
+@in_shards(summed, "free directions")
+def _gradient_sums(run: Run, reader: Readout) -> torch.Tensor:
+    """Sums over prompts of the gradients of the readout (depth, output, feature)."""
+    model = run.model
+    shape = (model.n_layers + 1, reader.n_outputs, model.n_features)
+    total = torch.zeros(shape, dtype=torch.float64, device=model.device)
+
+    def work(batch: FrozenRun) -> Steps[None]:
+        carried = reader.rows_at(model, batch.x[-1])[-1]
+        total[-1].add_(carried.sum(0, dtype=torch.float64))
+        for block in reversed(batch.blocks):
+            yield block.layer
+            carried = block.vjp(carried)
+            total[block.layer].add_(carried.sum(0, dtype=torch.float64))
+
+    for _ in run.in_step(work, "free directions", held=8 * reader.n_outputs * model.n_features):
+        pass
+    return total
 
 
 def _inside(gradient: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import wide
 from depthsys.lm.readouts import ReadoutLike, checked_readout
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 
 
@@ -69,7 +70,7 @@ def io_map(
     return whole
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def linear_gains(
     run: Run,
     concept: xr.Dataset,
@@ -101,7 +102,32 @@ def linear_gains(
         (prompt, layer), norm of the nominal x_l; ``readout`` (prompt), nominal y_L, with a dim
         output where there are several.
     """
-    model, kind = run.model, Linearisation.of(part)
+    kind = Linearisation.of(part)
+    reader = checked_readout(run.model, readout, concept)
+    gain, norm, value = _gains_of(run, concept, readout, kind)
+    return xr.Dataset(
+        {
+            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
+            "state_norm": (("prompt", "layer"), norm),
+            "readout": squeezed(value, "prompt", "output"),
+        },
+        coords={"layer": np.arange(run.n_layers)},
+        attrs={
+            **stamp(run, "linear_gains"),
+            "kind": "exact linear",
+            "readout": reader.name,
+            **kind.attrs,
+            **direction_note(concept),
+        },
+    )
+
+
+@in_shards(along(0), "linear gains")
+def _gains_of(
+    run: Run, concept: xr.Dataset, readout: ReadoutLike, kind: Linearisation
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gains (prompt, layer, output, input), norms (prompt, layer), readouts (prompt, output)."""
+    model = run.model
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     gain = np.empty((len(run), model.n_layers, reader.n_outputs, v.shape[1]))
@@ -121,21 +147,7 @@ def linear_gains(
         norm[batch.prompts] = wide(batch.x[:-1]).norm(dim=-1).T.double().cpu().numpy()
         with torch.no_grad():
             value[batch.prompts] = reader.values(model, batch.x[-1][:, None])[:, 0].cpu().numpy()
-    return xr.Dataset(
-        {
-            "gain": squeezed(gain, "prompt", "layer", "output", "input"),
-            "state_norm": (("prompt", "layer"), norm),
-            "readout": squeezed(value, "prompt", "output"),
-        },
-        coords={"layer": np.arange(model.n_layers)},
-        attrs={
-            **stamp(run, "linear_gains"),
-            "kind": "exact linear",
-            "readout": reader.name,
-            **kind.attrs,
-            **direction_note(concept),
-        },
-    )
+    return gain, norm, value
 
 
 def squeezed(values: np.ndarray, *dims: str) -> xr.DataArray:

@@ -18,9 +18,10 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.readouts import ReadoutLike
 from depthsys.lm.response import io_bytes
 from depthsys.lm.run import Run
+from depthsys.lm.shards import ShardedRun, of_each
 
 
-@of_run(once=False)
+@of_run(once=False, shards=True)
 def identify(
     run: Run,
     concept: xr.Dataset,
@@ -225,14 +226,13 @@ def _finished(system: xr.Dataset, full: xr.Dataset, keep_basis: bool) -> xr.Data
     return system if keep_basis else system.drop_vars(["V", "W"], errors="ignore")
 
 
-def _each_prompt(channels, run, method, size, keep_basis) -> xr.Dataset:
-    parts: list[xr.Dataset] = []
-    rows: list[np.ndarray] = []
-    work = lambda batch: method.prepared_each(channels, batch, size)  # noqa: E731
-    for batch, (full, reduce) in run.in_step(work, "identify", held=each_bytes(channels, size)):
-        system = _finished(reduced(method, reduce, size), full, keep_basis)
-        parts.append(system.drop_vars("v", errors="ignore"))
-        rows.append(batch.prompts)
+def _each_prompt(
+    channels: Channels, run: Run | ShardedRun, method: Method, size: int, keep_basis: bool
+) -> xr.Dataset:
+    found = list(of_each(run, _systems_of, channels, method, size, keep_basis, title="identify"))
+    parts = [system for parts, _ in found for system in parts]
+    starts = [0] if isinstance(run, Run) else [shard.start for shard in run.shards]
+    rows = [start + r for start, (_, rows) in zip(starts, found, strict=True) for r in rows]
     notes = [part.attrs["note"] for part in parts if "note" in part.attrs]
     parts = _same_size(parts)
     system = xr.concat(
@@ -247,6 +247,20 @@ def _each_prompt(channels, run, method, size, keep_basis) -> xr.Dataset:
     if notes:
         system.attrs["note"] = notes[0]
     return system.assign_coords(prompt=np.arange(len(run)))
+
+
+def _systems_of(
+    run: Run, channels: Channels, method: Method, size: int, keep_basis: bool
+) -> tuple[list[xr.Dataset], list[np.ndarray]]:
+    """The systems of every batch, along the dim prompt, and the row numbers of its prompts."""
+    parts: list[xr.Dataset] = []
+    rows: list[np.ndarray] = []
+    work = lambda batch: method.prepared_each(channels, batch, size)  # noqa: E731
+    for batch, (full, reduce) in run.in_step(work, "identify", held=each_bytes(channels, size)):
+        system = _finished(reduced(method, reduce, size), full, keep_basis)
+        parts.append(system.drop_vars("v", errors="ignore"))
+        rows.append(batch.prompts)
+    return parts, rows
 
 
 def each_bytes(channels: Channels, size: int) -> int:

@@ -21,7 +21,7 @@ STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_STEP = {True: 10.0, False: 1e4}
 
 
-@of_run(once=False, kinds={"linear": LINEAR_OR_NONE, "measured": GAINS_LIST})
+@of_run(once=False, shards=True, kinds={"linear": LINEAR_OR_NONE, "measured": GAINS_LIST})
 def linear_range(
     run: Run,
     concept: xr.Dataset,

@@ -16,11 +16,12 @@ from depthsys.lm.precision import Arithmetic, wide
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.replay import held_bytes, readouts, replay
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.lm.step import SmallStepError, Step, least_step, small_step, state_norms
 
 
-@of_run(once=False)  # it looks at the states before it replays
+@of_run(once=False, shards=True)  # it looks at the states before it replays
 def measure_gains(
     run: Run,
     concept: xr.Dataset,
@@ -69,7 +70,7 @@ def measure_gains(
     return measure_gains_at(run, concept, [Step(eps, relative, difference)], readout=readout)[0]
 
 
-@of_run(once=False)  # it looks at the states before it replays
+@of_run(once=False, shards=True)  # it looks at the states before it replays
 def measure_gains_at(
     run: Run, concept: xr.Dataset, steps: Sequence[Step], *, readout: ReadoutLike = "concept"
 ) -> list[xr.Dataset]:
@@ -112,7 +113,6 @@ def measured(
             f"`steps` must be a list of lm.Step; got {short(steps)}. Write [lm.Step(0.1)]."
         )
     model = run.model
-    v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     known = torch.as_tensor(defined(concept)[:-1]).any(-1)
     norm = state_norms(run)[:, :-1]
@@ -123,28 +123,8 @@ def measured(
     chosen = [i for i, error in enumerate(found) if error is None]
     if not chosen:
         return found
-    one_each = _one_each(model.n_layers, v)
-    count = len(one_each)
-    shape = (len(run), len(chosen), model.n_layers, v.shape[1], reader.n_outputs)
-    gain = np.empty(shape)
     exists = defined(concept)[:-1][..., None]
-
-    def work(batch: FrozenRun) -> Steps[list[np.ndarray]]:
-        size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
-        pushes = [_pushes_of(steps[i], one_each, size) for i in chosen]
-        y = yield from readouts(run, batch, v, torch.cat(pushes, dim=1), reader)
-        return np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
-
-    held = held_bytes(v, 2 * count * len(chosen))
-    for batch, ends in run.in_step(work, "measured gains", held=held):
-        lengths = norm[batch.prompts][:, :, None, None]
-        for place, (i, part) in enumerate(zip(chosen, ends, strict=True)):
-            central = steps[i].difference == "central"
-            with np.errstate(invalid="ignore"):  # states that overflow are found below
-                slope = (part[:, :count] - part[:, count:]) / (1 + central) / steps[i].size
-            slope = slope.reshape(-1, *shape[2:])
-            slope = slope / lengths if steps[i].relative else slope
-            gain[batch.prompts, place] = np.where(exists, slope, np.nan)
+    gain = _slopes(run, concept, [steps[i] for i in chosen], readout, norm=norm)
     for place, i in enumerate(chosen):
         values = gain[:, place].swapaxes(2, 3)
         found[i] = _gain_dataset(run, steps[i], reader, values, norm)
@@ -156,6 +136,38 @@ def measured(
                 "smaller step or target."
             )
     return found
+
+
+@in_shards(along(0), "measured gains")
+def _slopes(
+    run: Run, concept: xr.Dataset, steps: Sequence[Step], readout: ReadoutLike, *, norm: np.ndarray
+) -> np.ndarray:
+    """Gains (prompt, step, layer, input, output), the norms of the states being (prompt, layer)."""
+    model = run.model
+    v = directions(model, concept)
+    reader = checked_readout(model, readout, concept)
+    one_each = _one_each(model.n_layers, v)
+    count = len(one_each)
+    gain = np.empty((len(run), len(steps), model.n_layers, v.shape[1], reader.n_outputs))
+    exists = defined(concept)[:-1][..., None]
+
+    def work(batch: FrozenRun) -> Steps[list[np.ndarray]]:
+        size = wide(batch.x[:-1]).norm(dim=-1).T[:, None, :, None]
+        pushes = [_pushes_of(step, one_each, size) for step in steps]
+        y = yield from readouts(run, batch, v, torch.cat(pushes, dim=1), reader)
+        return np.split(y, np.cumsum([p.shape[1] for p in pushes])[:-1], axis=1)
+
+    held = held_bytes(v, 2 * count * len(steps))
+    for batch, ends in run.in_step(work, "measured gains", held=held):
+        lengths = norm[batch.prompts][:, :, None, None]
+        for place, (step, part) in enumerate(zip(steps, ends, strict=True)):
+            central = step.difference == "central"
+            with np.errstate(invalid="ignore"):  # the caller finds states that overflow
+                slope = (part[:, :count] - part[:, count:]) / (1 + central) / step.size
+            slope = slope.reshape(-1, *gain.shape[2:])
+            slope = slope / lengths if step.relative else slope
+            gain[batch.prompts, place] = np.where(exists, slope, np.nan)
+    return gain
 
 
 def _check_lengths(norm: np.ndarray, known: np.ndarray) -> None:

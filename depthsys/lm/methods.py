@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import xarray as xr
 
 from depthsys import ltv
@@ -18,6 +17,7 @@ from depthsys.lm.measure import deviations
 from depthsys.lm.orthonormal import Columns, found_with
 from depthsys.lm.response import mean_response, response_each
 from depthsys.lm.run import Run
+from depthsys.lm.shards import of_each
 from depthsys.lm.step import Step
 from depthsys.ltv.matrix_free import transposed
 
@@ -187,17 +187,15 @@ class Arnoldi(Method):
             found = []
             with run.sweep() as sweep:
                 for layer in sweep.forward("Arnoldi columns"):
-                    linear = layer.linearised(channels.kind)
+                    total = layer.products(channels.kind)
 
-                    def product(q, linear=linear):
-                        rows = kit.rows(q)[0]
-                        parts = [part.jvp(rows).sum(0, dtype=torch.float64) for part in linear]
-                        return kit.columns_of(torch.stack(parts).sum(0)[None]) / len(run)
+                    def product(q, total=total):
+                        return kit.columns_of(total(kit.rows(q)[0])[None]) / len(run)
 
                     is_last = layer.layer == channels.model.n_layers - 1
                     for depth in range(layer.layer, layer.layer + 1 + is_last):
                         found.append(kit.powers(depth, product, size))
-                    del linear, product  # they hold the weights
+                    del total, product  # they hold the weights
             return found
             yield  # the sweep itself brings the layers in
 
@@ -250,15 +248,12 @@ class Pod(Method):
 
     def columns(self, channels, run, size):
         """Leading left singular vectors, times singular values, over all prompts."""
-        model = channels.model
-        width = model.n_features
         kept = max(4 * size, 256)  # exact where H is no larger
-        factors = [np.zeros((width, 0)) for _ in range(model.n_layers + 1)]
-        work = lambda batch: self.columns_each(channels, batch, size)  # noqa: E731
-        n_numbers = (model.n_layers + 1) * model.n_features * model.n_layers * channels.v.shape[1]
-        for _, snapshots in run.in_step(work, "record injections", held=8 * n_numbers):
-            for depth, factor in enumerate(factors):
-                factor = np.hstack([factor, *snapshots[:, depth]])
+        factors = [np.zeros((channels.model.n_features, 0))] * (channels.model.n_layers + 1)
+        title = "record injections"
+        for parts in of_each(run, _recorded, channels, self, size, kept, title=title):
+            for depth, part in enumerate(parts):
+                factor = np.hstack([factors[depth], part])
                 full = factor.shape[1] > 4 * kept
                 factors[depth] = _compressed(factor, kept) if full else factor
         return _stacked([_compressed(factor, size)[None] for factor in factors])
@@ -474,6 +469,20 @@ def _coordinates(small: xr.Dataset, columns: Columns) -> xr.DataArray:
 def _start(channels: Channels, depth: int, n_prompts: int) -> np.ndarray:
     v = transposed(channels.v[depth].double().cpu().numpy())
     return np.broadcast_to(v, (n_prompts, *v.shape))
+
+
+def _recorded(run: Run, channels: Channels, method: Pod, size: int, kept: int) -> list[np.ndarray]:
+    """At most ``kept`` columns (feature, column) for every depth, which stand for snapshots."""
+    model = channels.model
+    factors = [np.zeros((model.n_features, 0)) for _ in range(model.n_layers + 1)]
+    work = lambda batch: method.columns_each(channels, batch, size)  # noqa: E731
+    n_numbers = (model.n_layers + 1) * model.n_features * model.n_layers * channels.v.shape[1]
+    for _, snapshots in run.in_step(work, "record injections", held=8 * n_numbers):
+        for depth, factor in enumerate(factors):
+            factor = np.hstack([factor, *snapshots[:, depth]])
+            full = factor.shape[1] > 4 * kept
+            factors[depth] = _compressed(factor, kept) if full else factor
+    return [_compressed(f, kept) if f.shape[1] > kept else f for f in factors]
 
 
 def _compressed(factor: np.ndarray, kept: int) -> np.ndarray:

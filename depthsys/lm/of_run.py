@@ -3,7 +3,17 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import xarray as xr
 
@@ -11,12 +21,15 @@ from depthsys.lm.hf.tokens import Prompts
 from depthsys.lm.kinds import MODEL, Kind, bound, check_keywords, check_kinds, shape_of, short
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.shards import ShardedRun
 from depthsys.lm.switch import products_in
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 First = TypeVar("First", contravariant=True)
 
+# One run, or one in shards.
+AnyRun = Run | ShardedRun
 # What `inspect.signature` shows of the run.
 RunOrModel = Annotated[Run | Model, "a model is followed by texts"]
 
@@ -29,45 +42,53 @@ class OfRun(Protocol[P, R]):
     """
 
     @overload
-    def __call__(self, run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, run: AnyRun, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
     def __call__(
-        self, model: Model, texts: Prompts | Run, /, *args: P.args, **kwargs: P.kwargs
+        self, model: Model, texts: Prompts | AnyRun, /, *args: P.args, **kwargs: P.kwargs
     ) -> R: ...
     @overload
-    def __call__(self, model: Model, /, *, texts: Prompts | Run, **others: Any) -> R: ...
+    def __call__(self, model: Model, /, *, texts: Prompts | AnyRun, **others: Any) -> R: ...
     @overload
-    def __call__(self, *, run: Run, **others: Any) -> R: ...
+    def __call__(self, *, run: AnyRun, **others: Any) -> R: ...
     @overload
-    def __call__(self, *, model: Model, texts: Prompts | Run, **others: Any) -> R: ...
+    def __call__(self, *, model: Model, texts: Prompts | AnyRun, **others: Any) -> R: ...
 
 
 class OfSecondRun(Protocol[First, P, R]):
     """The same with the run, or the model and texts, after another argument."""
 
     @overload
-    def __call__(self, first: First, run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, first: First, run: AnyRun, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
     def __call__(
-        self, first: First, model: Model, texts: Prompts | Run, /, *args: P.args, **kwargs: P.kwargs
+        self,
+        first: First,
+        model: Model,
+        texts: Prompts | AnyRun,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> R: ...
     @overload
-    def __call__(self, first: First, /, *, run: Run, **others: Any) -> R: ...
+    def __call__(self, first: First, /, *, run: AnyRun, **others: Any) -> R: ...
     @overload
-    def __call__(self, *, run: Run, **others: Any) -> R: ...
+    def __call__(self, *, run: AnyRun, **others: Any) -> R: ...
     @overload
-    def __call__(self, *, model: Model, texts: Prompts | Run, **others: Any) -> R: ...
+    def __call__(self, *, model: Model, texts: Prompts | AnyRun, **others: Any) -> R: ...
 
 
 @overload
 def of_run(
-    *, once: bool, kinds: Mapping[str, Kind] | None = None
+    *, once: bool, shards: bool = False, kinds: Mapping[str, Kind] | None = None
 ) -> Callable[[Callable[Concatenate[Run, P], R]], OfRun[P, R]]: ...
 @overload
 def of_run(
-    *, once: bool, at: Literal[1], kinds: Mapping[str, Kind] | None = None
+    *, once: bool, at: Literal[1], shards: bool = False, kinds: Mapping[str, Kind] | None = None
 ) -> Callable[[Callable[Concatenate[First, Run, P], R]], OfSecondRun[First, P, R]]: ...
-def of_run(*, once: bool, at: int = 0, kinds: Mapping[str, Kind] | None = None) -> Any:
+def of_run(
+    *, once: bool, at: int = 0, shards: bool = False, kinds: Mapping[str, Kind] | None = None
+) -> Any:
     """Let a function of a run also take a model and texts, and check what its arguments are.
 
     Parameters
@@ -77,6 +98,9 @@ def of_run(*, once: bool, at: int = 0, kinds: Mapping[str, Kind] | None = None) 
         made for it needs to be kept.
     at
         The position of the run.
+    shards
+        It also takes a `ShardedRun`: all that it does with prompts is done in leaves that are
+        `in_shards`, or in functions that take one.
     kinds
         What names of arguments mean in this function alone, see `kinds.KINDS`.
     """
@@ -91,9 +115,13 @@ def of_run(*, once: bool, at: int = 0, kinds: Mapping[str, Kind] | None = None) 
             before, rest = args[:at], list(args[at:])
             first, by_name = (rest.pop(0), False) if rest else (forms.popped(kwargs), True)
             texts = None
-            if not isinstance(first, Run):
+            if isinstance(first, ShardedRun) and not shards:
+                raise TypeError(in_one_place(name, first))
+            if not isinstance(first, (Run, ShardedRun)):
                 texts = rest.pop(0) if rest else kwargs.pop("texts", None)
                 forms.check(first, texts)
+                if isinstance(texts, ShardedRun) and not shards:
+                    raise TypeError(in_one_place(name, texts))
             elif {"model", "texts"} & kwargs.keys():
                 raise TypeError(
                     f"`{name}` must get a run, or a model and texts, not both; got {short(first)} "
@@ -166,18 +194,26 @@ def as_run(model: Model, texts: Any, *, contexts: bool = True) -> Run:
 
     ValueError for a run of another model.
     """
-    if not isinstance(texts, Run):
+    if not isinstance(texts, (Run, ShardedRun)):
         return Run.later(model, texts) if contexts else Run(model, texts, contexts=False)
     if texts.model is not model:
         raise ValueError(
             f"`texts` must be a run of `model`; got one of another, {short(texts)}. Make it with "
             "`model.run`."
         )
-    return texts
+    return cast(Run, texts)  # a ShardedRun stands for one, where it is taken
+
+
+def in_one_place(name: str, run: ShardedRun) -> str:
+    """What to say where a run in shards is not taken."""
+    return (
+        f"`{name}` must get a run with all prompts in one place; got {short(run)}. Make one: "
+        f"model.run(texts)."
+    )
 
 
 def _run_of(model: Any, texts: Any, *, later: bool) -> Run:
     """The run of a model and texts that a function got in place of a run."""
-    if later and not isinstance(texts, Run):
+    if later and not isinstance(texts, (Run, ShardedRun)):
         return Run.later(model, texts)
     return as_run(model, texts, contexts=False)

@@ -43,7 +43,7 @@ ROUNDINGS = 8
 RESIDUAL_REACHED = 0.01
 
 
-@of_run(once=False)
+@of_run(once=False, shards=True)
 def optimal_plan(
     run: Run,
     concept: xr.Dataset,

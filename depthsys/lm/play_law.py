@@ -17,6 +17,7 @@ from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.replay import play
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.labels import in_order_of
 from depthsys.ltv.plan import schedule
@@ -39,7 +40,7 @@ POLICIES = ("open_loop", "open_loop_same_energy", "feedback")
 _AS = {POLICIES[0]: "as it is", POLICIES[1]: "at the same mean energy"}
 
 
-@of_run(once=True, kinds={"law": _LAW})
+@of_run(once=True, shards=True, kinds={"law": _LAW})
 def play_law(
     run: Run, concept: xr.Dataset, law: xr.Dataset, *, readout: ReadoutLike = "concept"
 ) -> xr.Dataset:
@@ -78,13 +79,8 @@ def play_law(
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     parts = _parts(in_inputs_of(law, concept, "law"), v)
-    n_layers, m = run.n_layers, v.shape[1]
-    y = np.empty((len(run), 2, reader.n_outputs))
-    u = np.empty((len(run), n_layers, m))
-    way = np.empty((len(run), n_layers + 1, m))
-    work = lambda batch: _played(model, batch, v, parts, reader)  # noqa: E731
-    for batch, found in run.in_step(work, "play law", held=2 * model.n_features * v.itemsize):
-        y[batch.prompts], u[batch.prompts], way[batch.prompts] = found
+    n_layers = run.n_layers
+    y, u, way = _all_played(run, v, parts, reader)
     if not (np.isfinite(y).all() and np.isfinite(u).all()):
         raise FloatingPointError(
             "the states must stay finite; a push of the law overflows. Use a smaller target or "
@@ -105,6 +101,21 @@ def play_law(
             **{k: law.attrs[k] for k in ("energy", "reference", "reads") if k in law.attrs},
         },
     )
+
+
+@in_shards(along(0), "play law")
+def _all_played(
+    run: Run, v: torch.Tensor, law: dict[str, Any], reader: Readout
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_played` of every prompt."""
+    model, n_layers, m = run.model, run.n_layers, v.shape[1]
+    y = np.empty((len(run), 2, reader.n_outputs))
+    u = np.empty((len(run), n_layers, m))
+    way = np.empty((len(run), n_layers + 1, m))
+    work = lambda batch: _played(model, batch, v, law, reader)  # noqa: E731
+    for batch, found in run.in_step(work, "play law", held=2 * model.n_features * v.itemsize):
+        y[batch.prompts], u[batch.prompts], way[batch.prompts] = found
+    return y, u, way
 
 
 @torch.no_grad()
@@ -164,7 +175,7 @@ def _parts(law: xr.Dataset, v: torch.Tensor) -> dict[str, Any]:
     return found
 
 
-@of_run(once=False, kinds={"law": _LAW})
+@of_run(once=False, shards=True, kinds={"law": _LAW})
 def compare_feedback(
     run: Run,
     concept: xr.Dataset,

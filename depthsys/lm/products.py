@@ -9,10 +9,11 @@ from depthsys.lm.linearize import Linearisation, as_directions
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.run import Run
+from depthsys.lm.shards import in_shards, summed
 from depthsys.lm.stamp import stamp
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def mean_jvp(
     run: Run, directions: xr.DataArray, *, part: str | Linearisation = "block"
 ) -> xr.DataArray:
@@ -37,7 +38,7 @@ def mean_jvp(
     return _mean_product(run, directions, "jvp", Linearisation.of(part))
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def mean_vjp(
     run: Run, directions: xr.DataArray, *, part: str | Linearisation = "block"
 ) -> xr.DataArray:
@@ -59,7 +60,16 @@ def _mean_product(run: Run, directions: xr.DataArray, name: str, kind: Linearisa
             f"`directions` must have {model.n_layers} layers; got {rows.shape[0]}. "
             "Give the same ones to every layer by broadcasting."
         )
-    total = torch.zeros(rows.shape, dtype=torch.float64, device=model.device)
+    total = _product_sums(run, rows, name, kind)
+    attrs = {**stamp(run, f"mean_{name}"), **kind.attrs}
+    mean = (total / len(run)).cpu().numpy()
+    return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
+
+
+@in_shards(summed, "mean Jacobian")
+def _product_sums(run: Run, rows: torch.Tensor, name: str, kind: Linearisation) -> torch.Tensor:
+    """Sums over prompts of products (layer, direction, feature)."""
+    total = torch.zeros(rows.shape, dtype=torch.float64, device=run.model.device)
 
     def work(batch: FrozenRun) -> Steps[None]:
         for block in batch.blocks:
@@ -69,6 +79,4 @@ def _mean_product(run: Run, directions: xr.DataArray, name: str, kind: Linearisa
 
     for _ in run.in_step(work, "mean Jacobian"):
         pass
-    attrs = {**stamp(run, f"mean_{name}"), **kind.attrs}
-    mean = (total / len(run)).cpu().numpy()
-    return xr.DataArray(mean, dims=dims, coords={"layer": np.arange(len(mean))}, attrs=attrs)
+    return total

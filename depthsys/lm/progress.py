@@ -10,6 +10,8 @@ from tqdm.auto import tqdm
 
 Bar = Any  # a context manager with ``update(n)`` and ``close()``, as those of tqdm
 _own: ContextVar[Callable[[str, int, str], Bar] | None] = ContextVar("bars", default=None)
+# Whether work is a part of other work, which has a bar.
+_QUIET = ContextVar("_QUIET", default=False)
 
 
 @contextmanager
@@ -24,10 +26,21 @@ def shown_by(bars: Callable[[str, int, str], Bar]) -> Iterator[None]:
 
 def bar(title: str | None, total: int, unit: str) -> Bar:
     """A bar for work over two seconds, on a terminal only; none without a title."""
-    if title is not None and (bars := _own.get()) is not None:
+    if title is None or _QUIET.get():
+        return tqdm(total=total, unit=unit, disable=True)
+    if (bars := _own.get()) is not None:
         return bars(title, total, unit)
-    disable = True if title is None else None
-    return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=disable)
+    return tqdm(total=total, desc=title, unit=unit, delay=1, leave=False, disable=None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars meanwhile, but those that are there."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def is_shown() -> bool:

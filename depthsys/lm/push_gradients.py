@@ -16,6 +16,7 @@ from depthsys.lm.precision import wide
 from depthsys.lm.readouts import Readout
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.shards import ShardedRun
 
 
 class Pushed(NamedTuple):
@@ -29,7 +30,7 @@ class Pushed(NamedTuple):
 
 
 def push_gradients(
-    run: Run,
+    run: Run | ShardedRun,
     v: torch.Tensor,
     pushes: np.ndarray,
     reader: Readout,
@@ -64,6 +65,8 @@ def push_gradients(
     brought in are linearised on the way back: what is held are the pushed states of all batches.
     """
     rows = np.arange(len(run)) if prompts is None else np.asarray(prompts)
+    if isinstance(run, ShardedRun):
+        return _of_shards(run, v, pushes, reader, rows)
     each = np.broadcast_to(pushes, (len(rows), *pushes.shape[-2:]))
     y = np.empty((len(rows), reader.n_outputs))
     gradient = np.empty((len(rows), reader.n_outputs, run.n_layers, v.shape[1]))
@@ -81,6 +84,36 @@ def push_gradients(
     for _, (at, *found) in run.in_step(work, held=held, numbers=numbers):
         y[at], gradient[at] = found
     return Pushed(y, gradient)
+
+
+def _of_shards(
+    run: ShardedRun, v: torch.Tensor, pushes: np.ndarray, reader: Readout, rows: np.ndarray
+) -> Pushed:
+    """The same shard by shard; those without any of the wanted prompts are not asked."""
+    wanted = np.zeros(len(run), dtype=bool)
+    wanted[rows] = True
+    among = [shard.number for shard in run.shards if wanted[shard.prompts].any()]
+    own = {}
+    if pushes.ndim > 2:
+        own["each"] = np.zeros((len(run), *pushes.shape[1:]))
+        own["each"][rows] = pushes
+        pushes = pushes[:0]
+    found = run.each(_of_shard, v, pushes, reader, among=among, title="push", wanted=wanted, **own)
+    y, gradient = zip(*found, strict=True)
+    return Pushed(np.concatenate(y), np.concatenate(gradient))
+
+
+def _of_shard(
+    run: Run,
+    v: torch.Tensor,
+    pushes: np.ndarray,
+    reader: Readout,
+    *,
+    wanted: np.ndarray,
+    each: np.ndarray | None = None,
+) -> Pushed:
+    rows = np.flatnonzero(wanted)
+    return push_gradients(run, v, pushes if each is None else each[rows], reader, rows)
 
 
 def _of_batch(

@@ -19,6 +19,7 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.positions import After, Positions, checked, decoder, prediction, starts
 from depthsys.lm.readouts import Readout, ReadoutLike, checked_readout
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.ltv.plan import check_pushes_exist, schedule
 
@@ -101,7 +102,7 @@ def readouts(
     return reader.values(run.model, x)[:, torch.argsort(copies)].cpu().numpy()
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def play(
     run: Run,
     concept: xr.Dataset,
@@ -246,16 +247,29 @@ def shifts(
         )
     if tokens not in ("last", "generated"):
         begins = None if isinstance(tokens, str) else _begins(run, tokens)
-        found = every_token_shifts(run, v, copies, reader, last, begins)
+        found = every_token_shifts(run, v, copies, reader, last, begins=begins)
         if not np.isfinite(found).all():
             list(run.states_by_batch())  # refuses nominal states, which nothing has looked at yet
         return _checked(found, pushes)
-    shift = np.empty((len(run), len(pushes), reader.n_outputs))
+    return _checked(_last_token_shifts(run, v, copies, reader, last, title), pushes)
+
+
+@in_shards(along(0), "play")
+def _last_token_shifts(
+    run: Run,
+    v: torch.Tensor,
+    copies: torch.Tensor,
+    reader: Readout,
+    last: torch.Tensor | None,
+    title: str,
+) -> np.ndarray:
+    """Shift of y_L (prompt, copy, output) of all copies but the last, counted from that one."""
+    shift = np.empty((len(run), len(copies) - 1, reader.n_outputs))
     work = lambda batch: readouts(run, batch, v, copies, reader, last)  # noqa: E731
     for batch, y in run.in_step(work, title, held=held_bytes(v, len(copies))):
-        with np.errstate(invalid="ignore"):  # states that overflow are found below
+        with np.errstate(invalid="ignore"):  # the caller finds states that overflow
             shift[batch.prompts] = y[:, :-1] - y[:, -1:]
-    return _checked(shift, pushes)
+    return shift
 
 
 def _begins(run: Run, after: After) -> list[int]:

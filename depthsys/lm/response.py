@@ -1,5 +1,6 @@
 """The exact linear input-output maps of prompts, and their mean."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from depthsys.lm.channels import Channels
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import io_map, squeezed
 from depthsys.lm.lockstep import Steps
-from depthsys.lm.nominal import EachNominal, MeanNominal, nominal_run
+from depthsys.lm.nominal import EachNominal, MeanNominal, NominalSums, nominal_run
 from depthsys.lm.run import Run
+from depthsys.lm.shards import ShardedRun, in_shards
 
 
 def mean_response(channels: Channels, run: Run) -> xr.Dataset:
@@ -19,16 +21,36 @@ def mean_response(channels: Channels, run: Run) -> xr.Dataset:
 
     ``io`` (depth, output, layer, input), with what `identify` says of the nominal run.
     """
-    nominal = MeanNominal(channels, len(run))
-    total: Any = 0.0
-    works = run.in_step(lambda batch: _io(channels, batch), "ensemble", held=io_bytes(channels))
-    for batch, each in works:
-        nominal.note_batch(batch)
-        total = total + each.sum(0)
+    total, sums = _response_sums(run, channels)
+    nominal = MeanNominal(channels, len(run), sums)
     io = _labelled((total / len(run)).cpu().numpy(), "depth", "output", "layer", "input")
     found = xr.Dataset(nominal_run(nominal)).isel(prompt=0)
     found["gain_full"] = terminal(io)
     return found.assign(io=io)
+
+
+def _all_sums(
+    run: ShardedRun, parts: Iterator[tuple[torch.Tensor, NominalSums]]
+) -> tuple[torch.Tensor, NominalSums]:
+    """The sums of all shards, in their order."""
+    total, sums = next(parts)
+    total, sums = total.to(run.model.device), sums.on(run.model.device)
+    for shard, (more, others) in zip(run.shards[1:], parts, strict=True):
+        total = total + more.to(total.device)
+        sums.add(others, shard.start)
+    return total, sums
+
+
+@in_shards(_all_sums, "ensemble")
+def _response_sums(run: Run, channels: Channels) -> tuple[torch.Tensor, NominalSums]:
+    """Sums over prompts of the maps (depth, output, layer, input), and of the nominal run."""
+    nominal = NominalSums.of(channels, range(channels.model.n_layers + 1))
+    total: Any = 0.0
+    works = run.in_step(lambda batch: _io(channels, batch), "ensemble", held=io_bytes(channels))
+    for batch, each in works:
+        nominal.note_batch(channels, batch)
+        total = total + each.sum(0)
+    return total, nominal
 
 
 def io_bytes(channels: Channels) -> int:

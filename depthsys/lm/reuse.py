@@ -76,7 +76,7 @@ def expected_error(system: xr.Dataset, linear_operating: xr.Dataset) -> xr.Datas
     )
 
 
-@of_run(once=True, at=1)
+@of_run(once=True, at=1, shards=True)
 def corrected(system: xr.Dataset, run: Run, concept: xr.Dataset) -> xr.Dataset:
     """The surrogate corrected for each new prompt: exact terminal gains, by one backward pass.
 

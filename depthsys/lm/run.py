@@ -18,7 +18,7 @@ from depthsys.lm.contexts import Budget, Contexts, States
 from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Calls
-from depthsys.lm.hf.tokens import tokens_sha256
+from depthsys.lm.hf.tokens import Tokens, tokens_sha256
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, driven, groups, one_by_one, together
@@ -57,7 +57,11 @@ class Run:
         How many prompts were cut.
     token_note
         What else was done to their tokens, in words.
+    first_number
+        What its first prompt is called in messages: 0, unless it is a part of more prompts.
     """
+
+    first_number = 0
 
     def __init__(
         self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
@@ -65,7 +69,7 @@ class Run:
         if isinstance(texts, Run):
             raise TypeError(f"`prompts` must be texts; got {short(texts)}. Use it as it is.")
         self.model, self.texts = model, texts
-        tokens = model.tokens(texts)
+        tokens = texts if isinstance(texts, Tokens) else model.tokens(texts)
         self._rows, self.n_cut, self.token_note = tokens.rows, tokens.n_cut, tokens.note
         at_once = sequences(model.blocks.sizes, model.n_features, model.dtype)
         self.numbers = length_batches(
@@ -81,7 +85,7 @@ class Run:
             )
         width = model.n_features * torch.finfo(model.dtype).bits // 8
         self._states = States(budget.in_memory(len(self) * (model.n_layers + 1) * width))
-        self._finite = FiniteStates()
+        self._finite = FiniteStates(self.first_number)
         self._calls: dict[int, Calls] = {}
         self._budget = budget
         self._later = False
@@ -425,7 +429,8 @@ class Run:
         """
         blocks = self.model.blocks
         after, frozen, margin = blocks.sequence(layer, calls, hidden)
-        x, x_next = hidden[:, -1].clone(), after[:, -1].clone()
+        # in the strides that kept states have: torch multiplies a single row of others otherwise
+        x, x_next = (h[:, -1].clone(memory_format=torch.contiguous_format) for h in (hidden, after))
         block = FrozenBlock(layer, prompts, x, x_next, margin, blocks, calls, lambda: frozen)
         return block, after
 

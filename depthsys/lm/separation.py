@@ -4,6 +4,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from depthsys.lm.run import Run
+from depthsys.lm.shards import along, in_shards
 
 _NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
@@ -22,6 +23,7 @@ def warning(auc: float, low: float, high: float) -> dict[str, str]:
     }
 
 
+@in_shards(along(1), "separation")
 def scores(run: Run, direction: np.ndarray) -> np.ndarray:
     """Readout v_k' x_k (depth, prompt)."""
     scores = np.empty((run.n_layers + 1, len(run)))

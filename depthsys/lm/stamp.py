@@ -36,7 +36,13 @@ def which(run: Run) -> dict[str, str | int]:
         "tokens_sha256": run.tokens_sha256,
         "n_cut": run.n_cut,
         **({"token_note": run.token_note} if run.token_note else {}),
+        **_parts_of(run),
     }
+
+
+def _parts_of(run: Any) -> dict[str, int]:
+    """The size of shards, which the last bits of a result depend on."""
+    return {"shard": run.shard_size} if len(getattr(run, "shards", ())) > 1 else {}
 
 
 def stamp(run: Run, action: str) -> dict[str, str | int]:

@@ -8,6 +8,7 @@ from depthsys.lm.kinds import short
 from depthsys.lm.precision import Arithmetic, wide
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.shards import along, in_shards
 from depthsys.wording import step_size
 
 # Steps that are taken where none is asked for: a fraction of the state's norm, and the paper's.
@@ -124,6 +125,7 @@ def small_step(step: Step, largest_norm: float, arithmetic: Arithmetic) -> Small
     )
 
 
+@in_shards(along(0), "state norms")
 def state_norms(run: Run) -> np.ndarray:
     """Norm of the nominal x_k (prompt, depth)."""
     norm = np.empty((len(run), run.n_layers + 1))

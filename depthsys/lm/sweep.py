@@ -6,7 +6,7 @@ for them, and else in a temporary file: then memory stays flat in the number of 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ class Visited(Protocol):
     place: str
     model: Any
     numbers: list[np.ndarray]
+    first_number: int
 
     def __len__(self) -> int: ...
     @property
@@ -92,6 +93,21 @@ class Layer:
         if self._sweep.holds_layer:
             return [block.linearised(part) for block in self._sweep.few_blocks(self.layer)]
         return _Anew(self, part)
+
+    def products(
+        self, part: str | Linearisation = "block"
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Sums over prompts of products of the Jacobians with rows (direction, feature), float64.
+
+        The layer is linearised once for all products if the budget allows it.
+        """
+        linear = self.linearised(part)
+
+        def total(rows: torch.Tensor) -> torch.Tensor:
+            parts = [one.jvp(rows).sum(0, dtype=torch.float64) for one in linear]
+            return torch.stack(parts).sum(0)
+
+        return total
 
 
 class _Anew:
@@ -167,6 +183,16 @@ class Sweep:
             raise RuntimeError("a sweep goes backwards only over states that it keeps")
         yield from self._visit(reversed(range(self._run.n_layers)), progress)
 
+    def at(self, layer: int) -> Layer:
+        """A layer by its number, outside of `forward` and `backward`; see `reaches`."""
+        if self._again is not None:
+            self._again.come_to(layer)
+        return Layer(self, layer)
+
+    def reaches(self, layer: int) -> bool:
+        """Whether that layer may be looked at now: without ``keep`` those behind us are gone."""
+        return self._again is None or self._keep or not self._again.is_past(layer)
+
     def blocks(self, layer: int) -> Iterator[FrozenBlock]:
         """The blocks of one layer."""
         if self._again is not None:
@@ -211,7 +237,7 @@ class _Again:
         n_depths = run.n_layers if keep else min(2, run.n_layers)
         # (batch, depth): hidden states before a layer
         self.waiting = store(run.place_of(run.n_padded_tokens * width * n_depths))
-        self.finite = FiniteStates()
+        self.finite = FiniteStates(run.first_number)
         self._ready = 0  # hidden states before this layer are known
         self._calls: dict[int, Calls] = {}
         self._embedded: set[int] = set()  # batches whose embeddings wait
@@ -227,6 +253,16 @@ class _Again:
             for _ in self.blocks(layer):
                 pass
 
+    def come_to(self, layer: int) -> None:
+        """Pass the prompts through the layers before that one."""
+        for before in range(self._ready, layer):
+            with self._run.model.blocks.resident(before):
+                self.advance(before)
+
+    def is_past(self, layer: int) -> bool:
+        """Whether the states before a layer are gone, if they are not kept."""
+        return layer + 1 < self._ready
+
     def blocks(self, layer: int) -> Iterator[FrozenBlock]:
         """The blocks of a layer that is reached, and the states before the next one."""
         if layer > self._ready:
@@ -236,7 +272,7 @@ class _Again:
                 f"layer {layer} is gone: a sweep that computes contexts again keeps the states of "
                 "two depths"
             )
-        if layer + 1 < self._ready and not self._keep:
+        if self.is_past(layer) and not self._keep:
             raise RuntimeError(f"layer {layer} is past; a sweep that keeps its states goes back")
         for number, prompts in enumerate(self._run.numbers):
             calls, hidden = self._entering(layer, number)

@@ -52,6 +52,7 @@ _TABLES = Kind(
 
 @of_run(
     once=False,
+    shards=True,
     kinds={"system": identified("y_ref", "y_std", "state_norm"), "plans": _PLANS},
 )
 def compare_energies(
@@ -437,7 +438,7 @@ def _median_and_range(values: np.ndarray) -> np.ndarray:
     return np.moveaxis(quantiles(infinite, [0.5, 0.0, 1.0]), 0, -1)
 
 
-@of_run(once=True)
+@of_run(once=True, shards=True)
 def amplitude_response(
     run: Run,
     concept: xr.Dataset,
