@@ -63,8 +63,15 @@ ON_THE_CARD = (
 
 def on_both(names):
     """Cases of a pair and a name: all names with files, some on the card."""
-    cases = [(PAIRS[0], name) for name in names]
+    cases = [pytest.param(PAIRS[0], name, marks=_marks(name)) for name in names]
     return cases + [(PAIRS[1], name) for name in names if name in ON_THE_CARD]
+
+
+def _marks(name):
+    """A method for each prompt is a mean of one prompt: of those some are enough by default."""
+    few = ("identify, balanced, each", "identify, arnoldi, each", "identify, ensemble, each")
+    is_each = name.startswith("identify") and name.endswith("each")
+    return [pytest.mark.slow] if is_each and name not in few else []
 
 
 @pytest.fixture(scope="module")
