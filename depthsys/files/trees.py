@@ -6,7 +6,9 @@ the format describes them, for the few codecs that results are stored with. Link
 nothing that a store names can run, and what is not known is refused.
 """
 
+import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -140,8 +142,8 @@ def _described(place: Path) -> dict[str, Any]:
 def _bytes(path: Path) -> bytes:
     """What a file holds that is none of somewhere else."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    with os.fdopen(handle, "rb") as file:
-        return file.read()
+    with io.FileIO(handle) as file:
+        return file.readall()
 
 
 def _node(
@@ -173,9 +175,20 @@ def _array(place: Path, said: Mapping[str, Any]) -> np.ndarray:
         raise Unreadable(f"{place.name} is stored in chunks of an unknown kind")
     chunk = tuple(map(int, said["chunk_grid"]["configuration"]["chunk_shape"]))
     dtype = _dtype(place.name, said["data_type"])
-    size = int(np.prod(chunk, dtype=object)) * max(dtype.itemsize, 1)
-    if max(size, int(np.prod(shape, dtype=object)) * dtype.itemsize) > MOST_BYTES or 0 in chunk:
+    size = math.prod(chunk) * max(dtype.itemsize, 1)
+    if max(size, math.prod(shape) * dtype.itemsize) > MOST_BYTES or 0 in chunk:
         raise Unreadable(f"{place.name} declares more than {MOST_BYTES} bytes, or chunks of none")
+    found = _chunks(place, said, dtype, shape, chunk)
+    return found.astype(str) if dtype.kind == "O" else found
+
+
+def _chunks(
+    place: Path,
+    said: Mapping[str, Any],
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+) -> np.ndarray:
     values = np.full(shape, _fill(said["fill_value"]), dtype)
     for index in product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
         try:
@@ -183,11 +196,13 @@ def _array(place: Path, said: Mapping[str, Any]) -> np.ndarray:
         except FileNotFoundError:
             continue
         part = _decoded(place.name, stored, said["codecs"], dtype, chunk)
+        if chunk == shape:
+            return part
         at = tuple(
             slice(i * c, min(n, (i + 1) * c)) for i, c, n in zip(index, chunk, shape, strict=True)
         )
         values[at] = part[tuple(slice(0, s.stop - s.start) for s in at)]
-    return values.astype(str) if dtype.kind == "O" else values
+    return values
 
 
 def _dtype(name: str, said: Any) -> np.dtype:
@@ -217,7 +232,7 @@ def _decoded(
     """A chunk: the codecs backwards, the last of which makes values of bytes."""
     for codec in reversed(codecs[1:]):
         stored = _unpacked(name, stored, codec, dtype, chunk)
-    first, count = codecs[0], int(np.prod(chunk))
+    first, count = codecs[0], math.prod(chunk)
     if first["name"] == "vlen-utf8":
         return np.array(_texts(name, stored, count), dtype=object).reshape(chunk)
     if first["name"] != "bytes":
@@ -237,7 +252,7 @@ def _unpacked(
         return stored[:-4]
     if dtype.kind == "O" and len(stored) > MOST_TEXT:
         raise Unreadable(f"a chunk of {name} is too large for texts")
-    room = None if dtype.kind == "O" else int(np.prod(chunk)) * dtype.itemsize
+    room = None if dtype.kind == "O" else math.prod(chunk) * dtype.itemsize
     try:
         if kind == "zstd":
             return _zstd(stored, room)
