@@ -9,7 +9,7 @@ WORKERS ?= -n 2 --dist loadfile
 SPLIT ?= 400/200/200
 TEXTS ?= movies
 
-.PHONY: demo real test lint bench clean
+.PHONY: demo real test lint bench docs clean
 
 demo: OUT ?= out/demo
 demo: .venv/.installed
@@ -32,6 +32,13 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks -s -m "not gpu"
 
+# the documentation site; warnings are errors, and nothing is fetched
+docs: OUT ?= out/site
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet \
+		--doctree-dir out/doctrees docs $(OUT)
+	@echo "The site: $(OUT)/index.html"
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "depthsys needs Python 3.11 or newer; got $$($(PYTHON) --version). Use make PYTHON=python3.11"; exit 1; }
@@ -46,6 +53,11 @@ bench: .venv/.installed-dev
 	@echo "Installing depthsys and its test tools into .venv (some minutes the first time) ..."
 	$(INSTALL) ".[dev]"
 	@touch $@ .venv/.installed
+
+.venv/.installed-docs: .venv/bin/python pyproject.toml tests/constraints.txt
+	@echo "Installing depthsys and what builds its documentation into .venv ..."
+	$(INSTALL) ".[docs]"
+	@touch $@
 
 clean:
 	rm -rf .venv out build *.egg-info

@@ -173,9 +173,9 @@ def arnoldi_basis(
 ) -> xr.Dataset:
     """Krylov space of each frozen layer: the start and its powers under A_k, W = V.
 
-    ``V_k = orth[start_k, A_k start_k, A_k^2 start_k, ...]``. Uses A_{L-1} at the last
-    depth. ``start`` is ``B_{k-1}`` by default (and nothing at depth 0). The state must have one
-    size at all depths, since A_k is raised to powers.
+    ``V_k = orth[start_k, A_k start_k, A_k^2 start_k, ...]``, with A_{L-1} at the last depth.
+    ``start`` is ``B_{k-1}`` by default (and nothing at depth 0). The state must have one size at
+    all depths, since A_k is raised to powers.
 
     Other parameters, results and errors as for `balanced_basis`.
 

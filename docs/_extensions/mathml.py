@@ -12,8 +12,8 @@ _ACCENT = re.compile(r"\\(bar|hat|tilde|dot|widehat)\s*(\{[^{}]*\}|\\[A-Za-z]+|[
 
 def mathml(tex: str, *, block: bool) -> str:
     """A formula; ExtensionError, with the formula, where docutils does not know a command."""
-    # docutils sets the index of an accented letter below it, unless the two are in braces
-    tex = _ACCENT.sub(r"{\\\1{\2}}", tex.strip())
+    # docutils sets the index of an accented letter below it, unless something is between them
+    tex = _ACCENT.sub(r"\\\1{\2}{}", tex.strip())
     try:
         return latex2mathml.tex2mathml(tex, as_block=block)
     except Exception as error:  # docutils raises MathError, and what its parser runs into
