@@ -6,7 +6,8 @@ import torch
 import xarray as xr
 
 from depthsys import lm
-from depthsys.lm.shards import SHARD, Bench, RunOfShard, along, in_shards
+from depthsys.lm.bench import Bench, RunOfShard
+from depthsys.lm.shards import SHARD, along, in_shards
 from tests.conftest import tiny_llama
 from tests.lm import every_function, families
 from tests.lm.conftest import LabelledIds, counted_block_calls, labelled_ids
