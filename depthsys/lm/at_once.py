@@ -98,7 +98,7 @@ class Sequences:
 def sequences(sizes: Sizes, width: int, dtype: torch.dtype) -> Sequences:
     """How whole sequences of states of a width are put into batches."""
     # more prompts together in narrow models
-    on_a_cpu = Sequences(_less(max(1024, 2**19 // width)), _less(max(32, 2**14 // width)))
+    on_a_cpu = Sequences(less(max(1024, 2**19 // width)), less(max(32, 2**14 // width)))
     free = _share(sizes.device)
     if free is None:
         return on_a_cpu
@@ -120,7 +120,7 @@ def replay_rows(sizes: Sizes, states: torch.Tensor, n_context: int, on_a_cpu: in
     """Rows (prompts x copies) of the last token that are replayed at once, without derivatives."""
     free = _share(states.device)
     if free is None:
-        return _less(on_a_cpu)
+        return less(on_a_cpu)
     return _rows(free, sizes, states, n_context, (_STATES, _WIDE))
 
 
@@ -139,7 +139,7 @@ def whole_jacobians(states: torch.Tensor, n_prompts: int) -> int:
     """Prompts out of so many whose Jacobians lie beside each other on the device."""
     free = _share(states.device)
     if free is None:
-        return n_prompts
+        return less(n_prompts)
     # the matrix, the rows that are stacked into it, and its copy in the dtype of the result
     one = 3 * states.shape[-1] ** 2 * max(4, states.itemsize)
     # what they take of the host counts, too
@@ -169,7 +169,8 @@ def _share(device: torch.device) -> float | None:
     return None if free is None else SHARE * _part.get() * free
 
 
-def _less(on_a_cpu: int) -> int:
+def less(on_a_cpu: int) -> int:
+    """The part of so many rows that `share_of` allows, where no free memory tells how many."""
     return max(1, int(on_a_cpu * _part.get()))
 
 

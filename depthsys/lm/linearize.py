@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from depthsys.lm.at_once import too_much
+from depthsys.lm.at_once import less, too_much
 from depthsys.lm.kinds import short
 from depthsys.lm.switch import products_in
 
@@ -137,7 +137,7 @@ class Linearised:
     def rows_at_once(self, on_a_cpu: int) -> int:
         """How many rows (prompts x directions) go through at once."""
         told = None if self._rows is None else self._rows()
-        return on_a_cpu if told is None else told
+        return less(on_a_cpu) if told is None else told
 
     def _products(self, output, source, directions: torch.Tensor) -> torch.Tensor:
         n_prompts, _, n_features = self._x.shape
@@ -147,7 +147,7 @@ class Linearised:
         if count == 1:  # nothing to share
             return self._product(output, source, directions.to(output.dtype))
         n_parts = 1
-        if n_prompts * count > ROWS:
+        if n_prompts * count > less(ROWS):
             n_parts = -(-n_prompts * count // self.rows_at_once(ROWS))
         outputs = []
         for part in directions.tensor_split(min(n_parts, count or 1), dim=1):

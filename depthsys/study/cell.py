@@ -81,13 +81,18 @@ def read_splits(texts: Path, settings: Settings) -> "Splits":
     from depthsys.lm.pairs import Pairs, read_texts_or_pairs
 
     found = read_texts_or_pairs(texts.resolve(), positive=settings.positive, **settings.layout)
-    if settings.concept == "paired_difference" and not isinstance(found, Pairs):
+    check_pairs(settings, is_pairs=isinstance(found, Pairs), name=texts.name)
+    return split_as_asked(found, settings)
+
+
+def check_pairs(settings: Settings, *, is_pairs: bool, name: str) -> None:
+    """ValueError where texts of that name must be pairs and are none."""
+    if settings.concept == "paired_difference" and not is_pairs:
         raise ValueError(
             f"`--concept` must be another one than paired_difference for texts with labels; got it "
-            f"with {texts.name!r}, which holds no pairs. Name their columns by `--pairs`, or use "
+            f"with {name!r}, which holds no pairs. Name their columns by `--pairs`, or use "
             "mean_difference."
         )
-    return split_as_asked(found, settings)
 
 
 def split_as_asked(texts: "Texts", settings: Settings) -> "Splits":

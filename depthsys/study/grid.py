@@ -59,7 +59,7 @@ def stage_identity(
     writing
         What is written under a plan.
     """
-    chosen = {name: _told(settings, name, writing) for name in STAGES[stage].settings}
+    chosen = {name: _told(stage, settings, name, writing) for name in STAGES[stage].settings}
     return {
         "depthsys_version": __version__,
         "model": dict(model),
@@ -70,8 +70,17 @@ def stage_identity(
     }
 
 
-def _told(settings: "Settings", name: str, writing: Writing) -> Any:
+def readout_of(stage: str, settings: "Settings") -> str:
+    """What is read: in a comparison all depths, unless another readout is asked for."""
+    return (
+        "profile"
+        if stage == "comparison" and "readout" not in settings.asked
+        else (settings.readout)
+    )
+
+
+def _told(stage: str, settings: "Settings", name: str, writing: Writing) -> Any:
     if name == "writing":
         return asdict(writing)
-    value = getattr(settings, name)
+    value = readout_of(stage, settings) if name == "readout" else getattr(settings, name)
     return str(value) if name == "target" and value is not None else value

@@ -4,9 +4,10 @@ Only what a page shows is read: small arrays, no matrices of the full model.
 """
 
 import csv
+import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from depthsys.export.netcdf import WHOLE
 from depthsys.files.strangers import read_netcdf
 from depthsys.files.trees import METADATA, Node, read_tree
 from depthsys.report.html import STAGES, CellResults, Results, Stage
+from depthsys.study.stages import STAGES as MADE
+from depthsys.study.store import FAILED, IDENTITY, SHA256
 from depthsys.wording import counted
 
 _SEPARATION = {"auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high"}
@@ -112,18 +115,22 @@ def _of_study(path: Path) -> Results:
             "`study_name`. Give what `depthsys study run` writes."
         )
     settings = str(about.get("study_toml", ""))
-    cells, unknown = _cells(nodes)
-    expected = _stages(settings) or {name for cell in cells for name in cell.stages}
+    cells, unknown = _cells(nodes, asked := set(_listed(about, "study_cells")))
+    expected = set(_listed(about, "study_stages")) & STAGES.keys() or _stages(settings)
+    expected = expected or {name for cell in cells for name in cell.stages}
     found = tuple(
         replace(cell, missing=_missing(cell, expected, complete="stages" in about))
         for cell in cells
+        if not asked or _group(cell) in asked
     )
-    if not found:
+    if not any(cell.stages or cell.failed for cell in found):
         raise ValueError(
             f"`path` must hold a cell with a finished stage; got {str(path)!r}, which has none "
             "yet. Wait for the first one, or run the study."
         )
     notes = [f"{name}: not known to this version of depthsys" for name in sorted(unknown)]
+    if left := len(cells) - len(found):
+        notes.append(f"{counted(left, 'cell')} that the file of the study does not ask for")
     return Results(
         str(about["study_name"]), found, about, settings, "study", str(path), tuple(notes)
     )
@@ -134,28 +141,86 @@ def _wanted(group: str) -> set[str]:
     return WANTED.get(parts[4], set()) if len(parts) == 5 else set()
 
 
-def _cells(nodes: Mapping[str, Node]) -> tuple[list[CellResults], set[str]]:
-    """The cells, those that failed before their first stage among them, and unknown stages."""
-    stages: dict[tuple[str, ...], dict[str, Stage]] = {}
-    attrs: dict[tuple[str, ...], Mapping[str, Any]] = {}
+def _cells(nodes: Mapping[str, Node], asked: set[str]) -> tuple[list[CellResults], set[str]]:
+    """The cells, those that were asked for and have nothing yet among them, and unknown stages."""
+    stages: dict[tuple[str, ...], dict[str, Stage]] = {tuple(g.split("/")): {} for g in asked}
+    failures: dict[tuple[str, ...], Mapping[str, str]] = {}
     unknown = set()
     for group, node in nodes.items():
         parts = tuple(group.split("/"))
-        if len(parts) == 4 and "failed_stage" in node.attrs:
-            attrs[parts] = node.attrs
+        if len(parts) == 4 and (failed := _failures(node)):
+            failures[parts] = failed
             stages.setdefault(parts, {})
         elif len(parts) == 5 and parts[4] in WANTED:
             stages.setdefault(parts[:4], {})[parts[4]] = _stage(node)
         elif len(parts) == 5:
             unknown.add(parts[4])
-    found = [
-        CellResults(
-            model, task, seed.removeprefix("seed_"), concept, _in_order(inside), attrs.get(key, {})
-        )
-        for key, inside in sorted(stages.items(), key=lambda each: _as_counted(each[0]))
-        for model, task, seed, concept in [key]
-    ]
+    found = []
+    for key in sorted(stages, key=_as_counted):
+        model, task, seed, concept = key
+        failed = failures.get(key, {})
+        inside = _current(_in_order(stages[key]), failed.keys())
+        seed = seed.removeprefix("seed_")
+        found.append(CellResults(model, task, seed, concept, inside, _told(failed)))
     return found, unknown
+
+
+def _listed(about: Mapping[str, Any], name: str) -> list[str]:
+    """A list of names among the attrs of a store; [] where there is none."""
+    try:
+        said = json.loads(str(about.get(name, "[]")))
+    except ValueError:
+        return []
+    return [str(each) for each in said] if isinstance(said, list) else []
+
+
+def _group(cell: CellResults) -> str:
+    return f"{cell.model}/{cell.task}/seed_{cell.seed}/{cell.concept}"
+
+
+def _failures(node: Node) -> Mapping[str, str]:
+    """Stage -> reason of what failed in a cell, in the order of stages."""
+    try:
+        said = json.loads(str(node.attrs.get(FAILED, "{}")))
+    except ValueError:
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    return {name: str(said[name]) for name in sorted(said, key=[*STAGES, *said].index)}
+
+
+def _told(failures: Mapping[str, str]) -> dict[str, str]:
+    """Failures as a cell tells them: the first stage, and the reasons of all."""
+    if not failures:
+        return {}
+    (first, why), *others = failures.items()
+    reasons = [why, *(f"{STAGES.get(name, name)}: {said}" for name, said in others)]
+    return {"failed_stage": first, "failed_reason": "; ".join(reasons)}
+
+
+def _current(stages: Mapping[str, Stage], failed: Collection[str]) -> dict[str, Stage]:
+    """Without stages that were found before something that they need was made anew, or failed."""
+    found: dict[str, Stage] = {}
+    for name, stage in stages.items():
+        needs = MADE[name].needs if name in MADE else ()
+        lost = name in failed or not _all_needs(name).isdisjoint(failed)
+        lost = lost or any(need in stages and need not in found for need in needs)
+        if not lost and all(_is_of(stage, need, found.get(need)) for need in needs):
+            found[name] = stage
+    return found
+
+
+def _all_needs(name: str) -> set[str]:
+    needs = set(MADE[name].needs) if name in MADE else set()
+    return needs.union(*(_all_needs(need) for need in needs))
+
+
+def _is_of(stage: Stage, need: str, found: Stage | None) -> bool:
+    """Whether a stage was made of what is there now of one that it needs."""
+    if found is None or IDENTITY not in stage.attrs or SHA256 not in found.attrs:
+        return True
+    said = json.loads(str(stage.attrs[IDENTITY])).get("inputs", {})
+    return said.get(need) == found.attrs[SHA256]
 
 
 def _as_counted(key: tuple[str, ...]) -> list[list[tuple[int, str]]]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import xarray as xr
 
 from depthsys.files import content_hash
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from depthsys.lm import Splits
 
 LOG = logging.getLogger("depthsys.study")
-# what is about one cell; whatever else happens ends the study
-CELL_ERRORS = (
-    ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, MemoryError, OSError,
-    ImportError, NotImplementedError, np.linalg.LinAlgError,
-)  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Compute = Callable[[CellWork, str, dict[str, xr.Dataset]], Made]
@@ -166,7 +160,7 @@ class CellRun:
         """Make what is not there yet."""
         try:
             known = self._known()
-        except CELL_ERRORS as error:
+        except Exception as error:  # of any kind: tokenizers raise bare ones
             self._fail(self.study.stages[0], error)
             known = None
         for stage in self.study.stages:
@@ -209,7 +203,7 @@ class CellRun:
         self.watch.begin(self.key, stage, _n_prompts(self.splits))
         try:
             made = self.compute(work, stage, inputs)
-        except CELL_ERRORS as error:
+        except Exception as error:  # the cell's affair, whatever it is: the others go on
             if isinstance(error, SchedulerLostError):
                 raise
             if isinstance(error, OSError) and error.errno in _FULL:

@@ -88,10 +88,11 @@ def read_splits_of(texts: str, settings: "Settings") -> "Splits":
     from dataclasses import replace
 
     from depthsys import lm
-    from depthsys.study.cell import read_splits, split_as_asked
+    from depthsys.study.cell import check_pairs, read_splits, split_as_asked
 
     if not texts.startswith(DEMO):
         return read_splits(Path(texts), settings)
+    check_pairs(settings, is_pairs=False, name=texts)
     name = texts.removeprefix(DEMO)
     count = max(1000, sum(settings.split))
     rows = grammar.labelled(count_per_class=count, concept=name, seed=_TEXTS_SEED)

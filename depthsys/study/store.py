@@ -136,28 +136,26 @@ class Store:
         folder = self.path
         for name in str(key).split("/"):
             folder = folder / name
-            if not (folder / METADATA).is_file():
+            if not _is_group(folder):
                 self._write_group(folder, {})
 
     def _new(self) -> Path:
         """Where something is prepared: readers of the store see nothing half written."""
         new = self.work / _NEW
         self.work.mkdir(parents=True, exist_ok=True)
-        if new.is_dir():
-            shutil.rmtree(new)
-        new.unlink(missing_ok=True)
+        _remove(new)
         return new
 
     def _give_place(self, new: Path, place: Path) -> None:
         """What was prepared takes its place, and that of what was there."""
-        if not place.exists():
+        if not os.path.lexists(place):
             renames.move(new, place)
             return
         if not renames.exchange(new, place):  # a moment without either: then it is made again
-            shutil.rmtree(place)
+            _remove(place)
             renames.move(new, place)
             return
-        shutil.rmtree(new)
+        _remove(new)
 
     def _write_group(self, folder: Path, attrs: Mapping[str, Any]) -> None:
         """The metadata of a group, whole or not at all."""
@@ -180,8 +178,7 @@ class Store:
 
     def identity(self, key: CellKey, stage: str) -> dict[str, Any] | None:
         """What the stage that is there is of; None if there is none."""
-        said = _attrs(self.place(key, stage)).get(IDENTITY)
-        return None if said is None else json.loads(said)
+        return _parsed(_attrs(self.place(key, stage)).get(IDENTITY), None)
 
     def finished(self, key: CellKey, stage: str, identity: Mapping[str, Any]) -> xr.Dataset | None:
         """What was found before, if it is of this and whole; None if it must be made."""
@@ -238,7 +235,8 @@ class Store:
 
     def failures(self, key: CellKey) -> dict[str, str]:
         """Stage -> reason, of those that failed."""
-        return json.loads(_attrs(self.path / str(key)).get(FAILED, "{}"))
+        found = _parsed(_attrs(self.path / str(key)).get(FAILED), {})
+        return found if isinstance(found, dict) else {}
 
     def _note_failures(self, key: CellKey, failures: Mapping[str, str]) -> None:
         attrs = {FAILED: json.dumps(failures)} if failures else {}
@@ -318,6 +316,31 @@ def _attrs(group: Path) -> dict[str, Any]:
         return dict(json.loads((group / METADATA).read_text(encoding="utf-8"))["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _parsed(said: Any, default: Any) -> Any:
+    """JSON of an attr; the default where there is none, or it is damaged."""
+    try:
+        return json.loads(said)
+    except (ValueError, TypeError):
+        return default
+
+
+def _is_group(folder: Path) -> bool:
+    """Whether the metadata of a group are there, and whole."""
+    try:
+        said = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        return said["node_type"] == "group" and isinstance(said["attributes"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _remove(place: Path) -> None:
+    """A folder, a file, or a link without what it leads to; or nothing."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _now() -> str:

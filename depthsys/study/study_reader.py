@@ -69,7 +69,7 @@ def read_study(path: Path, data: Path | None = None) -> Study:
     """
     place = found_study(path)
     try:
-        text = place.read_text(encoding="utf-8")
+        text = place.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except UnicodeDecodeError as error:
         raise StudyFaults(
             f"`STUDY` must be a text in UTF-8; got byte {error.start} of {str(place)!r}. Save it "
@@ -190,7 +190,7 @@ class _Reader:
 
     def _name(self, path: toml_lines.Path, table: dict, default: str) -> str:
         name = self._string(path, table, "name", default)
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name.casefold() == "zarr.json":  # a file of the store
             self.faults.add(
                 (*path, "name"),
                 f"must be at most 64 letters, digits and . _ = -, a letter or digit first; got "
@@ -304,7 +304,9 @@ class _Reader:
             if name == "positive":
                 value = str(value)
             try:
-                Settings.checked(**{name: value})
+                # how many get systems of their own is limited by the split, looked at together
+                beside = {"split": f"1/1/{value}"} if name == "n_each" and int(value) > 0 else {}
+                Settings.checked(**{name: value}, **beside)
                 found[name] = value
             except (ValueError, TypeError) as error:
                 # what only goes with others is looked at together

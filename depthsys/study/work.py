@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from depthsys.study.cell import Cell, Found, files_sha256
+from depthsys.study.grid import readout_of
 from depthsys.study.settings import Settings
 from depthsys.study.study_file import Writing
 
@@ -91,7 +92,8 @@ class Opened:
 
     def model(self, work: CellWork) -> "DepthModel":
         """The model of the work, loaded if it is another one than the last."""
-        key = loading_key(work.found)
+        # a model whose files changed since it was loaded is another one
+        key = (work.files_sha256, *loading_key(work.found))
         if self._model is None or self._model[0] != key:
             self.clear()  # two models may be more than the memory holds
             from depthsys.lm.hf.messages import silence
@@ -112,7 +114,10 @@ class Opened:
         """The cell of the work; its texts are run once for all stages, concepts and settings."""
         model = self.model(work)
         texts = work.splits
-        key = (id(model), texts.concept.sha256, texts.operating.sha256, texts.held_out.sha256)
+        parts = (texts.concept, texts.operating, texts.held_out)
+        # the hashes know labels, not what these are called nor where the texts are
+        told = (texts.concept.source, *texts.concept.classes, texts.n_duplicates, texts.n_other)
+        key = (id(model), *(part.sha256 for part in parts), *told)
         if self._cell is None or self._cell[0] != key:
             self._cell = None
             self._cell = key, Cell(work.settings, model, texts)
@@ -201,9 +206,7 @@ def _comparison(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) ->
     """In the profile of all depths, unless another readout is asked for, as `depthsys compare`."""
     from depthsys.study import steps
 
-    settings = work.settings
-    if "readout" not in settings.asked:
-        settings = replace(settings, readout="profile")
+    settings = replace(work.settings, readout=readout_of("comparison", work.settings))
     table = steps.compare(cell.with_settings(settings), inputs["concept"], work.partial, force=True)
     if work.partial is not None:
         from depthsys.files import Resumable

@@ -277,3 +277,23 @@ def test_a_model_is_wrapped_however_little_is_free(size, free):
     model = lm.DepthModel(TINY["llama"]().to(CARD))
     assert model.left_padding
     assert len(model.run([[1, 2, 3], [4, 5], [6, 7]]).numbers) == 3
+
+
+def test_a_share_is_one_of_derivatives_too_where_no_free_memory_tells_more(monkeypatch):
+    from depthsys.lm.linearize import Linearised
+
+    x, most = torch.ones(2, 4), []
+    linear = Linearised(lambda states: states**2, x)
+    vmap = torch.func.vmap
+
+    def counted(function):
+        return lambda seeds: (most.append(len(seeds)), vmap(function)(seeds))[1]
+
+    monkeypatch.setattr(torch.func, "vmap", counted)
+    directions = torch.arange(4.0 * 500).reshape(500, 4)
+    expected = linear.vjp(directions)
+    with at_once.share_of(0.25):
+        found = linear.vjp(directions)
+        assert at_once.whole_jacobians(x, 50) == 12
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert most == [500, 125, 125, 125, 125]

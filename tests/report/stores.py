@@ -77,7 +77,7 @@ def write_study(store: Path, stages: dict[str, xr.Dataset]) -> Path:
         copied(first, store / model / task / "seed_0" / CONCEPT, stages, **changes)
     why = "`target` must be reachable; got <i>nothing</i>. Choose another."
     failed = copied(first, store / MODEL / TASK / "seed_10" / CONCEPT, ("concept", "system"))
-    described(failed, failed_stage="gains", failed_reason=why)
+    described(failed, failed=json.dumps({"gains": why}))
     copied(first, store / MODEL / TASK / "seed_2" / CONCEPT, ("concept", "system", "gains"))
     return store
 

@@ -268,6 +268,84 @@ def test_cells_of_earlier_versions_of_the_study_stay_and_are_not_its_own(runs):
     assert cells == ["little/mood/seed_0/mean_difference"]
 
 
+def test_a_model_that_changes_after_it_was_loaded_is_loaded_again(runs, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(demo.model_path("demo_48x4"), folder)
+    from safetensors.torch import load_file, save_file
+
+    find, weights = steps.gains, load_file(folder / "model.safetensors")
+
+    def changing(cell, system):
+        found = find(cell, system)
+        changed = {name: 1.5 * w if "mlp" in name else w for name, w in weights.items()}
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        return found
+
+    text = SMALL.replace("demo_48x4", "./model").replace('["gains", "energies"]', '["gains"]')
+    text += '[[tasks]]\nname = "place"\ntexts = "demo:domain"\n'
+    monkeypatch.setattr(steps, "gains", changing)
+    runs(text)
+    second = runs.out / "little" / "place" / "seed_0" / "mean_difference" / "gains"
+    kept = read_group(second)["measured_gain"].values
+    monkeypatch.undo()
+    assert runs(text).kept == 3  # the second cell is of the changed model, by its identity
+    shutil.rmtree(runs.out)
+    runs(text)
+    np.testing.assert_array_equal(read_group(second)["measured_gain"].values, kept)
+
+
+def test_the_same_texts_with_other_names_of_classes_keep_theirs(runs, tmp_path):
+    rows = grammar.labelled(40, seed=5)
+    for file, names in {"one.csv": ("bad", "good"), "two.csv": ("low", "top")}.items():
+        write_texts(tmp_path / file, [(text, names[int(label)]) for text, label in rows])
+    text = SMALL.replace('["gains", "energies"]', '["system"]').replace("demo:sentiment", "one.csv")
+    runs(text + '[[tasks]]\nname = "two"\ntexts = "two.csv"\n')
+    system = read_group(runs.out / "little" / "two" / "seed_0" / "mean_difference" / "system")
+    assert json.loads(system.attrs["classes"]) == ["low", "top"]
+    assert system.attrs["texts"].endswith("two.csv")
+
+
+def test_a_readout_that_is_asked_for_is_another_than_the_default_of_comparisons(runs):
+    options = 'device = "cpu"\nmethods = ["ensemble"]\norders = [1]\nn_each = 0'
+    text = SMALL.replace('["gains", "energies"]', '["comparison"]')
+    text = text.replace('device = "cpu"', options)
+    runs(text)
+    asked = text.replace("n_each = 0", 'n_each = 0\nreadout = "concept"')
+    assert runs(asked).made == 1
+    assert read_group(runs.cell / "comparison").attrs["readout"] == "concept"
+    assert runs(asked.replace('"concept"', '"profile"')).made >= 1
+    assert runs(text).kept >= 1
+
+
+@pytest.mark.parametrize("error", [IndexError("out"), AssertionError("no"), Exception("bare")])
+def test_an_error_of_any_kind_is_the_cell_s(runs, monkeypatch, error):
+    monkeypatch.setattr(steps, "gains", _raising(error))
+    outcome = runs()
+    assert [reason for *_, reason in outcome.failed] == [str(error)]
+    assert runs.watch.of("made") == ["concept", "system", "energies"]
+
+
+def test_foreign_files_links_and_broken_metadata_are_put_right(made, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.move(made.cell / "energies", mine)
+    (made.cell / "energies").symlink_to(mine)
+    shutil.rmtree(made.cell / "gains")
+    (made.cell / "gains").write_text("not a stage")
+    (made.cell / "zarr.json").write_text("{")
+    changed = SMALL.replace('device = "cpu"', 'device = "cpu"\ntarget = "2std"')
+    assert made(changed).made == 2
+    assert not (made.cell / "energies").is_symlink()
+    assert mine.is_dir()
+    xr.open_datatree(made.out, engine="zarr", consolidated=False).load()
+    stage = made.cell / "gains" / "zarr.json"
+    said = json.loads(stage.read_text())
+    said["attributes"]["stage_identity"] = "{"
+    stage.write_text(json.dumps(said))
+    cell = {"attributes": {"failed": "[}"}, "zarr_format": 3, "node_type": "group"}
+    (made.cell / "zarr.json").write_text(json.dumps(cell))
+    assert made(changed).made == 1
+
+
 def test_a_hash_knows_contents_and_no_times():
     base = xr.Dataset(
         {"a": ("x", [1.0, np.nan]), "name": ("x", ["b", "cc"])},

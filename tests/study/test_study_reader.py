@@ -170,3 +170,32 @@ def test_the_studies_of_the_package_are_studies():
     assert {"embedded", "paper", "small_models"} <= set(packaged())
     study = read_study(Path("embedded"))
     assert len(study.models) * len(study.tasks) == len(study.cells) == 6
+
+
+def test_a_mark_at_the_beginning_of_the_file_is_none_of_it(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SMALL, encoding="utf-8-sig")
+    assert read_study(path).name == "small"
+
+
+def test_how_many_get_their_own_system_is_limited_by_the_split_of_the_file(tmp_path):
+    text = SMALL.replace('"8/4/4"', '"8/4/400"\nn_each = 700')
+    assert read_study(written(tmp_path, text)).settings["n_each"] == 700
+    (fault,) = faults(tmp_path, text.replace("700", "801"))
+    assert "must be in 0..800, the number of held-out prompts; got 801" in fault
+    (fault,) = faults(tmp_path, text.replace("700", "-1"))
+    assert "got -1" in fault
+
+
+def test_a_name_is_none_of_the_files_of_a_store(tmp_path):
+    (fault,) = faults(tmp_path, SMALL.replace('"mood"', '"zarr.json"'))
+    assert fault.startswith("line 15, tasks[0].name: must be at most 64 letters")
+
+
+def test_texts_of_the_package_are_no_pairs(tmp_path):
+    from depthsys.study.checks import checked
+
+    text = SMALL.replace("shard = 1024", 'concepts = ["paired_difference"]')
+    study = read_study(written(tmp_path, text))
+    with pytest.raises(StudyFaults, match=r"'demo:sentiment', which holds no pairs"):
+        checked(study, "study.toml")
