@@ -97,7 +97,7 @@ def run(
     with (
         _told_how_to_go_on(out),
         ProgressWatch(checked.study) as watch,
-        _computing(workers, scheduler) as computing,
+        _computing(workers, scheduler, checked) as computing,
     ):
         outcome = run_study(checked, store, watch, command=_command(), **computing)
     for line in watch.summary(outcome, store):
@@ -149,16 +149,19 @@ def _check_cluster(workers: int | None, scheduler: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _computing(workers: int | None, scheduler: str | None) -> "Iterator[dict[str, Any]]":
+def _computing(
+    workers: int | None, scheduler: str | None, checked: "Checked"
+) -> "Iterator[dict[str, Any]]":
     """Who makes the stages, and how many at once."""
     if workers is None and scheduler is None:
         yield {}
         return
-    from depthsys.study.cluster import on_scheduler, on_workers
+    from depthsys.study.cluster import at_once, on_scheduler, on_workers
 
     made = on_workers(workers or 1) if scheduler is None else on_scheduler(scheduler)
     with made as cluster:
-        yield {"compute": cluster, "at_once": cluster.n_workers}
+        cells = at_once(cluster, iter(checked.splits.values()), checked.study.shard)
+        yield {"compute": cluster, "at_once": cells}
 
 
 def _command() -> str:

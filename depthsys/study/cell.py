@@ -29,11 +29,15 @@ class Cell:
         What is asked for.
     model, texts
         The model, and the texts split for direction, identification and checks.
+    run_of
+        Makes the run of a part of the texts, called with model, texts and ``contexts``; by default
+        all of them in one `lm.Run`.
     """
 
     settings: Settings
     model: "DepthModel"
     texts: "Splits"
+    run_of: "Callable[..., Run] | None" = field(default=None, repr=False)
     _linear: "dict[tuple[str, str], xr.Dataset]" = field(default_factory=dict, repr=False)
     _runs: "dict[str, Run]" = field(default_factory=dict, repr=False)
 
@@ -44,26 +48,30 @@ class Cell:
     @property
     def concept(self) -> "Run":
         """Run of the texts that the direction is made of: of their states only."""
-        return self._once("concept", lambda texts: self.model.run(texts, contexts=False))
+        return self._once("concept", lambda texts: self._run(texts, contexts=False))
 
     @property
     def operating(self) -> "Run":
         """Run of the texts that the system is identified on."""
-        return self._once("operating", self._later)
+        return self._once("operating", self._run)
 
     @property
     def held_out(self) -> "Run":
         """Run of the texts that are left for checks."""
-        return self._once("held_out", self._later)
+        return self._once("held_out", self._run)
 
     def _once(self, name: str, run: "Callable[[Texts], Run]") -> "Run":
         if name not in self._runs:
             self._runs[name] = run(getattr(self.texts, name))
         return self._runs[name]
 
-    def _later(self, texts: "Texts") -> "Run":
+    def _run(self, texts: "Texts", *, contexts: bool = True) -> "Run":
         from depthsys.lm import Run
 
+        if self.run_of is not None:
+            return self.run_of(self.model, texts, contexts=contexts)
+        if not contexts:
+            return self.model.run(texts, contexts=False)
         return Run.later(self.model, texts)  # what an interrupted study has kept may need none
 
     def linear_gains(self, name: str, concept: "xr.Dataset") -> "xr.Dataset":

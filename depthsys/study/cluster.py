@@ -1,8 +1,8 @@
 """Stages on the workers of a Dask cluster: one process each, which loads a model once.
 
 The process that runs the study decides what is made and writes the store; a stage goes to a worker
-as plain data and its Dataset comes back. A worker that dies loses nothing but what it was at: the
-scheduler gives that to another one.
+as plain data and its Dataset comes back. The worker spreads the shards of many prompts over all
+workers. A worker that dies loses nothing but what it was at: the scheduler gives that to another.
 """
 
 import contextlib
@@ -13,15 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from depthsys._version import __version__
+from depthsys.study.dask_cluster import check_versions, connected, large, local_workers, told
 from depthsys.study.work import CellWork, Made, computed
 
 if TYPE_CHECKING:
     from distributed import Client
-
-CONNECT_S = 30.0
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-RETRIES = 3  # of a stage whose worker died
 
 
 class SchedulerLostError(ConnectionError):
@@ -43,6 +39,7 @@ class Cluster:
 
     def __init__(self, client: "Client", *, is_here: bool):
         self.client, self.is_here = client, is_here
+        check_versions(client)
         self.n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
 
     def __call__(self, work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Made:
@@ -53,20 +50,21 @@ class Cluster:
         SchedulerLostError
             If the scheduler is gone.
         """
-        if not self.is_here:  # a place of this machine
-            work = replace(work, partial=None)
+        work = replace(work, spread=True, partial=work.partial if self.is_here else None)
         try:
-            future = self.client.submit(
-                computed, work, stage, dict(inputs), pure=False, retries=RETRIES
-            )
-            return future.result()
+            with told(self.client), large():
+                future = self.client.submit(computed, work, stage, dict(inputs), pure=False)
+                return future.result()
         except (Exception, CancelledError) as error:
-            if self.client.status == "running" and not isinstance(error, CancelledError):
-                raise  # of the stage itself
+            if self.client.status == "running" and not isinstance(error.__cause__, _LOST):
+                raise  # of the stage itself, or workers that died of it again and again
             raise SchedulerLostError(
                 "`--scheduler` must stay there while a study runs; it went away. What is finished "
                 "is kept: start it, and run the study again."
             ) from error
+
+
+_LOST = (CancelledError, OSError)
 
 
 @contextlib.contextmanager
@@ -81,20 +79,8 @@ def on_workers(count: int) -> Iterator[Cluster]:
     ImportError
         If distributed is not installed.
     """
-    LocalCluster = _distributed().LocalCluster
-    with (
-        _quiet(),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            memory_limit=0,  # batches follow from what is free; nobody is to be killed for using it
-            env=dict.fromkeys(_THREADS, "1"),
-        ) as local,
-        _connected(local, is_here=True) as cluster,
-    ):
-        yield cluster
+    with local_workers(count) as client:
+        yield Cluster(client, is_here=True)
 
 
 @contextlib.contextmanager
@@ -105,80 +91,18 @@ def on_scheduler(address: str) -> Iterator[Cluster]:
     ------
     ImportError
         If distributed is not installed.
-    ValueError
+    ClusterError
         If no scheduler answers there, there are no workers, or their versions differ.
     """
-    _distributed()
-    with _quiet(), _connected(address, is_here=False) as cluster:
-        yield cluster
+    with connected(address) as client:
+        yield Cluster(client, is_here=False)
 
 
-@contextlib.contextmanager
-def _connected(address: Any, *, is_here: bool) -> Iterator[Cluster]:
-    from distributed import Client
+def at_once(cluster: Cluster, splits: "Iterator[Any]", shard: int) -> int:
+    """How many cells are on their way at once.
 
-    try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ValueError(
-            f"`--scheduler` must be the address of a Dask scheduler; none answered at {address!r} "
-            f"within {CONNECT_S:.0f} s: {error}. Start one (`dask scheduler`), and write it as in "
-            "tcp://host:8786."
-        ) from error
-    with client:
-        _check_workers(client, address)
-        yield Cluster(client, is_here=is_here)
-
-
-def _check_workers(client: "Client", address: Any) -> None:
-    """ValueError unless there are workers, all of them with this version of depthsys."""
-    try:
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except TimeoutError as error:
-        raise ValueError(
-            f"`--scheduler` must have workers; that at {address!r} had none within "
-            f"{CONNECT_S:.0f} s. Start some (`dask worker {address}`)."
-        ) from error
-    found: dict[str, str] = client.run(_version)  # pyright: ignore[reportAssignmentType]
-    other = {where: version for where, version in found.items() if version != __version__}
-    if other:
-        where, version = next(iter(other.items()))
-        raise ValueError(
-            f"`--scheduler` must have workers with depthsys {__version__}, as here; that at "
-            f"{where} has {version}. Install the same version everywhere."
-        )
-
-
-def _version() -> str:
-    try:
-        from depthsys._version import __version__ as here
-    except ImportError:
-        return "none"
-    return here
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What workers that end say is for the log of Dask, not for whoever runs a study."""
-    import logging
-
-    loggers = [logging.getLogger(f"distributed.{name}") for name in ("nanny", "worker", "core")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as error:
-        raise ImportError(
-            "`--workers` and `--scheduler` need Dask's distributed, which is not installed. "
-            'Install it with `pip install "depthsys[cluster]"`.'
-        ) from error
-    return distributed
+    One, where shards of its prompts keep all workers busy: a worker that waits for shards would
+    else be given another cell, with the same model.
+    """
+    parts = (part for each in splits for part in (each.concept, each.operating, each.held_out))
+    return 1 if any(len(part) > shard for part in parts) else cluster.n_workers

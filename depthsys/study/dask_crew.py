@@ -81,7 +81,7 @@ class OnDask:
 
     def __init__(self, loading: LoadsModel, client: "Client | None" = None):
         self.loading = loading
-        self._client = client
+        self._client, self._within = client, client is None
         self._shards: dict[str, dict[int, Any]] = {}  # futures that hold shards, by run
         self._workers: dict[tuple[str, int], str] = {}  # who has computed a shard last
         self._checked = False
@@ -124,7 +124,7 @@ class OnDask:
 
     def _ready(self) -> "Client":
         """The client; within a task its thread first makes room for the tasks it will wait for."""
-        if self._client is None:
+        if self._within:
             from distributed import get_client, secede
 
             try:
@@ -134,12 +134,15 @@ class OnDask:
                     "`client` must be given outside of a Dask task; got None. Write "
                     "OnDask(loading, connected('tcp://...'))."
                 ) from error
-            secede()
+            if not getattr(_HERE, "seceded", False):  # once in a thread, which ends with its task
+                secede()
+                _HERE.seceded = True
+        client: Any = self._client
         if not self._checked:
-            with told(self._client):
-                check_versions(self._client)
+            with told(client):
+                check_versions(client)
             self._checked = True
-        return self._client
+        return client
 
     def _held(self, client: "Client", run: "ShardedRun", shard: "Shard") -> Any:
         """A future that holds the shard, on the worker that is to compute it."""
@@ -202,6 +205,7 @@ class _Kept:
 
 
 _LOCK = threading.RLock()
+_HERE = threading.local()
 _KEPT: dict[LoadsModel, _Kept] = {}
 # How often this process has loaded a model.
 LOADED: list[LoadsModel] = []

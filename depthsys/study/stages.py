@@ -23,15 +23,12 @@ class Stage:
         What it depends on beside those: names of `Settings`, and ``writing``.
     title
         What is said while it is made.
-    whole
-        Whether it takes all prompts in one run, on one worker.
     """
 
     name: str
     needs: tuple[str, ...]
     settings: tuple[str, ...]
     title: str
-    whole: bool = False
 
 
 _ALL = (
@@ -58,10 +55,9 @@ _ALL = (
             "linear",
         ),
         "optimum of the full model",
-        whole=True,
     ),
-    Stage("verified", ("system", "plan"), (), "check the plan beside others", whole=True),
-    Stage("texts", ("plan",), ("seed", "writing"), "write under the plan", whole=True),
+    Stage("verified", ("system", "plan"), (), "check the plan beside others"),
+    Stage("texts", ("plan",), ("seed", "writing"), "write under the plan"),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 DEFAULT_STAGES = ("concept", "system", "gains", "comparison", "energies")

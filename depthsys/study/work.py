@@ -7,7 +7,7 @@ process keeps the model that it loaded last, and the runs of the texts that it w
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from depthsys.study.settings import Settings
 from depthsys.study.study_file import Writing
 
 if TYPE_CHECKING:
-    from depthsys.lm import DepthModel, Splits
+    from depthsys.lm import DepthModel, Splits, Texts
 
 HALVINGS = 6  # a batch of which 1/64 does not fit will not fit either
 NAME = "plan"  # what the plan of a cell is called among those that write
@@ -46,6 +46,8 @@ class CellWork:
         Folder for parts of a comparison, which goes on there after an interruption.
     files_sha256
         Of the files of the model, wherever it is loaded.
+    spread
+        Whether shards go to all workers of the cluster that this one belongs to.
     """
 
     found: Found
@@ -55,6 +57,7 @@ class CellWork:
     shard: int
     partial: Path | None = None
     files_sha256: str | None = None
+    spread: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -101,9 +104,8 @@ class Opened:
             silence()
             if key in self._refused:  # every cell of that model fails for the same reason, at once
                 raise self._refused[key]
-            _check_files(work)
             try:
-                self._model = key, work.found.load_model()
+                self._model = key, _loaded(ModelOfStudy(key, work), spread=work.spread)
             except Exception as error:
                 self._refused[key] = error.with_traceback(None)
                 raise
@@ -120,7 +122,7 @@ class Opened:
         key = (id(model), *(part.sha256 for part in parts), *told)
         if self._cell is None or self._cell[0] != key:
             self._cell = None
-            self._cell = key, Cell(work.settings, model, texts)
+            self._cell = key, Cell(work.settings, model, texts, runs_of(work))
         return self._cell[1].with_settings(work.settings)
 
     def forget_runs(self) -> None:
@@ -139,6 +141,53 @@ class Opened:
 
 
 OPENED = Opened()
+
+
+@dataclass(frozen=True)
+class ModelOfStudy:
+    """How a process gets the model of some work; equal ones give the same.
+
+    Attributes
+    ----------
+    key
+        What a loaded model depends on.
+    work
+        The work that it is for.
+    """
+
+    key: tuple[Any, ...]
+    work: CellWork = field(compare=False)
+
+    def load_model(self) -> "DepthModel":
+        """The model, from where this process finds it."""
+        _check_files(self.work)
+        return self.work.found.load_model()
+
+
+def _loaded(model: ModelOfStudy, *, spread: bool) -> "DepthModel":
+    if not spread:
+        return model.load_model()
+    from depthsys.study.dask_crew import loaded  # which keeps it for shards of others, too
+
+    return loaded(model)
+
+
+def runs_of(work: CellWork) -> "Callable[..., Any]":
+    """How runs of texts are made: whole, or in shards where there are more prompts than in one."""
+
+    def run(model: "DepthModel", texts: "Texts", *, contexts: bool = True) -> Any:
+        from depthsys import lm
+
+        if len(texts) <= work.shard:
+            return lm.Run.later(model, texts) if contexts else model.run(texts, contexts=False)
+        crew = None
+        if work.spread:
+            from depthsys.study.dask_crew import OnDask
+
+            crew = OnDask(ModelOfStudy((work.files_sha256, *loading_key(work.found)), work))
+        return lm.ShardedRun(model, texts, shard=work.shard, crew=crew, contexts=contexts)
+
+    return run
 
 
 def _check_files(work: CellWork) -> None:
