@@ -25,6 +25,7 @@ extensions = [
     "sphinx_design",
     "doctest_pages",
     "mathml",
+    "shared_lines",
 ]
 exclude_patterns = ["_extensions", "_templates", "conftest.py"]
 templates_path = ["_templates"]

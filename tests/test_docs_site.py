@@ -58,7 +58,7 @@ def extensions(monkeypatch):
     pytest.importorskip("sphinx", reason="needs the extra `docs`")
     monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
     yield lambda name: importlib.import_module(name)
-    for name in ("doctest_pages", "mathml"):
+    for name in ("doctest_pages", "mathml", "shared_lines"):
         sys.modules.pop(name, None)
 
 
@@ -98,6 +98,14 @@ def test_the_index_of_an_accented_letter_is_beside_it(extensions):
 def test_a_formula_that_has_no_mathml_stops_the_build(extensions):
     with pytest.raises(Exception, match=r"no MathML for '\\\\nothing_like_this"):
         extensions("mathml").mathml(r"\nothing_like_this x", block=True)
+
+
+def test_attributes_that_share_a_line_keep_all_names(extensions):
+    lines = ["A thing.", "", "Parameters", "----------", "a, b", "    Two.", ""]
+    lines += ["Attributes", "----------", "n_layers, n_features", "    Sizes, both.", ""]
+    extensions("shared_lines").joined(lines)
+    assert lines[9] == "n_layers,n_features"
+    assert (lines[4], lines[10]) == ("a, b", "    Sizes, both.")
 
 
 class Fetched(HTMLParser):
