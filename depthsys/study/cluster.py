@@ -56,8 +56,9 @@ class Cluster:
         if not self.is_here:  # a place of this machine
             work = replace(work, partial=None)
         try:
+            made_by = _computed_quietly if self.is_here else computed
             future = self.client.submit(
-                computed, work, stage, dict(inputs), pure=False, retries=RETRIES
+                made_by, work, stage, dict(inputs), pure=False, retries=RETRIES
             )
             return future.result()
         except (Exception, CancelledError) as error:
@@ -67,6 +68,14 @@ class Cluster:
                 "`--scheduler` must stay there while a study runs; it went away. What is finished "
                 "is kept: start it, and run the study again."
             ) from error
+
+
+def _computed_quietly(work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Made:
+    """`computed` in a process of this machine: why a cell fails is told by the study, once."""
+    import logging
+
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+    return computed(work, stage, inputs)
 
 
 @contextlib.contextmanager
