@@ -56,7 +56,7 @@ def generation_effects(
     model
         The model.
     prompts
-        Texts, or token ids.
+        Texts, put into the model's template, or token ids.
     concept
         The direction that is read; also the one that plans push along, unless a plan holds a
         ``direction`` of its own (as control vectors do).
@@ -120,7 +120,7 @@ def generation_effects(
         with _told(name), steering(model, _direction(plan, concept), plan, positions=positions):
             pass  # all of them fit, before any text is written
     written = {**options, "max_new_tokens": max_new_tokens}
-    work = _Work(model, rows, reader, classes, written, seed)
+    work = _Work(model, prompts, rows, reader, classes, written, seed)
     shape = (len(chosen), len(factors), len(rows))
     found = {name: np.full(shape, np.nan) for name in MEASURES}
     texts = np.empty(shape, dtype=object)
@@ -153,8 +153,9 @@ def generation_effects(
 class _Work:
     """Writing and reading the texts of all prompts under one plan at a time."""
 
-    def __init__(self, model: DepthModel, rows, reader: Readout, classes, written, seed):
-        self.model, self.rows, self.reader, self.classes = model, rows, reader, classes
+    def __init__(self, model: DepthModel, prompts, rows, reader: Readout, classes, written, seed):
+        self.model, self.prompts, self.rows = model, prompts, rows
+        self.reader, self.classes = reader, classes
         self.written, self.seed = written, seed
         self.ends = end_tokens(model.hf)
 
@@ -164,7 +165,8 @@ class _Work:
             self._steering(at) if at else nullcontext(),
             same_chance(self.seed, self.model.device),
         ):
-            new = self.model.new_tokens(self.rows, **self.written)
+            # of texts, not of their rows: to token ids no template is added
+            new = self.model.new_tokens(self.prompts, **self.written)
         found = {name: np.full(len(new), np.nan) for name in MEASURES}
         longest = max(map(len, new))
         n_words = self.model.hf.get_output_embeddings().weight.shape[0]

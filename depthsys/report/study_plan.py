@@ -4,6 +4,7 @@ import xarray as xr
 
 from depthsys.report.forecast import duration
 from depthsys.report.table import Report, Table
+from depthsys.wording import counted
 from depthsys.wording import size as size_of
 
 
@@ -45,13 +46,15 @@ def study_plan(cost: xr.Dataset) -> Report:
     total = float(open_seconds.sum())
     largest = str(open_seconds.sum("cell").idxmax().values)
     memory = float((cost["weights_bytes"] + cost["context_bytes"]).max())
+    counts = f"{counted(cost.sizes['cell'], 'cell')} of {cost.sizes['stage']} stages"
+    if bool(cost["done"].all()):
+        return Report([cells, by_stage], [f"{counts}: all is there, nothing is to be made"])
     return Report(
         [cells, by_stage],
         [
-            f"{cost.sizes['cell']} cells of {cost.sizes['stage']} stages: about "
-            f"{duration(total)} on {cost.attrs['device']} here, most of it for {largest}; computed "
-            f"from sizes and from {cost.attrs['rate'] / 1e9:.0f} GFLOP/s measured now, so good "
-            "for a factor of three; loading is not counted",
+            f"{counts}: about {duration(total)} on {cost.attrs['device']} here, most of it for "
+            f"{largest}; computed from sizes and from {cost.attrs['rate'] / 1e9:.0f} GFLOP/s "
+            "measured now, so good for a factor of three; loading is not counted",
             f"at most {size_of(memory)} of weights and contexts at a time; contexts that do not "
             "fit wait in a file",
         ],

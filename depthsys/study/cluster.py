@@ -52,8 +52,9 @@ class Cluster:
         """
         work = replace(work, spread=True, partial=work.partial if self.is_here else None)
         try:
+            made_by = _computed_quietly if self.is_here else computed
             with told(self.client), large():
-                future = self.client.submit(computed, work, stage, dict(inputs), pure=False)
+                future = self.client.submit(made_by, work, stage, dict(inputs), pure=False)
                 return future.result()
         except (Exception, CancelledError) as error:
             if self.client.status == "running" and not isinstance(error.__cause__, _LOST):
@@ -65,6 +66,14 @@ class Cluster:
 
 
 _LOST = (CancelledError, OSError)
+
+
+def _computed_quietly(work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Made:
+    """`computed` in a process of this machine: why a cell fails is told by the study, once."""
+    import logging
+
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+    return computed(work, stage, inputs)
 
 
 @contextlib.contextmanager

@@ -85,11 +85,11 @@ def scaling(path: str | Path, *, basis: str | None = None, order: int | None = N
     -------
     xr.Dataset
         Over ``model`` (in the order of their sizes), ``task``, ``seed`` and ``bound`` (estimate and
-        95 % interval over prompts): ``relative_l2``, ``spearman``, ``pearson`` of relative
-        injections at all layers, ``relative_l2_later`` without layer 0, ``budget`` with the dim
-        ``part``; ``noise_floor`` (model, task, seed); ``n_parameters``, ``n_layers``,
-        ``n_features`` (model). NaN where a cell is not there. attrs ``basis`` and ``order``. Of
-        several concepts the first one counts.
+        95 % interval over prompts): ``relative_l2``, ``spearman``, ``pearson`` of absolute
+        injections at all layers, as in reports, ``relative_l2_later`` without layer 0, ``budget``
+        of ``relative_l2`` with the dim ``part``; ``noise_floor`` (model, task, seed);
+        ``n_parameters``, ``n_layers``, ``n_features`` (model). NaN where a cell is not there.
+        attrs ``basis`` and ``order``. Of several concepts the first one counts.
 
     Raises
     ------
@@ -139,8 +139,9 @@ def _chosen(table: xr.Dataset, basis: str, order: int) -> xr.Dataset | None:
     if basis not in table["basis"].values or order not in table["order"].values:
         return None
     here = table.sel(basis=basis, order=order, drop=True)
-    relative = here.sel(injection="relative", drop=True)
-    whole, later = (relative.sel(layers=name, drop=True) for name in _layers(table))
+    # the budget is of the error of absolute injections: its total is the error beside it
+    gains = here.sel(injection="absolute", drop=True)
+    whole, later = (gains.sel(layers=name, drop=True) for name in _layers(table))
     found = {name: whole[name] for name in ("relative_l2", "spearman", "pearson", "noise_floor")}
     budget = here["error_budget"].sel(layers="all", drop=True)
     made = xr.Dataset(

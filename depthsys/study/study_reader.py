@@ -16,7 +16,7 @@ from depthsys.study import toml_lines
 from depthsys.study.faults import Faults, StudyFaults, as_key
 from depthsys.study.names import CONCEPTS
 from depthsys.study.settings import LAYOUT, Settings
-from depthsys.study.sources import model_source, texts_source
+from depthsys.study.sources import FETCHED, model_source, texts_source
 from depthsys.study.stages import DEFAULT_STAGES, STAGES, with_needed
 from depthsys.study.study_file import SHARD, ModelEntry, Study, TaskEntry, Writing
 
@@ -145,7 +145,8 @@ class _Reader:
     def _models(self) -> Iterator[ModelEntry]:
         for path, table in self._entries("models", _MODEL):
             source = self._string(path, table, "source")
-            name = self._name(path, table, Path(source).name.removesuffix(".gguf"))
+            plain = source.removeprefix(FETCHED)
+            name = self._name(path, table, Path(plain).name.removesuffix(".gguf"))
             try:
                 resolved = model_source(source, self.home)
             except OSError as error:
@@ -321,7 +322,9 @@ class _Reader:
         for number, model in enumerate(study.models):
             for place, task in enumerate(study.tasks):
                 try:
-                    study.settings_with(model.name, task.name)
+                    settings = study.settings_with(model.name, task.name)
+                    if "texts" in study.stages:
+                        _check_writing(settings)
                 except (ValueError, TypeError) as error:
                     own = [("tasks", place)] if task.own else []
                     own += [("models", number)] if model.own else []
@@ -332,6 +335,15 @@ class _Reader:
         name, place = path
         table = self.given[str(name)][place]
         return any(f"`{name}`" in as_key(str(error)) for name in table)
+
+
+def _check_writing(settings: Settings) -> None:
+    """ValueError where a model cannot write: tokens behind the one that is read are not fed."""
+    if settings.read_at != "last":
+        raise ValueError(
+            f"`read_at` must be 'last' for the stage texts; got {settings.read_at!r}. Leave it "
+            "out, or the stage."
+        )
 
 
 def _needs_others(said: str, name: str) -> bool:

@@ -183,6 +183,25 @@ def test_other_readouts(model, concept, plans):
     np.testing.assert_allclose(found["readout"].sel(plan="plan")[0, 1], expected, rtol=1e-5)
 
 
+def test_texts_are_put_into_the_template(demo_model):
+    """As their own token ids are judged and gone on from by a model without one."""
+    from depthsys import demo
+
+    path = demo.model_path("demo_48x4")
+    templated = lm.DepthModel.load(path, device="cpu", template="the {text} was")
+    axes = np.eye(templated.n_layers + 1, templated.n_features)
+    plan = lm.equal_push_plan(xr.DataArray(axes, dims=("depth", "feature")), size=1.0)
+    options = {"strengths": (0, 1), "max_new_tokens": 4, "n_bootstrap": 3}
+    found = lm.generation_effects(templated, ["film", "place"], plan, {"p": plan}, **options)
+    rows, _ = templated.tokenize(["film", "place"])
+    same = lm.generation_effects(demo_model, rows, plan, {"p": plan}, **options)
+    assert (found["text"].values == same["text"].values).all()
+    np.testing.assert_allclose(found["kl"], same["kl"], rtol=1e-5, atol=1e-7)
+    assert found["text"].sel(strength=0.0, plan="p").values.tolist() == templated.generate(
+        ["film", "place"], max_new_tokens=4
+    )
+
+
 def test_wrong_asks_are_refused(model, concept, plans, demo_model, monkeypatch):
     def refused(said, kind=ValueError, of=concept, by=plans, **options):
         with pytest.raises(kind, match=said):

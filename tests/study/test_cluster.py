@@ -56,13 +56,14 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(runs, alone):
     assert contents(runs.out) == alone
 
 
-def test_an_error_of_a_stage_is_that_of_its_cell(runs):
+def test_an_error_of_a_stage_is_that_of_its_cell(runs, capfd):
     text = TWO.replace('device = "cpu"', 'device = "cpu"\ntarget = "1e30"')
     with on_workers(1) as cluster:
         outcome = runs(text, compute=cluster, at_once=1)
     assert {(key.task, stage) for key, stage, _ in outcome.failed} >= {("mood", "energies")}
     assert all("Traceback" not in reason for *_, reason in outcome.failed)
     assert outcome.made >= 8
+    assert "Compute Failed" not in capfd.readouterr().err  # the study tells it, once
 
 
 def test_a_scheduler_that_goes_away_ends_the_study_and_the_next_goes_on(runs, alone):

@@ -36,8 +36,10 @@ def test_scaling_is_what_the_comparisons_say(two_sizes):
     for names, table in stages_of(two_sizes.out, "comparison"):
         at = {name: names[name] for name in ("model", "task", "seed")}
         here = table.sel(basis="krylov", order=2)
-        own = here["relative_l2"].sel(injection="relative", layers="all")
+        own = here["relative_l2"].sel(injection="absolute", layers="all")
         np.testing.assert_array_equal(found["relative_l2"].sel(at), own)
+        total = found["budget"].sel(at | {"part": "total", "bound": "estimate"})
+        np.testing.assert_allclose(total, own.sel(bound="estimate"), rtol=1e-12)
         own = here["error_budget"].sel(layers="all")
         np.testing.assert_array_equal(
             found["budget"].sel(at).transpose("part", "bound"), own.transpose("part", "bound")

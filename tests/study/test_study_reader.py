@@ -131,6 +131,13 @@ prompt = ["a"]
         (("source =", "order = 3\ntolerance = 0.1\nsource ="), "must not both be given"),
         (("device =", "order = 3\ntolerance = 0.1\ndevice ="), "must not both be given"),
         (('"demo_48x4"', '"fetched:GPT-9"'), "must be fetched:SmolLM2-135M-Instruct where it"),
+        (
+            (
+                'stages = ["gains", "energies"]\nshard = 1024\n\n[settings]',
+                'stages = ["texts"]\ntexts = {prompts = ["a"]}\n[settings]\nread_at = "text"',
+            ),
+            "`read_at` must be 'last' for the stage texts; got 'text'. Leave it out",
+        ),
         (('"demo:sentiment"', '"fetched:news"'), "must be one of fetched:movies, "),
         (("shard = 1024", 'texts = {prompts = [""]}'), "must be a list of strings that are not"),
         (("shard = 1024", "texts = {max_new_tokens = 0}"), "must be a whole number >= 1; got 0"),
@@ -164,6 +171,16 @@ def test_texts_are_seen_from_the_file_or_from_data(tmp_path):
     assert study.tasks[0].texts == str(data / "mood.csv")
     (tmp_path / "mood.csv").write_text("text,label\na,0\n", encoding="utf-8")
     assert read_study(written(tmp_path, text)).tasks[0].texts == str(tmp_path / "mood.csv")
+
+
+def test_the_fetched_model_has_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHSYS_REAL", str(tmp_path))
+    text = SMALL.replace('name = "little"\n', "")
+    text = text.replace("demo_48x4", "fetched:SmolLM2-135M-Instruct")
+    folder = tmp_path / "SmolLM2-135M-Instruct"
+    monkeypatch.setattr("depthsys.demo.real.path_of", lambda name: folder)
+    (model,) = read_study(written(tmp_path, text)).models
+    assert (model.name, model.source) == ("SmolLM2-135M-Instruct", str(folder))
 
 
 def test_the_studies_of_the_package_are_studies():

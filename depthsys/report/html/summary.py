@@ -257,7 +257,7 @@ def _trust(facts: list[Facts], doubts: Doubts) -> list[object]:
             lines.append(line)
             continue
         links = [tag("a", each.name, href=f"#{each.anchor}") for each in cells[:4]]
-        more = f" and {len(cells) - 4} others" if len(cells) > 4 else ""
+        more = f" and {counted(len(cells) - 4, 'other')}" if len(cells) > 4 else ""
         lines.append(joined(f"{line} — ", _between(links), more))
     return [*_limits(facts), *lines]
 

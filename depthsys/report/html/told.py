@@ -63,7 +63,11 @@ def doubts(facts: Facts) -> list[str]:
     stages, said = facts.cell.stages, []
     for stage in stages.values():
         said += lines(_against, stage)
-    if facts.auc[0] < 0.6:
+    warned = any(
+        "concept_warning" in stage.attrs or (name == "concept" and "warning" in stage.attrs)
+        for name, stage in stages.items()
+    )
+    if facts.auc[0] < 0.6 and not warned:
         said.append(
             "the direction hardly separates held-out texts: its gains are real, but do not call "
             "them gains of the concept"
@@ -79,7 +83,9 @@ def doubts(facts: Facts) -> list[str]:
         )
     if facts.violations[0]:
         said.append("exact errors lie outside their certificates: do not trust these")
-    return list(dict.fromkeys(said))
+    said = list(dict.fromkeys(said))
+    # the warning of a direction also comes at the head of what follows for its gains
+    return [line for line in said if not any(o != line and o.startswith(line) for o in said)]
 
 
 def _against(stage: Stage) -> list[str]:
