@@ -24,6 +24,7 @@ from depthsys.wording import counted, size
 BRINGS = {
     "cluster": "studies on the workers of a Dask cluster",
     "control": "SLICOT's norms and Riccati solvers",
+    "docs": "the documentation site, `make docs`",
     "export": "FMUs and safetensors files for others",
     "parquet": "texts in Parquet files and folders of `datasets`",
     "pymor": "systems as models of pyMOR",
