@@ -70,7 +70,7 @@ def test_every_command_has_an_example():
 def test_every_figure_of_a_result_is_a_sheet():
     kept = [value for value in vars(results).values() if isinstance(value, results.Result)]
     names = [name for result in kept for name in result.figures]
-    assert len(names) == 13
+    assert len(names) == 15
     for name in names:
         assert getattr(sheets, name).__module__ == sheets.__name__
     assert callable(plot.save)

@@ -12,7 +12,7 @@ from depthsys import lm
 from depthsys.demo import grammar, real
 from depthsys.files import file_hash
 
-FIGURES = {"separation", "gain_curves", "error_budget", "schedule", "energy"}
+FIGURES = {"separation", "gain_curves", "error_budget", "schedule", "energy", "single_layers"}
 RESULTS = {"system.nc", "gains.nc", "schedule.nc", "energy.csv", "real.txt"} | {
     f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
 }
