@@ -157,11 +157,15 @@ def _computing(
         yield {}
         return
     from depthsys.study.cluster import at_once, on_scheduler, on_workers
+    from depthsys.study.dask_cluster import ClusterError
 
     made = on_workers(workers or 1) if scheduler is None else on_scheduler(scheduler)
-    with made as cluster:
-        cells = at_once(cluster, iter(checked.splits.values()), checked.study.shard)
-        yield {"compute": cluster, "at_once": cells}
+    try:
+        with made as cluster:
+            cells = at_once(cluster, iter(checked.splits.values()), checked.study.shard)
+            yield {"compute": cluster, "at_once": cells}
+    except ClusterError as error:  # told in one line, as all that is typed wrongly
+        raise ValueError(str(error)) from error
 
 
 def _command() -> str:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from depthsys.study.dask_cluster import check_versions, connected, large, local_workers, told
+from depthsys.study.dask_cluster import (
+    PATIENCE,
+    check_versions,
+    connected,
+    large,
+    local_workers,
+    told,
+)
 from depthsys.study.work import CellWork, Made, computed
 
 if TYPE_CHECKING:
@@ -93,8 +100,10 @@ def on_workers(count: int) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def on_scheduler(address: str) -> Iterator[Cluster]:
+def on_scheduler(address: str, *, patience: float = PATIENCE) -> Iterator[Cluster]:
     """The workers of a scheduler at an address such as ``tcp://host:8786``.
+
+    ``patience`` are the seconds in which it must answer, and have a worker.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def on_scheduler(address: str) -> Iterator[Cluster]:
     ClusterError
         If no scheduler answers there, there are no workers, or their versions differ.
     """
-    with connected(address) as client:
+    with connected(address, patience=patience) as client:
         yield Cluster(client, is_here=False)
 
 
