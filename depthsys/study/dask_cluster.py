@@ -86,8 +86,9 @@ def result_of(client: "Client", future: Any, patience: float) -> tuple[bool, Any
 
 def is_somewhere(client: "Client", future: Any) -> bool:
     """Whether a worker works on a task, or has its result."""
-    at_work = any(future.key in keys for keys in client.processing().values())
-    return at_work or any(client.who_has([future]).values())
+    at_work: Any = client.processing()
+    results: Any = client.who_has([future])
+    return any(future.key in keys for keys in at_work.values()) or any(results.values())
 
 
 def died(address: str, count: int) -> ClusterError:
