@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 # Seconds in which a scheduler answers, and has a worker.
 PATIENCE = 30.0
+# How many workers may die over one task before it is given up, as Dask has it.
+DEATHS = 3
+# Seconds after which one who waits for a result looks whether there still is a scheduler.
+LOOK = 2.0
 INSTALL = "pip install 'depthsys[cluster]'"
 
 
@@ -46,18 +50,66 @@ def connected(address: str, *, patience: float = PATIENCE) -> "Client":
             "see whether a firewall is between."
         ) from error
     try:
-        client.wait_for_workers(1, timeout=patience)
-    except TimeoutError as error:
+        addresses_of(client, patience)
+    except ClusterError:
         client.close()
-        raise no_workers(client) from error
+        raise
     return client
 
 
-def no_workers(client: "Client") -> ClusterError:
-    """The error of a cluster without workers."""
+def addresses_of(client: "Client", patience: float = PATIENCE) -> list[str]:
+    """The workers, which may be starting just now; ClusterError if none comes."""
+    _check_running(client)
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the scheduler must have workers; got none at {address_of(client)} within "
+            f"{patience:g} s. Start some: `dask worker {address_of(client)} --nthreads 1`."
+        ) from error
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def result_of(client: "Client", future: Any, patience: float) -> tuple[bool, Any]:
+    """Whether a task has ended, after some seconds at most, and its result.
+
+    ClusterError if there is no scheduler any more.
+    """
+    _check_running(client)
+    try:
+        return True, future.result(timeout=patience)
+    except TimeoutError:
+        if future.status == "error":  # it is one of the work
+            raise
+        return False, None
+
+
+def is_somewhere(client: "Client", future: Any) -> bool:
+    """Whether a worker works on a task, or has its result."""
+    at_work: Any = client.processing()
+    results: Any = client.who_has([future])
+    return any(future.key in keys for keys in at_work.values()) or any(results.values())
+
+
+def died(address: str, count: int) -> ClusterError:
+    """The error of a task that kills its workers."""
     return ClusterError(
-        f"the scheduler must have workers; got none at {address_of(client)}. Start some: `dask "
-        f"worker {address_of(client)} --nthreads 1`."
+        f"workers must survive their work; got {count} that died over the same shard, the last at "
+        f"{address}. Out of memory is the usual cause: give smaller shards, a smaller budget, or "
+        "more memory."
+    )
+
+
+def _check_running(client: "Client") -> None:
+    # one that comes back knows nothing of what it was asked for
+    if client.status != "running":
+        raise _lost(client, f"the client is {client.status}")
+
+
+def _lost(client: "Client", why: str) -> ClusterError:
+    return ClusterError(
+        f"the scheduler must stay there; got no more answers from {address_of(client)} ({why}). "
+        "What was finished is kept: start the cluster again, then the same command."
     )
 
 
@@ -157,17 +209,9 @@ def told(client: "Client") -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise ClusterError(
-            f"workers must survive their work; got {error.allowed_failures + 1} that died over "
-            f"the same shard, the last at {error.last_worker.address}. Out of memory is the usual "
-            "cause: give smaller shards, a smaller budget, or more memory."
-        ) from error
+        raise died(error.last_worker.address, error.allowed_failures + 1) from error
     except (CancelledError, CommClosedError) as error:
-        raise ClusterError(
-            f"the scheduler must stay there; got no more answers from {address_of(client)} "
-            f"({type(error).__name__}). What was finished is kept: start the cluster again, then "
-            "the same command."
-        ) from error
+        raise _lost(client, type(error).__name__) from error
 
 
 def large() -> Any:

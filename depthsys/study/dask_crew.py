@@ -10,11 +10,22 @@ What one task says to another goes through Dask, which pickles it; nothing is ke
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from depthsys.study.dask_cluster import check_versions, large, no_workers, told
+from depthsys.study.dask_cluster import (
+    DEATHS,
+    LOOK,
+    addresses_of,
+    check_versions,
+    died,
+    is_somewhere,
+    large,
+    result_of,
+    told,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,7 +93,9 @@ class OnDask:
     def __init__(self, loading: LoadsModel, client: "Client | None" = None):
         self.loading = loading
         self._client, self._within = client, client is None
-        self._shards: dict[str, dict[int, Any]] = {}  # futures that hold shards, by run
+        # futures that hold shards, as long as their run is there
+        self._shards: weakref.WeakKeyDictionary[ShardedRun, dict[int, Any]]
+        self._shards = weakref.WeakKeyDictionary()
         self._workers: dict[tuple[str, int], str] = {}  # who has computed a shard last
         self._checked = False
 
@@ -103,22 +116,21 @@ class OnDask:
             run.sharding,
             portable(tuple(args), run.model),
         )
-        futures: list[Any] = []
         with told(client):
+            alive = addresses_of(client)
+            with large():
+                shared = client.submit(_itself, work, pure=False)
+                tasks = [_Task(shard, mine) for shard, mine in zip(shards, own, strict=True)]
+                for task in tasks:
+                    self._begin(client, run, task, shared, alive)
             try:
-                with large():
-                    shared = client.submit(_itself, work, pure=False)
-                    for shard, mine in zip(shards, own, strict=True):
-                        held = self._held(client, run, shard)
-                        futures.append(self._begun(client, run.sharding, shard, shared, held, mine))
-                for number, shard in enumerate(shards):
-                    where, found = futures[number].result()
-                    futures[number] = None  # the worker forgets it
-                    self._workers[run.sharding.key, shard.number] = where
+                for number, task in enumerate(tasks):
+                    where, found = self._found(client, run, tasks[number:], shared)
+                    task.future = None  # the worker forgets it
+                    self._workers[run.sharding.key, task.shard.number] = where
                     yield restored(found, run.model)
             finally:
-                left = [future for future in futures if future is not None]
-                if left:
+                if left := [task.future for task in tasks if task.future is not None]:
                     with contextlib.suppress(Exception):  # of the cluster, if that is the trouble
                         client.cancel(left)
 
@@ -144,44 +156,55 @@ class OnDask:
             self._checked = True
         return client
 
-    def _held(self, client: "Client", run: "ShardedRun", shard: "Shard") -> Any:
-        """A future that holds the shard, on the worker that is to compute it."""
-        key = run.sharding.key
-        kept = self._shards.setdefault(key, {})
-        if shard.number not in kept:
-            if (key, shard.number) not in self._workers:
-                addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
-                if not addresses:
-                    raise no_workers(client)
-                # neighbours together: each worker gets one part of the prompts
-                place = shard.number * len(addresses) // len(run.shards)
-                self._workers[key, shard.number] = addresses[place]
-            where = self._workers[key, shard.number]
-            kept[shard.number] = client.submit(
-                _itself, shard, pure=False, workers=[where], allow_other_workers=True
-            )
-        return kept[shard.number]
-
-    def _begun(
-        self,
-        client: "Client",
-        sharding: "Sharding",
-        shard: "Shard",
-        shared: Any,
-        held: Any,
-        own: Mapping[str, Any],
-    ) -> Any:
-        where = self._workers[sharding.key, shard.number]
-        return client.submit(
-            done_on_a_worker,
-            shared,
-            held,
-            dict(own),
-            pure=False,
-            retries=0,
-            workers=[where],
-            allow_other_workers=True,
+    def _begin(
+        self, client: "Client", run: "ShardedRun", task: "_Task", shared: Any, alive: list[str]
+    ) -> None:
+        """Submit a task, to the worker that has its shard, or to one in turn."""
+        key, number = run.sharding.key, task.shard.number
+        kept = self._shards.setdefault(run, {})
+        if self._workers.get((key, number)) not in alive:
+            # neighbours together: each worker gets one part of the prompts
+            self._workers[key, number] = alive[number * len(alive) // len(run.shards)]
+            kept.pop(number, None)
+        task.where = self._workers[key, number]
+        here: dict[str, Any] = {"workers": [task.where], "allow_other_workers": True}
+        if number not in kept:
+            kept[number] = client.submit(_itself, task.shard, pure=False, **here)
+        task.future = client.submit(
+            done_on_a_worker, shared, kept[number], dict(task.own), pure=False, retries=0, **here
         )
+
+    def _found(
+        self, client: "Client", run: "ShardedRun", tasks: "Sequence[_Task]", shared: Any
+    ) -> Any:
+        """What the first of these tasks has found."""
+        first, patience = tasks[0], LOOK
+        while True:
+            is_here, found = result_of(client, first.future, patience)
+            if is_here:
+                return found
+            patience *= 2  # large results take their time
+            # Dask gives the tasks of a worker that died to those that are left; where none is left
+            # they wait for that one, even when another one comes
+            alive = addresses_of(client)
+            lost = [task for task in tasks if task.where not in alive]
+            for task in lost if first in lost else []:
+                if is_somewhere(client, task.future):
+                    continue
+                task.deaths += 1
+                if task.deaths > DEATHS:
+                    raise died(task.where, task.deaths)
+                client.cancel(task.future)
+                self._begin(client, run, task, shared, alive)
+
+
+@dataclass(eq=False)
+class _Task:
+    shard: "Shard"
+    own: Mapping[str, Any]
+    where: str = ""
+    future: Any = None
+    deaths: int = 0
 
 
 # ------------------------------------------------------------------------------- on a worker

@@ -16,6 +16,7 @@ import xarray as xr
 from depthsys import demo, lm, ltv
 from depthsys.lm import switch
 from depthsys.lm.orthonormal import new_columns
+from depthsys.study.dask_crew import portable, restored
 from tests import card
 from tests.conftest import TINY
 from tests.lm import families
@@ -492,3 +493,40 @@ def test_the_switch_of_the_process_changes_nothing(device, tokens, concept):
     finally:
         torch.set_float32_matmul_precision(before)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+
+
+class Sent(lm.Here):
+    """What goes to other processes and comes back lies in the memory of the host."""
+
+    def each(self, run, function, shards, args, own):
+        args = restored(portable(tuple(args), run.model), run.model)
+        for found in super().each(run, function, shards, args, own):
+            sent = portable(found, run.model)
+            assert all(tensor.device.type == "cpu" for tensor in tensors_in(sent))
+            yield restored(sent, run.model)
+
+
+def tensors_in(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inside = list(value) if isinstance(value, (tuple, list)) else []
+    inside += list(getattr(value, "__dict__", {}).values())
+    return [tensor for one in inside for tensor in tensors_in(one)]
+
+
+@pytest.mark.parametrize("crew", [lm.Here, Sent])
+def test_a_run_in_shards_is_that_of_all_prompts(pair, crew):
+    """The batches of the shards are others, so equal to rounding."""
+    model = pair.gpu
+    whole, sharded = model.run(IDS), lm.ShardedRun(model, IDS, shard=3, crew=crew())
+    v = np.random.default_rng(0).standard_normal((model.n_layers + 1, model.n_features))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    concept = xr.Dataset({"direction": (("depth", "feature"), v)})
+    limit = pair.limits["derivatives"]
+    for method in (lm.Ensemble(order=2), lm.Balanced(order=2), lm.Arnoldi(order=2)):
+        found, expected = (lm.identify(run, concept, method) for run in (sharded, whole))
+        for name in ("gain_full", "y_ref", "state_norm"):
+            scale = float(abs(expected[name]).max())
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=limit * scale)
+    found, expected = (lm.linear_gains(run, concept)["gain"] for run in (sharded, whole))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit * float(abs(expected).max()))

@@ -242,6 +242,16 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert pid not in two.run(os.getpid).values()
 
 
+@pytest.mark.distributed
+def test_the_only_worker_is_killed_and_another_one_comes(model, texts, concept, loading, expected):
+    with local_workers(1) as client:
+        (pid,) = client.run(os.getpid).values()
+        crew = Killing(loading, client, pid=pid, after=5)
+        run = lm.ShardedRun(model, texts, shard=SHARD, crew=crew)
+        every_function.assert_same(lm.identify(run, concept, METHODS[1]), expected[1])
+        assert crew.left < 0
+
+
 def _stage(loading, ids, concept):
     """A task that has its shards computed on all workers, while it waits."""
     model = loaded(loading)
@@ -311,32 +321,47 @@ def test_work_that_kills_every_worker(model, texts, loading):
             list(run.each(_dies))
 
 
+def _started(*command: str) -> subprocess.Popen:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-m", *command, "--no-dashboard"], **quiet)
+
+
 @pytest.fixture
 def scheduler(tmp_path):
-    """A scheduler and a worker as other people start them, and its address."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    """A scheduler as other people start it: the process, its address, the file that tells it."""
     file = tmp_path / "scheduler.json"
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
-    command += ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
-    main = subprocess.Popen(command, **quiet)
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
-    worker += ["--nthreads", "1", "--no-dashboard", "--death-timeout", "60", "--no-nanny"]
-    at_work = subprocess.Popen(worker, **quiet)
-    yield main, file
-    for process in (at_work, main):
-        process.kill()
-        process.wait()
+    where = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+    process = _started("distributed.cli.dask_scheduler", *where)
+    while not file.exists():
+        time.sleep(0.1)
+    yield process, json.loads(file.read_text())["address"], file
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.distributed
-def test_a_scheduler_that_is_lost(model, texts, concept, loading, scheduler):
-    main, file = scheduler
-    while not file.exists():
-        time.sleep(0.1)
-    address = json.loads(file.read_text())["address"]
+def test_a_scheduler_without_workers(scheduler):
+    _, address, _ = scheduler
+    with pytest.raises(ClusterError, match=f"must have workers; got none at {address} within 1 s"):
+        connected(address, patience=1)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("after", [1, 3, 4, 10])
+def test_a_scheduler_that_is_lost(model, texts, concept, loading, scheduler, after):
+    process, address, file = scheduler
+    options = ("--nthreads", "1", "--death-timeout", "60", "--no-nanny")
+    worker = _started("distributed.cli.dask_worker", "--scheduler-file", str(file), *options)
     client = connected(address)
-    crew = Killing(loading, client, pid=main.pid, after=4)
-    run = lm.ShardedRun(model, texts, shard=SHARD, crew=crew)
-    with pytest.raises(ClusterError, match=f"the scheduler must stay there; .* from {address} "):
-        lm.identify(run, concept, lm.Balanced(order=3))
-    client.close()
+    try:
+        crew = Killing(loading, client, pid=process.pid, after=after)
+        run = lm.ShardedRun(model, texts, shard=SHARD, crew=crew)
+        message = f"the scheduler must stay there; got no more answers from {address} "
+        with pytest.raises(ClusterError, match=message):
+            lm.identify(run, concept, lm.Balanced(order=3))
+        with pytest.raises(ClusterError, match=message):
+            list(run.each(len))
+    finally:
+        client.close()
+        worker.kill()
+        worker.wait()
