@@ -7,14 +7,11 @@ Where a depth has no direction, as depth 0 of texts that end in the same token, 
 is NaN, the attr ``direction_note`` says why, and everything goes on at the other depths.
 """
 
-import hashlib
 import json
 import math
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from numbers import Real
 
 import numpy as np
@@ -24,10 +21,11 @@ from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from depthsys.lm.class_means import class_difference
 from depthsys.lm.kinds import short
 from depthsys.lm.of_run import as_run, of_run
 from depthsys.lm.pairs import Pairs
-from depthsys.lm.precision import rounding_of, wide
+from depthsys.lm.precision import rounding_of
 from depthsys.lm.prompts import Texts
 from depthsys.lm.run import Run
 from depthsys.lm.separation import (
@@ -37,10 +35,9 @@ from depthsys.lm.separation import (
     separation,
     warning,
 )
-from depthsys.lm.shards import ShardedRun, in_shards
+from depthsys.lm.shards import ShardedRun
 from depthsys.lm.stamp import provenance
 
-SHARED = 0.9  # where more of the texts are in one state, a direction would rest on the others
 _IN_MEMORY = 2**28  # bytes of states; more than that wait in a temporary file
 
 
@@ -93,7 +90,7 @@ def mean_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Data
     .. [2] Newcombe (2006), Statistics in Medicine 25, 559-573, doi:10.1002/sim.2324.
     """
     _check_texts(run, held_out, least=1)
-    difference, undefined = _difference(run)
+    difference, undefined = class_difference(run)
     distance = {"distance": np.linalg.norm(difference, axis=-1)}
     return _result(run, held_out, "mean_difference", difference, distance, undefined)
 
@@ -139,7 +136,7 @@ def paired_difference(run: Run, *, held_out: Texts | Run | None = None) -> xr.Da
     pairs = _checked_pairs(run)
     square = np.zeros(run.n_layers + 1)
     x = _empty_states(run)
-    _, undefined = _difference(run, keep=x)
+    _, undefined = class_difference(run, keep=x)
     v = np.empty((run.n_layers + 1, run.model.n_features))
     for depth, states in enumerate(x):
         differences = states[::2].astype(np.float64) - states[1::2]
@@ -194,7 +191,7 @@ def whitened(run: Run, *, held_out: Texts | Run | None = None) -> xr.Dataset:
     """
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference, undefined = _difference(run, keep=x)
+    difference, undefined = class_difference(run, keep=x)
     w, shrinkage = np.empty_like(difference), np.full(len(x), np.nan)
 
     def fit(depth: int, states: np.ndarray) -> None:
@@ -268,7 +265,7 @@ def logistic(
         )
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference, undefined = _difference(run, keep=x)
+    difference, undefined = class_difference(run, keep=x)
     w, scale = np.empty_like(difference), np.full(len(x), np.nan)
 
     def fit(depth: int, states: np.ndarray) -> None:
@@ -345,7 +342,7 @@ def pca(
         )
     _check_texts(run, held_out, least=2)
     x = _empty_states(run)
-    difference, undefined = _difference(run, keep=x)
+    difference, undefined = class_difference(run, keep=x)
     given = isinstance(run.texts, Pairs)
     ones, zeros = slice(0, None, 2), slice(1, None, 2)
     if not given:
@@ -390,74 +387,6 @@ def _at_every_depth(fit: Callable, x: np.ndarray, undefined: dict[int, str]) -> 
             fit(depth, states)
         except _UndefinedError as error:
             undefined[depth] = str(error)
-
-
-def _difference(run: Run, keep: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
-    """Mean of class 1 minus mean of class 0 (depth, feature), and depths that have none, and why.
-
-    Fills ``keep`` with all states.
-    """
-    labels = run.texts.labels
-    found = _class_sums(run, labels=labels)
-    if keep is not None:
-        for prompts, states in run.states_by_batch():
-            keep[:, prompts] = wide(states).cpu().numpy()
-    counts = np.bincount(labels, minlength=2)
-    difference = found.sums[1] / counts[1] - found.sums[0] / counts[0]
-    norm = found.norms / len(run)
-    coincide = np.linalg.norm(difference, axis=-1) <= 10 * rounding_of(run.model) * norm
-    undefined = {}
-    for depth, states in enumerate(found.same):
-        ((_, same),) = states.most_common(1)
-        if same > SHARED * len(run):
-            whose = "all" if same == len(run) else f"{same} of {len(run)}"
-            undefined[depth] = f"{whose} texts are in the same state there"
-        elif coincide[depth]:
-            undefined[depth] = "the class means coincide"
-    return difference, undefined
-
-
-@dataclass(frozen=True)
-class _ClassSums:
-    """Of the states of both classes: sums (class, depth, feature), and sums of norms (depth).
-
-    ``same`` counts, for every depth, how often each state comes, by a hash of it.
-    """
-
-    sums: np.ndarray
-    norms: np.ndarray
-    same: list[Counter]
-
-
-def _all_class_sums(run: ShardedRun, parts: Iterator[_ClassSums]) -> _ClassSums:
-    """The sums of all shards, in their order."""
-    found = next(parts)
-    for more in parts:
-        same = [one + other for one, other in zip(found.same, more.same, strict=True)]
-        found = _ClassSums(found.sums + more.sums, found.norms + more.norms, same)
-    return found
-
-
-@in_shards(_all_class_sums, "concept direction")
-def _class_sums(run: Run, *, labels: np.ndarray) -> _ClassSums:
-    """Of texts with these labels."""
-    same: list[Counter] = [Counter() for _ in range(run.n_layers + 1)]
-    sums = np.zeros((2, run.n_layers + 1, run.model.n_features))
-    norms = np.zeros(run.n_layers + 1)
-    for prompts, found in run.states_by_batch("concept direction"):
-        states = wide(found).cpu().numpy()
-        for depth, rows in enumerate(states):
-            same[depth].update(_hash(row) for row in rows)
-        x = states.astype(np.float64)
-        norms += np.linalg.norm(x, axis=-1).sum(axis=1)
-        for label in (0, 1):
-            sums[label] += x[:, labels[prompts] == label].sum(axis=1)
-    return _ClassSums(sums, norms, same)
-
-
-def _hash(state: np.ndarray) -> bytes:
-    # of eight bytes: a few million states are told apart
-    return hashlib.blake2b(state.tobytes(), digest_size=8).digest()
 
 
 def _inside_classes(states: np.ndarray, labels: np.ndarray) -> np.ndarray:

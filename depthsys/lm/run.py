@@ -3,7 +3,6 @@
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -18,10 +17,11 @@ from depthsys.lm.contexts import Budget, Contexts, States
 from depthsys.lm.finite import FiniteStates
 from depthsys.lm.frozen import FrozenBlock, FrozenRun, merged
 from depthsys.lm.hf.blocks import Calls
-from depthsys.lm.hf.tokens import Tokens, tokens_sha256
+from depthsys.lm.hf.tokens import Tokens
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, driven, groups, one_by_one, together
+from depthsys.lm.of_prompts import OfPrompts
 from depthsys.lm.prefill import prefilled_in_step
 from depthsys.lm.progress import bar
 from depthsys.lm.run_model import Model
@@ -33,7 +33,7 @@ JOINED = 16
 R = TypeVar("R")
 
 
-class Run:
+class Run(OfPrompts):
     """The nominal run of prompts of any lengths, with its frozen context.
 
     Made by `DepthModel.run`. Every function of `depthsys.lm` that takes a model and texts takes a
@@ -99,9 +99,6 @@ class Run:
         run._later = True
         return run
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __deepcopy__(self, memo) -> "Run":
         return self  # nothing of it changes, and a copy of the model would be another model
 
@@ -116,36 +113,6 @@ class Run:
         return self._card.html()
 
     # ------------------------------------------------------------------ what it is of
-
-    @property
-    def n_prompts(self) -> int:
-        """Number of prompts."""
-        return len(self)
-
-    @property
-    def n_layers(self) -> int:
-        """L."""
-        return self.model.n_layers
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """Token ids of every prompt, up to the one that is read."""
-        return self._rows
-
-    @cached_property
-    def tokens_sha256(self) -> str:
-        """Fingerprint of the token ids."""
-        return tokens_sha256(self._rows)
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint of the texts; of their tokens where they came as token ids or a list."""
-        return getattr(self.texts, "sha256", self.tokens_sha256)
-
-    @property
-    def all_the_same(self) -> bool:
-        """Whether all prompts are the same tokens."""
-        return all(row == self._rows[0] for row in self._rows)
 
     @property
     def waits(self) -> bool:

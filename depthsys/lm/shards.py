@@ -21,9 +21,10 @@ import xarray as xr
 from depthsys.files import content_hash
 from depthsys.lm.bench import Bench, RunOfShard, Shard, Sharding
 from depthsys.lm.contexts import LINEARISED, Budget
-from depthsys.lm.hf.tokens import Tokens, tokens_sha256
+from depthsys.lm.hf.tokens import Tokens
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
+from depthsys.lm.of_prompts import OfPrompts
 from depthsys.lm.progress import bar, quiet
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
@@ -72,7 +73,7 @@ class Here:
             yield found
 
 
-class ShardedRun:
+class ShardedRun(OfPrompts):
     """The nominal run of many prompts, in shards of a fixed number of prompts.
 
     It stands where a `Run` does in most functions of `depthsys.lm`; those that need all prompts in
@@ -152,9 +153,6 @@ class ShardedRun:
         self.sharding = Sharding(key, budget, bool(contexts))
         self._waits = True
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __deepcopy__(self, memo) -> "ShardedRun":
         return self
 
@@ -167,36 +165,6 @@ class ShardedRun:
         )
 
     # ------------------------------------------------------------------ what it is of
-
-    @property
-    def n_prompts(self) -> int:
-        """Number of prompts."""
-        return len(self)
-
-    @property
-    def n_layers(self) -> int:
-        """L."""
-        return self.model.n_layers
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """Token ids of every prompt, up to the one that is read."""
-        return self._rows
-
-    @cached_property
-    def tokens_sha256(self) -> str:
-        """Fingerprint of the token ids."""
-        return tokens_sha256(self._rows)
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint of the texts; of their tokens where they came as token ids or a list."""
-        return getattr(self.texts, "sha256", self.tokens_sha256)
-
-    @property
-    def all_the_same(self) -> bool:
-        """Whether all prompts are the same tokens."""
-        return all(row == self._rows[0] for row in self._rows)
 
     @property
     def waits(self) -> bool:

@@ -15,6 +15,7 @@ import xarray as xr
 
 from depthsys.study.dask_cluster import (
     PATIENCE,
+    addresses_of,
     check_versions,
     connected,
     large,
@@ -47,7 +48,7 @@ class Cluster:
     def __init__(self, client: "Client", *, is_here: bool):
         self.client, self.is_here = client, is_here
         check_versions(client)
-        self.n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
+        self.n_workers = len(addresses_of(client))
 
     def __call__(self, work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Made:
         """What a stage finds, made by a worker; its errors are raised here as they are.
