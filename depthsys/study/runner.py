@@ -226,7 +226,6 @@ class CellRun:
             partial = self.store.work / f"comparison-{content_hash(identity)[:24]}"
         return CellWork(
             self.found,
-            self.key.model,
             self.splits,
             self.study.writing,
             self.study.shard,

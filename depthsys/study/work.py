@@ -34,8 +34,6 @@ class CellWork:
     ----------
     found
         The model, with the settings of the cell.
-    name
-        What the model is called in the study.
     splits
         The texts.
     writing
@@ -51,7 +49,6 @@ class CellWork:
     """
 
     found: Found
-    name: str
     splits: "Splits"
     writing: Writing
     shard: int
@@ -63,6 +60,15 @@ class CellWork:
     def settings(self) -> Settings:
         """Those of the cell."""
         return self.found.settings
+
+    @property
+    def model_key(self) -> tuple[Any, ...]:
+        """What a loaded model depends on: where it is, how it is loaded, and its files."""
+        asked = self.settings
+        chosen = (asked.device, asked.device_map, asked.max_memory, asked.dtype, asked.tf32)
+        prompting = tuple(vars(asked.prompting).items())
+        # a model whose files changed since it was loaded is another one
+        return (self.files_sha256, self.found.source, *map(str, chosen), prompting)
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,7 @@ class Opened:
 
     def model(self, work: CellWork) -> "DepthModel":
         """The model of the work, loaded if it is another one than the last."""
-        # a model whose files changed since it was loaded is another one
-        key = (work.files_sha256, *loading_key(work.found))
+        key = work.model_key
         if self._model is None or self._model[0] != key:
             self.clear()  # two models may be more than the memory holds
             from depthsys.lm.hf.messages import silence
@@ -184,7 +189,7 @@ def runs_of(work: CellWork) -> "Callable[..., Any]":
         if work.spread:
             from depthsys.study.dask_crew import OnDask
 
-            crew = OnDask(ModelOfStudy((work.files_sha256, *loading_key(work.found)), work))
+            crew = OnDask(ModelOfStudy(work.model_key, work))
         return lm.ShardedRun(model, texts, shard=work.shard, crew=crew, contexts=contexts)
 
     return run
@@ -201,13 +206,6 @@ def _check_files(work: CellWork) -> None:
         )
 
 
-def loading_key(found: Found) -> tuple[Any, ...]:
-    """What a loaded model depends on."""
-    settings = found.settings
-    chosen = (settings.device, settings.device_map, settings.dtype, settings.tf32)
-    return (found.source, *chosen, tuple(vars(settings.prompting).items()))
-
-
 def computed(work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Made:
     """What a stage finds, from the Datasets of the stages that it needs.
 
@@ -219,18 +217,17 @@ def computed(work: CellWork, stage: str, inputs: Mapping[str, xr.Dataset]) -> Ma
     OPENED.model(work)
     begin = perf_counter()
     notes: list[str] = []
-    for halvings in range(HALVINGS + 1):
+    while True:
         try:
-            with at_once.share_of(0.5**halvings):
+            with at_once.share_of(0.5 ** len(notes)):
                 found = _STEPS[stage](work, OPENED.cell(work), inputs)
             return Made(found, perf_counter() - begin, tuple(notes))
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or halvings == HALVINGS:
+            if not out_of_memory(error) or len(notes) == HALVINGS:
                 raise
             first = str(error).strip().split("\n")[0]
             notes.append(f"out of memory, tried again with half of each batch: {first[:200]}")
         OPENED.forget_runs()  # outside of the handler, whose error holds what filled the memory
-    raise AssertionError("unreachable")
 
 
 def _concept(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) -> xr.Dataset:
