@@ -98,6 +98,8 @@ class ShardedRun(OfPrompts):
 
     Attributes
     ----------
+    model, texts
+        What it was made of.
     shards
         The shards, in the order of the prompts.
     n_cut, token_note
