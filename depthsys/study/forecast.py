@@ -15,7 +15,9 @@ import xarray as xr
 
 from depthsys import demo
 from depthsys.study.checks import Checked
+from depthsys.study.grid import asked, current
 from depthsys.study.store import Store
+from depthsys.study.study_file import CellKey
 
 if TYPE_CHECKING:
     from depthsys.lm import Splits
@@ -53,7 +55,7 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
     checked
         The study.
     store
-        Where it was begun: stages that are there count as done, whatever they are of.
+        Where it was begun: stages of it that are there, and up to date, count as done.
 
     Returns
     -------
@@ -83,13 +85,14 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
         states = (counts.concept + counts.operating + counts.held_out) * size.n_features
         kept = size.n_keys * counts.tokens * size.n_layers + states * (size.n_layers + 1)
         of_cell["context"][i] = kept * itemsize
+        there = _there(checked, key, store)
         for j, stage in enumerate(stages):
             rows[i, j] = _rows(stage, found, size, counts, len(checked.study.writing.prompts))
             if stage == "texts":
                 writing = checked.study.writing
                 rows[i, j] *= writing.max_new_tokens * len(writing.strengths)
             seconds[i, j] = 2 * size.n_block * rows[i, j] / rate + _algebra(stage, found)
-            done[i, j] = store is not None and store.identity(key, stage) is not None
+            done[i, j] = stage in there
         seconds[i, 0] += 2 * size.n_block * size.n_layers * of_cell["tokens"][i] / rate
     return xr.Dataset(
         {
@@ -104,6 +107,14 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
         coords={"cell": list(map(str, keys)), "stage": list(stages)},
         attrs={"rate": min(speeds.values()), "device": ", ".join(sorted(speeds))},
     )
+
+
+def _there(checked: Checked, key: CellKey, store: Store | None) -> set[str]:
+    """The stages that need not be made."""
+    if store is None:
+        return set()
+    wanted = asked(checked.study, checked.found[key], checked.splits[key.texts])
+    return current(store.stages(key), wanted, store.failures(key))
 
 
 def _rows(stage: str, found: "Found", size: "ModelSizes", n: _Counts, n_written: int) -> float:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from depthsys.study.store import KIND, read_group
+from depthsys.study.grid import current
+from depthsys.study.stages import STAGES
+from depthsys.study.store import ASKED, FAILED, KIND, read_group
 
 LEVELS = ("model", "task", "seed", "concept")
 
@@ -16,7 +18,8 @@ LEVELS = ("model", "task", "seed", "concept")
 def read(path: str | Path) -> xr.DataTree:
     """The store of a study, also of one that is at work: ``model/task/seed_N/concept/stage``.
 
-    Nothing is loaded until it is looked at.
+    Nothing is loaded until it is looked at. Stages that are out of date are left out: those from
+    before a change of the study, whose run was interrupted before it came to them.
 
     Parameters
     ----------
@@ -47,6 +50,11 @@ def read(path: str | Path) -> xr.DataTree:
             f"`path` must be the store of a study; got {str(place)!r}, whose attrs say "
             f"{tree.attrs.get('kind')!r}. Make one with `depthsys study run`."
         )
+    for _, node in cells_of(tree):
+        stages = {name: child.attrs for name, child in node.children.items() if name in STAGES}
+        wanted, failed = (json.loads(node.attrs.get(name, "{}")) for name in (ASKED, FAILED))
+        for name in stages.keys() - current(stages, wanted, failed):
+            del node[name]
     return tree
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from depthsys.export.netcdf import WHOLE
 from depthsys.files.strangers import read_netcdf
 from depthsys.files.trees import METADATA, Node, read_tree
 from depthsys.report.html import STAGES, CellResults, Results, Stage
+from depthsys.study.grid import current
 from depthsys.study.stages import STAGES as MADE
-from depthsys.study.store import FAILED, IDENTITY, SHA256
+from depthsys.study.store import ASKED, FAILED
 from depthsys.wording import counted
 
 _SEPARATION = {"auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high"}
@@ -144,13 +145,14 @@ def _wanted(group: str) -> set[str]:
 def _cells(nodes: Mapping[str, Node], asked: set[str]) -> tuple[list[CellResults], set[str]]:
     """The cells, those that were asked for and have nothing yet among them, and unknown stages."""
     stages: dict[tuple[str, ...], dict[str, Stage]] = {tuple(g.split("/")): {} for g in asked}
-    failures: dict[tuple[str, ...], Mapping[str, str]] = {}
+    said: dict[tuple[str, ...], Mapping[str, Any]] = {}
     unknown = set()
     for group, node in nodes.items():
         parts = tuple(group.split("/"))
-        if len(parts) == 4 and (failed := _failures(node)):
-            failures[parts] = failed
-            stages.setdefault(parts, {})
+        if len(parts) == 4:
+            said[parts] = node.attrs
+            if _said(node.attrs, FAILED):
+                stages.setdefault(parts, {})
         elif len(parts) == 5 and parts[4] in WANTED:
             stages.setdefault(parts[:4], {})[parts[4]] = _stage(node)
         elif len(parts) == 5:
@@ -158,8 +160,9 @@ def _cells(nodes: Mapping[str, Node], asked: set[str]) -> tuple[list[CellResults
     found = []
     for key in sorted(stages, key=_as_counted):
         model, task, seed, concept = key
-        failed = failures.get(key, {})
-        inside = _current(_in_order(stages[key]), failed.keys())
+        attrs = said.get(key, {})
+        failed = _said(attrs, FAILED)
+        inside = _current(_in_order(stages[key]), attrs)
         seed = seed.removeprefix("seed_")
         found.append(CellResults(model, task, seed, concept, inside, _told(failed)))
     return found, unknown
@@ -178,15 +181,15 @@ def _group(cell: CellResults) -> str:
     return f"{cell.model}/{cell.task}/seed_{cell.seed}/{cell.concept}"
 
 
-def _failures(node: Node) -> Mapping[str, str]:
-    """Stage -> reason of what failed in a cell, in the order of stages."""
+def _said(attrs: Mapping[str, Any], name: str) -> dict[str, str]:
+    """What the attrs of a cell say of its stages, in their order; {} where they do not."""
     try:
-        said = json.loads(str(node.attrs.get(FAILED, "{}")))
+        said = json.loads(str(attrs.get(name, "{}")))
     except ValueError:
         return {}
     if not isinstance(said, dict):
         return {}
-    return {name: str(said[name]) for name in sorted(said, key=[*STAGES, *said].index)}
+    return {stage: str(said[stage]) for stage in sorted(said, key=[*STAGES, *said].index)}
 
 
 def _told(failures: Mapping[str, str]) -> dict[str, str]:
@@ -198,29 +201,11 @@ def _told(failures: Mapping[str, str]) -> dict[str, str]:
     return {"failed_stage": first, "failed_reason": "; ".join(reasons)}
 
 
-def _current(stages: Mapping[str, Stage], failed: Collection[str]) -> dict[str, Stage]:
-    """Without stages that were found before something that they need was made anew, or failed."""
-    found: dict[str, Stage] = {}
-    for name, stage in stages.items():
-        needs = MADE[name].needs if name in MADE else ()
-        lost = name in failed or not _all_needs(name).isdisjoint(failed)
-        lost = lost or any(need in stages and need not in found for need in needs)
-        if not lost and all(_is_of(stage, need, found.get(need)) for need in needs):
-            found[name] = stage
-    return found
-
-
-def _all_needs(name: str) -> set[str]:
-    needs = set(MADE[name].needs) if name in MADE else set()
-    return needs.union(*(_all_needs(need) for need in needs))
-
-
-def _is_of(stage: Stage, need: str, found: Stage | None) -> bool:
-    """Whether a stage was made of what is there now of one that it needs."""
-    if found is None or IDENTITY not in stage.attrs or SHA256 not in found.attrs:
-        return True
-    said = json.loads(str(stage.attrs[IDENTITY])).get("inputs", {})
-    return said.get(need) == found.attrs[SHA256]
+def _current(stages: Mapping[str, Stage], node: Mapping[str, Any]) -> dict[str, Stage]:
+    """Without stages that are out of date."""
+    known = {name: stage.attrs for name, stage in stages.items() if name in MADE}
+    there = current(known, _said(node, ASKED), _said(node, FAILED))
+    return {name: stage for name, stage in stages.items() if name in there or name not in MADE}
 
 
 def _as_counted(key: tuple[str, ...]) -> list[list[tuple[int, str]]]:

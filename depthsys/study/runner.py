@@ -16,7 +16,7 @@ from depthsys.files import content_hash
 from depthsys.study.cell import files_sha256
 from depthsys.study.checks import Checked
 from depthsys.study.cluster import SchedulerLostError
-from depthsys.study.grid import model_identity, stage_identity, texts_identity
+from depthsys.study.grid import asked, model_identity, stage_identity, texts_identity
 from depthsys.study.sources import read_splits_of
 from depthsys.study.stages import STAGES
 from depthsys.study.store import Store
@@ -109,6 +109,8 @@ def run_study(
         store.begin(checked.study, command)
         LOG.info("study %s: %d cells", checked.study.name, len(checked.study.cells))
         cells = [CellRun(checked, store, watch, compute, key) for key in checked.study.cells]
+        for cell in cells:
+            cell.ask()
         for _, group in groupby(cells, key=lambda cell: cell.key.model):
             for found in _side_by_side(list(group), at_once):
                 outcome.add(found)
@@ -155,6 +157,13 @@ class CellRun:
         self.outcome = Outcome()
         self.datasets: dict[str, xr.Dataset] = {}
         self.stopped = False
+
+    def ask(self) -> None:
+        """Say in the store what the cell is to be of."""
+        try:
+            self.store.ask(self.key, asked(self.study, self.found, self.splits))
+        except (OSError, ValueError) as error:  # of a model that went away: told in its turn
+            LOG.warning("%s: not known what it is to be of: %s", self.key, error)
 
     def run(self) -> Outcome:
         """Make what is not there yet."""

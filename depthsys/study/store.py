@@ -21,12 +21,13 @@ from depthsys._version import __version__
 from depthsys.files import content_hash, renames
 from depthsys.files.locks import locked
 from depthsys.files.whole import full_disk_told
+from depthsys.study.stages import STAGES
 from depthsys.study.study_file import CellKey, Study
 
 METADATA = "zarr.json"
 KIND = "depthsys study"
 IDENTITY, SHA256, SECONDS, NOTES = "stage_identity", "stage_sha256", "stage_seconds", "stage_notes"
-FAILED = "failed"
+FAILED, ASKED = "failed", "asked"
 _NEW = "new"
 # what differs between two runs that find the same
 _TIMED_ATTRS = ("created", "history", "seconds")  # also behind a name, as in system_created
@@ -60,6 +61,13 @@ class Store:
         if not path.is_dir() or not os.listdir(path):
             return store
         attrs = store.attrs
+        if not attrs and (path / METADATA).exists():
+            whole = json.dumps({"attributes": {"kind": KIND, "study_name": study.name}})
+            raise ValueError(
+                f"`--out` must be the store of a study; got {str(path)!r}, whose {METADATA} is "
+                f"damaged. If it is of this study, write {whole} into that file, and what is "
+                "finished is kept; or choose another."
+            )
         if attrs.get("kind") != KIND:
             raise ValueError(
                 f"`--out` must be the store of a study; got {str(path)!r}, which holds "
@@ -220,27 +228,47 @@ class Store:
             self._give_place(new, self.place(key, stage))
         return self.read(key, stage)
 
+    def ask(self, key: CellKey, asked: Mapping[str, str]) -> None:
+        """Say what the stages of a cell are to be of, for those who read the store meanwhile."""
+        self._note(key, ASKED, asked)
+
+    def attrs_of(self, key: CellKey) -> dict[str, Any]:
+        """What is said of a cell."""
+        return _attrs(self.path / str(key))
+
+    def stages(self, key: CellKey) -> dict[str, dict[str, Any]]:
+        """The attrs of the stages of a cell that are there."""
+        places = {stage: self.place(key, stage) for stage in STAGES}
+        return {stage: _attrs(place) for stage, place in places.items() if _is_group(place)}
+
     # --------------------------------------------------------------------- failures
 
     def fail(self, key: CellKey, stage: str, reason: str) -> None:
         """Remember that a stage failed, and why."""
         failures = self.failures(key)
-        self._note_failures(key, {**failures, stage: reason})
+        self._note(key, FAILED, {**failures, stage: reason})
 
     def passed(self, key: CellKey, stage: str) -> None:
         """Forget that it failed before."""
         failures = self.failures(key)
         if failures.pop(stage, None) is not None:
-            self._note_failures(key, failures)
+            self._note(key, FAILED, failures)
 
     def failures(self, key: CellKey) -> dict[str, str]:
         """Stage -> reason, of those that failed."""
-        found = _parsed(_attrs(self.path / str(key)).get(FAILED), {})
+        found = _parsed(self.attrs_of(key).get(FAILED), {})
         return found if isinstance(found, dict) else {}
 
-    def _note_failures(self, key: CellKey, failures: Mapping[str, str]) -> None:
-        attrs = {FAILED: json.dumps(failures)} if failures else {}
-        self._write_group(self.path / str(key), attrs)
+    def _note(self, key: CellKey, name: str, said: Mapping[str, str]) -> None:
+        """Say something of a cell in the attrs of its group; nothing is not said."""
+        folder = self.path / str(key)
+        with self._writing:
+            before = _attrs(folder)
+            after = {n: v for n, v in before.items() if n != name}
+            if said:
+                after[name] = json.dumps(dict(sorted(said.items())))
+            if after != before:
+                self._write_group(folder, dict(sorted(after.items())))
 
 
 def read_group(path: Path) -> xr.Dataset:
