@@ -139,21 +139,19 @@ def find_model(name: str, settings: Settings) -> "Found":
 
 
 def files_sha256(source: str) -> str | None:
-    """A hash of the files of a model; None where they are not on this machine yet.
+    """A hash of the files of a model, or of its commit in the hub; None where that is not known.
 
-    They are read anew only where one has another size or time than when they were read last.
+    Files are read anew only where one has another size or time than when it was read last.
     """
-    from depthsys.lm.hf.contents import files_of, hash_of
+    from depthsys.lm.hf.contents import contents_of
 
     source = str(demo.model_path(source)) if source in demo.MODELS else source
-    files = files_of(source)
-    if files is None:
+    contents = contents_of(source)
+    if contents is None:
         return None
-    stats = ((name, path.stat()) for name, path in files.items())
-    key = tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats)
-    if key not in _FILES:
-        _FILES[key] = hash_of(files)
-    return _FILES[key]
+    if contents.state not in _FILES:
+        _FILES[contents.state] = contents.sha256
+    return _FILES[contents.state]
 
 
 _FILES: dict[tuple[object, ...], str] = {}

@@ -5,6 +5,7 @@ The cache is laid out by hand, as the hub's own client does, and nothing may be 
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -14,6 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from depthsys import demo, lm
 from depthsys.lm.hf import source
+from depthsys.lm.hf.contents import contents_of
 from tests.conftest import tiny_llama
 from tests.lm.test_adapters import expected_weights, write_adapter
 
@@ -299,3 +301,33 @@ def test_states_are_those_of_the_commit(cache):
     folder = cache / "models--some--model" / "snapshots" / OLD
     x, y = (load(name).run(TEXTS).states.values for name in ("some/model@v1", folder))
     np.testing.assert_array_equal(x, y)
+
+
+# ------------------------------------------------------------------------------ what it is of
+
+
+def test_contents_are_known_by_the_commit_before_weights_are_there(cache, monkeypatch):
+    whole = contents_of("some/model@v1")
+    assert whole is not None
+    there = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: there)
+    for file in (cache / "models--some--model" / "snapshots" / OLD).glob("*.safetensors"):
+        file.unlink()  # as after a check, which needs the configuration alone
+    known = contents_of("some/model@v1")
+    assert known is not None
+    assert (known.files, known.commits) == ({}, {"some/model": OLD})
+    assert known.sha256 == whole.sha256
+    assert contents_of("some/model").commits == {"some/model": NEW}
+    assert contents_of("some/model").sha256 != known.sha256
+    assert contents_of("some/other") is None
+
+
+def test_an_adapter_of_the_hub_is_a_commit_of_its_own(cache, tmp_path):
+    def fill(folder):
+        write_adapter(folder, "some/model", revision="v1")
+
+    plain = contents_of("some/model@v1")
+    put(cache, "some/tuned", TUNED, ["main"], fill)
+    found = contents_of("some/tuned")
+    assert found.commits == {"some/model": OLD, "adapter some/tuned": TUNED}
+    assert found.sha256 != plain.sha256
