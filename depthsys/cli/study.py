@@ -131,11 +131,11 @@ for _name, _function in {"check": check, "run": run, "show": show}.items():
 
 def _checked(path: Path, data: Path | None) -> "Checked":
     from depthsys.study.checks import checked
-    from depthsys.study.study_reader import read_study
+    from depthsys.study.study_reader import read_with_faults
 
     if data is not None and not data.is_dir():
         raise ValueError(f"`--data` must be a folder; got {str(data)!r}. Make it, or leave it out.")
-    return checked(read_study(path, data), path.name)
+    return checked(*read_with_faults(path, data))
 
 
 def _check_cluster(workers: int | None, scheduler: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from depthsys.study import toml_lines
 from depthsys.study.cell import Found, find_model
 from depthsys.study.faults import Faults, as_key
+from depthsys.study.settings import Settings
 from depthsys.study.sources import read_splits_of
 from depthsys.study.study_file import CellKey, Study
 
@@ -34,15 +35,14 @@ class Checked:
     splits: "Mapping[tuple[str, int], Splits]"
 
 
-def checked(study: Study, name: str) -> Checked:
+def checked(study: Study, faults: Faults) -> Checked:
     """Look at all that a study names.
 
     Parameters
     ----------
-    study
-        The study.
-    name
-        Of its file, for messages.
+    study, faults
+        From `study_reader.read_with_faults`. Models and texts are looked at beside faults of the
+        file, as far as these have no part in it, so that all is told at once.
 
     Raises
     ------
@@ -52,21 +52,22 @@ def checked(study: Study, name: str) -> Checked:
     from depthsys.lm.hf.messages import silence
 
     silence()
-    faults = Faults(name, study.lines)
-    found = _models(study, faults)
-    splits = _texts(study, faults)
+    before = replace(faults, paths=set(faults.paths))
+    found = _models(study, faults, before)
+    splits = _texts(study, faults, before)
     faults.check()
     return Checked(study, found, splits)
 
 
-def _models(study: Study, faults: Faults) -> dict[CellKey, Found]:
+def _models(study: Study, faults: Faults, before: Faults) -> dict[CellKey, Found]:
     from depthsys.study import steps
 
+    if before.found:
+        _sources(study, faults, before)
+        return {}
     places = {each.name: number for number, each in enumerate(study.models)}
     found: dict[CellKey, Found] = {}
     for key in study.cells:
-        if key.model not in places:  # it was refused before
-            continue
         path = ("models", places[key.model])
         try:
             found[key] = _found(study, key)
@@ -75,6 +76,16 @@ def _models(study: Study, faults: Faults) -> dict[CellKey, Found]:
         except (ValueError, TypeError, OSError, ImportError) as error:
             faults.add(_place(study, path, error), as_key(str(error)))
     return found
+
+
+def _sources(study: Study, faults: Faults, before: Faults) -> None:
+    """Whether models are there, whatever is to be done with them."""
+    for number, model in enumerate(study.models):
+        if not before.under("models", number):
+            try:
+                find_model(model.source, Settings.checked())
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                faults.add(("models", number), as_key(str(error)))
 
 
 def _place(study: Study, path: toml_lines.Path, error: Exception) -> toml_lines.Path:
@@ -91,17 +102,24 @@ def _found(study: Study, key: CellKey) -> Found:
     return replace(found, settings=replace(found.settings, seed=key.seed))
 
 
-def _texts(study: Study, faults: Faults) -> "dict[tuple[str, int], Splits]":
+def _texts(study: Study, faults: Faults, before: Faults) -> "dict[tuple[str, int], Splits]":
     places = {each.name: number for number, each in enumerate(study.tasks)}
     found: dict[tuple[str, int], Splits] = {}
     looked_at = set()
+    in_all = any(before.under(name) for name in ("settings", "seeds", "concepts"))
     for key in study.cells:
         path = ("tasks", places[key.task])
-        if (key.texts, key.concept) in looked_at:
-            continue
+        if (key.texts, key.concept) in looked_at or in_all or before.under(*path):
+            continue  # how they are read, or which they are, is not known
         looked_at.add((key.texts, key.concept))
         try:
-            splits = read_splits_of(study.task(key.task).texts, study.settings_of(key))
+            settings = study.settings_of(key)
+        except (ValueError, TypeError):
+            if not before.found:
+                raise
+            continue  # without what was wrong the others may not go together
+        try:
+            splits = read_splits_of(study.task(key.task).texts, settings)
             found.setdefault(key.texts, splits)
         except (ValueError, TypeError, OSError, ImportError) as error:
             faults.add(_place(study, path, error), as_key(str(error)))

@@ -18,14 +18,20 @@ class Faults:
     name: str
     lines: Mapping[toml_lines.Path, int] = field(default_factory=dict)
     found: list[tuple[int, str]] = field(default_factory=list)
+    paths: set[toml_lines.Path] = field(default_factory=set)
 
     def add(self, path: toml_lines.Path, said: object) -> None:
         """A fault of the key, or of the table, at that path."""
         line = toml_lines.line_of(dict(self.lines), path) or 0
         where = f"line {line}, " if line else ""
         fault = (line, f"{where}{_dotted(path)}: {said}")
+        self.paths.add(path)
         if fault not in self.found:
             self.found.append(fault)
+
+    def under(self, *path: str | int) -> bool:
+        """Whether there are faults of that key or table, or in it."""
+        return any(each[: len(path)] == path for each in self.paths)
 
     def check(self) -> None:
         """StudyFaults if there are any."""

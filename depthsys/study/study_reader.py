@@ -50,7 +50,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")
 
 
 def read_study(path: Path, data: Path | None = None) -> Study:
-    """The study of a file, which may be the name of one in the package.
+    """The study of a file whose own faults are none, see `read_with_faults`."""
+    study, faults = read_with_faults(path, data)
+    faults.check()
+    return study
+
+
+def read_with_faults(path: Path, data: Path | None = None) -> tuple[Study, Faults]:
+    """The study of a file, which may be the name of one in the package, and what is wrong with it.
+
+    What is wrong is left out of the study, or the default stands in its place.
 
     Parameters
     ----------
@@ -64,8 +73,7 @@ def read_study(path: Path, data: Path | None = None) -> Study:
     FileNotFoundError
         If there is no such file.
     StudyFaults
-        With all that is wrong with what it says; what it names is looked at by
-        `depthsys.study.checks`.
+        If it is no text or no TOML. What the study names is looked at by `depthsys.study.checks`.
     """
     place = found_study(path)
     try:
@@ -82,7 +90,8 @@ def read_study(path: Path, data: Path | None = None) -> Study:
             f"`STUDY` must be TOML; got {error} in {str(place)!r}. Strings stand in quotes, and "
             "tables begin with [settings], [[models]] or [[tasks]]."
         ) from error
-    return _Reader(place, text, given, data).study()
+    reader = _Reader(place, text, given, data)
+    return reader.study(), reader.faults
 
 
 def packaged() -> list[str]:
@@ -136,8 +145,8 @@ class _Reader:
         )
         if "texts" in study.stages and not study.writing.prompts:
             self.faults.add(("texts",), "`prompts` must be given for the stage texts; got none.")
-        self._together(study)
-        self.faults.check()
+        if not self.faults.found:  # else it may be a default that does not go with the others
+            self._together(study)
         return study
 
     # ------------------------------------------------------------------------ parts

@@ -5,15 +5,15 @@ import tomllib
 
 Path = tuple[str | int, ...]
 
-_KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_-]+|"[^"]*"|'[^']*')\s*=""")
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_KEY = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
 _TABLE = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 
 
 def key_lines(text: str) -> dict[Path, int]:
     r"""Line of every table and key, the first line being 1.
 
-    Keys of inline tables and dotted keys are found at the line where they begin, by the part that
-    stands there.
+    Keys of inline tables are found at the line where the table begins.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ def key_lines(text: str) -> dict[Path, int]:
             table = _named(opened, counts)
             found[table] = number
         elif key := _KEY.match(line):
-            found[(*table, key["key"].strip("\"'"))] = number
+            parts = (part.strip("\"'") for part in re.findall(_PART, key["key"]))
+            found[(*table, *parts)] = number
             inside = "" if _is_whole(line) else line
     return found
 

@@ -10,7 +10,7 @@ from depthsys.demo import grammar
 from depthsys.study.checks import checked
 from depthsys.study.runner import Outcome, run_study
 from depthsys.study.store import Store
-from depthsys.study.study_reader import read_study
+from depthsys.study.study_reader import read_with_faults
 
 SMALL = """
 name = "small"
@@ -57,10 +57,10 @@ class Runs:
     def __call__(self, text: str = SMALL, **options) -> Outcome:
         path = self.folder / "study.toml"
         path.write_text(text, encoding="utf-8")
-        study = read_study(path)
+        study, faults = read_with_faults(path)
         self.store = Store.checked(self.out, study)
         self.watch = Noted()
-        return run_study(checked(study, "study.toml"), self.store, self.watch, **options)
+        return run_study(checked(study, faults), self.store, self.watch, **options)
 
     @property
     def cell(self) -> Path:

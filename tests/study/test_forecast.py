@@ -8,13 +8,13 @@ from depthsys.lm.hf.sizes import model_sizes
 from depthsys.study import forecast as room
 from depthsys.study.checks import checked
 from depthsys.study.store import Store
-from depthsys.study.study_reader import read_study
+from depthsys.study.study_reader import read_study, read_with_faults
 from tests.study.conftest import SMALL
 
 
 def cost_of(tmp_path, text=SMALL, store=None):
     (tmp_path / "study.toml").write_text(text)
-    return room.forecast(checked(read_study(tmp_path / "study.toml"), "study.toml"), store)
+    return room.forecast(checked(*read_with_faults(tmp_path / "study.toml")), store)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import xarray as xr
 from depthsys.study.checks import checked
 from depthsys.study.runner import run_study
 from depthsys.study.store import _TIMED, Store, is_time
-from depthsys.study.study_reader import read_study
+from depthsys.study.study_reader import read_with_faults
 from tests.study.conftest import Noted
 
 KILLS = 20
@@ -41,9 +41,9 @@ texts = "demo:domain"
 
 
 def run(folder: Path) -> None:
-    study = read_study(folder / "study.toml")
+    study, faults = read_with_faults(folder / "study.toml")
     store = Store.checked(folder / "study.zarr", study)
-    run_study(checked(study, "study.toml"), store, Noted())
+    run_study(checked(study, faults), store, Noted())
 
 
 def contents(store: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A study that was changed and interrupted: what is left from before is told from what is of now."""
+"""A study that was changed and interrupted: what is from before is told from what is of now."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from depthsys.study.grid import asked
 from depthsys.study.reading import stages_of
 from depthsys.study.reported import read_results
 from depthsys.study.store import Store
-from depthsys.study.study_reader import read_study
+from depthsys.study.study_reader import read_with_faults
 from tests.study.conftest import SMALL
 
 CELL = "little/mood/seed_0/mean_difference"
@@ -35,7 +35,7 @@ def test_it_is_not_read(made, changed):
 
 
 def test_it_is_to_be_made(changed):
-    found = checked(read_study(changed.folder / "study.toml"), "study.toml")
+    found = checked(*read_with_faults(changed.folder / "study.toml"))
     done = forecast(found, Store(changed.out))["done"].isel(cell=0)
     assert [str(n) for n in done["stage"].values[~done.values]] == ["gains"]
 
@@ -47,7 +47,7 @@ def test_what_was_not_changed_is_there(made):
 def test_what_is_asked_is_remembered_beside_failures(runs, monkeypatch):
     monkeypatch.setattr(steps, "gains", _failing)
     runs()
-    found = checked(read_study(runs.folder / "study.toml"), "study.toml")
+    found = checked(*read_with_faults(runs.folder / "study.toml"))
     (key,) = found.study.cells
     told = Store(runs.out).attrs_of(key)
     assert set(told) == {"asked", "failed"}

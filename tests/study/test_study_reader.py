@@ -7,7 +7,7 @@ import pytest
 
 from depthsys.study.faults import StudyFaults
 from depthsys.study.study_file import SHARD, CellKey
-from depthsys.study.study_reader import packaged, read_study
+from depthsys.study.study_reader import packaged, read_study, read_with_faults
 from tests.study.conftest import SMALL
 
 
@@ -213,6 +213,38 @@ def test_texts_of_the_package_are_no_pairs(tmp_path):
     from depthsys.study.checks import checked
 
     text = SMALL.replace("shard = 1024", 'concepts = ["paired_difference"]')
-    study = read_study(written(tmp_path, text))
+    study = read_with_faults(written(tmp_path, text))
     with pytest.raises(StudyFaults, match=r"'demo:sentiment', which holds no pairs"):
-        checked(study, "study.toml")
+        checked(*study)
+
+
+def test_what_a_study_names_is_looked_at_beside_faults_of_the_file(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "empty").mkdir()
+    text = SMALL.replace("shard = 1024", "shrad = 1024").replace("demo_48x4", "./empty")
+    found = told(tmp_path, text + '[[tasks]]\ntexts = "texts.csv"\n')
+    assert [line.partition(":")[0] for line in found] == [
+        "line 4, shrad", "line 10, models[0]", "line 18, tasks[1].texts",
+    ]  # fmt: skip
+    # how texts are split is not known: only models are looked at
+    found = told(tmp_path, text.replace("8/4/4", "8/4") + '[[tasks]]\ntexts = "texts.csv"\n')
+    assert [line.partition(":")[0] for line in found] == [
+        "line 4, shrad", "line 7, settings.split", "line 10, models[0]",
+    ]  # fmt: skip
+
+
+def test_settings_that_only_miss_what_was_wrong_are_no_faults(tmp_path):
+    text = SMALL.replace("[settings]", "[settings]\neps = 0\norders = [2]\nmethods = 3")
+    found = told(tmp_path, text)
+    assert [line.partition(":")[0] for line in found] == [
+        "line 7, settings.eps", "line 9, settings.methods",
+    ]  # fmt: skip
+
+
+def told(tmp_path, text):
+    """All faults of a file and of what it names, line by line."""
+    from depthsys.study.checks import checked
+
+    with pytest.raises(StudyFaults) as caught:
+        checked(*read_with_faults(written(tmp_path, text)))
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]

@@ -58,3 +58,8 @@ def test_a_key_that_is_not_there_has_the_line_of_its_table():
     found = key_lines(TEXT)
     assert line_of(found, ("models", 1, "none")) == found["models", 1]
     assert line_of(found, ("nothing",)) is None
+
+
+def test_dotted_keys_have_their_lines():
+    found = key_lines('a = 1\nsettings.split = "1/1/1"\n[b]\n"c d" . e = 2\n')
+    assert (found["settings", "split"], found["b", "c d", "e"]) == (2, 4)
