@@ -51,6 +51,11 @@ def share_of(part: float) -> Iterator[None]:
         _part.reset(before)
 
 
+def share() -> float:
+    """The part that `share_of` lets through here."""
+    return _part.get()
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What of a model's blocks tells how much memory and time a row takes.

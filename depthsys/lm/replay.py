@@ -14,6 +14,7 @@ from depthsys.lm.directions import defined, direction_note, directions, in_input
 from depthsys.lm.every_token import every_token_shifts
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.kinds import short
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.positions import After, Positions, checked, decoder, prediction, starts
@@ -108,7 +109,7 @@ def play(
     concept: xr.Dataset,
     plan: xr.Dataset | xr.DataArray,
     *,
-    scale: Sequence[float] = (1.0,),
+    scale: float | Sequence[float] = (1.0,),
     readout: ReadoutLike = "concept",
     tokens: Positions = "last",
 ) -> xr.Dataset:
@@ -163,7 +164,11 @@ def play(
     batch, u = _schedules(plan, run.n_layers, n_inputs)
     exists = defined(concept)[:-1]
     check_pushes_exist(xr.DataArray(u, dims=("schedule", "layer", "input")), exists)
-    factors = np.asarray(scale, dtype=np.float64)
+    factors = np.atleast_1d(np.asarray(scale, dtype=np.float64))
+    if factors.ndim != 1 or not factors.size or not np.isfinite(factors).all():
+        raise ValueError(
+            f"`scale` must be finite numbers; got {short(scale)}. Write scale=[0.5, 1.0]."
+        )
     pushes = u[:, None] * factors[:, None, None]
     ends = _ends(plan, batch, n_inputs)
     if ends is not None:

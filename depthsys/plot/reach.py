@@ -200,7 +200,7 @@ def actuator_layers(ax: Axes, found: xr.Dataset, n_layers: int | None = None) ->
     layer_axis(ax)
     objective = str(found.attrs.get("objective", ""))
     if len(objective) > 30:
-        objective = objective.split("(")[0] + "(...)"
+        objective = objective.split("(")[0]
     picks = found.sizes["pick"]
     ax.set_title(
         f"{picks} layer{'s' * (picks != 1)} to act on" + f", {objective}" * bool(objective)

@@ -108,6 +108,8 @@ class OnDask:
         own: Sequence[dict[str, Any]],
     ) -> Iterator[Any]:
         """What a function finds of the run of every shard, in their order."""
+        from depthsys.lm import at_once
+
         client = self._ready()
         work = Work(
             function,
@@ -115,6 +117,7 @@ class OnDask:
             str(run.model.fingerprint),  # pyright: ignore[reportAttributeAccessIssue]
             run.sharding,
             portable(tuple(args), run.model),
+            at_once.share(),
         )
         with told(client):
             alive = addresses_of(client)
@@ -212,13 +215,14 @@ class _Task:
 
 @dataclass(frozen=True)
 class Work:
-    """What the tasks of all shards share."""
+    """What the tasks of all shards share; ``share`` of what may go through a block at once does."""
 
     function: Callable[..., Any]
     loading: LoadsModel
     fingerprint: str
     sharding: "Sharding"
     args: tuple[Any, ...]
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,7 @@ def done_on_a_worker(work: Work, shard: "Shard", own: Mapping[str, Any]) -> tupl
     """The address of this worker, and what the function finds of a shard."""
     from distributed import get_worker
 
+    from depthsys.lm import at_once
     from depthsys.lm.switch import products_in
 
     with _LOCK:  # a model does one thing at a time
@@ -277,7 +282,7 @@ def done_on_a_worker(work: Work, shard: "Shard", own: Mapping[str, Any]) -> tupl
                 f"{me} ({model.name!r}). Let them read the same files, and start the workers again."
             )
         args = restored(work.args, model)
-        with products_in("float32"):
+        with products_in("float32"), at_once.share_of(work.share):
             run = kept.bench.run(model, work.sharding, shard)
             found = work.function(run, *args, **own)
         return me, portable(found, model)

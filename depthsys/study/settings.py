@@ -167,7 +167,7 @@ class Settings:
         if self.orders[-1] > n_features:
             raise ValueError(
                 f"`--orders` must be at most {n_features}, the width of the model; got "
-                f"{self.orders[-1]}. Leave it out."
+                f"{self.orders[-1]}. Leave out those above it."
             )
         return self
 

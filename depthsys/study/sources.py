@@ -44,8 +44,8 @@ def model_source(source: str, home: Path) -> str:
         return str(path.resolve())
     if source.startswith(("/", "~", ".")) or source.endswith(".gguf"):
         raise FileNotFoundError(
-            f"`source` must be an existing folder or GGUF file; got {source!r}, which would be "
-            f"{str(path)!r}. Paths are seen from the study's file."
+            f"`source` must be an existing folder or GGUF file; got {source!r}"
+            f"{_where(source, path)}. Paths are seen from the study's file."
         )
     return source  # a name of the hub, which is looked up when models are checked
 
@@ -77,10 +77,15 @@ def texts_source(texts: str, data: Path) -> str:
     path = data / Path(texts).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"`texts` must exist; got {texts!r}, which would be {str(path)!r}. Paths are seen from "
-            "the study's file, or from the folder of --data."
+            f"`texts` must exist; got {texts!r}{_where(texts, path)}. Paths are seen from the "
+            "study's file, or from the folder of --data."
         )
     return str(path.resolve())
+
+
+def _where(given: str, path: Path) -> str:
+    """Where a path leads to, if it does not say so itself."""
+    return "" if str(path) == given else f", which would be {str(path)!r}"
 
 
 def read_splits_of(texts: str, settings: "Settings") -> "Splits":

@@ -63,6 +63,15 @@ def test_play_with_several_inputs_and_outputs_against_hooks(tiny, tokens):
         lm.play(tiny, tokens, concept, plan.isel(input=slice(1)))
 
 
+def test_a_factor_alone_is_one_of_several(single, tokens, concept):
+    plan = xr.Dataset({"u": ("layer", [0.1, 0.0, 0.2])})
+    alone = lm.play(single, tokens, concept, plan, scale=0.5)
+    xr.testing.assert_identical(alone, lm.play(single, tokens, concept, plan, scale=[0.5]))
+    for wrong in ([], [[1.0]], np.nan):
+        with pytest.raises(ValueError, match="`scale` must be finite numbers; got"):
+            lm.play(single, tokens, concept, plan, scale=wrong)
+
+
 def test_a_schedule_that_overflows_is_an_error(single, tokens, concept):
     plan = xr.Dataset({"u": ("layer", [1.0, 0.0, 0.0])})
     with pytest.raises(FloatingPointError, match=r"a push of size 3\.0e\+38 overflows"):

@@ -104,7 +104,7 @@ def test_actuator_layers_that_do_not_reach_the_target_say_the_residual(system, t
     assert len(texts) == 3
     assert texts[0].startswith("target not reached:\nresidual ")
     assert float(texts[0].split()[4]) == pytest.approx(-100 * float(found.value[-1]), rel=0.05)
-    assert ax.get_title() == "1 layer to act on, Energy(...)"
+    assert ax.get_title() == "1 layer to act on, Energy"
 
 
 def test_many_layers_to_act_on_are_named_beside_their_row():

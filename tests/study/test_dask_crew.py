@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from depthsys import lm
+from depthsys.lm import at_once
 from depthsys.lm.channels import Channels
 from depthsys.lm.hf.blocks import Blocks
 from depthsys.study import dask_cluster, dask_crew
@@ -291,6 +292,18 @@ def test_errors_of_the_work_come_as_they_are_and_once(model, texts, loading, two
     missing = lm.ShardedRun(model, texts, shard=SHARD, crew=OnDask(elsewhere, two))
     with pytest.raises(ValueError, match="no/such/folder"):
         list(missing.each(len))
+
+
+def _share(run):
+    return at_once.share()
+
+
+@pytest.mark.distributed
+def test_smaller_batches_reach_the_workers(model, texts, loading, two):
+    run = lm.ShardedRun(model, texts, shard=SHARD, crew=OnDask(loading, two))
+    with at_once.share_of(0.25):
+        assert set(run.each(_share)) == {0.25}
+    assert set(run.each(_share)) == {1.0}
 
 
 @pytest.mark.distributed
