@@ -1,25 +1,25 @@
 """Run the main job on several models and tasks, and write the tables of the README and the docs.
 
-    python examples/readme_table.py --real ~/.cache/depthsys/real --out out/table --update
+    depthsys study run examples/readme_study.toml --out out/readme.zarr
+    python examples/readme_table.py --study out/readme.zarr --update
     python examples/readme_table.py --data ../shared/data --out out/table --update
 
-With --real, `depthsys real` on the texts that `depthsys fetch` has fetched, and `depthsys control`
-in absolute energy, for the README. With
---data, `depthsys gains` and `depthsys control` on the embedded and on small trained models in the
-paper's form, for docs/small_models.md. All with the full 400/200/200 split; finished jobs are kept,
-so an interrupted run goes on where it stopped. The numbers go to docs/main_job.json and from there,
-as they are, into the pages between their markers.
+With --study, what a study has found, for the README. With --data, `depthsys gains` and `depthsys
+control` on the embedded and on small trained models in the paper's form, for docs/small_models.md;
+finished jobs are kept, so an interrupted run goes on where it stopped. All with the full
+400/200/200 split. The numbers go to docs/main_job.json and from there, as they are, into the pages
+between their markers.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import xarray as xr
 
+from depthsys import study
 from depthsys.report import markdown
 from depthsys.report.many_jobs import energies_table, gains_table, row
 from depthsys.report.page import update
@@ -28,8 +28,6 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
 TASKS = ("sst2", "rotten_tomatoes")
 DEMOS = ("demo_48x4", "demo_96x8", "demo_128x12")
-REAL = "SmolLM2-135M-Instruct"
-REAL_TEXTS = ("movies", "amazon")
 PAPERS_FORM = ("--basis", "krylov", "--step", "absolute")
 SHIFTS = (0.1, 1.0)  # in standard deviations of the readout
 MARKERS = "<!-- tables: examples/readme_table.py -->", "<!-- end of tables -->"
@@ -40,12 +38,12 @@ PAGES = {"real": ROOT / "README.md", "small": ROOT / "docs" / "small_models.md"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with weights/ and tasks/ (small models)")
-    parser.add_argument("--real", type=Path, help="folder of `depthsys fetch`")
+    parser.add_argument("--study", type=Path, help="store of examples/readme_study.toml")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "table")
     parser.add_argument("--update", action="store_true", help="rewrite docs/main_job.json, a page")
     options = parser.parse_args()
-    if options.real is not None:
-        store("real", real_rows(options.real, options.out), options)
+    if options.study is not None:
+        store("real", study_rows(options.study), options)
     if options.data is not None:
         store("small", small_rows(options.data, options.out), options)
 
@@ -63,21 +61,16 @@ def render(rows: list[dict]) -> str:
     return f"{markdown(gains_table(rows))}\n\n{markdown(energies_table(rows))}"
 
 
-def real_rows(fetched: Path, out: Path) -> list[dict]:
-    return [real_row(fetched, texts, out / f"real-{texts}") for texts in REAL_TEXTS]
-
-
-def real_row(fetched: Path, texts: str, folder: Path) -> dict:
-    if not (folder / "real.txt").exists():
-        os.environ["DEPTHSYS_REAL"] = str(fetched)
-        depthsys("real", "--texts", texts, "--out", folder, "--force")
-    system, gains = load(folder / "system.nc"), load(folder / "gains.nc")
-    absolute = folder / "absolute"  # the paper's form; docs/control.md has relative energy
-    if not (absolute / "control.txt").exists():
-        asked = ("--energy", "absolute", "--out", absolute, "--force")
-        depthsys("control", folder / "system.nc", *asked)
-    energies = {1.0: load(absolute / "schedule.nc")}  # the default target
-    return row(REAL, texts, system, gains, energies)
+def study_rows(path: Path) -> list[dict]:
+    return [
+        row(
+            names["model"],
+            names["task"],
+            *(node[stage].to_dataset().load() for stage in ("system", "gains")),
+            {float(node["plan"].attrs["target"].removesuffix("std")): node["energies"].to_dataset()},
+        )
+        for names, node in study.cells(path)
+    ]
 
 
 def small_rows(data: Path, out: Path) -> list[dict]:

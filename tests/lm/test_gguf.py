@@ -6,11 +6,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from depthsys import lm, plot
 from depthsys.demo import real as fetched
 from depthsys.lm.hf import gguf_file, source
+from depthsys.lm.hf.messages import silence
 from tests.lm import whole_sequence
 from tests.lm.gguf_files import KINDS, LAYERS, written
 
@@ -75,6 +77,15 @@ def test_the_fingerprint_is_that_of_the_weights_read_back(file, tmp_path):
     written(tmp_path / "coarse.gguf", "Q4_0")
     coarse = lm.DepthModel.load(tmp_path / "coarse.gguf", device="cpu")
     assert coarse.fingerprint != model.fingerprint
+
+
+def test_no_bar_is_printed_once_they_are_silenced(file, capfd, monkeypatch):
+    monkeypatch.setattr(modeling_gguf_pytorch_utils, "tqdm", tqdm)
+    lm.DepthModel.load(file, device="cpu")
+    assert "GGUF" in capfd.readouterr().err
+    silence()
+    lm.DepthModel.load(file, device="cpu")
+    assert "GGUF" not in capfd.readouterr().err
 
 
 def test_it_may_be_kept_in_16_bits(file):

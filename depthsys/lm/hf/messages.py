@@ -1,7 +1,10 @@
 """What Hugging Face prints while it loads, and what is warned of."""
 
 import warnings
+from functools import partial
 
+from tqdm.auto import tqdm
+from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging
 
 
@@ -17,3 +20,5 @@ def silence() -> None:
     warnings.simplefilter("ignore", TokensWarning)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if hasattr(gguf, "tqdm"):  # a bar of its own, which no switch of transformers reaches
+        gguf.tqdm = partial(tqdm, disable=True)
