@@ -262,7 +262,7 @@ def test_a_result_that_lacks_something_says_so_and_the_rest_is_told(results):
     plan = cell.stages["plan"]
     less = Stage({k: v for k, v in plan.variables.items() if k != "energy"}, plan.attrs)
     told = page(Results("less", (replace(cell, stages={**cell.stages, "plan": less}),)))
-    assert "not told: the result is not as depthsys writes it (KeyError" in told
+    assert "Not told: the result is not as depthsys writes it (KeyError" in told
     assert "Where it pushes" in told
 
 

@@ -53,6 +53,11 @@ class Facts:
         return found[0], found[1], found[2]
 
     @cached_property
+    def separation(self) -> dict[str, np.ndarray]:
+        """AUC over depth with its interval; empty where none is known."""
+        return {} if self._separated is None else self._separated.separation
+
+    @cached_property
     def _separated(self) -> Stage | None:
         names = ("concept", "system", "comparison")
         return next(

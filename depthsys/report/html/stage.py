@@ -66,6 +66,12 @@ class Stage:
             if dim in self.variables
         }
 
+    @property
+    def separation(self) -> dict[str, np.ndarray]:
+        """AUC over depth and the ends of its interval, those that are there."""
+        names = ("auc", "auc_low", "auc_high")
+        return {name: self.variables[name][1] for name in names if name in self.variables}
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a variable of that name."""
         return name in self.variables
