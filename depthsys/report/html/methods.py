@@ -12,6 +12,7 @@ from depthsys.report.html.parts import (
     entry,
     figure,
     fixed_entry,
+    in_parts,
     joined,
     opened,
     paragraph,
@@ -121,7 +122,7 @@ def _rows(facts: Facts):
             for b in ("estimate", "low", "high")
         ]
         yield (
-            entry(facts.name),
+            entry(in_parts(facts.name), facts.name),
             entry(name),
             count_entry(order),
             count_entry(number_of(table, "states", **at)),

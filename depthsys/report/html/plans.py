@@ -8,6 +8,7 @@ from depthsys.report.html.parts import (
     Entry,
     Section,
     entry,
+    in_parts,
     joined,
     number_entry,
     paragraph,
@@ -61,7 +62,7 @@ def _row(facts: Facts) -> list[Entry] | None:
         return None
     asked = str(about.attrs.get("target_asked", about.attrs.get("target", "")))
     return [
-        entry(facts.name),
+        entry(in_parts(facts.name), facts.name),
         entry(asked.replace("std", " std")),
         percent_entry(facts.reached),
         percent_entry([facts.largest_push]),
