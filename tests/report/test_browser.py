@@ -256,6 +256,14 @@ def test_labels_do_not_overprint(opened):
     assert clashes == []
 
 
+def test_strengths_beside_their_marks_have_a_halo_of_the_ground(opened):
+    label = opened(color_scheme="dark").locator("#effects svg text.on").first
+    style = "e => { const s = getComputedStyle(e); return [s.paintOrder.split(' ')[0], s.stroke]; }"
+    first, stroke = label.evaluate(style)
+    assert first == "stroke"
+    assert stroke == "rgb(21, 24, 28)"
+
+
 def test_without_script_all_is_there(opened):
     shown = opened(java_script_enabled=False)
     assert shown.locator("#theme").is_hidden()
