@@ -12,7 +12,7 @@ _PLACES = (
     ("", 7.0, -5.0), ("", 7.0, 13.0), ("end", -7.0, -5.0), ("end", -7.0, 13.0),
     ("mid", 0.0, -9.0), ("mid", 0.0, 18.0), ("", 8.0, 4.0), ("end", -8.0, 4.0),
 )  # fmt: skip
-_LINE, _MARK, _OUTSIDE = 1.0, 20.0, 400.0  # what it costs to lie on one, or beyond the frame
+ON_A_MARK = 20.0  # as bad as so much of a line under the words
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,23 @@ def beside(
     curves
         Lines through marks, which words should not lie on.
     frame
-        What they should not leave.
+        What they do not leave.
     """
     lines = [pair for curve in curves for pair in pairwise(curve)]
     dots = [Box(x - 4, y - 4, x + 4, y + 4) for curve in curves for x, y in curve]
     found: list[Label] = []
     for said, (x, y) in marks:
         choices = [Label(said, x + dx, y + dy, anchor) for anchor, dx, dy in _PLACES]
-        free = [c for c in choices if not any(c.box.meets(other.box) for other in found)]
+        free = [
+            c
+            for c in choices
+            if c.box.inside(frame) and not any(c.box.meets(other.box) for other in found)
+        ]
         if free:
-            found.append(min(free, key=lambda label: _cost(label.box, lines, dots, frame)))
+            found.append(min(free, key=lambda label: _cost(label.box, lines, dots)))
     return found
 
 
-def _cost(box: Box, lines: Sequence[tuple[Point, Point]], dots: Sequence[Box], frame: Box) -> float:
+def _cost(box: Box, lines: Sequence[tuple[Point, Point]], dots: Sequence[Box]) -> float:
     on_lines = sum(box.length_of(*line) for line in lines)
-    return (
-        _LINE * on_lines
-        + _MARK * sum(box.meets(dot) for dot in dots)
-        + _OUTSIDE * (not box.inside(frame))
-    )
+    return on_lines + ON_A_MARK * sum(box.meets(dot) for dot in dots)
