@@ -9,7 +9,7 @@ import xarray as xr
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.results import CellResults
 from depthsys.report.html.scaling import LABEL, section, sizes_along
-from depthsys.report.html.stage import Stage
+from depthsys.report.stage import Stage
 
 ERRORS = {"small": [0.04, 0.01, 0.3], "near": [0.02, 0.05, 0.08], "large": [0.5, 0.2, 0.1]}
 SIZES = {"small": 340_000, "near": 350_000, "large": 135_000_000}

@@ -4,10 +4,10 @@ import xarray as xr
 
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.results import CellResults
-from depthsys.report.html.stage import Stage
 from depthsys.report.html.told import doubts
 from depthsys.report.html.trust import MOST_NAMED, remarks
 from depthsys.report.remarks import Remark
+from depthsys.report.stage import Stage
 from depthsys.wording import separation_warning
 
 WARNING = "the direction does not separate held-out texts at the last depth: AUC 0.40 [0.2, 0.6]"

@@ -8,8 +8,8 @@ from depthsys.report.html.labels import Box, beside
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph, plain
 from depthsys.report.html.scales import linear
 from depthsys.report.html.scales import rows as from_above
-from depthsys.report.html.stage import Stage, names_of, number_of, pick, three
 from depthsys.report.html.svg import Markup, tag, verbatim
+from depthsys.report.stage import Stage, names_of, number_of, pick, three
 from depthsys.report.table import Table
 from depthsys.wording import number
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from depthsys.report.html.results import CellResults
-from depthsys.report.html.stage import Stage, Three, names_of, number_of, pick, three
+from depthsys.report.stage import Stage, Three, names_of, number_of, pick, three
 from depthsys.wording import small_order
 
 UNKNOWN: Three = (float("nan"), float("nan"), float("nan"))

@@ -20,8 +20,8 @@ from depthsys.report.html.parts import (
     sortable,
 )
 from depthsys.report.html.scales import Scale, logarithmic
-from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
+from depthsys.report.stage import names_of, number_of, pick
 from depthsys.wording import listed, percent
 
 _MAIN = {"layers": "all", "injection": "absolute"}

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from depthsys.report.html.results import CellResults, Results
-from depthsys.report.html.stage import Stage
+from depthsys.report.stage import Stage
 
 _END = r"[^\s'\"`<>:,;()\[\]{}|*?/]"
 # from a root to a name at least one folder below it; not what follows a name, as in "10/4/4"

@@ -18,8 +18,8 @@ from depthsys.report.html.parts import (
 )
 from depthsys.report.html.scales import counts, linear, logarithmic
 from depthsys.report.html.scales import rows as from_above
-from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
+from depthsys.report.stage import names_of, number_of, pick
 from depthsys.wording import number, percent
 
 PUSH, START = Style(2, -1, "square"), Style(1, -1, "square")

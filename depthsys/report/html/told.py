@@ -9,9 +9,9 @@ from depthsys.report.heading import heading
 from depthsys.report.html import methods
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.results import STAGES
-from depthsys.report.html.stage import Stage
 from depthsys.report.plan import verdicts as of_plan
 from depthsys.report.remarks import Remark, better_depth, of_attrs, of_direction, of_texts
+from depthsys.report.stage import Stage
 from depthsys.wording import fixed, percent, sentence
 
 LARGE_PUSH = 0.3  # of the norm of the state, above which nothing linear can be expected
@@ -45,7 +45,7 @@ def found(facts: Facts) -> list[str]:
     stages = facts.cell.stages
     said = []
     if "gains" in stages:
-        said += lines(of_gains, stages["gains"].dataset)
+        said += lines(of_gains, stages["gains"])
     if facts.methods:
         said.append(methods.verdict(facts))
         outside, checked = facts.violations
@@ -55,9 +55,9 @@ def found(facts: Facts) -> list[str]:
             )
             said.append(f"certificates: {checked} exact errors beside their bounds, {how}")
     if "plan" in stages:
-        said += lines(of_plan, stages["plan"].dataset)
+        said += lines(of_plan, stages["plan"])
     if facts.schedules is not None:
-        said += lines(of_energies, facts.schedules.dataset)
+        said += lines(of_energies, facts.schedules)
     if "effect" in stages:
         said += lines(lambda data: effect(data).verdicts, stages["effect"].dataset)
     said = [*origin(facts), *map(sentence, said)]
