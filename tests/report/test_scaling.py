@@ -1,6 +1,7 @@
 """Agreement by size: what stands for the cells of a model, and that models keep clear."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_a_method_has_a_median_between_the_least_and_the_largest_of_a_model():
     assert made.body.count('class="w ') == 3
     assert "the median over tasks; lines from the least to the largest" in made.body
     assert "340 k is small, 350 k is near and 135 M is large" in made.body
+
+
+def test_what_is_known_of_one_size_alone_is_not_drawn():
+    facts = [
+        each
+        if each.cell.model == "large"
+        else Facts(replace(each.cell, stages={"gains": stage}), each.name, each.anchor)
+        for each in cells()
+        for stage in [Stage({}, {"n_parameters": SIZES[each.cell.model]})]
+    ]
+    assert section(facts) is None
 
 
 def test_models_of_near_sizes_stand_in_order():

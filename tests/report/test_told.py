@@ -48,8 +48,8 @@ def test_remarks_that_differ_in_numbers_are_one_sentence_with_the_cells():
     assert line == (
         "The direction does not separate held-out texts at the last depth; gains are real, but do "
         "not call them gains of the concept. AUC [95\u00a0%] in 2 cells: "
-        '<a href="#cell-0">m · a</a>\u00a00.51 [0.41, 0.61]; '
-        '<a href="#cell-1">m · b</a>\u00a00.45 [0.35, 0.55]'
+        '<a href="#cell-0">m · a</a>\u00a00.51 [0.41,\u00a00.61]; '
+        '<a href="#cell-1">m · b</a>\u00a00.45 [0.35,\u00a00.55]'
     )
 
 

@@ -34,7 +34,7 @@ def section(facts: list[Facts]) -> Section | None:
     sized = [each for each in facts if each.n_parameters]
     if len({each.n_parameters for each in sized}) < 2:
         return None
-    own, compared = _systems(sized), _methods(sized)
+    own, compared = (_of_sizes(marks) for marks in (_systems(sized), _methods(sized)))
     figures = []
     if own:
         styles = {t: _seen_on_lines(STYLES[i % len(STYLES)]) for i, t in enumerate(_series(own))}
@@ -93,6 +93,11 @@ def _methods(facts: list[Facts]) -> list[Mark]:
         said = f"{model}, {name}: {percent([middle])}, {percent([least])} to {percent([most])}"
         marks.append(Mark(model, size, name, (middle, least, most), f"{said} in {many}"))
     return marks
+
+
+def _of_sizes(marks: list[Mark]) -> list[Mark]:
+    """The marks where they are of more than one size."""
+    return marks if len({mark.size for mark in marks}) > 1 else []
 
 
 def _over(facts: list[Facts]) -> str:

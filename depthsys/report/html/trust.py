@@ -32,7 +32,7 @@ def _of_kind(kind: str, rows: list[tuple[Facts, Remark]], facts: list[Facts]) ->
         for own, here in numbers.items()
         for name, cells in _named(list(here.values()), facts)
     ]
-    shown = [joined(name, f"\u00a0{own}" if own else None) for name, own, _ in groups[:MOST_NAMED]]
+    shown = [joined(name, _short(own)) for name, own, _ in groups[:MOST_NAMED]]
     left = sum(len(cells) for *_, cells in groups[MOST_NAMED:])
     more = f" and {counted(left, 'other cell')}" if left else ""
     count = counted(len({each.anchor for each, _ in rows}), "cell")
@@ -52,6 +52,11 @@ def _named(cells: list[Facts], facts: list[Facts]) -> list[tuple[Markup, list[Fa
     return found + [
         (tag("a", each.name, href=f"#{anchor}"), [each]) for anchor, each in left.items()
     ]
+
+
+def _short(own: str) -> str | None:
+    """Numbers behind a name, whose intervals are not broken over lines."""
+    return f"\u00a0{own}".replace(", ", ",\u00a0") if own else None
 
 
 def _listed(names: list[Markup]) -> Markup:
