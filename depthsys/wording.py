@@ -174,3 +174,30 @@ def small_order(orders: Iterable[int]) -> int:
     (2, 3)
     """
     return min(map(int, orders), key=lambda order: (abs(order - 4), order))
+
+
+def separation_warning(auc: float, low: float, high: float) -> tuple[str, str]:
+    """Of a direction whose AUC may be chance: what is wrong with it, and that with the numbers.
+
+    Examples
+    --------
+    >>> separation_warning(0.4, 0.2, 0.6)[1]
+    'the direction does not separate held-out texts at the last depth: AUC 0.40 [0.20, 0.60]'
+    """
+    verdict = "does not separate held-out texts" if high >= 0.5 else "orders held-out texts wrongly"
+    # good separation is as possible as none: the interval decides, not the AUC in it
+    if high >= 0.7:
+        verdict = "cannot be told from chance with so few held-out texts"
+    said = f"the direction {verdict} at the last depth"
+    return said, f"{said}: AUC {fixed([auc, low, high])}"
+
+
+def sentence(said: str) -> str:
+    """A text with a capital at its beginning.
+
+    Examples
+    --------
+    >>> sentence("no direction"), sentence("AUC 0.5"), sentence("")
+    ('No direction', 'AUC 0.5', '')
+    """
+    return said[:1].upper() + said[1:]

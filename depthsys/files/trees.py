@@ -85,7 +85,7 @@ def read_tree(
     try:
         if not (root / METADATA).is_file():
             raise Unreadable(f"there is no {METADATA} in it")
-        return dict(_nodes(root, wanted, frozenset(sized)))
+        return dict(_nodes(str(root), wanted, frozenset(sized)))
     except (Unreadable, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"`path` must be a Zarr store of version 3 that is whole; got {str(root)!r}, in which "
@@ -100,7 +100,7 @@ def _told(error: Exception) -> str:
 
 
 def _nodes(
-    root: Path, wanted: Callable[[str], Iterable[str]], sized: frozenset[str]
+    root: str, wanted: Callable[[str], Iterable[str]], sized: frozenset[str]
 ) -> Iterator[tuple[str, Node]]:
     """The root and all groups below it, in order of names."""
     left = [("", root)]
@@ -113,10 +113,12 @@ def _nodes(
         names = frozenset(wanted(name))
         yield name, _node(place, meta, names.intersection(below), sized.intersection(below))
         if not names:
-            left += [(f"{name}/{each}".strip("/"), place / each) for each in sorted(below)[::-1]]
+            left += [
+                (f"{name}/{each}".strip("/"), f"{place}/{each}") for each in sorted(below)[::-1]
+            ]
 
 
-def _folders(place: Path) -> set[str]:
+def _folders(place: str) -> set[str]:
     """Names of the parts of a group; a link is none."""
     with os.scandir(place) as entries:
         return {
@@ -126,20 +128,24 @@ def _folders(place: Path) -> set[str]:
         }
 
 
-def _described(place: Path) -> dict[str, Any]:
+def _described(place: str) -> dict[str, Any]:
     """What the ``zarr.json`` of a group or array says; nothing where there is none."""
     try:
-        said = json.loads(_bytes(place / METADATA))
+        said = json.loads(_bytes(f"{place}/{METADATA}"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise Unreadable(f"{place.name}/{METADATA} is not whole") from error
+        raise Unreadable(f"{_name(place)}/{METADATA} is not whole") from error
     if not isinstance(said, dict) or said.get("zarr_format") != 3:
-        raise Unreadable(f"{place.name}/{METADATA} is not of version 3")
+        raise Unreadable(f"{_name(place)}/{METADATA} is not of version 3")
     return said
 
 
-def _bytes(path: Path) -> bytes:
+def _name(place: str) -> str:
+    return place.rsplit("/", 1)[-1]
+
+
+def _bytes(path: str) -> bytes:
     """What a file holds that is none of somewhere else."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     with io.FileIO(handle) as file:
@@ -147,18 +153,18 @@ def _bytes(path: Path) -> bytes:
 
 
 def _node(
-    place: Path, meta: Mapping[str, Any], names: frozenset[str], sized: frozenset[str]
+    place: str, meta: Mapping[str, Any], names: frozenset[str], sized: frozenset[str]
 ) -> Node:
-    arrays = {name: _described(place / name) for name in sorted(names | sized)}
+    arrays = {name: _described(f"{place}/{name}") for name in sorted(names | sized)}
     dims = {name: _dims(said) for name, said in arrays.items()}
     sizes = {
         dim: n for name in arrays for dim, n in zip(dims[name], arrays[name]["shape"], strict=True)
     }
     labels = {dim for name in names for dim in dims[name]} - names
     for dim in sorted(labels.intersection(_folders(place)) if labels else ()):
-        arrays[dim], dims[dim] = _described(place / dim), (dim,)
+        arrays[dim], dims[dim] = _described(f"{place}/{dim}"), (dim,)
     read = [name for name in arrays if name in names or name in labels]
-    variables = {name: (dims[name], _array(place / name, arrays[name])) for name in read}
+    variables = {name: (dims[name], _array(f"{place}/{name}", arrays[name])) for name in read}
     return Node(dict(meta.get("attributes", {})), variables, sizes)
 
 
@@ -168,22 +174,22 @@ def _dims(said: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, said.get("dimension_names") or ()))
 
 
-def _array(place: Path, said: Mapping[str, Any]) -> np.ndarray:
+def _array(place: str, said: Mapping[str, Any]) -> np.ndarray:
     """The values of an array: all its chunks, and what stands for those that were not written."""
     shape = tuple(map(int, said["shape"]))
     if said["chunk_grid"]["name"] != "regular" or said.get("storage_transformers"):
-        raise Unreadable(f"{place.name} is stored in chunks of an unknown kind")
+        raise Unreadable(f"{_name(place)} is stored in chunks of an unknown kind")
     chunk = tuple(map(int, said["chunk_grid"]["configuration"]["chunk_shape"]))
-    dtype = _dtype(place.name, said["data_type"])
+    dtype = _dtype(_name(place), said["data_type"])
     size = math.prod(chunk) * max(dtype.itemsize, 1)
     if max(size, math.prod(shape) * dtype.itemsize) > MOST_BYTES or 0 in chunk:
-        raise Unreadable(f"{place.name} declares more than {MOST_BYTES} bytes, or chunks of none")
+        raise Unreadable(f"{_name(place)} declares more than {MOST_BYTES} bytes, or chunks of none")
     found = _chunks(place, said, dtype, shape, chunk)
     return found.astype(str) if dtype.kind == "O" else found
 
 
 def _chunks(
-    place: Path,
+    place: str,
     said: Mapping[str, Any],
     dtype: np.dtype,
     shape: tuple[int, ...],
@@ -192,10 +198,10 @@ def _chunks(
     values = np.full(shape, _fill(said["fill_value"]), dtype)
     for index in product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
         try:
-            stored = _bytes(place / _key(said["chunk_key_encoding"], index))
+            stored = _bytes(f"{place}/{_key(said['chunk_key_encoding'], index)}")
         except FileNotFoundError:
             continue
-        part = _decoded(place.name, stored, said["codecs"], dtype, chunk)
+        part = _decoded(_name(place), stored, said["codecs"], dtype, chunk)
         if chunk == shape:
             return part
         at = tuple(

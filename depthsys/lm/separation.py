@@ -5,22 +5,14 @@ from scipy.stats import rankdata
 
 from depthsys.lm.run import Run
 from depthsys.lm.shards import along, in_shards
+from depthsys.wording import separation_warning
 
 _NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 
 def warning(auc: float, low: float, high: float) -> dict[str, str]:
     """An attr for a direction that does not separate the classes as it should; or none."""
-    if low > 0.5:
-        return {}
-    verdict = "does not separate held-out texts" if high >= 0.5 else "orders held-out texts wrongly"
-    # good separation is as possible as none: the interval decides, not the AUC in it
-    if high >= 0.7:
-        verdict = "cannot be told from chance with so few held-out texts"
-    return {
-        "warning": f"the direction {verdict} at the last depth: AUC {auc:.2f} "
-        f"[{low:.2f}, {high:.2f}]"
-    }
+    return {} if low > 0.5 else {"warning": separation_warning(auc, low, high)[1]}
 
 
 @in_shards(along(1), "separation")

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from depthsys.report.stage import Stage, names_of
 from depthsys.report.table import Report, Table
 from depthsys.wording import fixed, outside, percent, step_size
 
@@ -20,27 +21,28 @@ _METRICS = ("spearman", "pearson", "relative_l2", "max_relative_error")
 
 def gains(result: xr.Dataset) -> Report:
     """What `study.gains` found."""
-    return Report([_agreement(result), _budget(result)], verdicts(result))
+    return Report([_agreement(result), _budget(result)], verdicts(Stage.of(result)))
 
 
-def verdicts(result: xr.Dataset) -> list[str]:
+def verdicts(result: Stage) -> list[str]:
     """What the gains say, and what is to be minded."""
     return [_verdict(result), step_limits(result), *_outside(result)]
 
 
-def step_limits(result: xr.Dataset) -> str:
+def step_limits(result: Stage) -> str:
     """The step of measured gains, beside what rounding and linearity allow."""
     relative = bool(result.attrs["relative"])
     step, least = (step_size(result.attrs[name], relative) for name in ("step", "least_step"))
-    limit = float(result["step_limit"].sel(layers="all"))
-    error = result["step_error"].sel(layers="all", bound="estimate").dropna("step")
+    limit = float(result.value("step_limit", layers="all"))
+    error = result.value("step_error", layers="all", bound="estimate")
+    steps, error = (each[np.isfinite(error)] for each in (result.value("step"), error))
     if np.isfinite(limit):
         linear = f"is linear to 5 % up to {step_size(limit, relative)}"
-    elif error.size and bool((error <= 0.05).all()):
-        linear = f"is linear to 5 % up to {step_size(float(error['step'].max()), relative)}, the "
+    elif error.size and (error <= 0.05).all():
+        linear = f"is linear to 5 % up to {step_size(float(steps.max()), relative)}, the "
         linear += "largest tried"
     elif error.size:
-        smallest = step_size(float(error["step"].min()), relative)
+        smallest = step_size(float(steps.min()), relative)
         linear = f"is not linear to 5 % even at {smallest}"
     else:
         linear = "could not be judged"
@@ -50,12 +52,13 @@ def step_limits(result: xr.Dataset) -> str:
     )
 
 
-def _outside(result: xr.Dataset) -> list[str]:
+def _outside(result: Stage) -> list[str]:
     """What is to be said of estimates outside their own intervals, by the side."""
     sides = set()
     for name in ("error_budget", *_METRICS):
         towards_noise = 1 if name in ("spearman", "pearson") else -1
-        rows = result[name].transpose(..., "bound").values.reshape(-1, 3)
+        dims, values = result.variables[name]
+        rows = np.moveaxis(values, dims.index("bound"), -1).reshape(-1, 3)
         sides |= {towards_noise * outside(row) for row in rows}
     return [text for side, text in ((1, NOISE), (-1, NOT_SMOOTH)) if side in sides]
 
@@ -86,13 +89,14 @@ def _by_layers(values: xr.DataArray) -> list[str]:
     return [fixed(values.sel(layers=x).values, 4) for x in values["layers"].values]
 
 
-def _verdict(result: xr.Dataset) -> str:
-    error = result["error_budget"].sel(layers="all", bound="estimate")
-    causes = error.drop_sel(part="total")
-    floor = result["noise_floor"].sel(layers="all", injection="absolute")
-    worst = str(causes["part"].values[causes.values.argmax()])
+def _verdict(result: Stage) -> str:
+    error = result.value("error_budget", layers="all", bound="estimate")
+    parts = dict(zip(names_of(result, "part"), error.tolist(), strict=True))
+    total = parts.pop("total")
+    floor = percent([float(result.value("noise_floor", layers="all", injection="absolute"))])
+    worst = max(parts, key=lambda part: parts[part])
     return (
-        f"the surrogate misses the measured gains by {percent([error.sel(part='total')])} "
-        f"(relative L2; {percent([floor])} would be sampling noise alone); the largest part is "
+        f"the surrogate misses the measured gains by {percent([total])} "
+        f"(relative L2; {floor} would be sampling noise alone); the largest part is "
         f"{worst} (parts may cancel each other)"
     )

@@ -2,16 +2,17 @@
 
 import xarray as xr
 
+from depthsys.report.stage import Stage
 from depthsys.report.table import Report, Table
 from depthsys.wording import asked_for, counted, percent
 
 
 def plan(found: xr.Dataset) -> Report:
     """What `study.plan` found."""
-    return Report([_layers(found)], verdicts(found))
+    return Report([_layers(found)], verdicts(Stage.of(found)))
 
 
-def verdicts(found: xr.Dataset) -> list[str]:
+def verdicts(found: Stage) -> list[str]:
     """What the plan takes and reaches, and what speaks against it."""
     said = [_asked(found)]
     if "kkt_residual" in found:
@@ -42,44 +43,47 @@ def _layers(found: xr.Dataset) -> Table:
     return Table(header, rows, caption=caption)
 
 
-def _asked(found: xr.Dataset) -> str:
-    target, kind = float(found["target"].values.ravel()[0]), found.attrs["energy"]
-    energy = float(found["energy"])
+def _asked(found: Stage) -> str:
+    target, kind = float(found.value("target").ravel()[0]), found.attrs["energy"]
+    energy = float(found.value("energy"))
     asked = asked_for(found.attrs)
     return f"a shift of {target:.4g}{asked} is planned at {kind} energy {energy:.4g}"
 
 
-def _optimum(found: xr.Dataset) -> str:
-    target = float(found["target"].values.ravel()[0])
-    reached = float(found["predicted"].values.ravel()[0]) / target
+def _optimum(found: Stage) -> str:
+    target = float(found.value("target").ravel()[0])
+    reached = float(found.value("predicted").ravel()[0]) / target
     off = abs(reached - 1)
     if "not_met" in found.attrs:
         return f"on the operating prompts it moves the readout by {reached:.3g} of that"
+    steps, residual = int(found.value("steps")), float(found.value("kkt_residual"))
     said = (
         f"the full model reaches it on the operating prompts within {percent([off])} after "
-        f"{counted(int(found['steps']), 'step')} (KKT residual {float(found['kkt_residual']):.1e})"
+        f"{counted(steps, 'step')} (KKT residual {residual:.1e})"
     )
-    saved = float(found["saved"])
+    saved = float(found.value("saved"))
     if saved == saved:
         said += f"; {percent([saved])} less energy than the plan of the linear system needs there"
     return said
 
 
-def _held_out(found: xr.Dataset) -> list[str]:
+def _held_out(found: Stage) -> list[str]:
     if "held_out_shift" not in found:
         return []
-    part = found["held_out_shift"].isel(output=0) / float(found["target"].values.ravel()[0])
-    mean, low, high = (float(part.sel(bound=bound)) for bound in ("estimate", "low", "high"))
+    target = float(found.value("target").ravel()[0])
+    mean, low, high = (
+        float(found.value("held_out_shift", bound=bound).ravel()[0]) / target
+        for bound in ("estimate", "low", "high")
+    )
     low, high = sorted((low, high))
     span = f" [{low:.3f}, {high:.3f}]" if low == low else ""  # one prompt has no interval
     return [f"on held-out prompts it moves the readout by {mean:.3f}{span} of that"]
 
 
-def _largest(found: xr.Dataset) -> str:
-    push = found["push"]
-    largest = int(push.values.argmax())
-    pushed = int((push > 1e-3 * float(push.max())).sum())
+def _largest(found: Stage) -> str:
+    push = found.value("push")
+    pushed = int((push > 1e-3 * push.max()).sum())
     return (
-        f"pushes at {pushed} of {push.sizes['layer']} layers, the largest "
-        f"{percent([float(push.max())])} of the state's norm at layer {largest}"
+        f"pushes at {pushed} of {len(push)} layers, the largest "
+        f"{percent([float(push.max())])} of the state's norm at layer {push.argmax()}"
     )

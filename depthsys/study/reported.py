@@ -26,20 +26,20 @@ from depthsys.wording import counted
 
 _SEPARATION = {"auc", "auc_low", "auc_high", "paired_accuracy", "paired_low", "paired_high"}
 _AGREEMENT = {
-    "spearman", "pearson", "relative_l2", "max_relative_error", "noise_floor", "error_budget",
-    "step_error", "step_limit", "layer",
+    "spearman", "relative_l2", "noise_floor", "error_budget", "step_error", "step_limit", "layer",
 }  # fmt: skip
 _ENERGIES = {
     "u", "energy", "energy_low", "energy_high", "multiple", "multiple_low", "multiple_high",
     "largest_push", "reached", "monotone", "layer_pushed", "single_energy", "predicted_energy",
     "progress", "miss", "random_multiple",
 }  # fmt: skip
-_WRITTEN = {"readout", "readout_new", "log_odds", "perplexity", "kl", "repetition", "n_new"}
+_WRITTEN = {"log_odds", "perplexity", "kl", "repetition"}
 # What is read of each stage; all that a page shows and nothing of the size of a model.
 WANTED: dict[str, set[str]] = {
     "concept": _SEPARATION,
-    "system": _SEPARATION | {"A", "B", "C", "D", "order", "y_std", "resolution"},
-    "gains": _AGREEMENT | {"measured_gain", "linear_gain", "surrogate_gain", "full_gain"},
+    "system": _SEPARATION | {"A", "B", "C", "D", "order", "resolution"},
+    "gains": _AGREEMENT
+    | {"pearson", "max_relative_error", "measured_gain", "linear_gain", "surrogate_gain"},
     "comparison": _AGREEMENT
     | _SEPARATION
     | {
@@ -55,7 +55,7 @@ WANTED: dict[str, set[str]] = {
     "effect": _SEPARATION
     | {"response_mean", "predicted_mean", "readout_std", "push_mean", "push_max"},
     "texts": _WRITTEN
-    | {"text", "prompt", "positions", "readout_shift", "readout_new_shift"}
+    | {"text", "prompt", "readout_shift", "readout_new_shift"}
     | {f"{name}_mean" for name in _WRITTEN},
 }  # fmt: skip
 # What only measures how wide the states are.
@@ -288,7 +288,7 @@ def _files(path: Path, kind: str) -> Iterator[Path]:
 
 def _read_file(path: Path) -> tuple[str, Stage] | None:
     """Which stage a file holds, and what a page shows of it; None for something else."""
-    names = {name for wanted in WANTED.values() for name in wanted} | set(_WIDTHS)
+    names = set(_WIDTHS).union(*WANTED.values(), *(marks for _, marks in _MARKS))
     with told_of(path, WHOLE):
         data = read_netcdf(existing_file(path), {"": names})[""].dataset
     here = set(map(str, data.variables))

@@ -5,16 +5,17 @@ Screenshots of every width and colour are left in the folder of `DEPTHSYS_SCREEN
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from depthsys.report.html import page
+from depthsys.report.html import Stage, page
 from depthsys.study.reported import read_results
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SIZES = {"wide": (1280, 900), "narrow": (375, 812)}
+SIZES = {"wide": (1280, 900), "middle": (768, 1024), "phone": (400, 800), "narrow": (375, 812)}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,30 @@ def file(study_store, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def long_names(study_store, tmp_path_factory) -> Path:
+    """A page whose cells have long names, and no two of the same size."""
+    found = read_results(study_store)
+    cells = []
+    for n, cell in enumerate(found.cells):
+        stages = {
+            name: Stage(stage.variables, {**stage.attrs, "n_features": 48 + 1000 * n})
+            for name, stage in cell.stages.items()
+        }
+        model, task = f"{cell.model}-organisation_SmolLM2-135M-Instruct", f"{cell.task}_of_products"
+        stages = {n: s for n, s in stages.items() if cell.model != "larger" or n != "comparison"}
+        cells.append(replace(cell, model=model, task=task, stages=stages))
+    path = tmp_path_factory.mktemp("names") / "report.html"
+    path.write_text(page(replace(found, cells=tuple(cells))), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def opened(browser, file):
     """Opens the page; at the end there was no error and no request beside its own."""
     contexts, errors, asked = [], [], []
 
-    def open_(size="wide", **options):
+    def open_(size="wide", file=file, **options):
         width, height = SIZES[size]
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
@@ -58,7 +77,14 @@ def opened(browser, file):
     for context in contexts:
         context.close()
     assert errors == []
-    assert set(asked) == {file.as_uri()}
+    assert {url.rsplit("/", 1)[-1] for url in asked} == {"report.html"}
+    assert all(url.startswith("file:") for url in asked)
+
+
+def place(shown, name: str) -> int:
+    """Which column has that name."""
+    names = shown.locator("#cells thead button").all_inner_texts()
+    return 1 + names.index(name)
 
 
 def column(shown, number: int) -> list[str]:
@@ -82,12 +108,13 @@ def test_a_click_sorts_and_another_one_turns_it_round(opened):
 
 def test_the_keyboard_sorts_and_what_is_not_known_stays_last(opened):
     shown = opened()
-    button = head(shown, 5).locator("button")  # error
+    error = place(shown, "error")
+    button = head(shown, error).locator("button")
     button.focus()
     for key, order in (("Enter", "ascending"), ("Space", "descending")):
         shown.keyboard.press(key)
-        assert head(shown, 5).get_attribute("aria-sort") == order
-        said = column(shown, 5)
+        assert head(shown, error).get_attribute("aria-sort") == order
+        said = column(shown, error)
         assert said[-1] == "–"
         numbers = [float(each.split()[0]) for each in said[:-1]]
         assert numbers == sorted(numbers, reverse=order == "descending")
@@ -95,8 +122,9 @@ def test_the_keyboard_sorts_and_what_is_not_known_stays_last(opened):
 
 def test_numbers_are_sorted_as_numbers(opened):
     shown = opened()
-    head(shown, 11).locator("button").click()  # seconds: 3, 4.5, 12, ...
-    numbers = [float(each) for each in column(shown, 11)]
+    seconds = place(shown, "seconds")  # 3, 4.5, 12, ...
+    head(shown, seconds).locator("button").click()
+    numbers = [float(each) for each in column(shown, seconds)]
     assert numbers == sorted(numbers)
     assert len(set(numbers)) > 1
 
@@ -151,17 +179,41 @@ def test_a_name_opens_its_cell(opened):
     assert part.locator("svg.chart").count() > 8
 
 
+@pytest.mark.parametrize("names", ["short", "long"])
 @pytest.mark.parametrize("size", list(SIZES))
-def test_nothing_is_wider_than_the_screen(opened, size):
-    shown = opened(size)
+def test_nothing_is_wider_than_the_screen(opened, file, long_names, size, names):
+    shown = opened(size, file=file if names == "short" else long_names)
     shown.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     width = SIZES[size][0]
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     over = """width => [...document.querySelectorAll('main *')].filter(e => {
         const box = e.getBoundingClientRect();
         return box.right > width + 1 && !e.closest('.scroll, .tall, pre, svg');
-    }).length"""
-    assert shown.evaluate(over, width) == 0
+    }).map(e => e.outerHTML.slice(0, 80))"""
+    assert shown.evaluate(over, width) == []
+
+
+@pytest.mark.parametrize(("size", "fits"), [("wide", True), ("phone", False)])
+def test_all_columns_of_the_cells_fit_on_a_wide_screen(opened, long_names, size, fits):
+    """Also where cells differ in all that would otherwise be said above; else it scrolls."""
+    shown = opened(size, file=long_names)
+    box = shown.locator("#cells .scroll")
+    assert {"state", "size", "largest part"} <= set(
+        shown.locator("#cells thead button").all_inner_texts()
+    )
+    assert box.evaluate("e => e.scrollWidth <= e.clientWidth") is fits
+
+
+def test_on_paper_everything_has_a_stable_anchor_and_nothing_is_cut(opened, long_names):
+    shown = opened(file=long_names)
+    sections = shown.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert sections[:2] == ["summary", "cells"]
+    assert all(sections)
+    shown.emulate_media(media="print")
+    assert shown.locator("nav.contents").is_hidden()
+    cut = """() => [...document.querySelectorAll('#cells .scroll, #methods .scroll')].filter(
+        e => getComputedStyle(e).overflowX !== 'visible').length"""
+    assert shown.evaluate(cut) == 0
 
 
 def test_the_first_column_stays_where_a_table_is_scrolled(opened):
@@ -202,6 +254,14 @@ def test_labels_do_not_overprint(opened):
         return found;
     }""")
     assert clashes == []
+
+
+def test_strengths_beside_their_marks_have_a_halo_of_the_ground(opened):
+    label = opened(color_scheme="dark").locator("#effects svg text.on").first
+    style = "e => { const s = getComputedStyle(e); return [s.paintOrder.split(' ')[0], s.stroke]; }"
+    first, stroke = label.evaluate(style)
+    assert first == "stroke"
+    assert stroke == "rgb(21, 24, 28)"
 
 
 def test_without_script_all_is_there(opened):

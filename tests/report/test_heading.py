@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from depthsys import report
+from depthsys.report import remarks
 
 
 @pytest.fixture
@@ -127,3 +128,19 @@ def test_dropped_and_cut_texts(system):
     assert middle[1].startswith("cut in the middle at 9 tokens")
     noted = system.attrs | {"token_notes": '{"held_out": "2 of 3 texts began with x"}'}
     assert report.text_notes(noted) == ["held-out texts: 2 of 3 texts began with x"]
+
+
+def test_remarks_have_what_is_said_once_and_what_is_of_each(system):
+    known = {"auc": np.array([np.nan, 0.4]), "auc_low": np.array([np.nan, 0.3])}
+    known["auc_high"] = np.array([np.nan, 0.5])
+    of = {"direction_note": "no direction at depth 0: why", "step_note": "0.3: overflow"}
+    note, steps = remarks.of_attrs(of, known)
+    assert (note.said, note.own) == ("no direction at depth 0: why", "depth 0")
+    assert (steps.measured, steps.own) == ("why", "0.3: overflow")
+    assert remarks.of_attrs(of)[0].kind == "no direction at depth 0: why"
+    changed = system.attrs | {"n_duplicates": 2, "n_conflicts": 1, "n_other": 3, "n_cut_concept": 4}
+    assert [(each.measured, each.own) for each in remarks.of_texts(changed)] == [
+        ("duplicates and texts that came with both labels", "2 and 1"),
+        ("rows", "3"),
+        ("concept/operating/held-out texts", "4/0/0"),
+    ]

@@ -49,6 +49,12 @@ def rows(table):
     return [[words(cell) for cell in row] for row in table.findall(".//tbody/tr")]
 
 
+def by_column(table):
+    """Rows of a table by the names of its columns."""
+    header = [words(head) for head in table.findall(".//thead//th")]
+    return [dict(zip(header, row, strict=True)) for row in rows(table)]
+
+
 def test_it_is_valid_and_has_all_sections(tree):
     names = [each.get("id") for each in tree.iter("section")]
     assert names == [
@@ -94,8 +100,8 @@ def test_control_characters_do_not_reach_the_page(results):
 
 def test_every_cell_has_its_row_and_its_part(tree, study_stages):
     (table,) = section(tree, "cells").iter("table")
-    found = rows(table)
-    assert [row[0] for row in found] == [
+    found = by_column(table)
+    assert [row["cell"] for row in found] == [
         "demo_48x4 · domain · seed 0",
         "demo_48x4 · sentiment · seed 0",
         "demo_48x4 · sentiment · seed 2",
@@ -103,25 +109,40 @@ def test_every_cell_has_its_row_and_its_part(tree, study_stages):
         "larger · domain · seed 0",
         "larger · sentiment · seed 0",
     ]
-    assert [row[1] for row in found] == [
+    assert [row["state"] for row in found] == [
         "complete", "complete", "unfinished", "failed", "complete", "complete",
     ]  # fmt: skip
     error = study_stages["gains"]["relative_l2"].sel(layers="all", injection="absolute").values
-    assert found[0][4] == percent(error).replace(" %", "\u00a0%").replace("\u00a0", " ")
-    assert found[3][4] == "–"
+    assert found[0]["error"] == percent(error).replace(" %", "\u00a0%").replace("\u00a0", " ")
+    assert found[3]["error"] == "–"
     assert [part.get("id") for part in section(tree, "details") if part.tag == "details"] == [
         f"cell-{n}" for n in range(1, 7)
     ]
 
 
+def test_what_all_cells_share_is_no_column(tree, results):
+    (table,) = section(tree, "cells").iter("table")
+    shown = set(by_column(table)[0])
+    assert {"state", "largest part"} <= shown
+    assert {"size", "order"}.isdisjoint(shown)
+    assert "The same in all: size 4 × 48, order" in words(section(tree, "cells").find("p"))
+    whole = tuple(cell for cell in results.cells if cell.state == "complete")
+    of_whole = html5lib.parse(page(Results("whole", whole)), namespaceHTMLElements=False)
+    (table,) = section(of_whole, "cells").iter("table")
+    assert {"state", "largest part"}.isdisjoint(by_column(table)[0])
+    said = words(section(of_whole, "cells").find("p"))
+    assert "All cells are complete. The same in all: size 4 × 48, largest part" in said
+
+
 def test_numbers_to_sort_by_are_those_of_the_results(tree, study_stages):
     (table,) = section(tree, "cells").iter("table")
     row = table.find(".//tbody/tr")
+    at = [words(head) for head in table.findall(".//thead//th")].index("error")
     sorted_by = [cell.get("data-sort") for cell in row]
     error = float(study_stages["gains"]["relative_l2"].sel(MAIN))
-    assert float(sorted_by[4]) == pytest.approx(error, rel=1e-9)
+    assert float(sorted_by[at]) == pytest.approx(error, rel=1e-9)
     failed = table.findall(".//tbody/tr")[3]
-    assert [cell.get("data-sort") for cell in failed][4] == ""
+    assert [cell.get("data-sort") for cell in failed][at] == ""
     assert all(len(row) == len(table.findall(".//thead//th")) for row in table.iter("tr"))
 
 
@@ -262,7 +283,7 @@ def test_a_result_that_lacks_something_says_so_and_the_rest_is_told(results):
     plan = cell.stages["plan"]
     less = Stage({k: v for k, v in plan.variables.items() if k != "energy"}, plan.attrs)
     told = page(Results("less", (replace(cell, stages={**cell.stages, "plan": less}),)))
-    assert "not told: the result is not as depthsys writes it (KeyError" in told
+    assert "Not told: the result is not as depthsys writes it (KeyError" in told
     assert "Where it pushes" in told
 
 

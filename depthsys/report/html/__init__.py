@@ -2,6 +2,6 @@
 
 from depthsys.report.html.page import page
 from depthsys.report.html.results import STAGES, CellResults, Results
-from depthsys.report.html.stage import Stage
+from depthsys.report.stage import Stage
 
 __all__ = ["STAGES", "CellResults", "Results", "Stage", "page"]

@@ -46,7 +46,7 @@ def marker(kind: str, x: float, y: float, said: str = "", size: float = 3.4) -> 
     return tag("path", title, class_="m", d=line_through(shape, closed=True))
 
 
-_ARMS = ("cross", "plus", "bar")
+_ARMS = ("cross", "plus", "bar", "dash")
 _SHAPES = {
     "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "triangle": ((0, -1.2), (1.15, 0.9), (-1.15, 0.9)),
@@ -55,6 +55,7 @@ _SHAPES = {
     "cross": ((-1, -1), (1, 1), (-1, 1), (1, -1)),
     "plus": ((-1.25, 0), (1.25, 0), (0, -1.25), (0, 1.25)),
     "bar": ((0, -1.7), (0, 1.7)),
+    "dash": ((-1.7, 0), (1.7, 0)),
 }
 
 

@@ -17,16 +17,18 @@ from depthsys.report.html.parts import (
 from depthsys.report.html.provenance import origin_of
 from depthsys.report.html.results import STAGES
 from depthsys.report.html.svg import Markup, tag
+from depthsys.report.remarks import Remark
+from depthsys.wording import sentence
 
 
-def section(facts: list[Facts], doubts: Mapping[str, list[str]]) -> Section:
+def section(facts: list[Facts], doubts: Mapping[str, list[Remark]]) -> Section:
     """The cells one below the other; a single one is open."""
     parts = [_cell(each, doubts[each.anchor], alone=len(facts) == 1) for each in facts]
     title = "The cell in detail" if len(facts) == 1 else "Cells in detail"
     return Section("details", title, joined(*parts))
 
 
-def _cell(facts: Facts, doubts: list[str], *, alone: bool) -> Markup:
+def _cell(facts: Facts, doubts: list[Remark], *, alone: bool) -> Markup:
     state = facts.cell.state
     mark = "" if state == "complete" else f" · {state}"
     summary = joined(facts.name, tag("span", _sizes(facts), mark))
@@ -43,13 +45,16 @@ def _sizes(facts: Facts) -> str:
     return f" · {', '.join(shown)}" if shown else ""
 
 
-def _inside(facts: Facts, doubts: list[str], *, alone: bool) -> list[Markup]:
+def _inside(facts: Facts, doubts: list[Remark], *, alone: bool) -> list[Markup]:
     """In words, in figures, in texts, and where it comes from."""
     parts = [_alert(facts)]
     if not alone:  # the summary of the page says it
         parts.append(bullets(told.found(facts), "verdicts"))
         if doubts:
-            parts += [tag("h3", "Against it"), bullets(doubts, "verdicts")]
+            parts += [
+                tag("h3", "Against it"),
+                bullets([sentence(each.said) for each in doubts], "verdicts"),
+            ]
     parts += [_figures("Gains", _gains(facts)), _figures("Reduction", _reduction(facts))]
     parts += [_figures("Plan", _plan(facts)), _texts(facts)]
     parts.append(opened("Where it comes from", described(origin_of(facts.cell))))

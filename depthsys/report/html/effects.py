@@ -4,11 +4,12 @@ import numpy as np
 
 from depthsys.report.html.chart import STYLES, Chart, Style, legend
 from depthsys.report.html.facts import Facts
+from depthsys.report.html.labels import Box, beside
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph, plain
 from depthsys.report.html.scales import linear
 from depthsys.report.html.scales import rows as from_above
-from depthsys.report.html.stage import Stage, names_of, number_of, pick, three
 from depthsys.report.html.svg import Markup, tag, verbatim
+from depthsys.report.stage import Stage, names_of, number_of, pick, three
 from depthsys.report.table import Table
 from depthsys.wording import number
 
@@ -81,7 +82,7 @@ def effect_by_price(facts: Facts, price: str, *, small: bool = False) -> Drawn |
             for s, (x, y) in zip(strengths, row, strict=True)
         ]
         chart.line([x for x, _ in row], [y for _, y in row], styles[name], said)
-    _name_strengths(chart, strengths, next(iter(rows.values())))
+    _name_strengths(chart, strengths, list(rows.values()))
     return chart.markup(), legend(*styles.items()) if len(rows) > 1 else None
 
 
@@ -99,22 +100,25 @@ def _curve(
     return [(number_of(data, f"{price}_mean", **a), number_of(data, effect, **a)) for a in at]
 
 
-def _name_strengths(chart: Chart, strengths: list[float], row: list[tuple[float, float]]) -> None:
-    """Strengths beside their marks, those that there is room for; the largest come first."""
-    taken: list[tuple[float, float]] = []
-    for s, (x, y) in sorted(zip(strengths, row, strict=True), key=lambda each: -abs(each[0])):
-        if not np.isfinite([x, y]).all():
-            continue
-        at = chart.x(x), chart.y(y)
-        if any(abs(at[0] - a) < 38 and abs(at[1] - b) < 14 for a, b in taken):
-            continue
-        taken.append(at)
-        right = at[0] > chart.x.end - 40
-        words = tag(
-            "text", _strength(s), class_="in end" if right else "in",
-            x=at[0] + (-7 if right else 7), y=at[1] + (16 if at[1] < chart.y.end + 14 else -6),
-        )  # fmt: skip
-        chart.add(words)
+def _name_strengths(
+    chart: Chart, strengths: list[float], rows: list[list[tuple[float, float]]]
+) -> None:
+    """Strengths beside the marks of the first plan, the largest first."""
+    curves = [
+        [(chart.x(x), chart.y(y)) for x, y in row if np.isfinite([x, y]).all()] for row in rows
+    ]
+    zero = chart.y(0.0)
+    largest_first = sorted(zip(strengths, rows[0], strict=True), key=lambda each: -abs(each[0]))
+    named = [
+        (_strength(s), (chart.x(x), chart.y(y)))
+        for s, (x, y) in largest_first
+        if np.isfinite([x, y]).all()
+    ]
+    frame = Box(chart.x.start, chart.y.end - 8, chart.width, chart.y.start)
+    lines = [*curves, [(chart.x.start, zero), (chart.x.end, zero)]]
+    for label in beside(named, lines, frame):
+        classes = f"in on {label.anchor}".rstrip()
+        chart.add(tag("text", label.said, class_=classes, x=label.x, y=label.y))
 
 
 def texts(facts: Facts) -> Markup | None:

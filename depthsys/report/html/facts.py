@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from depthsys.report.html.results import CellResults
-from depthsys.report.html.stage import Stage, Three, names_of, number_of, pick, three
+from depthsys.report.stage import Stage, Three, names_of, number_of, pick, three
 from depthsys.wording import small_order
 
 UNKNOWN: Three = (float("nan"), float("nan"), float("nan"))
@@ -51,6 +51,11 @@ class Facts:
         rows = [pick(self._separated, n, "depth") for n in ("auc", "auc_low", "auc_high")]
         found = [float("nan") if row is None else float(row[depth]) for row in rows]
         return found[0], found[1], found[2]
+
+    @cached_property
+    def separation(self) -> dict[str, np.ndarray]:
+        """AUC over depth with its interval; empty where none is known."""
+        return {} if self._separated is None else self._separated.separation
 
     @cached_property
     def _separated(self) -> Stage | None:

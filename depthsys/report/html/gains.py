@@ -6,8 +6,8 @@ from depthsys.report.html.chart import LINEAR, MEASURED, SURROGATE, Chart, Style
 from depthsys.report.html.facts import Facts, known
 from depthsys.report.html.parts import Section, figure, grid, joined, paragraph
 from depthsys.report.html.scales import counts, linear, logarithmic
-from depthsys.report.html.stage import pick
 from depthsys.report.html.svg import Markup, tag
+from depthsys.report.stage import pick
 from depthsys.wording import number, percent
 
 KEY = legend(

@@ -6,8 +6,8 @@ from depthsys import ltv
 from depthsys.report.html.chart import STYLES, Chart, legend
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.scales import counts, logarithmic
-from depthsys.report.html.stage import pick
 from depthsys.report.html.svg import Markup
+from depthsys.report.stage import pick
 from depthsys.wording import number
 
 LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

@@ -12,6 +12,7 @@ from depthsys.report.html.parts import (
     entry,
     figure,
     fixed_entry,
+    in_parts,
     joined,
     opened,
     paragraph,
@@ -19,8 +20,8 @@ from depthsys.report.html.parts import (
     sortable,
 )
 from depthsys.report.html.scales import Scale, logarithmic
-from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
+from depthsys.report.stage import names_of, number_of, pick
 from depthsys.wording import listed, percent
 
 _MAIN = {"layers": "all", "injection": "absolute"}
@@ -121,7 +122,7 @@ def _rows(facts: Facts):
             for b in ("estimate", "low", "high")
         ]
         yield (
-            entry(facts.name),
+            entry(in_parts(facts.name), facts.name),
             entry(name),
             count_entry(order),
             count_entry(number_of(table, "states", **at)),

@@ -22,6 +22,7 @@ from depthsys.report.html import (
 )
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, paragraph
+from depthsys.report.html.places import portable
 from depthsys.report.html.results import Results
 from depthsys.report.html.svg import Markup, joined, tag
 from depthsys.wording import counted
@@ -42,8 +43,9 @@ def page(results: Results) -> str:
     """The results as one HTML document.
 
     Everything is inside: styles, script, figures. A policy in its head forbids all that is not: no
-    other script runs, and nothing is loaded or sent.
+    other script runs, and nothing is loaded or sent. Absolute paths are left out of it.
     """
+    results = portable(results)
     facts = [
         Facts(cell, results.named(cell), f"cell-{place}")
         for place, cell in enumerate(results.cells, start=1)

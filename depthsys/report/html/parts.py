@@ -57,6 +57,13 @@ def opened(
     return tag("details", tag("summary", summary), *inside, id=anchor, open=open_)
 
 
+def in_parts(name: str) -> Markup:
+    """The name of a cell, which is broken between its parts where it is too long for a line."""
+    between = " \u00b7 "
+    first, *others = (tag("span", part, class_="part") for part in name.split(between))
+    return joined(first, *(joined(between, part) for part in others))
+
+
 # --------------------------------------------------------------------------- tables
 
 

@@ -8,6 +8,7 @@ from depthsys.report.html.parts import (
     Entry,
     Section,
     entry,
+    in_parts,
     joined,
     number_entry,
     paragraph,
@@ -17,8 +18,8 @@ from depthsys.report.html.parts import (
 )
 from depthsys.report.html.scales import counts, linear, logarithmic
 from depthsys.report.html.scales import rows as from_above
-from depthsys.report.html.stage import names_of, number_of, pick
 from depthsys.report.html.svg import Markup
+from depthsys.report.stage import names_of, number_of, pick
 from depthsys.wording import number, percent
 
 PUSH, START = Style(2, -1, "square"), Style(1, -1, "square")
@@ -61,7 +62,7 @@ def _row(facts: Facts) -> list[Entry] | None:
         return None
     asked = str(about.attrs.get("target_asked", about.attrs.get("target", "")))
     return [
-        entry(facts.name),
+        entry(in_parts(facts.name), facts.name),
         entry(asked.replace("std", " std")),
         percent_entry(facts.reached),
         percent_entry([facts.largest_push]),

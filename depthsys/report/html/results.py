@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from depthsys.report.html.stage import Stage
+from depthsys.report.stage import Stage
 
 # the stages of a cell in the order in which they are made, and what each is called
 STAGES = {

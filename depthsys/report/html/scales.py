@@ -25,6 +25,8 @@ class Scale:
         Behind every tick; "%" shows fractions in percent, "parameters" 168 M for 1.68e8.
     ticks
         Where ticks are; by default at round numbers.
+    names
+        What stands beside ``ticks``, in place of numbers.
     """
 
     low: float
@@ -34,6 +36,7 @@ class Scale:
     log: bool = False
     unit: str = ""
     ticks: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __call__(self, value: float) -> float:
         """The place of a number; those beyond the ends are at the ends."""
@@ -55,7 +58,10 @@ class Scale:
         return replace(self, start=start, end=end)
 
     def labels(self, most: int = 5) -> list[tuple[float, str]]:
-        """Ticks and what stands beside them."""
+        """Ticks and what stands beside them; of names only some where there is no room."""
+        if self.names:
+            named = list(zip(self.ticks, self.names, strict=True))
+            return named[:: math.ceil(len(named) / (most + 1))]
         return [(tick, self.label(tick)) for tick in self._ticks(most)]
 
     def label(self, value: float) -> str:

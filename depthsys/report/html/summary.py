@@ -1,19 +1,19 @@
 """The page in words: what was asked, what was found, how far to trust it, what failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from depthsys.report.html import gains, told
 from depthsys.report.html.facts import Facts, known
-from depthsys.report.html.parts import Section, bullets, joined, paragraph
+from depthsys.report.html.parts import Section, bullets, paragraph
 from depthsys.report.html.results import Results
 from depthsys.report.html.svg import Markup, tag
+from depthsys.report.html.trust import Doubts, remarks
 from depthsys.wording import counted, fixed, listed, number, percent
 
 SEPARATES, WEAKLY = 0.8, 0.6  # AUC, as the heading of a single result has it
 NEAR = 0.05  # of the target
-Doubts = Mapping[str, list[str]]  # of each cell, by its anchor
 
 
 def section(results: Results, facts: list[Facts], doubts: Doubts) -> Section:
@@ -28,7 +28,7 @@ def section(results: Results, facts: list[Facts], doubts: Doubts) -> Section:
         tag("h3", "What was found"),
         bullets(_found(facts), "verdicts"),
         tag("h3", "How far to trust it"),
-        bullets(_trust(facts, doubts), "verdicts"),
+        bullets([*_limits(facts), *remarks(facts, doubts)], "verdicts"),
     ]
     return Section("summary", "Summary", tag("div", *parts, class_="summary"))
 
@@ -245,23 +245,6 @@ def _plans(facts: list[Facts]) -> list[str]:
     return [said]
 
 
-def _trust(facts: list[Facts], doubts: Doubts) -> list[object]:
-    """What the results say against themselves, each with the cells that say it."""
-    said: dict[str, list[Facts]] = {}
-    for each in facts:
-        for line in doubts[each.anchor]:
-            said.setdefault(line, []).append(each)
-    lines: list[object] = []
-    for line, cells in said.items():
-        if len(facts) == 1:
-            lines.append(line)
-            continue
-        links = [tag("a", each.name, href=f"#{each.anchor}") for each in cells[:4]]
-        more = f" and {counted(len(cells) - 4, 'other')}" if len(cells) > 4 else ""
-        lines.append(joined(f"{line} — ", _between(links), more))
-    return [*_limits(facts), *lines]
-
-
 def _limits(facts: list[Facts]) -> list[object]:
     """What holds of all such results."""
     held_out = known(facts, lambda f: _prompts(f))
@@ -283,10 +266,3 @@ def _prompts(facts: Facts) -> float:
     stage = facts.cell.stage("gains") or facts.cell.stage("comparison")
     told_ = None if stage is None else stage.attrs.get("n_held_out", stage.attrs.get("n_prompts"))
     return float(told_) if isinstance(told_, (int, float, np.integer)) else float("nan")
-
-
-def _between(links: list[Markup]) -> Markup:
-    found: list[object] = []
-    for link in links:
-        found += [", ", link] if found else [link]
-    return joined(*found)

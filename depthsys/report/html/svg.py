@@ -1,7 +1,7 @@
 """Markup from Python: elements whose attributes and texts are escaped, and nothing else."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from html import escape
 
 NO_END = frozenset({"br", "col", "hr", "input", "link", "meta"})
@@ -30,12 +30,16 @@ def text(said: object) -> Markup:
 
 def verbatim(said: str) -> Markup:
     """A text escaped and otherwise as it is, as code must be."""
-    return Markup(escape(_printable(said)))
+    return Markup(_escaped(said))
 
 
 def joined(*parts: object) -> Markup:
     """Markup and texts, one after the other; None is left out."""
-    return Markup("".join(text(part) for part in parts if part is not None))
+    return Markup(
+        "".join(
+            [part if type(part) is Markup else text(part) for part in parts if part is not None]
+        )
+    )
 
 
 def tag(name: str, /, *inside: object, **attributes: object) -> Markup:
@@ -57,9 +61,11 @@ def tag(name: str, /, *inside: object, **attributes: object) -> Markup:
     '<a href="#a&amp;b" class="wide">x &lt; y</a>'
     """
     said = "".join(
-        f" {_name(key)}" if value is True else f' {_name(key)}="{_value(value)}"'
-        for key, value in attributes.items()
-        if value is not None and value is not False
+        [
+            f" {_name(key)}" if value is True else f' {_name(key)}="{_value(value)}"'
+            for key, value in attributes.items()
+            if value is not None and value is not False
+        ]
     )
     if name in NO_END:
         return Markup(f"<{name}{said}>")
@@ -74,11 +80,12 @@ def _name(key: str) -> str:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return place(value)
-    return escape(_printable(str(value)))
+    return _escaped(str(value))
 
 
-def _printable(said: str) -> str:
-    return _NO_TEXT.sub("\ufffd", said)
+@lru_cache(maxsize=4096)  # classes, ticks and names come thousands of times
+def _escaped(said: str) -> str:
+    return escape(_NO_TEXT.sub("\ufffd", said))
 
 
 def place(value: float) -> str:
@@ -102,5 +109,5 @@ def line_through(points: list[tuple[float, float]], *, closed: bool = False) -> 
     >>> line_through([(0, 0), (1, 2.25)], closed=True)
     'M0,0L1,2.2Z'
     """
-    joints = "L".join(f"{place(x)},{place(y)}" for x, y in points)
+    joints = "L".join([f"{place(x)},{place(y)}" for x, y in points])
     return f"M{joints}{'Z' if closed else ''}"

@@ -66,6 +66,26 @@ class Stage:
             if dim in self.variables
         }
 
+    @property
+    def separation(self) -> dict[str, np.ndarray]:
+        """AUC over depth and the ends of its interval, those that are there."""
+        names = ("auc", "auc_low", "auc_high")
+        return {name: self.variables[name][1] for name in names if name in self.variables}
+
+    def value(self, name: str, **labels: Any) -> np.ndarray:
+        """Values of a variable at labels, over the dims that are left.
+
+        Raises
+        ------
+        KeyError
+            If there is no such variable, dim or label.
+        """
+        dims, values = self.variables[name]
+        if unknown := labels.keys() - set(dims):
+            raise KeyError(f"{name} has no dim {', '.join(sorted(unknown))}")
+        at = (self.places[dim][labels[dim]] if dim in labels else slice(None) for dim in dims)
+        return np.asarray(values[tuple(at)])
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a variable of that name."""
         return name in self.variables
