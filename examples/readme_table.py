@@ -23,6 +23,7 @@ from depthsys import study
 from depthsys.report import markdown
 from depthsys.report.many_jobs import energies_table, gains_table, row
 from depthsys.report.page import update
+from depthsys.study.reading import cells_of
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("gpt2_6x128", "stories260K", "gpt280K_tinystories")
@@ -67,9 +68,9 @@ def study_rows(path: Path) -> list[dict]:
             names["model"],
             names["task"],
             *(node[stage].to_dataset().load() for stage in ("system", "gains")),
-            {float(node["plan"].attrs["target"].removesuffix("std")): node["energies"].to_dataset()},
+            {float(node["plan"].attrs["target_asked"].removesuffix("std")): node["energies"].to_dataset().load()},
         )
-        for names, node in study.cells(path)
+        for names, node in cells_of(study.read(path))
     ]
 
 
