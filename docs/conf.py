@@ -54,6 +54,7 @@ autosummary_generate = True
 autosummary_imported_members = True
 napoleon_google_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 add_module_names = False

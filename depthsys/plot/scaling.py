@@ -1,5 +1,7 @@
 """Figure of how agreement and its error budget change with the size of the model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from depthsys.plot.sizes import counted_parameters
 from depthsys.plot.style import (
     GREY,
     STYLES,
+    check_dims,
     log_axis_with_zeros,
     percent_axis,
     zero_markers,
@@ -22,7 +25,12 @@ _WIDTH = 0.18  # of the tasks of a model side by side, in decades
 
 
 def scaling(
-    ax: Axes, table: xr.Dataset, quantity: str = "relative_l2", *, names: bool = True
+    ax: Axes,
+    table: xr.Dataset,
+    quantity: str = "relative_l2",
+    *,
+    names: bool = True,
+    alike: Sequence[xr.Dataset] = (),
 ) -> None:
     """Agreement, or a part of its error budget, against the number of parameters.
 
@@ -30,6 +38,7 @@ def scaling(
     a small mark with its interval, and a line joins the medians over seeds. Errors have a log axis
     in percent, the same for all quantities of a table; those far above the others are cut, see
     `agreement_by_order`, and those below 1e-5 of its upper end are open marks in a strip under it.
+    Beside the error of a table that has them, grey bars show the median noise floors.
 
     Parameters
     ----------
@@ -38,10 +47,13 @@ def scaling(
     table
         ``n_parameters`` (model), ``relative_l2`` and ``spearman`` (model, task, seed, bound),
         ``budget`` (model, task, seed, part, bound), fractions; NaN where a cell is missing.
+        ``noise_floor`` (model, task, seed), optional.
     quantity
         "relative_l2", "spearman" or a part of the budget.
     names
         Whether the models are named above the Axes.
+    alike
+        Tables whose errors are drawn on an axis with the same ends.
 
     Raises
     ------
@@ -76,7 +88,8 @@ def scaling(
     )
     at = _places(sizes, len(tasks), values.sizes["seed"])
     styles = [STYLES[row % len(STYLES)] for row in range(len(tasks))]
-    bottom, top, below = _error_axis(table) if is_error else (np.nan, np.nan, None)
+    none = (np.nan, np.nan, None)
+    bottom, top, below = _error_axis([table, *alike]) if is_error else none
     for row, (task, style) in enumerate(zip(tasks, styles, strict=True)):
         floor = bottom if is_error else None
         small = is_error & (estimate[row] < bottom)
@@ -89,6 +102,8 @@ def scaling(
         x, y = _medians(sizes, at[row], estimate[row])
         y = np.where(is_error & (y < bottom), np.nan, y)
         ax.plot(x, y, label=said(task, estimate[row]), **{**style, "lw": 1.2, "ms": 6})
+    if quantity == "relative_l2" and "noise_floor" in table:
+        _floors(ax, at, table["noise_floor"], bottom)
     _size_axis(ax, sizes, table["model"].values.astype(str) if names else None)
     if is_error:
         log_axis_with_zeros(ax, bottom, top, zeros=below is not None, note=below or "")
@@ -113,9 +128,27 @@ def _chosen(table: xr.Dataset, quantity: str) -> tuple[xr.DataArray, str]:
     return table["budget"].sel(part=quantity, drop=True), f"{quantity}: part of the error (%)"
 
 
-def _error_axis(table: xr.Dataset) -> tuple[float, float, str | None]:
+def _floors(ax: Axes, at: np.ndarray, floors: xr.DataArray, bottom: float) -> None:
+    """A bar over the marks of every model and task, at the median floor of its seeds."""
+    check_dims(floors, "noise_floor", ("task", "model", "seed"), finite=False)
+    every = 100 * floors.transpose("task", "model", "seed").values
+    drawn = [
+        (places.min(), places.max(), np.nanmedian(values))
+        for own, marks in zip(every, at.reshape(every.shape), strict=True)
+        for values, places in zip(own, marks, strict=True)
+        if np.isfinite(values).any()
+    ]
+    first, last, y = np.array(drawn).reshape(-1, 3).T
+    apart = 10 ** (0.15 * _WIDTH / len(every))
+    bars: dict = {"color": GREY, "lw": 3, "alpha": 0.8, "zorder": 0, "label": "noise floor"}
+    ax.hlines(np.where(y < bottom, np.nan, y), first / apart, last * apart, **bars)
+
+
+def _error_axis(tables: Sequence[xr.Dataset]) -> tuple[float, float, str | None]:
     """Ends of the error axis of all quantities, and what the errors below it are, if any."""
-    errors = [table[name] for name in ("relative_l2", "budget") if name in table]
+    errors = [
+        table[name] for table in tables for name in ("relative_l2", "budget") if name in table
+    ]
     every = [
         np.concatenate([100 * part.sel(bound=bound).values.ravel() for part in errors])
         for bound in ("estimate", "low", "high")

@@ -14,9 +14,11 @@ from depthsys.plot.scaling import scaling as scaling_of
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.style import (
     figure,
+    key_above,
     legend_beside,
     shared_legend,
 )
+from depthsys.plot.table import TINY
 from depthsys.wording import small_order
 
 # ------------------------------------------------------------------------------ main job
@@ -171,6 +173,69 @@ def scaling(table: xr.Dataset) -> Figure:
         ax.set_visible(False)
     shared_legend(axes[:1])
     return fig
+
+
+_PARTS = ("sampling", "averaging", "truncation", "nonlinearity")
+
+
+def scaling_by_family(families: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
+    """Errors of methods and the parts of their budgets against size, a column per family of models.
+
+    Each family has the same methods, by their names, with tables as `depthsys.plot.scaling` draws
+    them. Parts are those of the last method; sampling and nonlinearity are those of all methods.
+    What is nowhere more than rounding is left out. All errors have one axis, but nonlinearity, far
+    below the others, has its own.
+    """
+    methods = list(next(iter(families.values())))
+    named = {
+        family: {method: _with_sizes(table) for method, table in tables.items()}
+        for family, tables in families.items()
+    }
+    last = [tables[methods[-1]] for tables in named.values()]
+    parts = [part for part in _PARTS if any(_has(table, part) for table in last)]
+    rows = [(name, "relative_l2") for name in methods] + [(methods[-1], part) for part in parts]
+    drawn = {
+        (row, column): _one_quantity(tables[row[0]], row[1])
+        for row in rows
+        for column, tables in enumerate(named.values())
+    }
+    fig, axes = figure(4.9 * len(named), 2.1 * len(rows) + 2, columns=len(named), rows=len(rows))
+    for ax, ((name, quantity), column) in zip(axes, drawn, strict=True):
+        own = quantity == "nonlinearity"
+        alike = [t for (row, _), t in drawn.items() if (row[1] == "nonlinearity") == own]
+        table = drawn[(name, quantity), column]
+        scaling_of(ax, table, quantity, names=(name, quantity) == rows[0], alike=alike)
+        whose = name if quantity in ("relative_l2", "averaging", "truncation") else "all methods"
+        what = quantity if quantity in _PARTS else "relative L2 error"
+        ax.set_ylabel(f"{whose}\n{what} (%)")
+        if (name, quantity) != rows[-1]:
+            ax.set_xlabel("")
+    longest = max(len(str(name)) for table in last for name in table["model"].values)
+    for ax, below, family in zip(axes, axes[len(named) :], named, strict=False):
+        # above the turned names of the models
+        ax.set_title(family, pad=12 + 4.6 * longest, fontweight="bold")
+        key_above(below, ncols=3)
+    return fig
+
+
+def _with_sizes(table: xr.Dataset) -> xr.Dataset:
+    """Models that are named with their numbers of parameters."""
+    counted = map(sizes.counted_parameters, table["n_parameters"].values)
+    names = [f"{name}, {size}" for name, size in zip(table["model"].values, counted, strict=True)]
+    return table.assign_coords(model=names)
+
+
+def _one_quantity(table: xr.Dataset, quantity: str) -> xr.Dataset:
+    """Only what is drawn: anything else would stretch the axis."""
+    if quantity not in _PARTS:
+        return table.drop_vars("budget")
+    return table[["n_parameters", "budget"]].sel(part=[quantity])
+
+
+def _has(table: xr.Dataset, part: str) -> bool:
+    """Whether anything of that part is more than rounding."""
+    values = table["budget"].sel(part=part, bound="estimate")
+    return bool((100 * values > TINY).any())
 
 
 def controllability(measures: xr.Dataset) -> Figure:

@@ -95,8 +95,10 @@ def scaling(path: str | Path, *, basis: str | None = None, order: int | None = N
         Over ``model`` (in the order of their sizes), ``task``, ``seed`` and ``bound`` (estimate and
         95 % interval over prompts): ``relative_l2``, ``spearman``, ``pearson`` of absolute
         injections at all layers, as in reports, ``relative_l2_later`` without layer 0, ``budget``
-        of ``relative_l2`` with the dim ``part``; ``noise_floor`` (model, task, seed);
-        ``n_parameters``, ``n_layers``, ``n_features`` (model). NaN where a cell is not there.
+        of ``relative_l2`` with the dim ``part``; ``noise_floor``, ``noise_floor_later`` and
+        ``auc`` at the last depth (model, task, seed); ``n_parameters``, ``n_layers``,
+        ``n_features`` (model). NaN where a cell is not there, and for ``auc`` where no held-out
+        texts were given.
         attrs ``basis`` and ``order``. Of several concepts the first one counts.
 
     Raises
@@ -152,10 +154,9 @@ def _chosen(table: xr.Dataset, basis: str, order: int) -> xr.Dataset | None:
     whole, later = (gains.sel(layers=name, drop=True) for name in _layers(table))
     found = {name: whole[name] for name in ("relative_l2", "spearman", "pearson", "noise_floor")}
     budget = here["error_budget"].sel(layers="all", drop=True)
-    made = xr.Dataset(
-        {**found, "relative_l2_later": later["relative_l2"], "budget": budget}
-    ).reset_coords(drop=True)
-    return made
+    found |= {f"{name}_later": later[name] for name in ("relative_l2", "noise_floor")}
+    auc = table["auc"].isel(depth=-1, drop=True) if "auc" in table else xr.DataArray(np.nan)
+    return xr.Dataset({**found, "budget": budget, "auc": auc}).reset_coords(drop=True)
 
 
 def _layers(table: xr.Dataset) -> tuple[str, str]:

@@ -128,6 +128,64 @@ def test_scaling_of_one_model_and_one_seed(table, tmp_path):
     assert ax.get_xlim()[0] < 1e8 < ax.get_xlim()[1]
 
 
+def test_noise_floors_are_bars_under_the_seeds_of_their_model_and_task(table, tmp_path):
+    floors = 0.001 * (1 + np.arange(18.0)).reshape(3, 2, 3)
+    floors[2, 0] = np.nan
+    floored = table.assign(noise_floor=(("model", "task", "seed"), floors))
+    ax = scaled(tmp_path, floored)
+    (bars,) = [c for c in ax.collections if c.get_label() == "noise floor"]
+    drawn = np.array(segments_of(bars))
+    want = 100 * np.median(floors, axis=-1).T.ravel()
+    np.testing.assert_allclose(drawn[:, 0, 1], want[np.isfinite(want)])
+    np.testing.assert_array_equal(drawn[:, 0, 1], drawn[:, 1, 1])
+    sizes = np.tile(table.n_parameters.values, 2)[np.isfinite(want)]
+    assert (drawn[:, 0, 0] < drawn[:, 1, 0]).all()
+    np.testing.assert_allclose(drawn[:, :, 0] / sizes[:, None], 1, rtol=0.25)
+    assert "noise floor" not in labels_of(scaled(tmp_path, floored, "averaging"))
+    assert "noise floor" not in labels_of(scaled(tmp_path, table))
+
+
+def labels_of(ax):
+    return [c.get_label() for c in ax.collections]
+
+
+def test_tables_that_are_alike_have_one_axis(table, tmp_path):
+    small = table.assign(relative_l2=table.relative_l2 / 50).drop_vars("budget")
+    alone = scaled(tmp_path, small).get_ylim()
+    both = scaled(tmp_path, small, alike=[table]).get_ylim()
+    assert both[0] == pytest.approx(alone[0])
+    assert both[1] > 10 * alone[1]
+    assert scaled(tmp_path, table, alike=[small]).get_ylim() == both
+
+
+def test_families_have_a_column_each_and_one_axis(table):
+    table["budget"].loc[{"part": "truncation"}] = 1e-17
+    small = table.copy(deep=True)
+    small["relative_l2"] = small["relative_l2"] / 3
+    small["budget"].loc[{"part": "nonlinearity"}] = 1e-5
+    other = small.assign_coords(task=["movies", "tweets"])
+    fig = sheets.scaling_by_family(
+        {
+            "one": {"ensemble 4": table, "krylov 8": small},
+            "two": {"ensemble 4": other, "krylov 8": other},
+        }
+    )
+    labels = ["ensemble 4\nrelative L2 error", "krylov 8\nrelative L2 error"]
+    labels += ["all methods\nsampling", "krylov 8\naveraging", "all methods\nnonlinearity"]
+    grid = [ax for ax in fig.axes if ax.get_ylabel()]
+    assert [ax.get_ylabel() for ax in grid] == [f"{label} (%)" for label in labels for _ in (1, 2)]
+    assert [ax.get_title() for ax in grid[:2]] == ["one", "two"]
+    assert len({ax.get_ylim() for ax in grid[:8]}) == 1
+    assert len({ax.get_ylim() for ax in grid[8:]}) == 1
+    assert grid[0].get_ylim() != grid[8].get_ylim()
+    assert grid[8].get_ylim()[0] < 0.01 < grid[0].get_ylim()[0] * 10
+    named = [sorted(t.get_text() for t in ax.texts if t.get_rotation()) for ax in grid]
+    assert named == [["large, 100 M", "middle, 1 M", "small, 200 k"]] * 2 + [[]] * 8
+    keys = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in grid[2:4]]
+    assert keys == [["sst2", "imdb"], ["movies", "tweets"]]
+    assert not written_over(fig)
+
+
 def test_scaling_refuses_other_tables(table):
     _, (ax,) = plot.figure()
     with pytest.raises(TypeError, match=r"`table` must be a Dataset; got DataArray"):
@@ -142,3 +200,6 @@ def test_scaling_refuses_other_tables(table):
         plot.scaling(ax, table.isel(model=[]))
     with pytest.raises(ValueError, match=r"`table` must have dims .*isel\(split=0\)"):
         plot.scaling(ax, table.assign(relative_l2=table.relative_l2.expand_dims(split=2)))
+    floors = table.relative_l2.sel(bound="low")
+    with pytest.raises(ValueError, match=r"`noise_floor` must have dims .*isel\(split=0\)"):
+        plot.scaling(ax, table.assign(noise_floor=floors.expand_dims(split=2)))

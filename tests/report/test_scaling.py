@@ -1,80 +1,125 @@
-"""Agreement by size: what stands for the cells of a model, and that models keep clear."""
-
-import re
-from dataclasses import replace
+"""Tables of agreement against size: what they read off the cells of every family."""
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from depthsys.report.html.facts import Facts
-from depthsys.report.html.results import CellResults
-from depthsys.report.html.scaling import LABEL, section, sizes_along
-from depthsys.report.stage import Stage
+from depthsys.report import scaling
 
-ERRORS = {"small": [0.04, 0.01, 0.3], "near": [0.02, 0.05, 0.08], "large": [0.5, 0.2, 0.1]}
-SIZES = {"small": 340_000, "near": 350_000, "large": 135_000_000}
-
-
-def cells() -> list[Facts]:
-    dims = ("basis", "order", "layers", "injection", "bound")
-    found = []
-    for model, errors in ERRORS.items():
-        for task, error in zip("abc", errors, strict=True):
-            values = np.array([[[[[error, error / 2, error * 2]]]]])
-            data = xr.Dataset(
-                {"relative_l2": (dims, values)},
-                coords={
-                    "basis": ["krylov"], "order": [4], "layers": ["all"],
-                    "injection": ["absolute"], "bound": ["estimate", "low", "high"],
-                },
-                attrs={"n_parameters": SIZES[model]},
-            )  # fmt: skip
-            cell = CellResults(model, task, "0", "", {"comparison": Stage.of(data)})
-            found.append(Facts(cell, f"{model} · {task}", f"{model}-{task}"))
-    return found
+BOUNDS = ["estimate", "low", "high"]
+PARTS = ["nonlinearity", "averaging", "sampling", "truncation", "total"]
+DIMS = ("model", "task", "seed")
+METHODS = ("ensemble 4", "krylov 4", "krylov 8", "krylov 32", "arnoldi 32")
+# (model, task, seed), of the smaller model first
+ERRORS = np.array([[[0.04, 0.02, 0.03]], [[0.01, 0.03, 0.30]]])
 
 
-def test_a_method_has_a_median_between_the_least_and_the_largest_of_a_model():
-    made = section(cells())
-    assert made is not None
-    said = re.findall(r"<title>([a-z]+, krylov: [^<]*)</title>", made.body)
-    assert said == [
-        "small, krylov: 4.00\u00a0%, 1.00\u00a0% to 30.0\u00a0% in 3 cells",
-        "near, krylov: 5.00\u00a0%, 2.00\u00a0% to 8.00\u00a0% in 3 cells",
-        "large, krylov: 20.0\u00a0%, 10.0\u00a0% to 50.0\u00a0% in 3 cells",
+def family_table(errors=ERRORS):
+    """As `study.scaling` makes it; intervals are 20 % wide, floors 1 %."""
+    wide = errors[..., None] * np.array([1.0, 0.9, 1.1])
+    share = np.array([0.01, 0.25, 0.5, 0.125, 1.0])
+    return xr.Dataset(
+        {
+            "relative_l2": ((*DIMS, "bound"), wide),
+            "relative_l2_later": ((*DIMS, "bound"), wide / 2),
+            "spearman": ((*DIMS, "bound"), 1 - wide),
+            "pearson": ((*DIMS, "bound"), 1 - wide / 3),
+            "budget": ((*DIMS, "part", "bound"), wide[..., None, :] * share[:, None]),
+            "noise_floor": (DIMS, np.where(np.isnan(errors), np.nan, 0.01)),
+            "noise_floor_later": (DIMS, np.full(errors.shape, 0.002)),
+            "auc": (DIMS, np.full(errors.shape, 0.75)),
+            "n_parameters": ("model", [1000, 2_500_000]),
+            "n_layers": ("model", [4, 12]),
+            "n_features": ("model", [8, 64]),
+        },
+        coords={
+            "model": ["small", "large"],
+            "task": ["movies"],
+            "seed": [0, 1, 2],
+            "part": PARTS,
+            "bound": BOUNDS,
+        },
+    )
+
+
+@pytest.fixture
+def stored():
+    return {"a family": scaling.rows({name: family_table() for name in METHODS})}
+
+
+def test_rows_are_the_cells_with_five_digits(stored):
+    own = stored["a family"]
+    assert [(row["model"], row["seed"]) for row in own] == [
+        (model, seed) for model in ("small", "large") for seed in (0, 1, 2)
     ]
-    assert made.body.count('class="w ') == 3
-    assert "the median over tasks; lines from the least to the largest" in made.body
-    assert "340 k is small, 350 k is near and 135 M is large" in made.body
+    row = own[5]
+    assert row["methods"]["ensemble 4"]["relative_l2"] == pytest.approx([0.3, 0.27, 0.33])
+    assert row["methods"]["krylov 8"]["truncation"] == pytest.approx(0.0375)
+    assert row["sampling"] == pytest.approx([0.15, 0.135, 0.165])
+    assert (row["n_layers"], row["n_features"], row["auc"]) == (12, 64, 0.75)
+    exact = family_table(ERRORS / 7)
+    (first, *_) = scaling.rows({"ensemble 4": exact})
+    assert first["methods"]["ensemble 4"]["relative_l2"][0] == 0.0057143
 
 
-def test_what_is_known_of_one_size_alone_is_not_drawn():
-    facts = [
-        each
-        if each.cell.model == "large"
-        else Facts(replace(each.cell, stages={"gains": stage}), each.name, each.anchor)
-        for each in cells()
-        for stage in [Stage({}, {"n_parameters": SIZES[each.cell.model]})]
-    ]
-    assert section(facts) is None
+def test_cells_that_are_not_there_are_left_out(stored):
+    errors = ERRORS.copy()
+    errors[0, 0, 1] = np.nan
+    own = scaling.rows({name: family_table(errors) for name in METHODS})
+    assert len(own) == 5
+    ratios, smaller, larger = scaling.against_smallest(own, "krylov 32")
+    assert ratios == pytest.approx([0.25, 10])
+    assert (smaller, larger) == (1, 1)
 
 
-def test_models_of_near_sizes_stand_in_order():
-    axis, at, in_order = sizes_along([340_000, 350_000, 135_000_000], 4)
-    assert in_order
-    assert at == [0.0, 1.0, 2.0]
-    assert [name for _, name in axis.labels(7)] == ["340 k", "350 k", "135 M"]
+def test_the_largest_model_is_set_against_the_smallest_on_the_same_seed(stored):
+    ratios, smaller, larger = scaling.against_smallest(stored["a family"], "ensemble 4")
+    assert ratios == pytest.approx([0.25, 1.5, 10])
+    # 0.27 to 0.33 lies above 0.027 to 0.033, 0.009 to 0.011 below 0.036 to 0.044
+    assert (smaller, larger) == (1, 2)
+    wide = family_table(np.array([[[0.03] * 3], [[0.035] * 3]]))
+    own = scaling.rows({"ensemble 4": wide})  # 0.027 to 0.033 and 0.0315 to 0.0385 overlap
+    assert scaling.against_smallest(own, "ensemble 4")[1:] == (0, 0)
 
 
-def test_models_of_far_sizes_stand_by_the_logarithm():
-    axis, at, in_order = sizes_along([10**5, 10**7, 10**8], 4)
-    assert not in_order
-    assert (at[1] - at[0]) / (at[2] - at[1]) == pytest.approx(2)
-    places = [axis.over(52, 442)(x) for x in at]
-    assert min(np.diff(places)) >= LABEL
+def test_the_trend_has_medians_by_size_whatever_the_order_of_models(stored):
+    backwards = family_table().isel(model=[1, 0])
+    other = {"a family": scaling.rows({name: backwards for name in METHODS})}
+    table = scaling.trend_table(stored)
+    assert scaling.trend_table(other).rows == table.rows
+    assert table.rows[0] == (
+        "a family",
+        "ensemble 4",
+        "3 %, 3 %",
+        "3.0, 3.0",
+        "0.97, 0.97",
+        "1.5 %, 1.5 %",
+        "1.5 (0.25 to 10)",
+        "1 of 3",
+        "2 of 3",
+    )
+    assert table.rows[-1][:3] == ("a family", "*noise floor*", "1 %, 1 %")
+    assert table.rows[-1][5] == "0.2 %, 0.2 %"
 
 
-def test_of_many_names_some_stand_beside_the_axis():
-    axis, *_ = sizes_along([10**5 + n for n in range(20)], 4)
-    assert len(axis.labels(6)) <= 7
+def test_agreement_has_the_seed_in_the_middle_with_its_interval(stored):
+    table = scaling.agreement_table(stored)
+    assert [row[0] for row in table.rows] == ["small (4 x 8, 1,000)", "large (12 x 64, 2,500,000)"]
+    assert table.rows[1][1:6] == (
+        "movies",
+        "0.75",
+        "1 %",
+        "3 % [2.7, 3.3] (1 % to 30 %)",
+        "0.97 (0.70 to 0.99)",
+    )
+    assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_the_budget_has_medians_over_seeds(stored):
+    table = scaling.budget_table(stored)
+    assert table.header[5] == "truncation, ensemble 4"
+    assert table.rows[0][1:6] == ("movies", "0.03 %", "1.5 %", "0.75 %", "0.38 %")
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    parts = scaling.page(stored)
+    assert list(parts) == ["trend", "agreement", "budget"]
+    assert parts["budget"].count("\n") == 1 + len(table.rows)

@@ -44,6 +44,10 @@ def test_scaling_is_what_the_comparisons_say(two_sizes):
         np.testing.assert_array_equal(
             found["budget"].sel(at).transpose("part", "bound"), own.transpose("part", "bound")
         )
+        assert found["auc"].sel(at) == table["auc"].values[-1]
+        floors = here["noise_floor"].sel(injection="absolute")
+        assert found["noise_floor"].sel(at) == floors.sel(layers="all")
+        assert found["noise_floor_later"].sel(at) == floors.sel(layers="without_layer_0")
     gone = found.sel(model="large", task="place", seed=3)
     assert np.isnan(gone["relative_l2"]).all()
     assert np.isfinite(found["spearman"]).sum() == 7 * 3
