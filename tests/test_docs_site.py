@@ -50,6 +50,15 @@ def test_every_page_is_in_a_table_of_contents():
     assert pages - listed == {DOCS.resolve() / "index"}
 
 
+def test_the_page_of_a_real_study_is_whole_and_of_no_machine():
+    text = (DOCS / "reports/real_study.html").read_text("utf-8")
+    assert text.count('<details id="cell-') == 12
+    assert not re.search(r"/(tmp|home|root|work|check)/", text)
+    page = Fetched()
+    page.feed(text)
+    assert [each for each in page.addresses if each and not each.startswith("data:")] == []
+
+
 # ------------------------------------------------------------------------------ how pages are read
 
 
