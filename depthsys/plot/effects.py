@@ -41,7 +41,18 @@ def effect_against_price(
         Names of `EFFECTS` and `PRICES` (plan, strength, bound).
     legend
         Draw one.
+
+    Raises
+    ------
+    ValueError
+        If the effect was not measured: log-odds need words.
     """
+    if not bool(effects[effect].notnull().any()):
+        others = ", ".join(repr(name) for name in EFFECTS if name != effect)
+        raise ValueError(
+            f"`effect` must be one that was measured; got {effect!r}, which is nowhere known. Give "
+            f"words to `lm.generation_effects`, or choose {others}."
+        )
     for row, plan in enumerate(effects["plan"].values):
         style = STYLES[row % len(STYLES)]
         y, x = (effects[name].sel(plan=plan) for name in (effect, price))

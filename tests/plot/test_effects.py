@@ -39,3 +39,10 @@ def test_perplexity_is_drawn_on_a_log_axis(effects):
     plot.effect_against_price(ax, effects, "readout_new_shift", "perplexity_mean", legend=False)
     assert ax.get_xscale() == "log"
     assert ax.get_legend() is None
+
+
+def test_an_effect_that_was_not_measured_is_refused(effects):
+    unknown = effects.assign(log_odds_mean=effects["log_odds_mean"] * np.nan)
+    _, (ax,) = plot.figure()
+    with pytest.raises(ValueError, match="`effect` must be one that was measured; got 'log_odds_"):
+        plot.effect_against_price(ax, unknown)
