@@ -63,15 +63,14 @@ def render(rows: list[dict]) -> str:
 
 
 def study_rows(path: Path) -> list[dict]:
-    return [
-        row(
-            names["model"],
-            names["task"],
-            *(node[stage].to_dataset().load() for stage in ("system", "gains")),
-            {float(node["plan"].attrs["target_asked"].removesuffix("std")): node["energies"].to_dataset().load()},
-        )
-        for names, node in cells_of(study.read(path))
-    ]
+    return [study_row(names, node) for names, node in cells_of(study.read(path))]
+
+
+def study_row(names: dict, node: xr.DataTree) -> dict:
+    stages = ("system", "gains", "energies")
+    system, gains, energies = (node[stage].to_dataset().load() for stage in stages)
+    shift = float(node["plan"].attrs["target_asked"].removesuffix("std"))
+    return row(names["model"], names["task"], system, gains, {shift: energies})
 
 
 def small_rows(data: Path, out: Path) -> list[dict]:
