@@ -75,14 +75,17 @@ def stage_identity(
 
 
 def asked(study: Study, found: "Found", splits: "Splits") -> dict[str, str]:
-    """A hash of what every stage of a cell is to be of, but for the Datasets that it takes."""
+    """A hash of what every stage of a cell is to be of, but for the Datasets that it takes.
+
+    Also of those that the study does not ask for (any more), which may be there from before.
+    """
     model = model_identity(files_sha256(found.source), found.settings)
     texts = texts_identity(splits)
     of_stage = {
         stage: stage_identity(
             stage, found.settings, model, texts, {}, shard=study.shard, writing=study.writing
         )
-        for stage in study.stages
+        for stage in STAGES
     }
     return {stage: _without_inputs(identity) for stage, identity in of_stage.items()}
 

@@ -133,8 +133,14 @@ def _of_study(path: Path) -> Results:
     if left := len(cells) - len(found):
         notes.append(f"{counted(left, 'cell')} that the file of the study does not ask for")
     return Results(
-        str(about["study_name"]), found, about, settings, "study", str(path), tuple(notes)
+        str(about["study_name"]), found, about, settings, "study", _placed(path), tuple(notes)
     )
+
+
+def _placed(path: Path) -> str:
+    """Where results are, by its own name: what lies beside them is told from there."""
+    real = path.resolve()
+    return str(real.parent / (path.name or real.name))
 
 
 def _wanted(group: str) -> set[str]:
@@ -257,7 +263,7 @@ def _of_file(path: Path) -> Results:
         )
     cell = _cell(*found)
     return Results(
-        f"{STAGES[found[0]]}: {cell.model or path.stem}", (cell,), {}, "", "file", str(path)
+        f"{STAGES[found[0]]}: {cell.model or path.stem}", (cell,), {}, "", "file", _placed(path)
     )
 
 
@@ -274,7 +280,7 @@ def _of_folder(path: Path) -> Results:
             "deep. Give the folder after --out, or a study.zarr."
         )
     name = path.resolve().name
-    return Results(name, tuple(cells), {}, "", "run", str(path), tuple(notes))
+    return Results(name, tuple(cells), {}, "", "run", _placed(path), tuple(notes))
 
 
 def _files(path: Path, kind: str) -> Iterator[Path]:

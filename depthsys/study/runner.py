@@ -167,6 +167,8 @@ class CellRun:
 
     def run(self) -> Outcome:
         """Make what is not there yet."""
+        for stage in self.store.failures(self.key).keys() - set(self.study.stages):
+            self.store.passed(self.key, stage)  # which is not asked for any more
         try:
             known = self._known()
         except Exception as error:  # of any kind: tokenizers raise bare ones
@@ -205,6 +207,7 @@ class CellRun:
         there = self.store.finished(self.key, stage, identity)
         if there is not None:
             self.datasets[stage] = there
+            self.store.passed(self.key, stage)  # it may have failed as something else meanwhile
             self.outcome.kept += 1
             self.watch.end(self.key, stage, "kept", 0.0)
             return

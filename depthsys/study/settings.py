@@ -326,7 +326,10 @@ def _read_at(given: str | int) -> str | int:
 
 def _two(name: str, text: str | Collection[str]) -> tuple[str, str]:
     """Two names with a comma between them; one that holds a comma is in quotes."""
-    given = next(csv.reader([text], skipinitialspace=True), []) if isinstance(text, str) else text
+    try:
+        given = next(csv.reader([text], skipinitialspace=True)) if isinstance(text, str) else text
+    except (csv.Error, StopIteration):  # lines in it, or more than a column holds
+        given = []
     names = [str(each).strip() for each in given]
     if len(names) != 2 or not all(names) or names[0] == names[1]:
         shown = text if isinstance(text, str) and len(text) <= 60 else names[:4]

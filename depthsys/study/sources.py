@@ -39,7 +39,7 @@ def model_source(source: str, home: Path) -> str:
                 "That is the model there is."
             )
         return str(real.path_of(real.MODEL))
-    path = home / Path(source).expanduser()
+    path = _seen_from(home, source)
     if path.exists():
         return str(path.resolve())
     if source.startswith(("/", "~", ".")) or source.endswith(".gguf"):
@@ -74,13 +74,21 @@ def texts_source(texts: str, data: Path) -> str:
                 f"{texts!r}. Pick one."
             )
         return str(real.texts_path(name).resolve())
-    path = data / Path(texts).expanduser()
+    path = _seen_from(data, texts)
     if not path.exists():
         raise FileNotFoundError(
             f"`texts` must exist; got {texts!r}{_where(texts, path)}. Paths are seen from the "
             "study's file, or from the folder of --data."
         )
     return str(path.resolve())
+
+
+def _seen_from(folder: Path, given: str) -> Path:
+    """A path seen from a folder; the ``~`` of a user whom nobody knows stays as it is."""
+    try:
+        return folder / Path(given).expanduser()
+    except RuntimeError:
+        return folder / given
 
 
 def _where(given: str, path: Path) -> str:

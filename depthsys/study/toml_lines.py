@@ -7,6 +7,7 @@ Path = tuple[str | int, ...]
 
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _KEY = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
+_ENDS = ("]", "}", '"""', "'''")  # of values over several lines
 _TABLE = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 
 
@@ -30,9 +31,13 @@ def key_lines(text: str) -> dict[Path, int]:
     counts: dict[str, int] = {}
     table: Path = ()
     inside = ""  # lines of a value that goes on
-    for number, line in enumerate(text.splitlines(), start=1):
+    # no other mark ends a line of TOML: the separators of Unicode may stand in its texts
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if inside:
-            inside = "" if _is_whole(inside + "\n" + line) else inside + "\n" + line
+            inside += "\n" + line
+            # looked at only where it may end: long lists would be read anew with every line
+            if any(end in line for end in _ENDS) and _is_whole(inside):
+                inside = ""
             continue
         if opened := _TABLE.match(line):
             table = _named(opened, counts)

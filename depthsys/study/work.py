@@ -166,7 +166,9 @@ class ModelOfStudy:
     def load_model(self) -> "DepthModel":
         """The model, from where this process finds it."""
         _check_files(self.work)
-        return self.work.found.load_model()
+        model = self.work.found.load_model()
+        _check_files(self.work)  # of a model of the hub that was not here yet
+        return model
 
 
 def _loaded(model: ModelOfStudy, *, spread: bool) -> "DepthModel":
@@ -198,7 +200,7 @@ def runs_of(work: CellWork) -> "Callable[..., Any]":
 def _check_files(work: CellWork) -> None:
     """ValueError where the model lies here with other files than those that the study is of."""
     here = files_sha256(work.found.source)
-    if work.files_sha256 is not None and here != work.files_sha256:
+    if None not in (here, work.files_sha256) and here != work.files_sha256:
         raise ValueError(
             f"`source` must hold the same files wherever the study runs, and as long as it does; "
             f"{work.found.source!r} holds others here and now. Copy the model there, or run the "

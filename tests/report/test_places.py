@@ -52,6 +52,20 @@ def test_a_page_holds_no_absolute_path(study_store):
 
 
 @pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("got '/home/some one/films/a.csv' here", "got '~/films/a.csv' here"),
+        ('texts = "/mnt/my disk/films of/a.csv"', 'texts = "…/a.csv"'),
+        ("run '/a/my films/s.toml' --out /a/s.zarr", "run 'my films/s.toml' --out s.zarr"),
+        ("'/b/c' or '/d/e'", "'…/c' or '…/e'"),
+        ("cd /home/someone", "cd ~/"),
+    ],
+)
+def test_names_of_folders_go_with_their_spaces_and_homes_with_their_names(said, shown):
+    assert Places("/a").inside(said) == shown
+
+
+@pytest.mark.parametrize(
     "said",
     ["100/50/50 per class", "yes and/or no", "https://hf.co/a/b", "~/a/b", "../a/b.csv", "a / b"],
 )

@@ -44,6 +44,16 @@ def test_what_was_not_changed_is_there(made):
     assert set(study.read(made.out)[CELL].children) == {"concept", "system", "gains", "energies"}
 
 
+def test_a_stage_that_is_not_asked_for_is_not_read_with_other_settings(made):
+    fewer = SMALL.replace('"gains", "energies"', '"gains"')
+    made(fewer)
+    (cell,) = read_results(made.out).cells
+    assert "energies" in cell.stages
+    made(fewer.replace('device = "cpu"', 'device = "cpu"\ntarget = "2std"'))
+    (cell,) = read_results(made.out).cells
+    assert (list(cell.stages), cell.state) == (["concept", "system", "gains"], "complete")
+
+
 def test_what_is_asked_is_remembered_beside_failures(runs, monkeypatch):
     monkeypatch.setattr(steps, "gains", _failing)
     runs()

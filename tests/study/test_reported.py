@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_a_store_has_all_its_cells(study_store, study_stages):
     assert "v" not in cell.stages["system"]
     assert cell.stages["system"].attrs["n_features"] == study_stages["system"].sizes["feature"]
     assert cell.state == "complete"
+
+
+def test_what_lies_beside_a_store_is_told_from_there_however_its_path_is_typed(
+    study_store, monkeypatch
+):
+    monkeypatch.chdir(study_store.parent)
+    for typed in (Path(study_store.name), study_store):
+        assert Path(read_results(typed).source) == study_store.resolve()
 
 
 def test_a_running_study_says_what_is_not_there(study_store):

@@ -12,6 +12,7 @@ from depthsys import demo, lm
 from depthsys.demo import grammar
 from depthsys.files.locks import locked
 from depthsys.study import steps, work
+from depthsys.study.reported import read_results
 from depthsys.study.store import Store, dataset_sha256, read_group
 from depthsys.study.study_reader import read_study
 from tests.study.conftest import SMALL, write_texts
@@ -134,6 +135,30 @@ def test_what_needs_a_failed_stage_is_left_out(runs, monkeypatch):
     outcome = runs()
     assert [stage for _, stage, _ in outcome.failed] == ["system"]
     assert [stage for _, stage in outcome.left_out] == ["gains", "energies"]
+
+
+def test_a_failure_is_forgotten_once_what_was_there_is_asked_for_again(made, monkeypatch):
+    runs = made
+    key = "little/mood/seed_0/mean_difference"
+    monkeypatch.setattr(steps, "gains", _raising(ValueError("too far")))
+    changed = SMALL.replace('device = "cpu"', 'device = "cpu"\neps = 0.02')
+    assert [stage for _, stage, _ in runs(changed).failed] == ["gains"]
+    monkeypatch.undo()
+    outcome = runs()
+    assert (outcome.made, outcome.kept) == (0, 4)
+    (cell,) = read_results(runs.out).cells
+    assert (cell.state, list(cell.stages)) == ("complete", STAGES)
+    assert xr.open_datatree(runs.out, engine="zarr", consolidated=False)[key].attrs.keys() == {
+        "asked"
+    }
+
+
+def test_a_failure_of_a_stage_that_is_not_asked_for_any_more_is_forgotten(runs, monkeypatch):
+    monkeypatch.setattr(steps, "control", _raising(ValueError("no schedule")))
+    assert runs().failed
+    assert runs(SMALL.replace('"gains", "energies"', '"gains"')).failed == []
+    (cell,) = read_results(runs.out).cells
+    assert (cell.state, list(cell.stages)) == ("complete", STAGES[:3])
 
 
 def test_a_model_that_cannot_be_loaded_fails_once_and_the_others_go_on(runs, tmp_path):

@@ -143,6 +143,10 @@ prompt = ["a"]
         (("shard = 1024", "texts = {max_new_tokens = 0}"), "must be a whole number >= 1; got 0"),
         (("shard = 1024", 'texts = {positions = "all"}'), "must be generated, every or last"),
         (("shard = 1024", 'name2 = "a"'), "there is no 'name2'; did you mean 'name'"),
+        (('"demo_48x4"', '"~nobody-here/m"'), "must be an existing folder or GGUF file; got '~nob"),
+        (('"demo:sentiment"', '"~nobody-here/t.csv"'), "`texts` must exist; got '~nobody-here"),
+        (("device =", 'classes = ["a\\nb", "c"]\ndevice ='), "`classes` must be two names; got"),
+        (("device =", 'classes = ""\ndevice ='), "`classes` must be two names; got"),
     ],
 )
 def test_one_fault(tmp_path, change, said):

@@ -63,3 +63,16 @@ def test_a_key_that_is_not_there_has_the_line_of_its_table():
 def test_dotted_keys_have_their_lines():
     found = key_lines('a = 1\nsettings.split = "1/1/1"\n[b]\n"c d" . e = 2\n')
     assert (found["settings", "split"], found["b", "c d", "e"]) == (2, 4)
+
+
+def test_separators_of_unicode_end_no_line():
+    assert key_lines('# one\u2028line\r\na = "x\u0085y"\r\nb = 1\r\n') == {("a",): 2, ("b",): 3}
+
+
+def test_a_long_list_is_read_once(monkeypatch):
+    calls = []
+    read = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: calls.append(text) or read(text))
+    prompts = "".join(f'  "prompt {n}",\n' for n in range(100))
+    assert key_lines(f"a = [\n{prompts}]\nb = 1\n") == {("a",): 1, ("b",): 103}
+    assert len(calls) == 3  # where it begins, where it may end, and b

@@ -11,8 +11,12 @@ from depthsys.report.stage import Stage
 
 _END = r"[^\s'\"`<>:,;()\[\]{}|*?/]"
 # from a root to a name at least one folder below it; not what follows a name, as in "10/4/4"
-_PATH = re.compile(rf"(?:file://|(?<![\w.~/+-]))/(?:{_END}+/)+{_END}*|\b[A-Za-z]:\\[^\s'\"`<>,;]+")
-_HOME = re.compile(r"/(?:home|Users)/[^/]+/|/root/")
+_PATH = re.compile(
+    # in quotes with spaces, as in errors, commands and study.toml
+    r"(?<=(?P<quote>['\"]))/(?:[^'\"\n/]+/)+[^'\"\n/]*(?=(?P=quote))|"
+    rf"(?:file://|(?<![\w.~/+-]))/(?:{_END}+/)+{_END}*|\b[A-Za-z]:\\[^\s'\"`<>,;]+"
+)
+_HOME = re.compile(r"/(?:home|Users)/[^/]+(?:/|$)|/root(?:/|$)")
 # texts of prompts and of classes, which are not ours to change
 _KEPT = {"template", "system_message", "answer", "read_at", "classes"}
 
