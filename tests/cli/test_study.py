@@ -129,3 +129,12 @@ def test_a_missing_folder_is_told_as_it_would_be_found(typed, tmp_path):
     code, _, err = typed("study", "check", path)
     assert code == 2
     assert f"got '../nowhere', which would be '{tmp_path / 'nowhere'}'" in err
+
+
+def test_texts_are_stored_with_their_prompts(typed, tmp_path):
+    path, out = tmp_path / "study.toml", tmp_path / "study.zarr"
+    asked = '\n[texts]\nprompts = ["the film", "a day"]\nstrengths = [0]\nmax_new_tokens = 2\n'
+    path.write_text(SMALL.replace('"gains", "energies"', '"texts"') + asked)
+    assert typed("study", "run", path, "--out", out)[0] == 0
+    found = room.read(out)["little/mood/seed_0/mean_difference/texts"]
+    assert found["prompt"].values.tolist() == ["the film", "a day"]
