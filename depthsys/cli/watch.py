@@ -2,10 +2,12 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from depthsys.report.forecast import duration
 
@@ -24,7 +26,7 @@ class ProgressWatch:
         self.total = len(study.cells) * len(study.stages)
         self._spent: dict[str, list[float]] = defaultdict(list)
         self._open = [(key, stage) for key in study.cells for stage in study.stages]
-        self._progress = Progress(
+        self._progress = _Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -53,7 +55,8 @@ class ProgressWatch:
         """Say which stage is at work."""
         from depthsys.study.stages import STAGES
 
-        self._progress.update(self._whole, description=f"{key}: {STAGES[stage].title}")
+        self._progress.now = f"{key}: {STAGES[stage].title}"
+        self._progress.refresh()
 
     def end(self, key: "CellKey", stage: str, how: str, seconds: float, said: str = "") -> None:
         """Count a stage, and say what became of it."""
@@ -93,6 +96,18 @@ class ProgressWatch:
             f"depthsys report {store.path} --out report.html"
         )
         return lines
+
+
+class _Bars(Progress):
+    """Bars under a line of its own for the cell, whose name would push them off 80 columns."""
+
+    now = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The line and the bars."""
+        if self.now:
+            yield Text(self.now, no_wrap=True, overflow="ellipsis")
+        yield from super().get_renderables()
 
 
 class _Bar:

@@ -143,6 +143,7 @@ def local_workers(count: int, *, threads: int = 1) -> "Iterator[Client]":
                 "dashboard": False,
                 "env": _environment(number, threads),
                 "silence_logs": "CRITICAL",
+                "preload": ["depthsys.study.dask_preload"],
             },
         }
         for number in range(count)

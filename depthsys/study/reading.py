@@ -35,9 +35,10 @@ def read(path: str | Path) -> xr.DataTree:
     """
     place = Path(path)
     if not place.is_dir():
+        found = "which is a file" if place.exists() else "where nothing is"
         raise FileNotFoundError(
-            f"`path` must be the store of a study; got {str(place)!r}, where nothing is. Make one "
-            "with `depthsys study run`."
+            f"`path` must be the store of a study; got {str(place)!r}, {found}. Make one with "
+            "`depthsys study run`."
         )
     try:
         tree = xr.open_datatree(place, engine="zarr", consolidated=False)

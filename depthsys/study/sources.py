@@ -1,5 +1,6 @@
 """Where the models and texts of a study are: paths seen from its file, and what the package has."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def _seen_from(folder: Path, given: str) -> Path:
 
 def _where(given: str, path: Path) -> str:
     """Where a path leads to, if it does not say so itself."""
-    return "" if str(path) == given else f", which would be {str(path)!r}"
+    return "" if str(path) == given else f", which would be {os.path.abspath(path)!r}"
 
 
 def read_splits_of(texts: str, settings: "Settings") -> "Splits":

@@ -297,7 +297,7 @@ def _texts(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) -> xr.D
         max_new_tokens=writing.max_new_tokens,
         seed=cell.settings.seed,
         do_sample=False,
-    )
+    ).assign_coords(prompt=list(writing.prompts))
     return steps.of_this_run(found, cell)
 
 

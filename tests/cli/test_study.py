@@ -6,7 +6,8 @@ import pytest
 
 from depthsys import study as room
 from depthsys.cli import app
-from depthsys.study import steps
+from depthsys.cli.watch import ProgressWatch
+from depthsys.study import steps, study_reader
 from tests.study.conftest import SMALL
 
 
@@ -102,3 +103,38 @@ def test_what_is_typed_wrongly_is_told(typed, file, tmp_path):
     code, _, err = typed("study", "check", file, "--data", tmp_path / "none")
     assert (code, "`--data` must be a folder" in err) == (2, True)
     assert "must be a study file" in typed("study", "check", tmp_path / "none.toml")[2]
+
+
+def test_a_long_name_of_a_cell_leaves_the_bars_whole_on_80_columns(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SMALL.replace('"little"', f'"{"long_name" * 7}"'))
+    study = study_reader.read_study(path)
+    watch = ProgressWatch(study)
+    watch.console.width = 80
+    watch.begin(study.cells[0], "gains", 10)
+    watch._progress.update(watch._whole, advance=1, rate="17 seconds left")
+    with watch.console.capture() as shown:
+        for line in watch._progress.get_renderables():
+            watch.console.print(line, no_wrap=True, overflow="ellipsis")
+    first, second = shown.get().splitlines()[:2]
+    assert first.startswith("long_name")
+    assert "1/4" in second
+    assert "17 seconds left" in second
+
+
+def test_a_missing_folder_is_told_as_it_would_be_found(typed, tmp_path):
+    path = tmp_path / "of_mine" / "study.toml"
+    path.parent.mkdir()
+    path.write_text(SMALL + '\n[[models]]\nsource = "../nowhere"\n')
+    code, _, err = typed("study", "check", path)
+    assert code == 2
+    assert f"got '../nowhere', which would be '{tmp_path / 'nowhere'}'" in err
+
+
+def test_texts_are_stored_with_their_prompts(typed, tmp_path):
+    path, out = tmp_path / "study.toml", tmp_path / "study.zarr"
+    asked = '\n[texts]\nprompts = ["the film", "a day"]\nstrengths = [0]\nmax_new_tokens = 2\n'
+    path.write_text(SMALL.replace('"gains", "energies"', '"texts"') + asked)
+    assert typed("study", "run", path, "--out", out)[0] == 0
+    found = room.read(out)["little/mood/seed_0/mean_difference/texts"]
+    assert found["prompt"].values.tolist() == ["the film", "a day"]

@@ -70,3 +70,13 @@ def test_nothing_known_has_an_axis_all_the_same():
     for scale in (linear([np.nan]), logarithmic([0.0, -1.0]), counts([])):
         assert scale.high > scale.low
         assert scale.labels()
+
+
+@given(NUMBERS, NUMBERS, st.integers(2, 4))
+def test_an_axis_has_two_ticks_however_little_room_there_is(one, other, most):
+    if abs(one - other) > 1e-3 * max(abs(one), abs(other)):
+        assert len(Scale(min(one, other), max(one, other)).labels(most)) >= 2
+
+
+def test_a_short_axis_around_zero_is_not_named_by_zero_alone():
+    assert [tick for tick, _ in Scale(-0.9, 1.9).labels(2)] == [0.0, 1.0]

@@ -212,6 +212,16 @@ def test_the_same_bits_for_other_numbers_of_workers(
         every_function.assert_same(everything(run, concept), expected)
 
 
+@pytest.mark.distributed
+def test_workers_leave_the_interrupt_of_a_terminal_to_the_caller():
+    with local_workers(2) as client:
+        before = client.run(os.getpid)
+        for pid in before.values():
+            os.kill(pid, signal.SIGINT)
+        assert client.submit(sum, [1, 2]).result() == 3
+        assert client.run(os.getpid) == before
+
+
 class Killing(OnDask):
     """Kills a process when so many results have come back."""
 

@@ -65,6 +65,9 @@ def test_what_is_not_there_is_refused(two_sizes, made, tmp_path):
         study.scaling(made.out)
     with pytest.raises(FileNotFoundError, match="where nothing is"):
         study.read(tmp_path / "none.zarr")
+    (tmp_path / "study.toml").write_text(SMALL)
+    with pytest.raises(FileNotFoundError, match=r"study\.toml', which is a file"):
+        study.read(tmp_path / "study.toml")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"which is no Zarr|whose attrs say None"):
         study.read(tmp_path / "folder")

@@ -126,18 +126,24 @@ def _finite(values: Iterable[float]) -> np.ndarray:
 
 
 def _round(low: float, high: float, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten.
+    """Multiples of 1, 2 or 5 times a power of ten: two at least, as one says nothing of a scale.
 
     Examples
     --------
-    >>> _round(0.0, 1.0, 5)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    >>> _round(0.0, 1.0, 5), _round(-0.9, 1.9, 2)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 1.0])
     """
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * n for n in (1, 2, 5, 10) if power * n >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(n * step, 12 - math.floor(math.log10(step))) for n in range(first, last + 1)]
+    coarse = next(n for n in (1, 2, 5, 10) if power * n >= raw * (1 - 1e-9))
+    found: list[float] = []
+    for step in (power * n for n in (10, 5, 2, 1, 0.5) if n <= coarse):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        digits = 12 - math.floor(math.log10(step))
+        found = [round(n * step, digits) for n in range(first, last + 1)]
+        if len(found) >= 2:
+            break
+    return found
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:
