@@ -66,9 +66,10 @@ class ProgressWatch:
         self._progress.update(self._whole, advance=1, rate=self._left())
         if how in ("made", "failed"):
             spent = f"{seconds:.1f} s" if how == "made" else "FAILED"
-            self.console.print(
-                f"{key} {stage}: {spent}{f'; {said}' if said else ''}", markup=False, soft_wrap=True
-            )
+            line = f"{key} {stage}: {spent}{f'; {said}' if said else ''}"
+            if not self.console.is_terminal:  # there are no bars that say how far it is
+                line = f"[{self.total - len(self._open)}/{self.total}] {line}"
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def _left(self) -> str:
         """What is left, by what stages of the same kind have taken so far."""

@@ -4,6 +4,7 @@ Each function draws into given Axes and returns nothing; `save` writes a figure 
 Curves differ in marker and line style as well as in colour, so that they survive greyscale.
 """
 
+from depthsys.plot import sheets as sheets
 from depthsys.plot.budget import budget_bars, budget_limit
 from depthsys.plot.comparison import (
     agreement_by_order,

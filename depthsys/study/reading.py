@@ -52,7 +52,8 @@ def read(path: str | Path) -> xr.DataTree:
             f"{tree.attrs.get('kind')!r}. Make one with `depthsys study run`."
         )
     for _, node in cells_of(tree):
-        stages = {name: child.attrs for name, child in node.children.items() if name in STAGES}
+        attrs = {str(name): dict(child.attrs) for name, child in node.children.items()}
+        stages = {n: {str(k): v for k, v in a.items()} for n, a in attrs.items() if n in STAGES}
         wanted, failed = (json.loads(node.attrs.get(name, "{}")) for name in (ASKED, FAILED))
         for name in stages.keys() - current(stages, wanted, failed):
             del node[name]

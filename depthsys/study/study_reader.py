@@ -189,7 +189,9 @@ class _Reader:
             called = str(self.names.get(path, "")).casefold()
             if called and called in seen:
                 self.faults.add(
-                    path, f"`name` must be its own; got that of {name}[{seen[called]}] again."
+                    path,
+                    f"`name` must be its own, capitals aside; got {self.names[path]!r}, that of "
+                    f"{name}[{seen[called]}], again. Write another `name = ...`.",
                 )
             seen.setdefault(called, number)
 
@@ -204,7 +206,7 @@ class _Reader:
             self.faults.add(
                 (*path, "name"),
                 f"must be at most 64 letters, digits and . _ = -, a letter or digit first; got "
-                f"{name!r:.80}. Name it.",
+                f"{name!r:.80}. Write another `name = ...`.",
             )
         self.names[path] = name
         return name

@@ -42,7 +42,7 @@ def test_a_study_is_run_and_run_again(typed, file, tmp_path):
     code, out, err = typed("study", "run", file, "--out", tmp_path / "study.zarr")
     assert code == 0
     assert "small: 4 stages made, 0 were there." in out
-    assert "little/mood/seed_0/mean_difference gains:" in err
+    assert "[3/4] little/mood/seed_0/mean_difference gains:" in err
     tree = room.read(tmp_path / "study.zarr")
     assert tree.attrs["command"].startswith("depthsys study run ")
     code, out, _ = typed("study", "run", file, "--out", tmp_path / "study.zarr")

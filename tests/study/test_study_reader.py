@@ -102,7 +102,7 @@ prompt = ["a"]
         "line 12, settings.order_: there is no 'order_'; did you mean 'order'",
         r"line 15, models\[0\].split: there is no 'split'",
         r"line 17, models\[1\].source: `source` must be an existing folder",
-        r"line 18, models\[2\]: `name` must be its own; got that of models\[0\]",
+        r"line 18, models\[2\]: `name` must be its own, capitals aside; got 'Demo_48x4', that of",
         r"line 22, tasks\[0\].name: must be at most 64 letters",
         r"line 23, tasks\[0\].texts: `texts` must be one of demo:sentiment",
         r"line 24, tasks\[0\].dtype: there is no 'dtype'",

@@ -34,7 +34,7 @@ def section(facts: list[Facts]) -> Section | None:
     named = [(each.name, each.budget) for each in rows]
     picture = dots(named, _style, label, "Error budgets of all cells")
     least = [x[0] for each in rows for x in each.budget.values() if np.isfinite(x[0])]
-    low = f" Parts below {percent([LEAST])} are drawn there." if min(least) < LEAST else ""
+    low = f" Parts below {100 * LEAST:g} % are drawn there." if min(least) < LEAST else ""
     said = paragraph(f"{WHY}{low}")
     return Section(
         "budget", "Where the error comes from", joined(said, figure(picture, key=_key(rows)))
