@@ -59,6 +59,7 @@ from depthsys.ltv.response import (
     transition,
 )
 from depthsys.ltv.sampling import sample_system
+from depthsys.ltv.spectra import spectra
 from depthsys.ltv.system import SCHEMA_VERSION, check, constant, system
 from depthsys.ltv.terminal_gains import state_gains
 from depthsys.ltv.window import concatenate, window
@@ -125,6 +126,7 @@ __all__ = [
     "sample_system",
     "simulate",
     "span_basis",
+    "spectra",
     "stack",
     "state_gains",
     "step_response",
