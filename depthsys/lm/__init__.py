@@ -42,6 +42,7 @@ from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
 from depthsys.lm.shards import Crew, Here, ShardedRun
+from depthsys.lm.skipping import layer_skip
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
 from depthsys.lm.verification import (
@@ -96,6 +97,7 @@ __all__ = [
     "identify",
     "jacobians",
     "kept_parts",
+    "layer_skip",
     "linear_gains",
     "linear_range",
     "logistic",

@@ -70,6 +70,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "free_directions": Work(lm.free_directions, after=named),
         "jacobians": Work(lm.jacobians),
         "jacobians, each": Work(lm.jacobians, options={"per_prompt": True}),
+        "layer_skip": Work(lm.layer_skip, after=named),
         "linear_gains": Work(lm.linear_gains, after=named),
         "linear_range": Work(lm.linear_range, after=named, options={"n_bootstrap": 3}),
         "logistic": Work(lm.logistic),
@@ -115,8 +116,8 @@ METHODS = {
 NAMES = [
     *(
         "amplitude_response compare_energies compare_feedback corrected exact_system "
-        "free_directions jacobians linear_gains linear_range logistic mean_difference pca "
-        "whitened mean_jvp mean_vjp measure_gains measure_gains_at optimal_plan play play_law "
+        "free_directions jacobians layer_skip linear_gains linear_range logistic "
+        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at optimal_plan play play_law "
         "required_energy steering_effect"
     ).split(),
     "play, every token",

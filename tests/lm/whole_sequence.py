@@ -57,6 +57,30 @@ def states(hf, ids: list[int]) -> np.ndarray:
     return torch.stack([first[0], *rest]).numpy()
 
 
+def skipped(hf, ids: list[int], layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """x_L and log-probabilities of the next token where a block leaves the last token alone."""
+
+    def hook(module, args, output):
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, -1] = args[0][:, -1]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    last, out = len(blocks(hf)) - 1, []
+    handles = [
+        blocks(hf)[layer].register_forward_hook(hook),
+        blocks(hf)[last].register_forward_hook(
+            lambda m, a, o: out.append((o[0] if isinstance(o, tuple) else o)[0, -1])
+        ),
+    ]
+    try:
+        with torch.no_grad():
+            logits = hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out[0].numpy(), torch.log_softmax(logits.double(), dim=-1).numpy()
+
+
 def jacobians(hf, ids: list[int], dtype=torch.float64) -> np.ndarray:
     """Dense Jacobian of every block on the last token, by whole-sequence autograd."""
     width = hf.config.hidden_size
