@@ -117,8 +117,8 @@ NAMES = [
     *(
         "amplitude_response compare_energies compare_feedback corrected exact_system "
         "free_directions jacobians layer_skip linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at optimal_plan play play_law "
-        "required_energy steering_effect"
+        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
+        "optimal_plan play play_law required_energy steering_effect"
     ).split(),
     "play, every token",
     "jacobians, each",
