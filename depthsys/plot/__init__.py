@@ -35,6 +35,7 @@ from depthsys.plot.responses import responses
 from depthsys.plot.scaling import scaling
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
+from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
 
 __all__ = [
@@ -53,6 +54,9 @@ __all__ = [
     "single_layer_energies",
     "controllability",
     "actuator_layers",
+    "spectra",
+    "eigenvalue_angles",
+    "layer_skip",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",
