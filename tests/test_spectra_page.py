@@ -1,0 +1,87 @@
+"""docs/dynamics.md: its table is that of the stored numbers, and its words say what they say."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from depthsys.report import markdown
+from depthsys.report.page import between
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/dynamics.md").read_text("utf-8")
+WORDS = " ".join(PAGE.split())
+NUMBERS = json.loads((ROOT / "docs/dynamics.json").read_text("utf-8"))
+spec = importlib.util.spec_from_file_location("spectra_page", ROOT / "examples/spectra_page.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+SKIP = {name: row["curves"] for name, row in NUMBERS["skip"].items()}
+MOVIES = NUMBERS["spectra"]["movies"]
+
+
+def ranged(values, digits=2) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def test_the_table_is_that_of_the_numbers():
+    assert between(PAGE, *script.MARKERS) == markdown(script.skip_table(NUMBERS["skip"]))
+
+
+def test_the_agreement_of_curves_is_that_of_the_stored_ones():
+    for row in NUMBERS["skip"].values():
+        p, r = (np.array(row["curves"][name]) for name in ("predicted", "shift"))
+        for part, layers in {"all": slice(None), "without the first two": slice(2, None)}.items():
+            error = np.linalg.norm(p[layers] - r[layers]) / np.linalg.norm(r[layers])
+            assert np.isclose(row["agreement"][part]["relative_l2"][0], error, rtol=2e-3)
+
+
+def test_what_is_said_of_layers_left_out():
+    later = [row["agreement"]["without the first two"] for row in NUMBERS["skip"].values()]
+    errors, ranks = ([row[n][0] for row in later] for n in ("relative_l2", "spearman"))
+    assert "mean curves {:.2f} and {:.2f}, Spearman {:.2f} and {:.2f}".format(
+        *errors, *ranks
+    ) in WORDS  # fmt: skip
+    updates = [value for curves in SKIP.values() for value in curves["update"][2:]]
+    assert f"{100 * min(updates):.0f} to {100 * max(updates):.0f} % of the state" in WORDS
+    assert {f"{c['update'][0]:.0f} and {c['update'][1]:.1f} times" for c in SKIP.values()} == {
+        re.search(r"updates there are (14 and 1\.1 times)", WORDS)[1]
+    }
+    movies, amazon = SKIP["movies"], SKIP["amazon"]
+    assert f"movies, {movies['predicted'][1]:.0f}, has the wrong sign" in WORDS
+    assert f"({movies['shift'][1]:.0f})" in WORDS
+    assert f"{min(movies['kl'][2:24]):.3f} to {max(movies['kl'][2:24]):.2f} nats" in WORDS
+    assert f"({min(amazon['kl'][2:24]):.3f} to {max(amazon['kl'][2:24]):.2f} on amazon)" in WORDS
+    for curves in (movies, amazon):
+        for ends in (curves["kl"][:2], curves["kl"][-2:]):
+            assert "{:.1f} and {:.1f}".format(*ends) in WORDS
+        assert curves["predicted"][-1] == curves["shift"][-1]
+
+
+def test_what_is_said_of_spectra():
+    layer, update, prompt = MOVIES["layer"], MOVIES["update"], MOVIES["prompt"]
+    assert [f"{s['layer']['rank_to_end'][0]:.0f}" for s in NUMBERS["spectra"].values()] == [
+        "70", "70",
+    ]  # fmt: skip
+    own = [f"{s['prompt']['rank_to_end'][0]:.0f}" for s in NUMBERS["spectra"].values()]
+    assert "({} and {} for the median".format(*own) in WORDS
+    d, s = layer["departure"], layer["symmetric_share"]
+    assert f"{d[0]:.2f} at layer 0, {ranged(d[1:23])} at layers 1 to 22" in WORDS
+    assert f"{ranged(d[23:29])} at 23 to 28, and {d[29]:.2f} again" in WORDS
+    assert f"{s[0]:.2f} over {ranged(s[1:23])} to {ranged(s[23:29])}, and back to {s[29]:.2f}" in (
+        WORDS
+    )
+    u = update["departure"]
+    assert int(np.argmin(u)) == 11
+    assert f"{u[11]:.2f} at layer 11, {ranged(u[23:])} at layers 23 to 29" in WORDS
+    assert int(np.argmax(update["symmetric_share"])) == 11
+    assert f"largest there ({update['symmetric_share'][11]:.2f})" in WORDS
+    assert f"{100 * MOVIES['turned'][9]:.0f} % of the eigenvalues of layer 9's" in WORDS
+    assert max(MOVIES["turned"][25:]) < 0.5 < min(MOVIES["turned"][1:25])
+    assert f"{layer['modal_growth'][-1]:.2g}" == "6.4e+05"
+    start = layer["growth_from_start"]
+    assert f"the norm of the product {start[-1]:.0f} ({start[1]:.0f} after" in WORDS
+    assert f"{start[2]:.0f} at depth 2 against {layer['modal_growth'][2]:.1f}" in WORDS
+    assert f"grows by {prompt['growth_from_start'][-1]:.0f}, and has" in WORDS
+    assert f"departures of {ranged(prompt['departure'][1:23])}" in WORDS
