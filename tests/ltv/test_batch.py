@@ -84,6 +84,7 @@ CALLS = {
     "minimal_realization": lambda s: ltv.io_matrix(ltv.minimal_realization(s)),
     "minimum_energy": lambda s: ltv.minimum_energy(s, [1.0, -2.0]),
     "modal_controllability": ltv.modal_controllability,
+    "spectra": ltv.spectra,
     "observability_factors": lambda s: products(ltv.observability_factors(s)),
     "observability_gramian": ltv.observability_gramian,
     "optimal_inputs": lambda s: ltv.optimal_inputs(s, x0=only_first(s), y_target=AT_THE_END),
@@ -113,7 +114,7 @@ WITHOUT_BATCH = {
     "lti_balanced_truncation", "sample_system", "system", "MatrixFree", "RankError", "Energy",
     "Trace", "Volume", "SCHEMA_VERSION",
 }  # fmt: skip
-ONE_SIZE = {"arnoldi_basis", "modal_controllability"}
+ONE_SIZE = {"arnoldi_basis", "modal_controllability", "spectra"}
 
 
 def noisy(system):

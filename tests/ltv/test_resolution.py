@@ -68,7 +68,7 @@ CLAIMS_NOTHING = {
     ),
     *("lqr", "lqry", "lti_gramians", "modal_controllability", "observability_factors"),
     *("observability_gramian", "reachability_factors", "reachability_gramian"),
-    *("reachable_fraction", "simulate", "state_gains", "step_response", "transition"),
+    *("reachable_fraction", "simulate", "spectra", "state_gains", "step_response", "transition"),
 }
 
 

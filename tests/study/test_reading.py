@@ -29,6 +29,7 @@ def two_sizes(tmp_path_factory) -> Runs:
     return runs
 
 
+@pytest.mark.slow
 def test_scaling_is_what_the_comparisons_say(two_sizes):
     found = study.scaling(two_sizes.out, basis="krylov", order=2)
     assert found["model"].values.tolist() == ["little", "large"]  # by size
@@ -53,11 +54,13 @@ def test_scaling_is_what_the_comparisons_say(two_sizes):
     assert np.isfinite(found["spearman"]).sum() == 7 * 3
 
 
+@pytest.mark.slow
 def test_the_first_method_at_its_largest_order_by_default(two_sizes):
     found = study.scaling(two_sizes.out)
     assert (found.attrs["basis"], found.attrs["order"]) == ("ensemble", 2)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_refused(two_sizes, made, tmp_path):
     with pytest.raises(ValueError, match="must be in the comparisons; got 'pod' and 2"):
         study.scaling(two_sizes.out, basis="pod")
