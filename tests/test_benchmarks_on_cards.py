@@ -138,6 +138,7 @@ def test_products_are_in_tf32_meanwhile():
         assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.slow
 def test_rows_in_tf32_are_of_models_with_tf32_products(monkeypatch, capsys):
     shape = replace(
         card_models.SHAPES["tiny"], works=("gain curves", "identification", *card_models.JOBS)

@@ -78,6 +78,7 @@ def test_what_packages_print_is_not_in_the_json(run, monkeypatch):
     assert "welcome" in err
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_in_a_process_of_its_own():
     """No optional part is imported only to be told."""
     code = (

@@ -161,6 +161,7 @@ def test_identify_gains_and_control_from_a_model(run, tmp_path, texts, drawn):
         assert (tmp_path / f"{figure}.svg").read_text().strip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_basis_tolerance_and_concept_reach_the_stored_system(run, tmp_path, texts):
     common = ["demo_48x4", texts, *SMALL]
     options = ["--basis", "ensemble", "--order", "2", "--concept", "whitened"]

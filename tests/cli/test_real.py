@@ -31,6 +31,7 @@ def test_what_has_not_been_fetched_is_told(run, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_model_and_texts_need_nothing_that_is_fetched(run, tmp_path, monkeypatch):
     monkeypatch.setenv(real.FOLDER, str(tmp_path / "none"))
     texts, out = tmp_path / "texts.csv", tmp_path / "run"

@@ -66,7 +66,7 @@ def test_play_with_several_inputs_and_outputs_against_hooks(tiny, tokens):
 def test_a_factor_alone_is_one_of_several(single, tokens, concept):
     plan = xr.Dataset({"u": ("layer", [0.1, 0.0, 0.2])})
     alone = lm.play(single, tokens, concept, plan, scale=0.5)
-    xr.testing.assert_identical(alone, lm.play(single, tokens, concept, plan, scale=[0.5]))
+    xr.testing.assert_equal(alone, lm.play(single, tokens, concept, plan, scale=[0.5]))
     for wrong in ([], [[1.0]], np.nan):
         with pytest.raises(ValueError, match="`scale` must be finite numbers; got"):
             lm.play(single, tokens, concept, plan, scale=wrong)

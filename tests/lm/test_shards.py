@@ -95,6 +95,7 @@ def test_whether_there_is_room_for_contexts_changes_no_bit(gpt2, texts, concept,
     every_function.assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_a_comparison_of_runs_in_shards_is_that_of_the_runs(gpt2, texts, concept):
     held_out = labelled_ids(7, 9)
     options = {"orders": [1, 3], "concept": concept, "n_each": 5, "n_bootstrap": 5}

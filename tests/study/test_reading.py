@@ -78,6 +78,7 @@ def test_what_is_not_there_is_refused(two_sizes, made, tmp_path):
         study.read(made.cell / "gains")
 
 
+@pytest.mark.slow
 def test_cells_of_earlier_forms_are_left_out(runs):
     runs(SMALL + '[[tasks]]\nname = "place"\ntexts = "demo:domain"\n')
     assert [names["task"] for names, _ in cells_of(study.read(runs.out))] == ["mood", "place"]

@@ -285,6 +285,7 @@ def test_an_interrupt_ends_the_study_and_the_next_goes_on(runs, monkeypatch):
     assert (outcome.made, outcome.kept) == (2, 2)
 
 
+@pytest.mark.slow
 def test_cells_of_earlier_versions_of_the_study_stay_and_are_not_its_own(runs):
     runs(SMALL + '[[tasks]]\nname = "place"\ntexts = "demo:domain"\n')
     runs()
@@ -293,6 +294,7 @@ def test_cells_of_earlier_versions_of_the_study_stay_and_are_not_its_own(runs):
     assert cells == ["little/mood/seed_0/mean_difference"]
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_after_it_was_loaded_is_loaded_again(runs, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(demo.model_path("demo_48x4"), folder)
@@ -330,6 +332,7 @@ def test_the_same_texts_with_other_names_of_classes_keep_theirs(runs, tmp_path):
     assert system.attrs["texts"].endswith("two.csv")
 
 
+@pytest.mark.slow
 def test_a_readout_that_is_asked_for_is_another_than_the_default_of_comparisons(runs):
     options = 'device = "cpu"\nmethods = ["ensemble"]\norders = [1]\nn_each = 0'
     text = SMALL.replace('["gains", "energies"]', '["comparison"]')
