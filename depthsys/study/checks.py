@@ -114,10 +114,10 @@ def _texts(study: Study, faults: Faults, before: Faults) -> "dict[tuple[str, int
         looked_at.add((key.texts, key.concept))
         try:
             settings = study.settings_of(key)
-        except (ValueError, TypeError):
-            if not before.found:
-                raise
-            continue  # without what was wrong the others may not go together
+        except (ValueError, TypeError) as error:
+            if not before.found:  # else, without what was wrong, the others may not go together
+                faults.add(_place(study, path, error), as_key(str(error)))
+            continue
         try:
             splits = read_splits_of(study.task(key.task).texts, settings)
             found.setdefault(key.texts, splits)

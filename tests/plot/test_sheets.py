@@ -1,5 +1,8 @@
 """Whole figures, as they are written: nothing writes over anything, whatever the data."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -118,3 +121,8 @@ def test_styles_of_neighbours_differ_in_lightness_and_all_in_marker():
     )
     assert (abs(np.diff(grey)) > 0.03).all()
     assert len({style["marker"] for style in STYLES}) == len(STYLES)
+
+
+def test_sheets_come_with_the_plots():
+    code = "from depthsys import plot; plot.sheets.scaling"
+    subprocess.run([sys.executable, "-c", code], check=True)

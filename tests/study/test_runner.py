@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -400,3 +401,16 @@ def _raising(error):
         raise error
 
     return raising
+
+
+def test_a_model_that_was_not_here_is_looked_at_once_it_is(monkeypatch):
+    found = SimpleNamespace(source="some/model", load_model=lambda: "loaded")
+    asked = work.CellWork(found, None, None, 1, files_sha256="a")
+    for first, then in (("b", None), (None, "b")):  # before it is loaded, and after
+        answers = iter([first, then])
+        monkeypatch.setattr(work, "files_sha256", lambda source, a=answers: next(a))
+        with pytest.raises(ValueError, match="`source` must hold the same files"):
+            work.ModelOfStudy((), asked).load_model()
+    answers = iter([None, "a"])
+    monkeypatch.setattr(work, "files_sha256", lambda source: next(answers))
+    assert work.ModelOfStudy((), asked).load_model() == "loaded"

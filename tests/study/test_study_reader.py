@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from depthsys.study.faults import StudyFaults
-from depthsys.study.study_file import SHARD, CellKey
+from depthsys.study.study_file import SHARD, CellKey, Study
 from depthsys.study.study_reader import packaged, read_study, read_with_faults
 from tests.study.conftest import SMALL
 
@@ -243,6 +243,16 @@ def test_settings_that_only_miss_what_was_wrong_are_no_faults(tmp_path):
     assert [line.partition(":")[0] for line in found] == [
         "line 7, settings.eps", "line 9, settings.methods",
     ]  # fmt: skip
+
+
+def test_settings_that_a_cell_alone_refuses_are_faults_with_a_line(tmp_path, monkeypatch):
+    def refused(study, key):
+        raise ValueError("`split` is not for this seed")
+
+    monkeypatch.setattr(Study, "settings_of", refused)
+    assert told(tmp_path, SMALL) == [
+        "line 7, settings.split: `split` is not for this seed",
+    ]
 
 
 def told(tmp_path, text):
