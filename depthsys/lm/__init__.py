@@ -4,6 +4,8 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
+from depthsys.lm.coupling import coupling
+from depthsys.lm.decode import decode, lens_agreement
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
@@ -12,6 +14,8 @@ from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
+from depthsys.lm.lens import lens
+from depthsys.lm.lens_files import read_lens, save_lens
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.measure import measure_gains, measure_gains_at
@@ -45,6 +49,7 @@ from depthsys.lm.shards import Crew, Here, ShardedRun
 from depthsys.lm.skipping import layer_skip
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
+from depthsys.lm.trajectory import trajectory_shape
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -84,6 +89,8 @@ __all__ = [
     "compare_energies",
     "compare_feedback",
     "corrected",
+    "coupling",
+    "decode",
     "energies_over_splits",
     "equal_push_plan",
     "error_budget",
@@ -98,6 +105,8 @@ __all__ = [
     "jacobians",
     "kept_parts",
     "layer_skip",
+    "lens",
+    "lens_agreement",
     "linear_gains",
     "linear_range",
     "logistic",
@@ -113,12 +122,15 @@ __all__ = [
     "play",
     "play_law",
     "price_of_sharing",
+    "read_lens",
     "read_pairs",
     "read_texts",
     "reflect",
     "required_energy",
+    "save_lens",
     "several",
     "steering",
     "steering_effect",
+    "trajectory_shape",
     "whitened",
 ]
