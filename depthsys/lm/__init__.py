@@ -1,11 +1,11 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
+from depthsys.lm.block_coupling import coupling
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
-from depthsys.lm.coupling import coupling
-from depthsys.lm.decode import decode, lens_agreement
+from depthsys.lm.decoding import decode, lens_agreement
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
@@ -13,8 +13,8 @@ from depthsys.lm.feedback import clamp, feedback, reflect
 from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
+from depthsys.lm.jacobian_lens import lens
 from depthsys.lm.jacobians import jacobians
-from depthsys.lm.lens import lens
 from depthsys.lm.lens_files import read_lens, save_lens
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from depthsys._version import __version__
 from depthsys.files import found, whole_file
+from depthsys.lm.jacobian_lens import DEFINITIONS
 from depthsys.lm.kinds import LENS, check_kinds
-from depthsys.lm.lens import DEFINITIONS
 
 FORMAT = "depthsys lens"
 VERSION = "1"

@@ -1,7 +1,7 @@
 """The Jacobian lens as Anthropic publishes it: over all positions, by whole sequences.
 
-A slow reference beside `depthsys.lm.lens`. The definition is that of ``jlens/fitting.py`` of
-github.com/anthropics/jacobian-lens (2026), read in copies of it; the code is not.
+A slow reference beside `depthsys.lm.jacobian_lens`. The definition is that of ``jlens/fitting.py``
+of github.com/anthropics/jacobian-lens (2026), read in copies of it; the code is not.
 """
 
 from collections.abc import Iterator, Sequence

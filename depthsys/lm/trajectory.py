@@ -14,10 +14,10 @@ from depthsys.lm.stamp import stamp
 
 
 @of_run(once=True, shards=True)
-def trajectory_shape(run: Run, *, first: int = 0) -> xr.Dataset:
+def trajectory_shape(run: Run, *, start: int = 0) -> xr.Dataset:
     r"""How straight the last token's states go through depth, and how their steps grow.
 
-    With the steps :math:`d_l = x_{l+1} - x_l` for l from ``first`` on, n of them.
+    With the steps :math:`d_l = x_{l+1} - x_l` for l from ``start`` on, n of them.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def trajectory_shape(run: Run, *, first: int = 0) -> xr.Dataset:
             The line-shape score [1]_: n over the length of the sum of the steps, each made of unit
             length. 1 for a straight line, :math:`\sqrt n` for steps at right angles to each other.
         ``length_ratio`` (prompt)
-            :math:`\sum_l \|d_l\| / \|x_L - x_{first}\|`, of the steps as they are.
+            :math:`\sum_l \|d_l\| / \|x_L - x_{start}\|`, of the steps as they are.
         ``step`` (prompt, layer), ``norm`` (prompt, depth)
             :math:`\|d_l\|` and :math:`\|x_k\|`, in the unit of the state.
         ``spacing_rate``, ``spacing_r2`` (prompt)
@@ -53,7 +53,7 @@ def trajectory_shape(run: Run, *, first: int = 0) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If ``first`` leaves fewer than two steps.
+        If ``start`` leaves fewer than two steps.
 
     Notes
     -----
@@ -74,17 +74,17 @@ def trajectory_shape(run: Run, *, first: int = 0) -> xr.Dataset:
     True
     """
     L = run.n_layers
-    whole = isinstance(first, (int, np.integer)) and not isinstance(first, bool)
-    if not whole or not 0 <= first <= L - 2:
+    whole = isinstance(start, (int, np.integer)) and not isinstance(start, bool)
+    if not whole or not 0 <= start <= L - 2:
         raise ValueError(
-            f"`first` must be a depth in 0..{L - 2}, so that there are two steps; got "
-            f"{short(first)}. The default is 0."
+            f"`start` must be a depth in 0..{L - 2}, so that there are two steps; got "
+            f"{short(start)}. The default is 0."
         )
-    first = int(first)
-    step, norm = np.empty((len(run), L - first)), np.empty((len(run), L - first + 1))
+    start = int(start)
+    step, norm = np.empty((len(run), L - start)), np.empty((len(run), L - start + 1))
     straight, ends = np.empty(len(run)), np.empty(len(run))
     for prompts, x in run.states_by_batch("states"):
-        numbers = _lengths(x[first:])
+        numbers = _lengths(x[start:])
         step[prompts], norm[prompts], straight[prompts], ends[prompts] = (
             one.cpu().numpy() for one in numbers
         )
@@ -106,8 +106,8 @@ def trajectory_shape(run: Run, *, first: int = 0) -> xr.Dataset:
         }
     return xr.Dataset(
         found,
-        coords={"layer": np.arange(first, L), "depth": np.arange(first, L + 1)},
-        attrs={**stamp(run, "trajectory_shape"), "first": first},
+        coords={"layer": np.arange(start, L), "depth": np.arange(start, L + 1)},
+        attrs={**stamp(run, "trajectory_shape"), "start": start},
     )
 
 

@@ -49,6 +49,9 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
     vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
+    J = np.random.default_rng(1).standard_normal((v.sizes["layer"] + 1, *[v.sizes["feature"]] * 2))
+    lens = xr.Dataset({"J": (("depth", "feature_out", "feature"), J)})
+    lens = lens.assign_coords(depth=range(len(J)))
     clamped = lm.clamp(concept, 0.1).assign(target=("output", [0.3]))
     found = {
         "amplitude_response": Work(
@@ -65,12 +68,15 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
             options={"plan": plan, "n_bootstrap": 3},
         ),
         "play_law": Work(lm.play_law, after={**named, "law": clamped}),
+        "coupling": Work(lm.coupling, options={"top": 3}),
         "corrected": Work(lm.corrected, before={"system": system}, after=named),
         "exact_system": Work(lm.exact_system, after=named, options={"readout": "profile"}),
         "free_directions": Work(lm.free_directions, after=named),
         "jacobians": Work(lm.jacobians),
         "jacobians, each": Work(lm.jacobians, options={"per_prompt": True}),
         "layer_skip": Work(lm.layer_skip, after=named),
+        "lens": Work(lm.lens),
+        "lens_agreement": Work(lm.lens_agreement, after={"lens": lens}),
         "linear_gains": Work(lm.linear_gains, after=named),
         "linear_range": Work(lm.linear_range, after=named, options={"n_bootstrap": 3}),
         "logistic": Work(lm.logistic),
@@ -86,6 +92,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "play, every token": Work(
             lm.play, after={**named, "plan": plan}, options={"tokens": "every"}
         ),
+        "trajectory_shape": Work(lm.trajectory_shape),
         "steering_effect": Work(
             lm.steering_effect, after={**named, "vector": vector}, options={"n_bootstrap": 3}
         ),
@@ -115,10 +122,10 @@ METHODS = {
 }
 NAMES = [
     *(
-        "amplitude_response compare_energies compare_feedback corrected exact_system "
-        "free_directions jacobians layer_skip linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
-        "optimal_plan play play_law required_energy steering_effect"
+        "amplitude_response compare_energies compare_feedback corrected coupling exact_system "
+        "free_directions jacobians layer_skip lens lens_agreement linear_gains linear_range "
+        "logistic mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
+        "optimal_plan play play_law required_energy steering_effect trajectory_shape"
     ).split(),
     "play, every token",
     "jacobians, each",

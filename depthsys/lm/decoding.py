@@ -14,10 +14,11 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import wide
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import provenance, stamp
 
 ROWS = 128  # through the head at once: a row of logits is as long as the vocabulary
-READERS = ("logit lens", "J-lens", "J-lens about the mean")
+READERS = ("logit lens", "J-lens", "J-lens about the mean", "mean state")
 
 
 def decode(
@@ -152,7 +153,8 @@ def lens_agreement(run: Run, lens: xr.Dataset) -> xr.Dataset:
         ``agreement`` (reader, depth, prompt): 1 where the likeliest next token is that of the
         model, else 0. ``kl`` (reader, depth, prompt): Kullback-Leibler divergence of the model's
         distribution from the reader's, nats. Coordinate ``reader``: "logit lens", "J-lens", and
-        "J-lens about the mean" where the lens has ``x_ref``; see `decode`.
+        "J-lens about the mean" and, as what that must be better than, "mean state" (of x_L,
+        whatever the prompt) where the lens has ``x_ref``; see `decode`.
 
     Raises
     ------
@@ -163,14 +165,31 @@ def lens_agreement(run: Run, lens: xr.Dataset) -> xr.Dataset:
     -----
     No pass beside that of the run: readers times depths rows through the head per prompt.
     """
-    model = run.model
     depths = lens["depth"].values
-    readers = READERS[: 3 if "x_ref" in lens else 2]
-    carries = [
-        _Carry(model, given, depths, about_mean=about_mean)
-        for given, about_mean in ((None, False), (lens, False), (lens, True))[: len(readers)]
-    ]
-    shape = (len(readers), len(depths), len(run))
+    about = _Carry(run.model, lens, depths, about_mean=False).about
+    same, kl = _read(run, lens)
+    dims = ("reader", "depth", "prompt")
+    return xr.Dataset(
+        {"agreement": (dims, same.transpose(1, 2, 0)), "kl": (dims, kl.transpose(1, 2, 0))},
+        coords={"reader": list(_readers(lens)), "depth": depths},
+        attrs={**stamp(run, "lens_agreement"), **about},
+    )
+
+
+def _readers(lens: xr.Dataset) -> tuple[str, ...]:
+    return READERS if "x_ref" in lens else READERS[:2]
+
+
+@in_shards(along(0), "lens")
+def _read(run: Run, lens: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the likeliest token is the model's, and divergences (prompt, reader, depth)."""
+    model, depths = run.model, lens["depth"].values
+    carries: list[Any] = [_Carry(model, None, depths, about_mean=False)]
+    carries.append(_Carry(model, lens, depths, about_mean=False))
+    if len(_readers(lens)) == len(READERS):
+        carries.append(_Carry(model, lens, depths, about_mean=True))
+        carries.append(carries[-1].end)
+    shape = (len(run), len(carries), len(depths))
     same, kl = np.empty(shape), np.empty(shape)
     for prompts, x in run.states_by_batch("lens"):
         own = torch.cat([log_p for _, log_p in _log_p(model, x[-1])])
@@ -178,16 +197,10 @@ def lens_agreement(run: Run, lens: xr.Dataset) -> xr.Dataset:
         for reader, carry in enumerate(carries):
             for place, depth in enumerate(depths):
                 for part, log_p in _log_p(model, carry(place, x[int(depth)])):
-                    at = prompts[part]
-                    same[reader, place, at] = (log_p.argmax(-1) == best[part]).cpu().numpy()
-                    q = own[part]
-                    kl[reader, place, at] = (q.exp() * (q - log_p)).sum(-1).cpu().numpy()
-    dims = ("reader", "depth", "prompt")
-    return xr.Dataset(
-        {"agreement": (dims, same), "kl": (dims, kl)},
-        coords={"reader": list(readers), "depth": depths},
-        attrs={**stamp(run, "lens_agreement"), **carries[1].about},
-    )
+                    at, q = prompts[part], own[part]
+                    same[at, reader, place] = (log_p.argmax(-1) == best[part]).cpu().numpy()
+                    kl[at, reader, place] = (q.exp() * (q - log_p)).sum(-1).cpu().numpy()
+    return same, kl
 
 
 class _Carry:
@@ -234,8 +247,12 @@ class _Carry:
         start, end = self._as(self._from[place], x), self._as(self._to, x)
         return (end + (x - start) @ J.mT).to(self._model.dtype)
 
+    def end(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """The mean of last states for every row."""
+        return self._as(self._to, x).to(self._model.dtype).expand_as(x)
+
     @staticmethod
-    def _as(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    def _as(array: Any, like: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(array, dtype=torch.float64, device=like.device)
 
 
