@@ -1,10 +1,10 @@
-"""Spectra of depth and layers left out, on SmolLM2: the numbers and figures of docs/dynamics.md.
+"""Spectra of depth and layers left out, on SmolLM2: docs/dynamics/spectra.md.
 
     depthsys fetch
     python examples/spectra_page.py ~/.cache/depthsys/real
 
-Three to five minutes on two cores. The numbers go to docs/dynamics.json and from there, as they
-are, between the markers of the page; the figures go to docs/figures.
+Three to five minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
+they are, between the markers of the page; the figures go to docs/figures.
 """
 
 import argparse
@@ -42,8 +42,10 @@ def main() -> None:
         "skip": {name: skip_numbers(found) for name, found in skips.items()},
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
-    (DOCS / "dynamics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    update(DOCS / "dynamics.md", {MARKERS: markdown(skip_table(numbers["skip"]))})
+    (DOCS / "dynamics/spectra.json").write_text(
+        json.dumps(numbers, indent=1) + "\n", encoding="utf-8"
+    )
+    update(DOCS / "dynamics/spectra.md", {MARKERS: markdown(skip_table(numbers["skip"]))})
     draw(skips, *spectra[TEXTS[0]][:2])
 
 
