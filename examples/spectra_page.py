@@ -21,6 +21,7 @@ from depthsys.report import Table, markdown
 from depthsys.report.page import update
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "dynamics/spectra.md"
 TEXTS = ("movies", "amazon")
 SPLIT = "100/10/50"  # a direction, 20 prompts for Jacobians, 100 prompts without each layer
 ALONE = 4  # prompts whose own Jacobians are looked at
@@ -42,10 +43,8 @@ def main() -> None:
         "skip": {name: skip_numbers(found) for name, found in skips.items()},
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
-    (DOCS / "dynamics/spectra.json").write_text(
-        json.dumps(numbers, indent=1) + "\n", encoding="utf-8"
-    )
-    update(DOCS / "dynamics/spectra.md", {MARKERS: markdown(skip_table(numbers["skip"]))})
+    PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    update(PAGE, {MARKERS: markdown(skip_table(numbers["skip"]))})
     draw(skips, *spectra[TEXTS[0]][:2])
 
 

@@ -1,4 +1,4 @@
-"""docs/dynamics/spectra.md: its table is that of the stored numbers, and its words say what they say."""
+"""docs/dynamics/spectra.md: its table and its words are those of the stored numbers."""
 
 import importlib.util
 import json
