@@ -20,8 +20,10 @@ from depthsys.plot.control import (
     schedule,
     single_layer_energies,
 )
+from depthsys.plot.coupling import coupling, trajectory_shape
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
+from depthsys.plot.lens import decoded, lens, lens_agreement
 from depthsys.plot.ltv import (
     energy_ellipsoid,
     error_curves,
@@ -57,6 +59,11 @@ __all__ = [
     "spectra",
     "eigenvalue_angles",
     "layer_skip",
+    "coupling",
+    "trajectory_shape",
+    "lens",
+    "lens_agreement",
+    "decoded",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",
