@@ -77,7 +77,7 @@ def coupling(
     check_form(form)
     check_top(top, A.sizes["state"])
     M, s = xr.apply_ufunc(
-        lambda a: _turned(a - np.eye(a.shape[-1]) if update else a, top),
+        lambda a: turned(a - np.eye(a.shape[-1]) if update else a, top),
         A,
         input_core_dims=[list(DIMS["A"])],
         output_core_dims=[["layer", "layer_2", "index_2", "index"], ["layer", "index"]],
@@ -138,7 +138,7 @@ def check_top(top: Any, size: int) -> None:
         )
 
 
-def _turned(J: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def turned(J: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Every layer in the singular vectors of every layer, and the leading values of each."""
     U, s, Vt = np.linalg.svd(J)
     U, s, V = U[..., :top], s[..., :top], transposed(Vt[..., :top, :])

@@ -60,6 +60,11 @@ class Measure:
 
 
 PRODUCT = 3.0  # forward and backward
+COUPLED = 10  # directions of every layer that are compared
+READERS, HEAD = (
+    3,
+    8.0,
+)  # lenses; and blocks that one row of logits takes as long as, in small models
 
 
 def _jacobians(n: Sizes) -> float:
@@ -68,6 +73,15 @@ def _jacobians(n: Sizes) -> float:
 
 def _each_layer_left_out(n: Sizes) -> float:
     return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
+
+
+def _coupled(n: Sizes) -> float:
+    pairs = COUPLED * n.n_layers * (n.n_layers - 1) / 2
+    return _jacobians(n) + 2 * PRODUCT * n.n_jacobians * pairs
+
+
+def _read_by_lenses(n: Sizes) -> float:
+    return _jacobians(n) + READERS * HEAD * n.n_prompts * (n.n_layers + 1)
 
 
 _ALL = (
@@ -86,6 +100,27 @@ _ALL = (
         rows=_each_layer_left_out,
         settings=("readout",),
         of_concept=True,
+    ),
+    Measure(
+        name="coupling",
+        title="coupling of layers",
+        figures=("coupling",),
+        rows=_coupled,
+        cubes=500.0,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="shape",
+        title="shape of trajectories",
+        figures=("trajectory_shape",),
+        rows=lambda n: 0.0,  # the states are those of the run
+    ),
+    Measure(
+        name="lens",
+        title="Jacobian lens",
+        figures=("lens_agreement",),
+        rows=_read_by_lenses,
+        settings=("n_jacobians",),
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
