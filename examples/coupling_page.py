@@ -28,7 +28,7 @@ from depthsys.study.dynamics import lines_of
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NUMBERS = DOCS / "dynamics" / "coupling.md", DOCS / "dynamics" / "coupling.json"
 SPLIT = "100/50/50"
-COUPLED, UNTRAINED = 20, 10  # prompts whose pairs of layers are looked at
+COUPLED, UNTRAINED = 10, 5  # prompts whose pairs of layers are looked at
 TOPS, DEFAULT = (1, 10, 30), 10
 SMALL = ("stories260K", "gpt280K_tinystories", "gpt2_6x128")
 STORIES = "text/tinystories_valid_sample.txt"

@@ -123,8 +123,9 @@ def trajectory_shape(axes: Sequence[Axes], found: xr.Dataset) -> None:
         ax.plot(at, np.exp(logs), markevery=thinned(logs), label="geometric mean", **STYLES[0])
         if np.isfinite(logs).all():
             slope, start = np.polyfit(at, logs, 1)
-            line = STYLES[1] | {"marker": ""}
-            ax.plot(at, np.exp(start + slope * at), label=f"{np.exp(slope):.3f} per layer", **line)
+            style: dict = STYLES[1] | {"marker": ""}
+            fit = np.exp(start + slope * at)
+            ax.plot(at, fit, label=f"{np.exp(slope):.3f} per layer", **style)
         log_axis(ax)
         ax.set_ylabel(f"{label}, unit of the state")
         key_above(ax, ncols=3)
