@@ -72,6 +72,16 @@ def test_a_page_has_the_figures_of_a_cell_and_one_across_cells():
     assert "the next token minds layer 0 most" in html.replace("The next", "the next")
 
 
+def test_a_page_of_measures_alone_speaks_of_nothing_else():
+    html = page(Results("two", (cell("a", skip=SKIP), cell("b", skip=SKIP))))
+    assert "depth as a dynamical system, by its layers left out." in html
+    assert "Depth as dynamics: layers left out in 2 cells, told below." in html
+    assert "nothing yet" not in html
+    assert "surrogate" not in html.split("</style>")[1].split("study.toml")[0]
+    header = html.split('aria-label="All cells"')[0].count("Spearman")
+    assert header == 0 and ">Spearman" not in html
+
+
 def test_one_cell_alone_is_not_compared():
     facts = [Facts(each, each.model, each.model) for each in (cell("a", skip=SKIP), cell("b"))]
     assert dynamics.section(facts) is None
