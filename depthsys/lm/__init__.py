@@ -38,6 +38,7 @@ from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.replay import play
+from depthsys.lm.reconstruction import reconstruction, token_shares
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
@@ -115,10 +116,12 @@ __all__ = [
     "price_of_sharing",
     "read_pairs",
     "read_texts",
+    "reconstruction",
     "reflect",
     "required_energy",
     "several",
     "steering",
     "steering_effect",
+    "token_shares",
     "whitened",
 ]

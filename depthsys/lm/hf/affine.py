@@ -55,17 +55,39 @@ def moved(
     found: dict[str, torch.Tensor] = {}
     with _moving(blocks, layer, linear) as block, contextlib.ExitStack() as stack:
         for name, module in find_parts(block).items() if parts else ():
-            stack.enter_context(blocks.watched(module, _noting(found, name)))
+            stack.enter_context(blocks.watched(module, _noting(found, name, hidden)))
         states = forward_mode.make_dual(hidden.clone(), along.clone())
         with _in_words(blocks, layer):
             after, _, _ = blocks.sequence(layer, calls, states)
         return Moved(tangent_of(after), found)
 
 
-def _noting(found: dict[str, torch.Tensor], name: str) -> Callable[[torch.Tensor], None]:
+def pulled_back(
+    blocks: Blocks,
+    layer: int,
+    calls: Calls,
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    linear: str,
+) -> torch.Tensor:
+    """The transposed product of a detached block at whole sequences with rows.
+
+    ``hidden`` and ``rows`` are (prompt, token, feature), the latter behind the block.
+    """
+    check_family(blocks, layer)
+    with blocks.detached(layer, linear), _in_words(blocks, layer), torch.enable_grad():
+        states = hidden.detach().clone().requires_grad_()
+        after, _, _ = blocks.sequence(layer, calls, states)
+        return torch.autograd.grad(after, states, rows.to(after))[0]
+
+
+def _noting(
+    found: dict[str, torch.Tensor], name: str, like: torch.Tensor
+) -> Callable[[torch.Tensor], None]:
     def note(output: torch.Tensor) -> None:
-        last = output.detach()[:, -1]
-        found[name] = relative_error(tangent_of(output)[:, -1], last)
+        # OPT lets its tokens be rows
+        value, made = (t.reshape(like.shape)[:, -1] for t in (output.detach(), tangent_of(output)))
+        found[name] = relative_error(made, value)
 
     return note
 

@@ -158,6 +158,10 @@ class Blocks:
         """Whether a block chooses among experts, as far as is known."""
         return self._has_experts[layer]
 
+    def has_biases(self, layer: int) -> bool:
+        """Whether a block has any bias."""
+        return any(name.endswith("bias") for name, _ in self._list[layer].named_parameters())
+
     def can_hold_attention(self, layer: int) -> bool:
         """Whether its attention gets queries and keys where they can be held."""
         return self.copies_are == "tokens" or bool(own_attentions(self._list[layer]))

@@ -196,9 +196,23 @@ def own_attentions(block: nn.Module) -> list[Any]:
     return [m for m in block.modules() if callable(getattr(m, _OWN_ATTENTION, None))]
 
 
-def _with_held_weights(function: Callable, query, key, *args, **kwargs):
+def _with_held_weights(function: Callable, query, key, value, attention_mask=None, *args, **named):
     """An attention whose weights, made of queries and keys alone, have no derivative."""
-    return function(query.detach(), key.detach(), *args, **kwargs)
+    mask = _with_open_rows(attention_mask)
+    return function(query.detach(), key.detach(), value, mask, *args, **named)
+
+
+def _with_open_rows(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask, open where it has no open place at all: at padding, which nobody reads.
+
+    There weights are not numbers, and would stay so times a derivative of zero.
+    """
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        return mask | ~mask.any(-1, keepdim=True)
+    closed = mask.amax(-1, keepdim=True) <= torch.finfo(mask.dtype).min / 2
+    return torch.where(closed, torch.zeros_like(mask), mask)
 
 
 def detached_attention(module, query, key, value, attention_mask, **kwargs):
