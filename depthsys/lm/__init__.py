@@ -4,6 +4,7 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
+from depthsys.lm.detached import detached_plan, detached_spectra
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
@@ -85,6 +86,8 @@ __all__ = [
     "compare_energies",
     "compare_feedback",
     "corrected",
+    "detached_plan",
+    "detached_spectra",
     "energies_over_splits",
     "equal_push_plan",
     "error_budget",
