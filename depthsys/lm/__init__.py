@@ -38,8 +38,8 @@ from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
-from depthsys.lm.replay import play
 from depthsys.lm.reconstruction import reconstruction, token_shares
+from depthsys.lm.replay import play
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several

@@ -13,7 +13,7 @@ from depthsys.lm.energies import check_target, in_attrs
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.kinds import short
-from depthsys.lm.linearize import LINEAR, PARTS, Linearisation
+from depthsys.lm.linearize import PARTS, Linearisation
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
 from depthsys.lm.optimal_plan import weights_of
@@ -94,8 +94,8 @@ def detached_spectra(
     Notes
     -----
     One Jacobian for each prompt and layer, H transposed products; a singular value decomposition
-    of both maps in float64. Matrices of one batch at one layer are held at a time. Tokens before the
-    last have maps of their own; see `reconstruction` and `token_shares` for their part.
+    of both maps, in the dtype of the model. Matrices of one batch at one layer are held at a time.
+    Tokens before the last have maps of their own; `token_shares` tells their part.
 
     References
     ----------
@@ -220,8 +220,9 @@ def _of_maps(
     model: Model, matrix: torch.Tensor, x: torch.Tensor, value: torch.Tensor, sizes: _Sizes
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What is found of maps (prompt, state_next, state); and their left vectors."""
+    # in the dtype of the products that made it: more would resolve their rounding
+    U, s, Vh = (t.double() for t in torch.linalg.svd(matrix))
     matrix, x, value = (wide(t).double() for t in (matrix, x, value))
-    U, s, Vh = torch.linalg.svd(matrix)
     terms = s * (Vh @ x[..., None])[..., 0]
     sign = torch.where(terms < 0, -1.0, 1.0)
     made = (matrix @ x[..., None])[..., 0]

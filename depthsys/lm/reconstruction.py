@@ -171,7 +171,9 @@ def _errors(run: Run, kind: Linearisation) -> tuple[np.ndarray, np.ndarray]:
                         relative_error(made, value),
                         own.parts["attention"],
                         own.parts["mlp"],
-                        relative_error(without, value) if bias is not None else torch.zeros_like(own.parts["mlp"]),
+                        relative_error(without, value)
+                        if bias is not None
+                        else torch.zeros_like(own.parts["mlp"]),
                     ],
                     dim=-1,
                 )
@@ -179,7 +181,9 @@ def _errors(run: Run, kind: Linearisation) -> tuple[np.ndarray, np.ndarray]:
             hidden = after
         value, made = hidden[:, -1], whole[:, -1]
         without = made - biases[:, -1]
-        missing = relative_error(without, value) if has_any else torch.zeros_like(without[:, 0].double())
+        missing = (
+            relative_error(without, value) if has_any else torch.zeros_like(without[:, 0].double())
+        )
         ends = torch.stack([relative_error(made, value), missing], dim=-1)
         return torch.stack(found, dim=1), ends
 
@@ -193,8 +197,7 @@ def _padded(run: ShardedRun, parts: Iterator[Any]) -> tuple[np.ndarray, np.ndarr
     shares, biases = zip(*parts, strict=True)
     longest = max(one.shape[1] for one in shares)
     filled = [
-        np.pad(one, ((0, 0), (longest - one.shape[1], 0)), constant_values=np.nan)
-        for one in shares
+        np.pad(one, ((0, 0), (longest - one.shape[1], 0)), constant_values=np.nan) for one in shares
     ]
     return np.concatenate(filled), np.concatenate(biases)
 

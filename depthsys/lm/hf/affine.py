@@ -15,7 +15,7 @@ from torch import nn
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.checkpoint import find_parts
-from depthsys.lm.hf.detach import moved_biases, tangent_of
+from depthsys.lm.hf.detach import moved_biases, ready_to_move, tangent_of
 from depthsys.lm.precision import Arithmetic, wide
 
 # A detached block must give its own value to so many roundings of what it computes in. Random
@@ -153,6 +153,7 @@ def check_family(blocks: Blocks, layer: int) -> None:
 def _moving(blocks: Blocks, layer: int, linear: str) -> Iterator[nn.Module]:
     """A detached block in a forward-mode derivative in which its biases move along themselves."""
     blocks.weights.check()  # inside the biases are others
+    ready_to_move()
     with blocks.detached(layer, linear), forward_mode.dual_level():
         block = blocks.module(layer)
         with moved_biases(block):

@@ -14,7 +14,9 @@ no file of transformers touched: forward hooks, and an attention function that c
 """
 
 import contextlib
+import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -87,12 +89,12 @@ class Switches:
 
 
 def _with_derivative(y: torch.Tensor, ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """y to the bit, with the derivative of ratio * x."""
+    """The value y to the bit, with the derivative of ratio * x."""
     return y.detach() + ratio.detach() * (x - x.detach())
 
 
 def _not_zero(x: torch.Tensor) -> torch.Tensor:
-    """x, with numbers that are zero or nearly so moved away from it."""
+    """The same, with numbers that are zero or nearly so moved away from it."""
     least = max(_SMALLEST, torch.finfo(x.dtype).smallest_normal)
     x = x.detach()
     return torch.where(x.abs() < least, torch.where(x < 0, -least, least).to(x), x)
@@ -131,7 +133,7 @@ def _layer_norm_hook(module: nn.LayerNorm, args: tuple, y: torch.Tensor) -> torc
 
 
 def _plus_bias(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """y to the bit, with the derivative of y + bias."""
+    """The value y to the bit, with the derivative of y + bias."""
     return y if bias is None else y + (bias - bias.detach())
 
 
@@ -236,6 +238,15 @@ def detached_attention(module, query, key, value, attention_mask, **kwargs):
 
 
 # ------------------------------------------------------------------------------- biases
+
+
+@functools.cache
+def ready_to_move() -> None:
+    """The first forward-mode derivative of a process loads what torch itself calls outdated."""
+    with warnings.catch_warnings(), forward_mode.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        one = torch.ones(1)
+        forward_mode.make_dual(one, one.clone())
 
 
 @contextlib.contextmanager
