@@ -260,7 +260,8 @@ def moved_biases(block: nn.Module) -> Iterator[None]:
     ]
     try:
         for held, name, bias in places:
-            held[name] = forward_mode.make_dual(bias.detach(), bias.detach().clone())
+            moving: Any = forward_mode.make_dual(bias.detach(), bias.detach().clone())
+            held[name] = moving
         yield
     finally:
         for held, name, bias in places:
