@@ -4,13 +4,14 @@ from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
-from depthsys.lm.detached import detached_plan, detached_spectra
+from depthsys.lm.detached import detached_spectra
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
 from depthsys.lm.feedback import clamp, feedback, reflect
 from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
+from depthsys.lm.gains_plan import gains_plan
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.linear_range import linear_range
@@ -86,7 +87,6 @@ __all__ = [
     "compare_energies",
     "compare_feedback",
     "corrected",
-    "detached_plan",
     "detached_spectra",
     "energies_over_splits",
     "equal_push_plan",
@@ -97,6 +97,7 @@ __all__ = [
     "feedback",
     "free_directions",
     "gain_report",
+    "gains_plan",
     "generation_effects",
     "identify",
     "jacobians",

@@ -1,4 +1,4 @@
-"""Singular values and vectors of detached maps, read as tokens; schedules planned with them."""
+"""Singular values and vectors of detached maps, the latter read as tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,22 +8,17 @@ import torch
 import xarray as xr
 
 from depthsys.lm.at_once import whole_jacobians
-from depthsys.lm.directions import as_concept, defined, direction_note, input_names
-from depthsys.lm.energies import check_target, in_attrs
 from depthsys.lm.frozen import FrozenRun
-from depthsys.lm.gains import linear_gains
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import PARTS, Linearisation
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
-from depthsys.lm.optimal_plan import weights_of
 from depthsys.lm.precision import wide
-from depthsys.lm.readouts import HEAD_ROWS, ReadoutLike
+from depthsys.lm.readouts import HEAD_ROWS
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
 from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
-from depthsys.ltv.plan import ENERGIES, WHAT_IT_DOES, large_push, push_sizes, sign_in_words
 from depthsys.ltv.system import whole_number
 
 MAPS = ("layer", "from_start")
@@ -264,117 +259,3 @@ def _texts(model: Model, ids: np.ndarray) -> np.ndarray:
         return known.astype(str)[places].reshape(ids.shape)
     texts = [model.tokenizer.decode([int(one)]) for one in known]
     return np.array(texts, dtype=str)[places].reshape(ids.shape)
-
-
-# ------------------------------------------------------------------------------- plans
-
-
-@of_run(once=True, shards=True)
-def detached_plan(
-    run: Run,
-    concept: xr.Dataset,
-    target: float | np.ndarray,
-    *,
-    readout: ReadoutLike = "concept",
-    energy: str = "relative",
-    linear: str = "up",
-) -> xr.Dataset:
-    r"""The schedule of least energy, were the detached maps what a push goes through.
-
-    As the plan of a linear system, :math:`\min \sum_l w_l |u_l|^2` with :math:`\sum_l g_l u_l = t`,
-    but with the mean gains g of the detached maps in place of the Jacobians'. Detached maps give
-    values, not changes: this plan is made to be compared, by ``plans=`` of `compare_energies` or
-    `generation_effects`, and misses its target by as much as the two gains differ.
-
-    Parameters
-    ----------
-    run
-        The operating prompts; or a model and texts.
-    concept
-        The directions that are pushed along.
-    target
-        Wanted mean shift of y_L, in the unit of the readout; one number for each output.
-    readout
-        See `identify`; of a profile the last depth counts.
-    energy
-        "relative" or "absolute", see `optimal_plan`.
-    linear
-        Which factor of a gated MLP stays linear, see `Linearisation`.
-
-    Returns
-    -------
-    xr.Dataset
-        A plan: ``u`` (layer, input), unit of the state; ``energy``; ``gain`` (layer, output,
-        input), of the detached maps; ``push`` (layer), a fraction of the state's norm; ``target``
-        (output).
-
-    Raises
-    ------
-    ValueError
-        If the target does not fit or cannot be reached by these gains, or the family has no
-        detached map.
-    """
-    if energy not in ENERGIES:
-        raise ValueError(f"`energy` must be one of {ENERGIES}; got {short(energy)}. Pick one.")
-    check_target(target)
-    kind = Linearisation("block", "detached", linear)
-    exists = defined(concept)[:-1]
-    gains = linear_gains(run, concept, readout=readout, part=kind)
-    gain, wanted = _whole_gain(gains, exists), np.atleast_1d(np.asarray(target, dtype=float))
-    if wanted.shape != gain.shape[1:2]:
-        raise ValueError(
-            f"`target` must have one value for each of the {gain.shape[1]} outputs; got {target}. "
-            "Give them all."
-        )
-    norm = gains["state_norm"].mean("prompt").values
-    weights = weights_of(energy, np.append(norm, norm[-1]))
-    cost = np.repeat(np.sqrt(weights), gain.shape[-1])
-    rows = np.moveaxis(gain, 1, 0).reshape(len(wanted), -1) / cost
-    scaled = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    if np.linalg.norm(rows @ scaled - wanted) > 1e-6 * np.linalg.norm(wanted):
-        raise ValueError(
-            f"`target` must be reachable by the detached gains; got {target}. Choose another one."
-        )
-    u = (scaled / cost).reshape(len(weights), -1)
-    names = input_names(concept)
-    plan = xr.Dataset(
-        {
-            "u": (("layer", "input"), u),
-            "energy": float(scaled @ scaled),
-            "gain": (("layer", "output", "input"), gain),
-            "target": ("output", wanted),
-        },
-        {"layer": np.arange(len(weights)), "input": names},
-    )
-    plan["push"] = push_sizes(plan["u"], _columns(concept), xr.DataArray(norm, dims="depth"))
-    plan.attrs = {
-        **stamp(run, "detached_plan"),
-        **WHAT_IT_DOES,
-        **kind.attrs,
-        "energy": energy,
-        "target_unit": "readout",
-        "target": in_attrs(wanted),
-        "readout": gains.attrs["readout"],
-        **sign_in_words(concept.attrs, len(names)),
-        **large_push(plan["push"]),
-        **direction_note(concept),
-    }
-    return plan
-
-
-def _whole_gain(gains: xr.Dataset, exists: np.ndarray) -> np.ndarray:
-    """Mean gains (layer, output, input), 0 where there is no direction."""
-    gain = gains["gain"].mean("prompt")
-    for dim in ("output", "input"):
-        if dim not in gain.dims:
-            gain = gain.expand_dims(dim)
-    values = gain.transpose("layer", "output", "input").values
-    return np.where(exists[:, None], values, 0.0)
-
-
-def _columns(concept: xr.Dataset) -> xr.DataArray:
-    """Directions (depth, feature, input) without labels."""
-    v = as_concept(concept)["direction"]
-    v = v if "input" in v.dims else v.expand_dims("input")
-    v = v.drop_vars([name for name in v.coords if name in ("depth", "input")])
-    return v.transpose("depth", "feature", "input").reset_coords(drop=True)

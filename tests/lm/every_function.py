@@ -66,7 +66,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         ),
         "play_law": Work(lm.play_law, after={**named, "law": clamped}),
         "corrected": Work(lm.corrected, before={"system": system}, after=named),
-        "detached_plan": Work(lm.detached_plan, after={**named, "target": 0.3}),
+        "gains_plan": Work(lm.gains_plan, after={**named, "target": 0.3}),
         "detached_spectra": Work(lm.detached_spectra, options={"n_vectors": 2, "n_tokens": 2}),
         "exact_system": Work(lm.exact_system, after=named, options={"readout": "profile"}),
         "free_directions": Work(lm.free_directions, after=named),
@@ -119,9 +119,9 @@ METHODS = {
 }
 NAMES = [
     *(
-        "amplitude_response compare_energies compare_feedback corrected detached_plan "
+        "amplitude_response compare_energies compare_feedback corrected "
         "detached_spectra exact_system "
-        "free_directions jacobians layer_skip linear_gains linear_range logistic "
+        "free_directions gains_plan jacobians layer_skip linear_gains linear_range logistic "
         "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
         "optimal_plan play play_law reconstruction required_energy "
         "steering_effect token_shares"

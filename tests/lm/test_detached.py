@@ -503,7 +503,7 @@ def test_maps_that_are_not_finite_are_told(monkeypatch):
 @pytest.mark.parametrize("energy", ["relative", "absolute"])
 def test_the_plan_is_the_least_energy_by_detached_gains(gpt2, concept, energy):
     run = gpt2.run(labelled_ids(6, 4))
-    plan = lm.detached_plan(run, concept, -0.4, energy=energy)
+    plan = lm.gains_plan(run, concept, -0.4, energy=energy, part=kind())
     v = concept["direction"].values
     A = np.stack([run.jacobian(layer, part=kind()) for layer in range(3)], axis=1)
     gains = []
@@ -525,9 +525,19 @@ def test_the_plan_is_the_least_energy_by_detached_gains(gpt2, concept, energy):
     assert np.linalg.norm(g - exact) > 0.05 * np.linalg.norm(exact)
 
 
+def test_by_exact_gains_it_is_the_plan_of_a_linear_system(gpt2, concept):
+    """That of one prompt, whose mean Jacobians are its own."""
+    run = gpt2.run([[3, 1, 4, 1, 5]])
+    system = lm.identify(run, concept, lm.Ensemble())
+    plan = lm.gains_plan(run, concept, 0.3)
+    other = ltv.minimum_energy(system, 0.3, energy="relative")
+    np.testing.assert_allclose(plan["u"].values, other["u"].values, rtol=1e-6)
+    assert float(plan["energy"]) == pytest.approx(float(other["energy"]))
+
+
 def test_the_plan_goes_where_plans_go(gpt2, concept, held_out):
     system = lm.identify(gpt2, labelled_ids(6, 4), concept)
-    plan = lm.detached_plan(gpt2, labelled_ids(6, 4), concept, 0.05)
+    plan = lm.gains_plan(gpt2, labelled_ids(6, 4), concept, 0.05, part=kind())
     table = lm.compare_energies(held_out, concept, system, 0.05, plans={"detached": plan})
     assert "detached" in table["schedule"].values
     assert float(table["energy"].sel(schedule="detached")) > 0
@@ -537,7 +547,7 @@ def test_the_plan_goes_where_plans_go(gpt2, concept, held_out):
 
 
 def test_a_plan_for_several_outputs(gpt2):
-    plan = lm.detached_plan(gpt2, labelled_ids(6, 4), several_inputs(), [0.3, -0.2])
+    plan = lm.gains_plan(gpt2, labelled_ids(6, 4), several_inputs(), [0.3, -0.2], part=kind())
     reached = (plan["gain"] * plan["u"]).sum(("layer", "input"))
     np.testing.assert_allclose(reached, [0.3, -0.2], rtol=1e-9)
 
@@ -548,13 +558,13 @@ def test_arguments_of_plans(gpt2, concept):
         ({"target": 0.3, "energy": "heat"}, "`energy` must be one of"),
         ({"target": 0.0}, "`target` must be finite and not zero"),
         ({"target": [0.3, 0.1]}, "`target` must have one value for each of the 1 outputs"),
-        ({"target": 0.3, "linear": "both"}, "`linear` must be one of"),
+        ({"target": 0.3, "part": "head"}, "`part` must be one of"),
     ):
         with pytest.raises(ValueError, match=said):
-            lm.detached_plan(gpt2, texts, concept, **options)
+            lm.gains_plan(gpt2, texts, concept, **options)
     rows = np.stack([concept["direction"].values[-1]] * 2)
-    with pytest.raises(ValueError, match="`target` must be reachable by the detached gains"):
-        lm.detached_plan(gpt2, texts, concept, [0.3, -0.3], readout=rows)
+    with pytest.raises(ValueError, match="`target` must be reachable by the mean gains"):
+        lm.gains_plan(gpt2, texts, concept, [0.3, -0.3], readout=rows)
 
 
 def test_detached_gains_say_so(gpt2, concept):
