@@ -7,6 +7,10 @@ show.
 import xarray as xr
 from matplotlib.figure import Figure
 
+from depthsys.plot.detached import detached_gains as draw_gains
+from depthsys.plot.detached import low_rank_errors as draw_errors
+from depthsys.plot.detached import singular_values as draw_values
+from depthsys.plot.detached import stable_rank as draw_ranks
 from depthsys.plot.spectra import eigenvalue_angles as draw_angles
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
@@ -37,4 +41,21 @@ def layer_skip(result: xr.Dataset) -> Figure:
     result = result.isel(output=-1) if "output" in result.dims else result
     fig, axes = figure(8, 4)
     draw_skip(axes[0], result)
+    return fig
+
+
+def detached_spectra(result: xr.Dataset) -> Figure:
+    """Singular values, stable rank and low-rank errors of detached maps."""
+    fig, (left, middle, right) = figure(13, 4.4, columns=3)
+    draw_values(left, result.sel(map="from_start"))
+    draw_ranks(middle, result)
+    draw_errors(right, result.sel(map="from_start"))
+    return fig
+
+
+def detached_gains(result: xr.Dataset) -> Figure:
+    """Gains of detached maps beside measured ones and those of Jacobians."""
+    result = result.isel(output=-1) if "output" in result.dims else result
+    fig, axes = figure(8, 4)
+    draw_gains(axes[0], result)
     return fig
