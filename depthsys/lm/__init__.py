@@ -48,7 +48,7 @@ from depthsys.lm.skipping import layer_skip
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
 from depthsys.lm.sublayers import sublayer_states
-from depthsys.lm.teleport import teleport
+from depthsys.lm.teleportation import teleport
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,

@@ -1,6 +1,7 @@
 """A compressing autoencoder: states of all sublayers through a plane and back."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,13 @@ def compress(
     -------
     xr.Dataset
         ``code`` (sublayer, prompt, dim), of all prompts; ``loss`` (epoch, split), the mean squared
-        error over the variance of the states fitted on, of "fit" and "test". ``explained`` (method):
-        :math:`1 - \sum\|x - \hat x\|^2 / \sum\|x - c\|^2` over left-out prompts and all
-        sublayers, with c the mean state of those fitted on; ``explained_at`` (method, sublayer), the
-        same of one sublayer; ``explained_within`` (method, sublayer), with c the mean of the left-out
-        states of that sublayer: what is told of the prompts and not of the depth, negative where it
-        is less than the mean tells. Methods are "autoencoder" and "pca". Coord ``tested`` (prompt).
+        error over the variance of the states fitted on, of "fit" (while it is fitted) and "test".
+        ``explained`` (compressor): :math:`1 - \sum\|x - \hat x\|^2 / \sum\|x - c\|^2` over left-out
+        prompts and all sublayers, with c the mean state of those fitted on; ``explained_at``
+        (compressor, sublayer), the same of one sublayer; ``explained_within`` (compressor, sublayer), with
+        c the mean of the left-out states of that sublayer: what is told of the prompts and not of
+        the depth, negative where it is less than that mean tells. Compressors are "autoencoder" and
+        "pca". Coord ``tested`` (prompt).
 
     Raises
     ------
@@ -66,8 +68,9 @@ def compress(
     Notes
     -----
     Linear layers with GELU between them, mean squared error, Adam with a rate that falls along a
-    cosine, all in float32 on the CPU; states are centred, and scaled by one number, so that the error
-    is that which PCA minimises. The same seed gives the same numbers on the same number of threads.
+    cosine, all in float32 on the CPU; states are centred, and scaled by one number, so that the
+    error is that which PCA minimises. The same seed gives the same numbers on the same number of
+    threads.
 
     References
     ----------
@@ -98,19 +101,19 @@ def compress(
         for centre in (pca.centre, test.mean(axis=1, keepdims=True))
     )
     whole = [1 - ((test - one) ** 2).sum() / ((test - pca.centre) ** 2).sum() for one in returned]
-    by_sublayer = ("method", "sublayer")
+    by_sublayer = ("compressor", "sublayer")
     return xr.Dataset(
         {
             "code": (("sublayer", "prompt", "dim"), code.double().numpy()),
             "loss": (("epoch", "split"), loss),
-            "explained": ("method", whole),
+            "explained": ("compressor", whole),
             "explained_at": (by_sublayer, from_all),
             "explained_within": (by_sublayer, from_own),
         },
         coords={
             **{name: states.coords[name] for name in ("layer", "before") if name in states.coords},
             "sublayer": np.arange(len(rows)),
-            "method": ["autoencoder", "pca"],
+            "compressor": ["autoencoder", "pca"],
             "split": ["fit", "test"],
             "tested": ("prompt", tested),
         },
@@ -177,7 +180,7 @@ def _net(width: int, hidden: tuple[int, ...], n_dims: int) -> _Net:
 
 def _chain(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.GELU()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,4 +1,4 @@
-"""Dynamics of the residual stream over sublayers: continuity, speed, information, rotations, PCA."""
+"""Dynamics of the residual stream: continuity, speed, information, rotations, components."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -43,7 +43,8 @@ def residual_dynamics(
     seed
         Of all that is drawn: units, prompts, noise of the estimator, shuffles.
     n_units
-        Features whose mutual information is estimated, drawn at random; 0 for none.
+        Features whose mutual information is estimated, drawn at random; 0 for none, all where
+        there are fewer.
     n_trajectories
         Prompts whose trajectories the principal components are fitted on, drawn at random; all
         where there are fewer.
@@ -92,11 +93,11 @@ def residual_dynamics(
 
     Notes
     -----
-    One row per prompt and layer beside the prefill. Held are 2 L (``n_units`` N + ``n_trajectories``
-    H) numbers and some 12 L per prompt, whatever the number N of texts; all else is summed up, and
-    of shards each sums its own. Rotations: with a gradient for an axis every oscillation turns
-    clockwise, one of noise the fastest, so turns are compared with those of shuffled orders, and not
-    with none. States are as they are: units and components with large activations count more.
+    One row per prompt and layer beside the prefill. Held are 2 L (``n_units`` + 5) numbers of each
+    prompt and 2 L H of each of ``n_trajectories``; all else is summed up, by each shard for its
+    own. Rotations: with a gradient for an axis every oscillation turns clockwise, that of noise the
+    fastest, so turns are compared with those of shuffled orders, and not with none. States are as
+    they are: units and components with large activations count more.
 
     References
     ----------
@@ -169,7 +170,7 @@ def _check(run: Run, n_units: int, n_trajectories: int, n_components: int, n_shu
             f"`run` must be of a model of 2 layers at least; got {run.n_layers}. A gradient over "
             "depth needs three sublayers."
         )
-    _whole(n_units, "n_units", 0, width, "It is a number of features.")
+    _whole(n_units, "n_units", 0, None, "It is a number of features.")
     _whole(n_trajectories, "n_trajectories", 1, None, "It is a number of prompts.")
     _whole(n_components, "n_components", 2, width, "The first two make a plane.")
     _whole(n_shuffles, "n_shuffles", 0, None, "It is a number of random orders.")

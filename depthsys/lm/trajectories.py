@@ -1,6 +1,6 @@
 """Statistics of trajectories over depth: numpy alone, no model and no torch.
 
-A trajectory is the states (sublayer, prompt, feature), or one number of them, in the order of depth.
+A trajectory is the states (sublayer, prompt, feature), or one number of them, in order of depth.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ ESTIMATOR = "sklearn.feature_selection.mutual_info_regression"
 
 @dataclass(frozen=True)
 class Moments:
-    """Means and central sums over prompts, of which those of parts make those of the whole.
+    r"""Means and central sums over prompts, of which those of parts make those of the whole.
 
     Attributes
     ----------
@@ -30,8 +30,8 @@ class Moments:
     Notes
     -----
     Sums of raw products would cancel where a unit's mean is far larger than its spread. Parts are
-    put together by the pairwise update of [1]_: with :math:`\\delta` the difference of two means,
-    :math:`C = C_1 + C_2 + \\delta\\,\\delta' n_1 n_2 / (n_1 + n_2)`.
+    put together by the pairwise update of [1]_: with :math:`\delta` the difference of two means,
+    :math:`C = C_1 + C_2 + \delta\,\delta' n_1 n_2 / (n_1 + n_2)`.
 
     References
     ----------
@@ -114,12 +114,12 @@ def density(states: np.ndarray) -> np.ndarray:
 
 
 def turns(activation: np.ndarray) -> np.ndarray:
-    r"""Total signed rotation, in turns, of (activation, gradient over depth); clockwise is positive.
+    r"""Total signed rotation in the plane of activation and gradient over depth, in turns.
 
-    The gradient is numpy's central difference. Both are centred and scaled to unit variance over
-    depth; the angle about that centre is followed from sublayer to sublayer by the shorter way. An
-    oscillation turns clockwise, once for each period; one with less than two points per period is
-    not seen as what it is. Scale and offset of a unit do not matter.
+    Clockwise is positive. The gradient is numpy's central difference. Both are centred and scaled
+    to unit variance over depth; the angle about that centre is followed from sublayer to sublayer
+    by the shorter way. An oscillation turns clockwise, once for each period; one with less than two
+    points per period is not seen as what it is. Scale and offset of a unit do not matter.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def turns(activation: np.ndarray) -> np.ndarray:
 
 
 def angles(activation: np.ndarray) -> np.ndarray:
-    """The angle that has been turned clockwise since the first sublayer (..., sublayer), radians."""
+    """The angle turned clockwise since the first sublayer (..., sublayer), radians."""
     plane = (activation, np.gradient(activation, axis=-1))
     x, y = (_standard(values) for values in plane)
     phase = np.arctan2(y, x)
@@ -248,19 +248,20 @@ class Components:
 def components(rows: np.ndarray, count: int, rng: np.random.Generator) -> Components:
     """The first principal components of rows (row, feature), by Lanczos: products alone.
 
-    ValueError unless there are at least ``count`` rows and features, and the rows differ.
+    As many as there are, where ``count`` is more. ValueError if all rows are the same.
     """
     rows = rows.astype(np.float64, copy=False)
     centre = rows.mean(axis=0)
     total = float(np.einsum("rf,rf->", rows, rows) - len(rows) * centre @ centre)
+    if total <= 0:
+        raise ValueError("`rows` must differ; got the same row everywhere. Take others.")
     if count < min(rows.shape):
         found = _leading(rows, centre, count, rng)
     else:
         found = np.linalg.svd(rows - centre, full_matrices=False)[1:]
     size, axes = found[0][:count], found[1][:count]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
-    explained = size**2 / total if total > 0 else np.full(len(size), np.nan)
-    return Components(centre, axes * np.sign(largest), explained)
+    return Components(centre, axes * np.sign(largest), size**2 / total)
 
 
 def _leading(

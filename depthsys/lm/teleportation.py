@@ -1,4 +1,4 @@
-"""Teleportation: the state is put elsewhere in a plane, and it is seen where the layers carry it."""
+"""Teleportation: the state is put elsewhere in a plane, and the layers carry it from there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ def teleport(
     run
         The prompts, some few; or a model and texts.
     dynamics
-        From `residual_dynamics` of the same model, of many prompts: ``centre``, ``axes``, ``score``.
+        From `residual_dynamics` of the same model, of many prompts: ``centre``, ``axes`` and
+        ``score``.
     starts
         Sublayers at which states are replaced; five by default, evenly over those from which
         ``n_sublayers`` follow.
@@ -62,8 +63,8 @@ def teleport(
     grid
         Points along each component.
     span
-        "trajectory": one grid for all starts, over all trajectories of ``dynamics`` in the plane; or
-        a number: a grid for each start about the mean score there, so many times the root mean
+        "trajectory": one grid for all starts, over all trajectories of ``dynamics`` in the plane;
+        or a number: a grid for each start about the mean score there, so many times the root mean
         square distance of the scores from it to each side.
     outside
         What the state is outside the plane: the "mean" of ``dynamics``, so that the state is the
@@ -94,15 +95,15 @@ def teleport(
 
     Notes
     -----
-    Of each prompt, start and point one row goes through six layers (twelve sublayers); a start or an
-    end between the parts of a layer costs a row through half of it. Distances are not relative: where
-    states grow with depth, a distance may grow that is small beside them in the end.
+    Of each prompt, start and point one row goes through six layers (twelve sublayers), and one more
+    where it starts or ends between the parts of a layer. Distances are not relative: where states
+    grow with depth, a distance may grow that is small beside them in the end.
 
     References
     ----------
-    .. [1] Fernando and Guitchounts (2025), arXiv:2502.12131, teleport states in a plane of principal
-       components; a grid of about 10 x 10 and the inverse of the projection as others report it. The
-       criterion, the rings and the radius are ours.
+    .. [1] Fernando and Guitchounts (2025), arXiv:2502.12131, teleport states in a plane of
+       principal components; a grid of about 10 x 10 and the inverse of the projection are as others
+       report it. The criterion, the rings and the radius are ours.
     """
     arrangement = sublayers.checked_arrangement(run.model, run.rows[0])
     begins = _starts(starts, run.n_layers, n_sublayers, arrangement)
@@ -241,7 +242,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Flight:
-    """What is wanted of every prompt: ``spots`` (start, copy, component) at sublayers ``starts``."""
+    """What is wanted of each prompt: ``spots`` (start, copy, component) at sublayers ``starts``."""
 
     plane: Plane
     starts: tuple[int, ...]
@@ -256,7 +257,7 @@ class Flight:
 
 @in_shards(along(0), "teleportation")
 def _flown(run: Run, flight: Flight) -> tuple[np.ndarray, np.ndarray]:
-    """Own coordinates (prompt, begin or end, start, component), and ends (prompt, start, copy, ...)."""
+    """Own coordinates (prompt, begin or end, start, component), ends (prompt, start, copy, ...)."""
     n_starts, n_copies = flight.spots.shape[:2]
     own = np.empty((len(run), 2, n_starts, 2))
     end = np.empty((len(run), n_starts, n_copies, 2))
@@ -269,10 +270,8 @@ def _flown(run: Run, flight: Flight) -> tuple[np.ndarray, np.ndarray]:
         own_places = yield from _own_places(batch, flight)
         return own_places, torch.cat((yield from run.several(works)), dim=2)
 
-    width = run.model.n_features * run.model.dtype.itemsize
-    for batch, (mine, ends) in run.in_step(
-        work, "teleportation", held=flight.spots[..., 0].numel() * width
-    ):
+    held = n_starts * n_copies * run.model.n_features * run.model.dtype.itemsize
+    for batch, (mine, ends) in run.in_step(work, "teleportation", held=held):
         own[batch.prompts] = mine.permute(2, 0, 1, 3).cpu().numpy()
         end[batch.prompts] = ends.transpose(0, 1).cpu().numpy()
     return own, end
