@@ -52,10 +52,10 @@ def compress(
         error over the variance of the states fitted on, of "fit" (while it is fitted) and "test".
         ``explained`` (compressor): :math:`1 - \sum\|x - \hat x\|^2 / \sum\|x - c\|^2` over left-out
         prompts and all sublayers, with c the mean state of those fitted on; ``explained_at``
-        (compressor, sublayer), the same of one sublayer; ``explained_within`` (compressor, sublayer), with
-        c the mean of the left-out states of that sublayer: what is told of the prompts and not of
-        the depth, negative where it is less than that mean tells. Compressors are "autoencoder" and
-        "pca". Coord ``tested`` (prompt).
+        (compressor, sublayer), the same of one sublayer; ``explained_within`` (compressor,
+        sublayer), with c the mean of the left-out states of that sublayer: what is told of the
+        prompts and not of the depth, negative where it is less than that mean tells. Compressors
+        are "autoencoder" and "pca". Coord ``tested`` (prompt).
 
     Raises
     ------
@@ -83,10 +83,10 @@ def compress(
     tested = np.zeros(n_prompts, dtype=bool)
     tested[rng.permutation(n_prompts)[: max(1, round(TESTED * n_prompts))]] = True
     fitted = rows[:, ~tested].reshape(-1, rows.shape[2])
+    if np.ptp(fitted, axis=0).max() == 0:
+        raise ValueError("`states` must differ; got the same state everywhere. Take other prompts.")
     pca = trajectories.components(fitted, n_dims, rng)
     scale = float(np.sqrt(((fitted - pca.centre) ** 2).sum(axis=1).mean() / rows.shape[2]))
-    if scale == 0:
-        raise ValueError("`states` must differ; got the same state everywhere. Take other prompts.")
     both = [torch.as_tensor((x.reshape(-1, rows.shape[2]) - pca.centre) / scale).float()
             for x in (rows[:, ~tested], rows[:, tested])]  # fmt: skip
     net, loss = _trained(both[0], both[1], hidden, n_dims, epochs, seed)

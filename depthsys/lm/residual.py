@@ -257,7 +257,7 @@ def _of_batch(states: np.ndarray, units: np.ndarray, kept: np.ndarray) -> _Measu
     exact = states.astype(np.float64)
     updates = np.diff(exact, axis=0)
     # a unit at a time would be slow, all prompts at once would be much
-    turned = [np.nanmean(trajectories.turns(exact[:, p].T)) for p in range(exact.shape[1])]
+    turned = [_mean(trajectories.turns(exact[:, p].T)) for p in range(exact.shape[1])]
     return _Measured(
         Moments.of(exact),
         np.linalg.norm(exact, axis=-1).T,
@@ -269,6 +269,12 @@ def _of_batch(states: np.ndarray, units: np.ndarray, kept: np.ndarray) -> _Measu
         states[:, :, units],
         states[:, kept],
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are known, or NaN."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 # --------------------------------------------------------------------- what follows from it

@@ -252,7 +252,7 @@ def components(rows: np.ndarray, count: int, rng: np.random.Generator) -> Compon
     """
     rows = rows.astype(np.float64, copy=False)
     centre = rows.mean(axis=0)
-    total = float(np.einsum("rf,rf->", rows, rows) - len(rows) * centre @ centre)
+    total = sum(float(((part - centre) ** 2).sum()) for part in np.array_split(rows, 32))
     if total <= 0:
         raise ValueError("`rows` must differ; got the same row everywhere. Take others.")
     if count < min(rows.shape):

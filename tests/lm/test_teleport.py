@@ -30,7 +30,6 @@ def flown(hf, part: str, ids: list[int], start: int, state, stop: int) -> np.nda
     Between the parts the attention is made to write what leads there.
     """
     blocks, seen, handles = whole_sequence.blocks(hf), {}, []
-    layer, between = divmod(start, 2)
 
     def entering(at):
         def hook(module, args, kwargs):
@@ -104,19 +103,17 @@ def test_ends_are_those_of_whole_sequences(made, outside, n_sublayers):
 def test_who_stays_at_his_place_ends_where_he_would(made):
     """With the prompt's own part outside the plane, its own place in it leads to its own end."""
     _, model, texts, dynamics = made
-    first = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=0, n_components=4)
-    found = lm.teleport(
-        model, texts, first, starts=[1], n_sublayers=4, grid=9, outside="own", span=1.0
-    )
-    before = np.linalg.norm(found["begin"] - found["own_begin"], axis=-1)
-    after = np.linalg.norm(found["end"] - found["own_end"], axis=-1)
-    near = before < 0.1 * before.max()
-    assert near.any()
-    assert after[near].max() < after[~near].max()
-    inward = after < before
-    assert np.array_equal(
-        found["inward"].transpose(..., "row", "column"), inward.reshape(found["inward"].shape)
-    )
+    alone = texts.ids[3:4]
+    here = lm.teleport(model, alone, dynamics, starts=[1], n_sublayers=4)["own_begin"][0, 0].values
+    # a grid of two points along each component, whose first corner is that place
+    score = np.stack([here, here + 1.0])[None].repeat(2 * model.n_layers, axis=0)
+    plane = dynamics[["centre", "axes"]].isel(component=slice(2))
+    plane["score"] = (("sublayer", "trajectory", "component"), score)
+    options = {"starts": [1], "n_sublayers": 4, "grid": 2, "outside": "own"}
+    found = lm.teleport(model, alone, plane, **options)
+    ends = found["end"].isel(start=0, prompt=0)
+    np.testing.assert_allclose(ends[0, 0], found["own_end"][0, 0], atol=1e-9)
+    assert not np.allclose(ends[1, 1], found["own_end"][0, 0], atol=1e-3)
 
 
 def test_grids(made):
@@ -154,11 +151,11 @@ def test_rings_by_hand():
 def test_summaries_are_those_of_the_points(made):
     _, model, texts, dynamics = made
     found = lm.teleport(model, texts, dynamics, starts=[0, 2], n_sublayers=4, grid=5)
-    before = np.linalg.norm(found["begin"] - found["own_begin"], axis=-1).reshape(2, 9, 25)
     after = np.linalg.norm(found["end"].values - found["own_end"].values[:, :, None, None], axis=-1)
     before = np.linalg.norm(
         found["begin"].values[:, None] - found["own_begin"].values[:, :, None, None], axis=-1
     )
+    np.testing.assert_array_equal(found["inward"], after < before)
     for number in (0, 1):
         assert float(found["inward_share"][number]) == (after < before)[number].mean()
         ratio = (after / before)[number]
@@ -166,16 +163,18 @@ def test_summaries_are_those_of_the_points(made):
         assert int(found["points"][number].sum()) == 9 * 25
 
 
-def test_a_model_that_does_nothing_leaves_all_where_it_is():
+def test_a_model_that_does_nothing_leaves_all_where_it_is(made):
     hf = tiny_gpt2().double()
     for name, parameter in hf.named_parameters():
         if "c_proj" in name:
             parameter.data.zero_()
     model, texts = lm.DepthModel(hf), labelled_ids(9, 6)
-    dynamics = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=0, n_components=4)
-    found = lm.teleport(model, texts, dynamics, starts=[0, 1], n_sublayers=3, grid=3)
-    moved = found["end"] - found["begin"]
-    np.testing.assert_allclose(moved, 0, atol=1e-10)
+    still = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=3, n_components=4)
+    assert still["turns"].isnull().all()
+    assert still["prompt_turns"].isnull().all()
+    found = lm.teleport(model, texts, made[3], starts=[0, 1], n_sublayers=3, grid=3)
+    begin = found["begin"].expand_dims(prompt=9).transpose(*found["end"].dims)
+    np.testing.assert_allclose(found["end"], begin, atol=1e-9)
     np.testing.assert_allclose(found["contraction"], 1)
 
 
