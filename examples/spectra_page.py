@@ -1,10 +1,10 @@
-"""Spectra of depth and layers left out, on SmolLM2: the numbers and figures of docs/dynamics.md.
+"""Spectra of depth and layers left out, on SmolLM2: docs/dynamics/spectra.md.
 
     depthsys fetch
     python examples/spectra_page.py ~/.cache/depthsys/real
 
-Three to five minutes on two cores. The numbers go to docs/dynamics.json and from there, as they
-are, between the markers of the page; the figures go to docs/figures.
+Three to five minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
+they are, between the markers of the page; the figures go to docs/figures.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from depthsys.report import Table, markdown
 from depthsys.report.page import update
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "dynamics/spectra.md"
 TEXTS = ("movies", "amazon")
 SPLIT = "100/10/50"  # a direction, 20 prompts for Jacobians, 100 prompts without each layer
 ALONE = 4  # prompts whose own Jacobians are looked at
@@ -42,8 +43,8 @@ def main() -> None:
         "skip": {name: skip_numbers(found) for name, found in skips.items()},
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
-    (DOCS / "dynamics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    update(DOCS / "dynamics.md", {MARKERS: markdown(skip_table(numbers["skip"]))})
+    PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    update(PAGE, {MARKERS: markdown(skip_table(numbers["skip"]))})
     draw(skips, *spectra[TEXTS[0]][:2])
 
 
