@@ -16,6 +16,7 @@ from depthsys.lm.progress import bar
 HIDDEN = (256, 64, 16)
 BATCH = 256
 RATE = 1e-3
+LEAST = 5  # prompts
 TESTED = 0.2  # of the prompts, which the fit does not see
 
 
@@ -35,7 +36,7 @@ def compress(
     Parameters
     ----------
     states
-        (sublayer, prompt, feature), 10 prompts at least; from `sublayer_states`.
+        (sublayer, prompt, feature), 5 prompts at least; from `sublayer_states`.
     seed
         Of the weights, of the order of training, and of which prompts are left out.
     n_dims
@@ -136,9 +137,9 @@ def _checked(states: Any, n_dims: Any, epochs: Any, hidden: Any) -> np.ndarray:
             f"`states` must be a DataArray; got {short(states)}. `lm.sublayer_states` gives one."
         )
     dims = ("sublayer", "prompt", "feature")
-    if {*states.dims} != {*dims} or states.sizes["prompt"] < 10:
+    if {*states.dims} != {*dims} or states.sizes["prompt"] < LEAST:
         raise ValueError(
-            f"`states` must be {dims} with 10 prompts at least; got {dict(states.sizes)}. "
+            f"`states` must be {dims} with {LEAST} prompts at least; got {dict(states.sizes)}. "
             "`lm.sublayer_states` gives them."
         )
     given = {"n_dims": n_dims, "epochs": epochs}

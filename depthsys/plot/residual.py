@@ -402,7 +402,7 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
         title = f"sublayer {int(one['start'])}, {steps} on"
         ax.set_title(f"{title}\n{100 * float(one['inward_share']):.0f} % inward", fontsize="medium")
         ax.set_xlabel("component 1")
-    axes[0].set_ylabel("component 2")
+        ax.set_ylabel("component 2")
     colour_bar(axes[-1], drawn, "share of prompts, inward")
 
 

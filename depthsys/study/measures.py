@@ -60,6 +60,8 @@ class Measure:
 
 
 PRODUCT = 3.0  # forward and backward
+COMPRESSED = 256  # prompts that the autoencoder gets
+FLOWN = 8  # prompts whose states are put elsewhere
 
 
 def _jacobians(n: Sizes) -> float:
@@ -68,6 +70,12 @@ def _jacobians(n: Sizes) -> float:
 
 def _each_layer_left_out(n: Sizes) -> float:
     return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
+
+
+def _sublayers(n: Sizes) -> float:
+    """One row to each state between parts; and the grid of teleportation."""
+    compressed, flown = min(n.n_prompts, COMPRESSED), min(n.n_prompts, FLOWN)
+    return n.n_layers * (n.n_prompts + compressed) + flown * 5 * 100 * min(6, n.n_layers)
 
 
 _ALL = (
@@ -86,6 +94,20 @@ _ALL = (
         rows=_each_layer_left_out,
         settings=("readout",),
         of_concept=True,
+    ),
+    Measure(
+        name="residual",
+        title="dynamics of the residual stream",
+        figures=(
+            "unit_continuity",
+            "velocity_information",
+            "rotations",
+            "trajectories",
+            "teleportation",
+        ),
+        rows=_sublayers,
+        cubes=100.0,  # as long as neighbours and the autoencoder take
+        settings=("seed",),
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

@@ -79,7 +79,7 @@ def test_states_of_a_model_keep_what_they_are_of(tiny):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"states": states(np.zeros((2, 9, 3)))}, "with 10 prompts at least; got"),
+        ({"states": states(np.zeros((2, 4, 3)))}, "with 5 prompts at least; got"),
         ({"states": xr.DataArray(np.zeros((2, 12)), dims=("sublayer", "prompt"))}, "`states` must"),
         ({"states": states(np.zeros((2, 12, 3)))}, "`states` must differ"),
         ({"states": states(np.full((2, 12, 3), np.nan))}, "`states` must be finite"),
