@@ -18,6 +18,7 @@ import xarray as xr
 
 from depthsys import lm, plot
 from depthsys.demo import real
+from depthsys.lm.trajectories import shuffled_turns, turns
 from depthsys.plot import dynamics as sheets
 from depthsys.report import Table, markdown
 from depthsys.report.page import update
@@ -132,7 +133,7 @@ def summary(dynamics: xr.Dataset, code: xr.Dataset) -> dict[str, list[float]]:
     info = dynamics["mutual_information"].mean("unit")
     speed = dynamics["velocity"].mean("prompt")
     relative = (dynamics["velocity"] / dynamics["norm"].values[:, :-1]).mean("prompt")
-    q, turns, shuffled = (dynamics[n].values for n in ("q_value", "turns", "turns_shuffled"))
+    q, turned, shuffled = (dynamics[n].values for n in ("q_value", "turns", "turns_shuffled"))
     by_part = {"correlation": middle, "cosine": cosine, "information": info}
     found = {}
     for name, curve in by_part.items():
@@ -143,16 +144,26 @@ def summary(dynamics: xr.Dataset, code: xr.Dataset) -> dict[str, list[float]]:
         "velocity": thirds(speed.values),
         "relative velocity": thirds(relative.values),
         "density": thirds(dynamics["density"].mean("prompt").values),
-        "turns": rounded([turns.mean(), *np.quantile(turns, [0.05, 0.95])]),
+        "turns": rounded([turned.mean(), *np.quantile(turned, [0.05, 0.95])]),
         "turns, shuffled": rounded([shuffled.mean()]),
+        "turns, states of unit length": turns_of_unit_length(dynamics),
         "turns, each prompt": rounded([dynamics["prompt_turns"].mean()]),
-        "turns differ": rounded([(q < 0.05).mean(), ((q < 0.05) & (turns > shuffled)).mean()]),
+        "turns differ": rounded([(q < 0.05).mean(), ((q < 0.05) & (turned > shuffled)).mean()]),
         "explained": rounded(dynamics["explained"].values[:2]),
         "given back": rounded(code["explained"].values),
         "given back at, autoencoder": thirds(code["explained_at"].values[0]),
         "given back at, pca": thirds(code["explained_at"].values[1]),
         "given back within, autoencoder": thirds(code["explained_within"].values[0]),
     }
+
+
+def turns_of_unit_length(dynamics: xr.Dataset) -> list[float]:
+    """The same of mean activations over the mean norm of the sublayer, and in shuffled orders."""
+    norm = dynamics["norm"].mean("prompt").values
+    activation = dynamics["mean"].transpose("feature", "sublayer").values / norm
+    rng = np.random.default_rng(SEED)
+    shuffled = [one.mean() for one in shuffled_turns(activation, rng, 100)]
+    return rounded([turns(activation).mean(), np.mean(shuffled)])
 
 
 def thirds(curve: np.ndarray) -> list[float]:

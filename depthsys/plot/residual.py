@@ -37,7 +37,7 @@ def unit_correlations(ax: Axes, found: xr.Dataset) -> None:
     Parameters
     ----------
     ax
-        Axes; the legend is put above them. Lines are medians over units, the band holds the middle
+        Axes; the legend is put above them. Lines are medians over units, the bands hold the middle
         90 % of units.
     found
         From `lm.residual_dynamics`: ``correlation`` (step, feature), coord ``written_by``.
@@ -51,10 +51,9 @@ def unit_correlations(ax: Axes, found: xr.Dataset) -> None:
     """
     found = held(found, "correlation", "written_by", name="found", cure=_CURE)
     check_dims(found["correlation"], "correlation", ("step", "feature"), finite=False)
-    low, middle, high = found["correlation"].quantile([BAND[0], 0.5, BAND[1]], dim="feature").values
     at = coordinate(found["correlation"], "step")
-    ax.fill_between(at, low, high, color=GREY, alpha=0.3, lw=0, label="90 % of units")
-    _by_writer(ax, at, middle, found)
+    _by_writer(ax, at, found["correlation"].median("feature").values, found)
+    _bands(ax, at, found["correlation"], "feature", found)
     ax.set_ylabel("correlation of a unit with itself")
     ax.set_ylim(top=1.02)
 
@@ -96,7 +95,7 @@ def velocity(ax: Axes, found: xr.Dataset) -> None:
     Parameters
     ----------
     ax
-        Axes; the legend is put above them. Lines are medians over prompts, the band holds the
+        Axes; the legend is put above them. Lines are medians over prompts, the bands hold the
         middle 90 % of prompts; dotted is the norm of the state before the step.
     found
         From `lm.residual_dynamics`: ``velocity`` (prompt, step), ``norm`` (prompt, sublayer), coord
@@ -112,13 +111,12 @@ def velocity(ax: Axes, found: xr.Dataset) -> None:
     found = held(found, "velocity", "norm", "written_by", name="found", cure=_CURE)
     check_dims(found["velocity"], "velocity", ("prompt", "step"))
     check_dims(found["norm"], "norm", ("prompt", "sublayer"))
-    low, middle, high = found["velocity"].quantile([BAND[0], 0.5, BAND[1]], dim="prompt").values
     at = coordinate(found["velocity"], "step")
     log_axis(ax)
-    ax.fill_between(at, low, high, color=GREY, alpha=0.3, lw=0, label="90 % of prompts")
     norm = found["norm"].median("prompt").values
     ax.plot(at, norm[: len(at)], color=GREY, lw=1.0, ls=":", label="norm of the state")
-    _by_writer(ax, at, middle, found)
+    _by_writer(ax, at, found["velocity"].median("prompt").values, found)
+    _bands(ax, at, found["velocity"], "prompt", found)
     ax.set_ylabel(r"velocity $\|x_{s+1} - x_s\|$")
 
 
@@ -128,7 +126,7 @@ def mutual_information(ax: Axes, found: xr.Dataset) -> None:
     Parameters
     ----------
     ax
-        Axes; the legend is put above them. Lines are medians over units, the band holds the middle
+        Axes; the legend is put above them. Lines are medians over units, the bands hold the middle
         90 % of them; dotted is what the estimator says where prompts are exchanged.
     found
         From `lm.residual_dynamics`: ``mutual_information`` and ``mutual_information_shuffled``
@@ -147,12 +145,11 @@ def mutual_information(ax: Axes, found: xr.Dataset) -> None:
         check_dims(found[name], name, ("step", "unit"))
     if not found.sizes["unit"]:
         raise ValueError("`found` must have units; got none. Estimate some, as in `n_units=32`.")
-    low, middle, high = found[names[0]].quantile([BAND[0], 0.5, BAND[1]], dim="unit").values
     at = coordinate(found[names[0]], "step")
-    ax.fill_between(at, low, high, color=GREY, alpha=0.3, lw=0, label="90 % of units")
     shuffled = found[names[1]].mean("unit").values
     ax.plot(at, shuffled, color=GREY, lw=1.0, ls=":", label="prompts exchanged")
-    _by_writer(ax, at, middle, found)
+    _by_writer(ax, at, found[names[0]].median("unit").values, found)
+    _bands(ax, at, found[names[0]], "unit", found)
     ax.set_ylabel("mutual information (nats)")
     ax.set_ylim(bottom=-0.05)
 
@@ -167,6 +164,15 @@ def _by_writer(ax: Axes, at: np.ndarray, values: np.ndarray, found: xr.Dataset) 
     count_axis(ax, at)
     ax.set_xlabel("step $s$, from sublayer $s$ to $s + 1$")
     key_above(ax, ncols=2)
+
+
+def _bands(ax: Axes, at: np.ndarray, values: xr.DataArray, dim: str, found: xr.Dataset) -> None:
+    """The middle 90 % along a dim, for the steps that each part writes."""
+    low, high = values.quantile(BAND, dim=dim).transpose("quantile", "step").values
+    for row, writer in enumerate(WRITERS):
+        here = found["written_by"].values == writer
+        color = STYLES[row]["color"]
+        ax.fill_between(at[here], low[here], high[here], color=color, alpha=0.15, lw=0)
 
 
 # -------------------------------------------------------------------------------- rotations
@@ -204,7 +210,7 @@ def phase_plane(ax: Axes, found: xr.Dataset, units: Sequence[int] | None = None)
         x, y = (_standard(v) for v in (mean[unit], np.gradient(mean[unit])))
         style = {**STYLES[row], "marker": None}
         ax.plot(x, y, label=f"unit {unit}: {turns[unit]:.1f} turns", **style)
-        ends = {"color": style["color"], "ls": "none", "ms": 6}
+        ends = {"color": style["color"], "ls": "none", "ms": 6, "zorder": 4}
         ax.plot(x[0], y[0], marker=STYLES[row]["marker"], **ends)
         ax.plot(x[-1], y[-1], marker=STYLES[row]["marker"], mfc="w", **ends)
     ax.set_xlabel("activation (standard deviations)")
