@@ -2,6 +2,7 @@
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
+from depthsys.lm.compression import compress
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
 from depthsys.lm.detached import detached_spectra
@@ -41,6 +42,7 @@ from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
 from depthsys.lm.reconstruction import reconstruction, token_shares
 from depthsys.lm.replay import play
+from depthsys.lm.residual import residual_dynamics
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
 from depthsys.lm.several import several
@@ -48,6 +50,8 @@ from depthsys.lm.shards import Crew, Here, ShardedRun
 from depthsys.lm.skipping import layer_skip
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
+from depthsys.lm.sublayers import sublayer_states
+from depthsys.lm.teleportation import teleport
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -86,6 +90,7 @@ __all__ = [
     "comparison_cost",
     "compare_energies",
     "compare_feedback",
+    "compress",
     "corrected",
     "detached_spectra",
     "energies_over_splits",
@@ -123,9 +128,12 @@ __all__ = [
     "reconstruction",
     "reflect",
     "required_energy",
+    "residual_dynamics",
     "several",
     "steering",
     "steering_effect",
     "token_shares",
+    "sublayer_states",
+    "teleport",
     "whitened",
 ]

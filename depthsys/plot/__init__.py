@@ -37,6 +37,19 @@ from depthsys.plot.ltv import (
     io_image,
 )
 from depthsys.plot.reach import actuator_layers, controllability
+from depthsys.plot.residual import (
+    code_trajectories,
+    inward_fractions,
+    mutual_information,
+    phase_plane,
+    plane_trajectories,
+    rotation_p_values,
+    successive_cosines,
+    teleportation,
+    turns,
+    unit_correlations,
+    velocity,
+)
 from depthsys.plot.responses import responses
 from depthsys.plot.scaling import scaling
 from depthsys.plot.separation import auc_by_depth
@@ -67,6 +80,17 @@ __all__ = [
     "stable_rank",
     "low_rank_errors",
     "detached_gains",
+    "unit_correlations",
+    "successive_cosines",
+    "velocity",
+    "mutual_information",
+    "phase_plane",
+    "turns",
+    "rotation_p_values",
+    "plane_trajectories",
+    "code_trajectories",
+    "teleportation",
+    "inward_fractions",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

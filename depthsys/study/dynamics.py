@@ -11,7 +11,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.study.cell import Cell, find_model
-from depthsys.study.measures import MEASURES
+from depthsys.study.measures import COMPRESSED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin
 
@@ -111,6 +111,31 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     found = found.merge(energy.assign(multiple=energy["energy"] / energy["energy"][0]))
     target_note = {"target": np.atleast_1d(target).tolist(), "energy": settings.energy}
     return found.assign_attrs(held.attrs | target_note)
+
+
+def residual(cell: Cell) -> xr.Dataset:
+    """The residual stream over sublayers; see `lm.residual_dynamics`, `compress` and `teleport`.
+
+    What the autoencoder finds of some prompts has ``code_`` before its names, what becomes of
+    states of a few prompts that are put elsewhere ``flow_``; their prompts are along
+    ``code_prompt`` and ``flow_prompt``, components of the flow along ``plane``.
+    """
+    seed = cell.settings.seed
+    found = lm.residual_dynamics(cell.operating, seed=seed)
+    code = lm.compress(lm.sublayer_states(cell.first(COMPRESSED)), seed=seed)
+    # no more than half of the sublayers, and an even number
+    after = min(12, found.sizes["sublayer"] // 4 * 2)
+    flow = lm.teleport(cell.first(FLOWN), found, n_sublayers=after)
+    code = code.rename(prompt="code_prompt", code="code_of").rename(
+        {n: f"code_{n}" for n in ("loss", "explained", "explained_at", "explained_within")}
+    )
+    flow = flow.rename(prompt="flow_prompt", component="plane")
+    flow = flow.rename({str(n): f"flow_{n}" for n in flow.data_vars})
+    about = {"flow_n_sublayers": after, "flow_outside": flow.attrs["outside"],
+             "code_hidden": code.attrs["hidden"], "code_epochs": code.attrs["epochs"]}  # fmt: skip
+    return xr.merge(
+        [found, code.drop_vars(("layer", "before")), flow], combine_attrs="override"
+    ).assign_attrs(about)
 
 
 # ------------------------------------------------------------------------ lines of text

@@ -61,6 +61,8 @@ class Measure:
 
 PRODUCT = 3.0  # forward and backward
 PLAYED = 12.0  # rows of each prompt and layer with which the energy of two plans is searched
+COMPRESSED = 256  # prompts that the autoencoder gets
+FLOWN = 8  # prompts whose states are put elsewhere
 
 
 def _jacobians(n: Sizes) -> float:
@@ -78,6 +80,12 @@ def _detached(n: Sizes) -> float:
 
 def _detached_gains(n: Sizes) -> float:
     return n.n_prompts * n.n_layers * (2 * PRODUCT + n.n_layers + PLAYED)
+
+
+def _sublayers(n: Sizes) -> float:
+    """One row to each state between parts; and the grid of teleportation."""
+    compressed, flown = min(n.n_prompts, COMPRESSED), min(n.n_prompts, FLOWN)
+    return n.n_layers * (n.n_prompts + compressed) + flown * 5 * 100 * min(6, n.n_layers)
 
 
 _ALL = (
@@ -112,6 +120,20 @@ _ALL = (
         rows=_detached_gains,
         settings=("readout", "eps", "step", "energy"),
         of_concept=True,
+    ),
+    Measure(
+        name="residual",
+        title="dynamics of the residual stream",
+        figures=(
+            "unit_continuity",
+            "velocity_information",
+            "rotations",
+            "trajectories",
+            "teleportation",
+        ),
+        rows=_sublayers,
+        cubes=100.0,  # as long as neighbours and the autoencoder take
+        settings=("seed",),
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

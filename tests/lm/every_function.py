@@ -49,6 +49,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
     vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
+    plane = _plane(concept)
     clamped = lm.clamp(concept, 0.1).assign(target=("output", [0.3]))
     found = {
         "amplitude_response": Work(
@@ -93,6 +94,16 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "steering_effect": Work(
             lm.steering_effect, after={**named, "vector": vector}, options={"n_bootstrap": 3}
         ),
+        "residual_dynamics": Work(
+            lm.residual_dynamics,
+            options={"n_units": 2, "n_trajectories": 5, "n_components": 2, "n_shuffles": 5},
+        ),
+        "sublayer_states": Work(lm.sublayer_states),
+        "teleport": Work(
+            lm.teleport,
+            after={"dynamics": plane},
+            options={"starts": [0, 1], "n_sublayers": 3, "grid": 3, "span": 2.0},
+        ),
         "required_energy": Work(
             lm.required_energy,
             after={**named, "schedules": schedules, "target": 0.3},
@@ -105,6 +116,20 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         each = {"per_prompt": True, "readout": "profile"}
         found[f"identify, {name}, each"] = Work(lm.identify, after=wanted, options=each)
     return found
+
+
+def _plane(concept: xr.Dataset) -> xr.Dataset:
+    """What `teleport` needs of residual dynamics."""
+    direction = concept["direction"]
+    n_layers, width = direction.sizes["depth"] - 1, direction.sizes["feature"]
+    score = np.random.default_rng(5).standard_normal((2 * n_layers, 4, 2))
+    return xr.Dataset(
+        {
+            "centre": ("feature", np.full(width, 0.1)),
+            "axes": (("component", "feature"), np.eye(2, width)),
+            "score": (("sublayer", "trajectory", "component"), score),
+        }
+    )
 
 
 METHODS = {
@@ -123,8 +148,8 @@ NAMES = [
         "detached_spectra exact_system "
         "free_directions gains_plan jacobians layer_skip linear_gains linear_range logistic "
         "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
-        "optimal_plan play play_law reconstruction required_energy "
-        "steering_effect token_shares"
+        "optimal_plan play play_law reconstruction required_energy residual_dynamics "
+        "steering_effect sublayer_states teleport token_shares"
     ).split(),
     "play, every token",
     "jacobians, each",
