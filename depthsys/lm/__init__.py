@@ -1,6 +1,7 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
+from depthsys.lm.by_token import measure_token_gains, token_gains
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
@@ -12,6 +13,7 @@ from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
+from depthsys.lm.lags import lag_map
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.measure import measure_gains, measure_gains_at
@@ -45,6 +47,7 @@ from depthsys.lm.shards import Crew, Here, ShardedRun
 from depthsys.lm.skipping import layer_skip
 from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
+from depthsys.lm.token_states import TokenStates
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -74,6 +77,7 @@ __all__ = [
     "Splits",
     "Step",
     "Texts",
+    "TokenStates",
     "TwoSided",
     "agreement",
     "amplitude_response",
@@ -97,6 +101,7 @@ __all__ = [
     "identify",
     "jacobians",
     "kept_parts",
+    "lag_map",
     "layer_skip",
     "linear_gains",
     "linear_range",
@@ -106,6 +111,7 @@ __all__ = [
     "mean_vjp",
     "measure_gains",
     "measure_gains_at",
+    "measure_token_gains",
     "miss_of_plan",
     "optimal_plan",
     "paired_difference",
@@ -120,5 +126,6 @@ __all__ = [
     "several",
     "steering",
     "steering_effect",
+    "token_gains",
     "whitened",
 ]

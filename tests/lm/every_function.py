@@ -81,6 +81,8 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "mean_vjp": Work(lm.mean_vjp, after=directions),
         "measure_gains": Work(lm.measure_gains, after=named),
         "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
+        "measure_token_gains": Work(lm.measure_token_gains, after=named, options={"lags": [0, 1]}),
+        "token_gains": Work(lm.token_gains, after=named),
         "optimal_plan": Work(lm.optimal_plan, after={**named, "target": 0.3}),
         "play": Work(lm.play, after={**named, "plan": plan}),
         "play, every token": Work(
@@ -118,7 +120,8 @@ NAMES = [
         "amplitude_response compare_energies compare_feedback corrected exact_system "
         "free_directions jacobians layer_skip linear_gains linear_range logistic "
         "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
-        "optimal_plan play play_law required_energy steering_effect"
+        "measure_token_gains optimal_plan play play_law required_energy steering_effect "
+        "token_gains"
     ).split(),
     "play, every token",
     "jacobians, each",
