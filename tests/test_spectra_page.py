@@ -1,4 +1,4 @@
-"""docs/dynamics.md: its table is that of the stored numbers, and its words say what they say."""
+"""docs/dynamics/spectra.md: its table and its words are those of the stored numbers."""
 
 import importlib.util
 import json
@@ -11,9 +11,9 @@ from depthsys.report import markdown
 from depthsys.report.page import between
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/dynamics.md").read_text("utf-8")
+PAGE = (ROOT / "docs/dynamics/spectra.md").read_text("utf-8")
 WORDS = " ".join(PAGE.split())
-NUMBERS = json.loads((ROOT / "docs/dynamics.json").read_text("utf-8"))
+NUMBERS = json.loads((ROOT / "docs/dynamics/spectra.json").read_text("utf-8"))
 spec = importlib.util.spec_from_file_location("spectra_page", ROOT / "examples/spectra_page.py")
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

@@ -11,6 +11,7 @@ from depthsys.cli import typed
 from depthsys.cli.clock import CLOCK
 from depthsys.cli.compare import compare
 from depthsys.cli.doctor import doctor
+from depthsys.cli.dynamics import dynamics
 from depthsys.cli.exchange import export, import_
 from depthsys.cli.generate import generate
 from depthsys.cli.main_job import control, demo, gains, identify
@@ -37,6 +38,7 @@ COMMANDS = {
     "control": control,
     "plan": plan,
     "compare": compare,
+    "dynamics": dynamics,
     "export": export,
     "import": import_,
     "fetch": fetch,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from depthsys.files import Resumable, write_netcdf
+from depthsys.study.measures import MEASURES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from depthsys.study import Cell
 
 # steps that take long; a direction alone is not worth a refusal of other settings
-WORTH = ("identify", "identify_each", "gains", "control")
+WORTH = ("identify", "identify_each", "gains", "control", *MEASURES)
 
 
 def beside(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +38,17 @@ class Result:
     data
         Name of the netCDF file.
     figures
-        Functions of `depthsys.plot.sheets`, by name: a PNG and an SVG each.
+        Functions of the module ``sheets`` of `depthsys.plot`, by name: a PNG and an SVG each.
     others
         Further files by name, and how they are written from the Dataset.
+    sheets
+        Where the figures are.
     """
 
     data: str
     figures: tuple[str, ...] = ()
     others: tuple[tuple[str, Callable[["xr.Dataset", Path], None]], ...] = ()
+    sheets: str = "sheets"
 
     @property
     def files(self) -> list[str]:
@@ -97,8 +101,8 @@ def write_shown(folder: "OutputFolder", result: Result, dataset: "xr.Dataset") -
         folder.write(name, lambda path, write=write: write(dataset, path))
     if result.figures:
         from depthsys import plot
-        from depthsys.plot import sheets
 
+        sheets = import_module(f"depthsys.plot.{result.sheets}")
         for name in result.figures:
             fig = getattr(sheets, name)(dataset)
             for kind in ("png", "svg") if fig is not None else ():

@@ -1,7 +1,7 @@
 """A command at work: its cell of a study, its folder, and what was shown and found so far."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,14 +62,21 @@ class Session:
             return function(self.cell, *given, **options)
 
         with self.screen.step(title):
-            return found() if self.kept is None else self.kept(function.__name__, found, self.cell)
+            return self.found_once(function.__name__, found)
+
+    def found_once(self, name: str, find: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """What the step of that name found before it was interrupted, or finds now."""
+        return find() if self.kept is None else self.kept(name, find, self.cell)
 
     @contextlib.contextmanager
-    def keeping(self, command: str, force: bool, **files: Path) -> Iterator[None]:
+    def keeping(
+        self, command: str, force: bool, *, about: Mapping[str, Any] | None = None, **files: Path
+    ) -> Iterator[None]:
         """Keep on disk what the steps find until all that is made of it is written.
 
         Interrupted or killed on the way, the same command goes on with what is kept. ``files`` are
-        what it is about beside model, texts and system, by their names in messages.
+        what it is about beside model, texts and system, by their names in messages; ``about`` what
+        else it depends on.
 
         Raises
         ------
@@ -82,7 +89,7 @@ class Session:
 
         partial = inside(self.folder.folder, command)
         identity = steps.identity(self.cell, self.source)
-        identity |= {name: file_hash(path) for name, path in files.items()}
+        identity |= {name: file_hash(path) for name, path in files.items()} | dict(about or {})
         work = Resumable(partial, identity, "--out")
         kept = lm.Kept(KeptSteps(work).names, tuple(work.differences()))
         if not force:

@@ -7,6 +7,7 @@ A report of one result is a function of its Dataset: `gains`, `control`, `compar
 from depthsys.report.comparison import comparison
 from depthsys.report.console import Screen
 from depthsys.report.control import control
+from depthsys.report.dynamics import dynamics
 from depthsys.report.exchange import effect
 from depthsys.report.forecast import forecast, kept
 from depthsys.report.gains import gains
@@ -22,6 +23,7 @@ __all__ = [
     "Table",
     "comparison",
     "control",
+    "dynamics",
     "effect",
     "forecast",
     "gains",

@@ -60,6 +60,21 @@ class Cell:
         """Run of the texts that are left for checks."""
         return self._once("held_out", self._run)
 
+    @property
+    def few(self) -> "Run":
+        """Run of the operating texts whose whole Jacobians are taken."""
+        return self.first(self.settings.n_jacobians)
+
+    def first(self, count: int) -> "Run":
+        """Run of the first operating texts; that of all of them where there are no more."""
+        texts = self.texts.operating
+        if count >= len(texts):
+            return self.operating
+        name = f"first {count}"
+        if name not in self._runs:
+            self._runs[name] = self._run(texts.first(count))
+        return self._runs[name]
+
     def _once(self, name: str, run: "Callable[[Texts], Run]") -> "Run":
         if name not in self._runs:
             self._runs[name] = run(getattr(self.texts, name))

@@ -16,6 +16,7 @@ import xarray as xr
 from depthsys import demo
 from depthsys.study.checks import Checked
 from depthsys.study.grid import asked, current
+from depthsys.study.measures import MEASURES, PRODUCT, Sizes
 from depthsys.study.store import Store
 from depthsys.study.study_file import CellKey
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from depthsys.lm.hf.sizes import ModelSizes
     from depthsys.study.cell import Found
 
-PRODUCT = 3.0  # forward and backward
 STEPS = 10  # nine that the linear range always tries, and some more where it looks further
 SEARCH = 12  # amplitudes until a schedule reaches its target
 SCHEDULES = 5  # beside one for each layer
@@ -32,7 +32,8 @@ PLAN_STEPS = 6
 # Seconds of reductions, norms, intervals and files, where two cores of 2026 were timed on models of
 # 48 to 576 features: of a stage, and of a comparison for each method and order.
 ALGEBRA = {"concept": 0.1, "system": 0.2, "gains": 0.6, "energies": 0.3, "plan": 0.4,
-           "verified": 0.4, "texts": 0.1, "comparison": 1.0}  # fmt: skip
+           "verified": 0.4, "texts": 0.1, "comparison": 1.0, "measures": 0.2}  # fmt: skip
+MEASURED = "measures"  # of depth as dynamics, each of them
 ALGEBRA_PER_ROW = 0.25
 CHARACTERS = 4.0  # per token, where there is no tokenizer yet
 
@@ -91,7 +92,9 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
             if stage == "texts":
                 writing = checked.study.writing
                 rows[i, j] *= writing.max_new_tokens * len(writing.strengths)
-            seconds[i, j] = 2 * size.n_block * rows[i, j] / rate + _algebra(stage, found)
+            seconds[i, j] = 2 * size.n_block * rows[i, j] / rate + _algebra(
+                stage, found, size, rate
+            )
             done[i, j] = stage in there
         seconds[i, 0] += 2 * size.n_block * size.n_layers * of_cell["tokens"][i] / rate
     return xr.Dataset(
@@ -136,10 +139,16 @@ def _rows(stage: str, found: "Found", size: "ModelSizes", n: _Counts, n_written:
         return n.held_out * (L + SCHEDULES) * SEARCH * L / 2
     if stage == "plan":
         return (1 + PRODUCT) * PLAN_STEPS * n.operating * L
+    if stage in MEASURES:
+        sizes = Sizes(L, size.n_features, n.operating, min(settings.n_jacobians, n.operating))
+        return MEASURES[stage].rows(sizes)
     return float(n_written * L) if stage == "texts" else 0.0
 
 
-def _algebra(stage: str, found: "Found") -> float:
+def _algebra(stage: str, found: "Found", size: "ModelSizes", rate: float) -> float:
+    if stage in MEASURES:
+        cube = 2 * size.n_layers * float(size.n_features) ** 3
+        return ALGEBRA[MEASURED] + MEASURES[stage].cubes * cube / rate
     table = len(found.settings.methods) * len(found.settings.orders)
     return ALGEBRA[stage] + (ALGEBRA_PER_ROW * table if stage == "comparison" else 0.0)
 

@@ -18,6 +18,7 @@ from depthsys.export.guard import existing_file, told_of
 from depthsys.export.netcdf import WHOLE
 from depthsys.files.strangers import read_netcdf
 from depthsys.files.trees import METADATA, Node, read_tree
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.html import STAGES, CellResults, Results, Stage
 from depthsys.study.grid import current
 from depthsys.study.stages import STAGES as MADE
@@ -57,6 +58,7 @@ WANTED: dict[str, set[str]] = {
     "texts": _WRITTEN
     | {"text", "prompt", "readout_shift", "readout_new_shift"}
     | {f"{name}_mean" for name in _WRITTEN},
+    **{name: shown.variables | shown.marks for name, shown in SHOWN.items()},
 }  # fmt: skip
 # What only measures how wide the states are.
 _WIDTHS = ("v", "direction")
@@ -70,6 +72,7 @@ _MARKS: tuple[tuple[str, set[str]], ...] = (
     ("effect", {"response_mean", "push_mean"}),
     ("plan", {"u", "push"}),
     ("texts", {"text"}),
+    *((name, set(shown.marks)) for name, shown in SHOWN.items()),
     ("concept", {"auc"}),
 )
 _DEPTH = 3  # folders below that of a run in which its results are looked for

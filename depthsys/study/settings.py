@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_EACH = 64
+DEFAULT_JACOBIANS = 20
 # what a stored system has been identified with already
 IDENTIFICATION = (
     "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
@@ -72,6 +73,8 @@ class Settings:
         at most; and whether the plan of the linear system is enough.
     methods, orders, n_each
         What a comparison compares, and how many held-out prompts get a system of their own.
+    n_jacobians
+        Of how many operating prompts measures of depth take whole Jacobians.
     asked
         Names of those that were given.
     """
@@ -115,6 +118,7 @@ class Settings:
     methods: tuple[str, ...] = METHODS
     orders: tuple[int, ...] = DEFAULT_ORDERS
     n_each: int = DEFAULT_EACH
+    n_jacobians: int = DEFAULT_JACOBIANS
     asked: frozenset[str] = frozenset()
 
     @classmethod
@@ -143,8 +147,7 @@ class Settings:
                 _check_choice(name, given[name], allowed)
         for name, (rule, is_met) in _RULES.items():
             if name in given and not is_met(given[name]):
-                option = name.replace("_", "-")
-                raise ValueError(f"`--{option}` must be {rule.format(got=given[name])}")
+                raise ValueError(f"`{typed(name)}` must be {rule.format(got=given[name])}")
         if "order" in given and "tolerance" in given:
             raise ValueError(
                 f"`--order` and `--tolerance` must not both be given; got {given['order']} and "
@@ -237,6 +240,7 @@ _RULES = {
         "a positive fraction of the state's norm; got {got}. Try 0.3.",
         lambda x: 0 < x < float("inf"),
     ),
+    "n_jacobians": (">= 1; got {got}. The default is 20.", lambda x: x >= 1),
     "max_layers": (">= 1; got {got}. Leave it out for all layers.", lambda x: x >= 1),
 }  # fmt: skip
 
@@ -252,7 +256,7 @@ def typed(name: str) -> str:
     return "--" + _TYPED.get(name, name).replace("_", "-")
 
 
-_TYPED = {"system_message": "system", "n_each": "each"}
+_TYPED = {"system_message": "system", "n_each": "each", "n_jacobians": "jacobians"}
 
 
 def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:

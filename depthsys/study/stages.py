@@ -6,6 +6,8 @@ Adding a stage touches this list and, where it computes something new, one funct
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from depthsys.study.measures import MEASURES
+
 _STEP = ("step", "eps")
 
 
@@ -58,6 +60,10 @@ _ALL = (
     ),
     Stage("verified", ("system", "plan"), (), "check the plan beside others"),
     Stage("texts", ("plan",), ("seed", "writing"), "write under the plan"),
+    *(
+        Stage(each.name, ("concept",) if each.of_concept else (), each.settings, each.title)
+        for each in MEASURES.values()
+    ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 DEFAULT_STAGES = ("concept", "system", "gains", "comparison", "energies")

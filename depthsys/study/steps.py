@@ -29,7 +29,7 @@ _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push"
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = (
     *("methods", "orders", "n_each", "asked", "device", "device_map", "dtype", "tf32", "readout"),
-    *("max_tokens", "max_memory"),
+    *("max_tokens", "max_memory", "n_jacobians"),
 )
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",
@@ -57,7 +57,7 @@ def identify(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     """The reduced system of the operating prompts."""
     settings = cell.settings
     system = lm.identify(cell.operating, concept, settings.method(), readout=settings.readout)
-    return _with_origin(_with_separation(system, concept), cell)
+    return with_origin(_with_separation(system, concept), cell)
 
 
 def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
@@ -70,7 +70,7 @@ def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
         per_prompt=True,
         keep_basis=False,
     )
-    return _with_origin(_with_separation(each, concept), cell)
+    return with_origin(_with_separation(each, concept), cell)
 
 
 def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
@@ -85,7 +85,7 @@ def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     result = lm.gain_report(system, measured, linear, operating)
     result = result.assign(linearity[["step_error", "step_limit"]])
     result.attrs |= {k: v for k, v in linearity.attrs.items() if k == "step_note"}
-    return _with_origin(result, cell, system)
+    return with_origin(result, cell, system)
 
 
 def step_of(cell: Cell) -> lm.Step:
@@ -120,7 +120,7 @@ def control(cell: Cell, system: xr.Dataset) -> xr.Dataset:
     if abs(float(energies["progress"]) - 1) > MISSED:
         linear = (cell.linear_gains(name, concept) for name in ("operating", "held_out"))
         energies["miss"] = lm.miss_of_plan(system, energies, *linear)
-    return _with_origin(energies, cell, system)
+    return with_origin(energies, cell, system)
 
 
 def wanted_shift(cell: Cell) -> Shift:
@@ -161,7 +161,7 @@ def plan(cell: Cell, system: xr.Dataset, target: Shift | None = None) -> xr.Data
     found.attrs |= {
         "target_asked": str(wanted), "sign": _sign(cell)
     }  # fmt: skip
-    return _with_origin(found, cell, system)
+    return with_origin(found, cell, system)
 
 
 def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
@@ -197,7 +197,7 @@ def verify_plan(cell: Cell, system: xr.Dataset, found: xr.Dataset) -> xr.Dataset
         energies[name] = curves[name].rename(schedule="played")
     energies.attrs |= {k: found.attrs[k] for k in _OF_PLAN if k in found.attrs}
     energies.attrs["plan_energy"] = float(found["energy"])
-    return _with_origin(energies, cell, system)
+    return with_origin(energies, cell, system)
 
 
 def _check_directions(system: xr.Dataset, plan: xr.Dataset) -> None:
@@ -240,12 +240,12 @@ def verify(cell: Cell, concept: xr.Dataset, vector: xr.Dataset) -> xr.Dataset:
     about = {f"vector_{k}": v for k, v in vector.attrs.items() if k in ("source", "strength")}
     sizes = {"n_layers": cell.model.n_layers, "n_features": cell.model.n_features}
     found = found.assign_attrs(concept=cell.settings.concept, readout="concept", **sizes, **about)
-    return _with_origin(_with_separation(found, concept), cell)
+    return with_origin(_with_separation(found, concept), cell)
 
 
 def of_this_run(kept: xr.Dataset, cell: Cell) -> xr.Dataset:
     """What an earlier run has found, as of the files where model and texts are now."""
-    return _with_origin(kept, cell)
+    return with_origin(kept, cell)
 
 
 def comparison_cost(cell: Cell, partial: Path | None = None) -> xr.Dataset:
@@ -299,7 +299,7 @@ def compare(
     options = _options(cell.settings)
     kept = {"partial": partial, "force": force, "keep_partial": partial is not None}
     table = lm.compare(cell.model, texts, **options, **kept, concept=concept)
-    return _with_origin(table, cell)
+    return with_origin(table, cell)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def _with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
     return system
 
 
-def _with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None) -> xr.Dataset:
+def with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None) -> xr.Dataset:
     """The result with the provenance of its texts in attrs, and the warning of its system."""
     texts, model = cell.texts, cell.model
     # where the same weights are now: what is kept was of a place that may be gone

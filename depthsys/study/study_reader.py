@@ -37,7 +37,7 @@ _TRUTH = ("true or false", bool)
 _STRING = ("a string", str)
 _LIST = ("a list or a string", (list, str))
 _TYPES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("order", "max_tokens", "max_layers", "n_each"), _WHOLE),
+    **dict.fromkeys(("order", "max_tokens", "max_layers", "n_each", "n_jacobians"), _WHOLE),
     **dict.fromkeys(("tolerance", "eps", "max_relative_push"), _NUMBER),
     **dict.fromkeys(("chat", "against_rest", "tf32", "linear"), _TRUTH),
     **dict.fromkeys(

@@ -16,6 +16,7 @@ import xarray as xr
 
 from depthsys.study.cell import Cell, Found, files_sha256
 from depthsys.study.grid import readout_of
+from depthsys.study.measures import MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.study_file import Writing
 
@@ -301,6 +302,15 @@ def _texts(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) -> xr.D
     return steps.of_this_run(found, cell)
 
 
+def _measured(name: str) -> "Callable[[CellWork, Cell, Mapping[str, xr.Dataset]], xr.Dataset]":
+    def measure(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) -> xr.Dataset:
+        from depthsys.study import dynamics
+
+        return dynamics.measured(cell, name, inputs.get("concept"))
+
+    return measure
+
+
 _STEPS: dict[str, Callable[[CellWork, Cell, Mapping[str, xr.Dataset]], xr.Dataset]] = {
     "concept": _concept,
     "system": _system,
@@ -310,6 +320,7 @@ _STEPS: dict[str, Callable[[CellWork, Cell, Mapping[str, xr.Dataset]], xr.Datase
     "plan": _plan,
     "verified": _verified,
     "texts": _texts,
+    **{name: _measured(name) for name in MEASURES},
 }
 
 

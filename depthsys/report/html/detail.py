@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from depthsys.report.html import budget, effects, gains, hankel, methods, plans, told
+from depthsys.report.html import budget, dynamics, effects, gains, hankel, methods, plans, told
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import (
     Section,
@@ -57,6 +57,7 @@ def _inside(facts: Facts, doubts: list[Remark], *, alone: bool) -> list[Markup]:
             ]
     parts += [_figures("Gains", _gains(facts)), _figures("Reduction", _reduction(facts))]
     parts += [_figures("Plan", _plan(facts)), _texts(facts)]
+    parts += [_figures("Depth as dynamics", dynamics.figures(facts))]
     parts.append(opened("Where it comes from", described(origin_of(facts.cell))))
     return [part for part in parts if part is not None]
 

@@ -11,6 +11,7 @@ from depthsys.report.html import (
     budget,
     cells,
     detail,
+    dynamics,
     effects,
     gains,
     methods,
@@ -30,7 +31,7 @@ from depthsys.wording import counted
 # Sections that look at all cells; each is left out where it has nothing to say.
 ACROSS: tuple[Callable[[list[Facts]], Section | None], ...] = (
     cells.section, gains.section, budget.section, methods.section, plans.section,
-    effects.section, scaling.section,
+    effects.section, scaling.section, dynamics.section,
 )  # fmt: skip
 OF_ONE = (
     methods.section,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.stage import Stage
 
 # the stages of a cell in the order in which they are made, and what each is called
@@ -16,6 +17,7 @@ STAGES = {
     "verified": "plan, verified",
     "effect": "effect of a control vector",
     "texts": "steered texts",
+    **{name: shown.called for name, shown in SHOWN.items()},
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from depthsys.report.control import verdicts as of_energies
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.exchange import effect
 from depthsys.report.gains import verdicts as of_gains
 from depthsys.report.heading import heading
@@ -58,6 +59,9 @@ def found(facts: Facts) -> list[str]:
         said += lines(of_plan, stages["plan"])
     if facts.schedules is not None:
         said += lines(of_energies, facts.schedules)
+    for name in SHOWN:
+        if name in stages:
+            said += lines(SHOWN[name].verdicts, stages[name])
     if "effect" in stages:
         said += lines(lambda data: effect(data).verdicts, stages["effect"].dataset)
     said = [*origin(facts), *map(sentence, said)]

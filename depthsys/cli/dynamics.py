@@ -1,0 +1,151 @@
+"""`depthsys dynamics`: what else is measured of depth as a dynamical system."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from depthsys.cli.clock import CLOCK
+from depthsys.cli.kept import inside
+from depthsys.cli.options import Force, Layout, Meaning, Model, Out, Shared, settings, spread
+from depthsys.cli.piped import Piped, output_folder
+from depthsys.cli.results import Result
+from depthsys.study.measures import MEASURES, Measure, checked_measures
+
+if TYPE_CHECKING:
+    from depthsys.cli.session import Session
+    from depthsys.files import OutputFolder
+    from depthsys.study import Settings
+
+LINES = ".txt"
+COUNT = 1000
+SUMMARY = "dynamics.txt"
+_LABELS = "for lines of text, which have no labels"
+
+Lines = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TEXTS",
+        help="Labelled texts as in `identify`; or a .txt, every line of which is a text without a "
+        "label.",
+    ),
+]
+
+
+@spread
+def dynamics(
+    model: Model,
+    texts: Lines,
+    meaning: Meaning,
+    layout: Layout,
+    shared: Shared,
+    out: Out,
+    measures: Annotated[
+        str | None,
+        typer.Option(help=f"Out of {', '.join(MEASURES)}.  [default: all that the texts allow]"),
+    ] = None,
+    jacobians: Annotated[
+        int | None,
+        typer.Option(help="Of so many texts whole Jacobians are taken.  [default: 20]"),
+    ] = None,
+    lines: Annotated[
+        int | None,
+        typer.Option(help=f"So many lines of a .txt, drawn at random.  [default: {COUNT}]"),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Depth as dynamics: spectra, layers left out, and more; OUT/MEASURE.nc and figures each.
+
+    Measures are taken of the operating texts of --split, or of the lines of a .txt.
+
+    Example: `depthsys dynamics ./my-model reviews.csv --measures spectra,skip --out dynamics`
+
+    Example: `depthsys dynamics ./my-model stories.txt --lines 200 --out dynamics`
+    """
+    asked = settings(meaning, layout, shared, n_jacobians=jacobians)
+    plain = texts.suffix.lower() == LINES and asked.format is None
+    wanted = checked_measures(measures, labelled=not plain)
+    _check_lines(asked, lines, plain)
+    becomes = {
+        each.name: Result(f"{each.name}.nc", each.figures, sheets="dynamics") for each in wanted
+    }
+    written = [*(name for each in becomes.values() for name in each.files), SUMMARY]
+    piped = Piped.taken(texts, asked)
+    folder = output_folder(out, written, force, inside(out, "dynamics"), piped)
+    session = _opened(model, texts, asked, folder, piped, lines or COUNT, plain=plain)
+    about = {"whole Jacobians": asked.n_jacobians, "measured": "lines" if plain else "texts"}
+    with session.keeping("dynamics", force, about=about):
+        for each in wanted:
+            _measured(session, each, becomes[each.name])
+        _finish(session, wanted)
+
+
+def _check_lines(asked: "Settings", lines: int | None, plain: bool) -> None:
+    """ValueError where options are of the other kind of texts."""
+    if lines is not None and not plain:
+        raise ValueError(
+            f"`--lines` must come with a .txt; got {lines} with labelled texts. Use --split, which "
+            "says how many of each class."
+        )
+    if lines is not None and lines < 1:
+        raise ValueError(f"`--lines` must be >= 1; got {lines}. The default is {COUNT}.")
+    if not plain:
+        return
+    for name in ("split", "concept", "positive", "text_column", "label_column", "pairs", "classes",
+                 "subset", "against_rest"):  # fmt: skip
+        if name in asked.asked:
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be left out {_LABELS}; got "
+                f"{getattr(asked, name)!r}. Leave it out, or give labelled texts."
+            )
+
+
+def _opened(
+    model: str,
+    texts: Path,
+    asked: "Settings",
+    folder: "OutputFolder",
+    piped: Piped | None,
+    count: int,
+    *,
+    plain: bool,
+) -> "Session":
+    from depthsys.cli.session import Session, open_model
+
+    if not plain:
+        return open_model(model, texts, asked, folder, piped=piped)
+    from depthsys.report import Screen
+    from depthsys.study import dynamics as study
+
+    screen = Screen()
+    with screen.step(f"load {model}"):
+        cell = study.open_lines(model, texts, count, asked)
+    return Session(screen, folder, cell)
+
+
+def _measured(session: "Session", measure: Measure, result: Result) -> None:
+    from depthsys import report
+    from depthsys.study import dynamics as study
+
+    with session.screen.step(measure.title):
+        found = session.found_once(measure.name, lambda: study.measured(session.cell, measure.name))
+    session.keep(result, found, report.dynamics(measure.name, found))
+
+
+def _finish(session: "Session", measures: tuple[Measure, ...]) -> None:
+    """End the summary, and store it."""
+    cell, screen = session.cell, session.screen
+    n = len(cell.operating)
+    screen.say()
+    screen.say(
+        f"{cell.model.name}: L = {cell.model.n_layers}, H = {cell.model.n_features}, "
+        f"{cell.model.dtype_name}; {n} texts of {cell.texts.operating.source}"
+    )
+    if any("n_jacobians" in each.settings for each in measures):
+        screen.say(f"- whole Jacobians of {len(cell.few)} of them")
+    for said in session.found:
+        screen.say(f"- {said}")
+    folder = session.folder.folder
+    screen.say(f"Results after {CLOCK.seconds:.0f} s, start and imports included: {folder}/")
+    summary = screen.text()
+    session.folder.write(SUMMARY, lambda path: path.write_text(summary, encoding="utf-8"))

@@ -1,0 +1,40 @@
+"""Whole figures of the measures of depth as dynamics, by the names in `study.measures`.
+
+Each function takes the Dataset of a measure and returns a figure, or None where it has nothing to
+show.
+"""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from depthsys.plot.spectra import eigenvalue_angles as draw_angles
+from depthsys.plot.spectra import layer_skip as draw_skip
+from depthsys.plot.spectra import spectra as draw_spectra
+from depthsys.plot.style import figure
+
+
+def spectra(result: xr.Dataset) -> Figure:
+    """Normality of the layers, effective ranks and growth of their products."""
+    fig, axes = figure(13, 4.2, columns=3)
+    draw_spectra(axes, _of(result, "layer"))
+    return fig
+
+
+def eigenvalue_angles(result: xr.Dataset) -> Figure:
+    """Angles of the eigenvalues of layers, and of what they add."""
+    fig, (left, right) = figure(12, 4.2, columns=2)
+    draw_angles(left, _of(result, "layer"))
+    draw_angles(right, _of(result, "update"))
+    return fig
+
+
+def _of(result: xr.Dataset, of: str) -> xr.Dataset:
+    return result.sel(of=of, drop=True).assign_attrs(of=of)
+
+
+def layer_skip(result: xr.Dataset) -> Figure:
+    """What leaving out each layer does to the readout."""
+    result = result.isel(output=-1) if "output" in result.dims else result
+    fig, axes = figure(8, 4)
+    draw_skip(axes[0], result)
+    return fig

@@ -1,0 +1,105 @@
+"""The measures of depth as dynamics: each takes a cell and returns a Dataset, as `study.steps` do.
+
+Their names are those of `study.measures.MEASURES`. Those of whole Jacobians look at the first
+``settings.n_jacobians`` of the operating texts, the others at all of them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from depthsys import lm, ltv
+from depthsys.study.cell import Cell, find_model
+from depthsys.study.measures import MEASURES
+from depthsys.study.settings import Settings
+from depthsys.study.steps import find_concept, with_origin
+
+ALONE = 4  # prompts whose own spectra are taken, beside those of the mean
+MIN_WORDS = 8  # of a line that counts as a text: headings are none
+
+
+def measured(cell: Cell, name: str, concept: xr.Dataset | None = None) -> xr.Dataset:
+    """What the measure of that name finds, with where it comes from.
+
+    ``concept`` are the directions of those that are about one; they are found where they are not
+    given.
+    """
+    take = globals()[name]
+    if not MEASURES[name].of_concept:
+        return with_origin(take(cell), cell)
+    return with_origin(take(cell, find_concept(cell) if concept is None else concept), cell)
+
+
+def spectra(cell: Cell) -> xr.Dataset:
+    """Spectra of the mean Jacobians of the layers, of what they add, and of some prompts' own.
+
+    The variables of `ltv.spectra`, those of single layers with a dim ``of``: "layer" and "update",
+    which is A_l - I; and the same of `ALONE` prompts by themselves with ``_each`` behind their
+    names, along ``prompt``.
+    """
+    few = cell.few
+    mean = lm.jacobians(few)
+    both = [ltv.spectra(mean, update=update) for update in (False, True)]
+    of = xr.DataArray(["layer", "update"], dims="of", name="of")
+    by_layer = [str(name) for name in both[0].data_vars if "layer" in both[0][name].dims]
+    found = xr.concat([each[by_layer] for each in both], of, combine_attrs="drop")
+    found = found.merge(both[0].drop_vars(by_layer))
+    own = lm.jacobians(cell.first(min(ALONE, len(few))), per_prompt=True)
+    each = ltv.spectra(own).drop_vars(("modulus", "angle"))
+    named = {str(name): f"{name}_each" for name in each.data_vars}
+    found = found.merge(each.rename(named).drop_vars("prompt", errors="ignore"))
+    return found.assign_attrs(mean.attrs | {"n_jacobians": len(few), "part": "block"})
+
+
+def skip(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """What leaving out each layer does to every operating prompt; see `lm.layer_skip`."""
+    return lm.layer_skip(cell.operating, concept, readout=cell.settings.readout)
+
+
+# ------------------------------------------------------------------------ lines of text
+
+
+def lines_of(path: Path, count: int, seed: int) -> lm.Texts:
+    """Some lines of a text file, drawn at random, each as a text.
+
+    Parameters
+    ----------
+    path
+        Of a file in UTF-8.
+    count
+        How many at most; lines with fewer than `MIN_WORDS` words, and copies, are left out.
+    seed
+        Of the draw.
+
+    Raises
+    ------
+    ValueError
+        If it is no text, or no line is long enough.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`TEXTS` must be text in UTF-8; {str(path)!r} is not: {error.reason} at byte "
+            f"{error.start}. Convert it."
+        ) from error
+    whole = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= MIN_WORDS))
+    if not whole:
+        raise ValueError(
+            f"`TEXTS` must have lines of {MIN_WORDS} words or more; got none in {str(path)!r}. "
+            "Put each text on a line of its own."
+        )
+    drawn = np.random.default_rng(seed).permutation(len(whole))[:count]
+    texts = tuple(whole[number] for number in drawn)
+    return lm.Texts(texts, np.zeros(len(texts), dtype=int), ("text", "text"), str(path.resolve()))
+
+
+def open_lines(name: str, path: Path, count: int, settings: Settings) -> Cell:
+    """A cell whose texts have no labels: each of its three parts is all of them."""
+    from depthsys.lm.hf.messages import silence
+
+    silence()
+    found = find_model(name, settings)
+    texts = lines_of(path, count, settings.seed)
+    return found.load(lm.Splits(texts, texts, texts, settings.seed))

@@ -1,0 +1,129 @@
+"""What else is measured of depth as a dynamical system: `depthsys dynamics`, and stages of a study.
+
+Adding one touches this list, one function of `study.dynamics`, one file of `report.dynamics` and
+its figures in `plot.dynamics`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the work of a measure depends on.
+
+    Attributes
+    ----------
+    n_layers, n_features
+        Of the model.
+    n_prompts, n_jacobians
+        Operating prompts, and those of them whose whole Jacobians are taken.
+    """
+
+    n_layers: int
+    n_features: int
+    n_prompts: int
+    n_jacobians: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of depth as dynamics.
+
+    Attributes
+    ----------
+    name
+        What it is called on the command line, in study files, and as a function of
+        `study.dynamics`.
+    title
+        What is said while it is taken.
+    rows
+        How many rows of one block it takes, a product with a Jacobian counted as three.
+    cubes
+        Dense algebra beside them: how many products of two matrices as large as a Jacobian, for
+        every layer, take as long.
+    figures
+        Functions of `plot.dynamics`, by name.
+    settings
+        What it depends on: names of `Settings`.
+    of_concept
+        Whether it is about a concept direction, so that it needs labelled texts.
+    """
+
+    name: str
+    title: str
+    figures: tuple[str, ...]
+    rows: Callable[[Sizes], float]
+    cubes: float = 0.0
+    settings: tuple[str, ...] = ()
+    of_concept: bool = False
+
+
+PRODUCT = 3.0  # forward and backward
+
+
+def _jacobians(n: Sizes) -> float:
+    return PRODUCT * n.n_jacobians * n.n_layers * n.n_features
+
+
+def _each_layer_left_out(n: Sizes) -> float:
+    return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
+
+
+_ALL = (
+    Measure(
+        name="spectra",
+        title="spectra of depth",
+        figures=("spectra", "eigenvalue_angles"),
+        rows=_jacobians,
+        cubes=2000.0,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="skip",
+        title="leave layers out",
+        figures=("layer_skip",),
+        rows=_each_layer_left_out,
+        settings=("readout",),
+        of_concept=True,
+    ),
+)
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+
+
+def checked_measures(said: str | None, *, labelled: bool) -> tuple[Measure, ...]:
+    """Measures by their names with commas between them, in their order; None for all.
+
+    Parameters
+    ----------
+    said
+        As in "spectra,skip".
+    labelled
+        Whether the texts have labels: without them those of a concept are left out of all, and
+        refused where they are named.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or there twice, or its measure needs labels.
+    """
+    if said is None:
+        return tuple(each for each in _ALL if labelled or not each.of_concept)
+    names = [name.strip() for name in said.split(",")]
+    for name in names:
+        if name not in MEASURES:
+            raise ValueError(
+                f"`--measures` must be names out of {', '.join(MEASURES)}; got {name!r}. Write "
+                "them as in spectra,skip."
+            )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"`--measures` must name a measure once; got {name!r} {names.count(name)} times. "
+                "Leave it out elsewhere."
+            )
+        if MEASURES[name].of_concept and not labelled:
+            raise ValueError(
+                f"`--measures` must need no labels for lines of text; got {name!r}, which is about "
+                "a concept. Leave it out, or give texts with labels."
+            )
+    return tuple(each for each in _ALL if each.name in names)

@@ -1,0 +1,165 @@
+"""`depthsys dynamics` on the smallest embedded model: what it writes, says, keeps and refuses."""
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from depthsys import demo, lm, ltv
+from depthsys.cli import app
+from depthsys.study import dynamics as measures_of
+from depthsys.study.measures import MEASURES
+
+COMMON = ["--device", "cpu", "--jacobians", "3"]
+SPLIT = ["--split", "8/4/4"]
+OF_ALL = {f"{name}.nc" for name in MEASURES} | {
+    f"{figure}.{kind}" for m in MEASURES.values() for figure in m.figures for kind in ("png", "svg")
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lm.DepthModel.load(demo.model_path("demo_48x4"), device="cpu")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*args):
+        monkeypatch.setattr("sys.argv", ["depthsys", "dynamics", *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            app.main()
+        said = capsys.readouterr()
+        return exit_.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def stories(tmp_path):
+    path = tmp_path / "stories.txt"
+    lines = [f"once upon a time there was a number {n} that was very small ." for n in range(9)]
+    path.write_text("= A title =\n\n" + "\n\n".join([*lines, lines[0]]))
+    return path
+
+
+def test_two_measures_are_what_the_library_finds(run, texts, model, tmp_path):
+    out = tmp_path / "dyn"
+    code, shown, err = run("demo_48x4", texts, *SPLIT, *COMMON, "--measures", "skip,spectra",
+                           "--out", out)  # fmt: skip
+    assert code == 0, err
+    names = {path.name for path in out.iterdir()}
+    assert {"skip.nc", "spectra.nc", "layer_skip.png", "spectra.svg", "dynamics.txt"} <= names
+    assert names <= OF_ALL | {"dynamics.txt"}
+    splits = lm.read_texts(texts).split("8/4/4")
+    mean = lm.jacobians(model, splits.operating.first(3))
+    found = xr.load_dataset(out / "spectra.nc", engine="h5netcdf")
+    for of, update in (("layer", False), ("update", True)):
+        expected = ltv.spectra(mean, update=update)
+        np.testing.assert_allclose(found["departure"].sel(of=of), expected["departure"], rtol=1e-6)
+        np.testing.assert_allclose(found["rank_to_end"], expected["rank_to_end"], rtol=1e-6)
+    assert found["departure_each"].dims == ("prompt", "layer")
+    own = ltv.spectra(lm.jacobians(model, splits.operating.first(3), per_prompt=True))
+    np.testing.assert_allclose(found["departure_each"], own["departure"], rtol=1e-6)
+    skip = xr.load_dataset(out / "skip.nc", engine="h5netcdf")
+    concept = lm.mean_difference(model, splits.concept, held_out=splits.held_out)
+    expected = lm.layer_skip(model, splits.operating, concept)
+    np.testing.assert_allclose(skip["shift"], expected["shift"], rtol=1e-4, atol=1e-5)
+    assert skip.attrs["split"] == "8/4/4"
+    assert "whole Jacobians of 3 of them" in shown
+    assert f"effective rank of {float(found['rank_to_end'][0]):.1f} of 48" in shown
+    assert (out / "dynamics.txt").read_text() in shown
+
+
+def test_lines_of_text_need_no_labels(run, stories, model, tmp_path):
+    code, shown, err = run("demo_48x4", stories, *COMMON, "--lines", 4, "--measures", "spectra",
+                           "--out", tmp_path / "dyn")  # fmt: skip
+    assert code == 0, err
+    assert "4 texts of " in shown
+    drawn = measures_of.lines_of(stories, 4, 0)
+    assert len(set(drawn.texts)) == 4
+    expected = ltv.spectra(lm.jacobians(model, list(drawn.texts[:3])))
+    found = xr.load_dataset(tmp_path / "dyn" / "spectra.nc", engine="h5netcdf")
+    np.testing.assert_allclose(found["growth_from_start"], expected["growth_from_start"], rtol=1e-6)
+
+
+def test_lines_are_distinct_and_long_enough(stories):
+    assert len(measures_of.lines_of(stories, 100, 0)) == 9
+    assert measures_of.lines_of(stories, 5, 0).texts != measures_of.lines_of(stories, 5, 1).texts
+    assert measures_of.lines_of(stories, 5, 0).texts == measures_of.lines_of(stories, 5, 0).texts
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--measures", "spectrum"], "`--measures` must be names out of spectra, skip"),
+        (["--measures", "skip,skip"], "must name a measure once; got 'skip' 2 times"),
+        (["--jacobians", "0"], "`--jacobians` must be >= 1; got 0"),
+        (["--lines", "5"], "`--lines` must come with a .txt; got 5"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_model_is_looked_for(run, texts, tmp_path, given, said):
+    code, _, err = run("no-such-model", texts, *given, "--out", tmp_path / "dyn")
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "dyn").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--measures", "skip"], "`--measures` must need no labels for lines of text; got 'skip'"),
+        (["--split", "8/4/4"], "`--split` must be left out for lines of text"),
+        (["--lines", "0"], "`--lines` must be >= 1; got 0"),
+    ],
+)
+def test_options_of_labelled_texts_are_refused_for_lines(run, stories, tmp_path, given, said):
+    code, _, err = run("no-such-model", stories, *given, "--out", tmp_path / "dyn")
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"short\nlines\n", "lines of 8 words or more; got none"), (b"\xff\xfe" * 9, "UTF-8")],
+)
+def test_a_file_without_texts_is_refused(run, tmp_path, content, said):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    code, _, err = run("demo_48x4", path, *COMMON, "--out", tmp_path / "dyn")
+    assert code == 2
+    assert re.search(said, err)
+
+
+def test_an_interrupted_command_goes_on(run, texts, tmp_path, monkeypatch):
+    out = tmp_path / "dyn"
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--measures", "spectra,skip", "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(measures_of, "skip", _raising(RuntimeError("the power failed")))
+        with pytest.raises(RuntimeError):
+            run(*asked)
+    taken = []
+    monkeypatch.setattr(lm, "jacobians", _noting(taken, lm.jacobians))
+    code, _, err = run(*[*asked[:-3], "spectra,skip", "--jacobians", "2", "--out", out])
+    assert code == 2
+    assert "whole Jacobians" in err
+    code, _, err = run(*asked)
+    assert code == 0, err
+    assert taken == []
+    assert {"spectra.nc", "skip.nc"} <= {path.name for path in out.iterdir()}
+    assert not (out / "dynamics.partial").exists()
+
+
+def _raising(error):
+    def function(*args, **options):
+        raise error
+
+    return function
+
+
+def _noting(calls, function):
+    def noted(*args, **options):
+        calls.append(args)
+        return function(*args, **options)
+
+    return noted

@@ -1,0 +1,108 @@
+"""What is told of measures of depth: curves, words, and figures of a page."""
+
+import numpy as np
+import pytest
+
+from depthsys.report.dynamics import skip
+from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.html import CellResults, Results, dynamics, page
+from depthsys.report.html.facts import Facts
+from depthsys.report.stage import Stage
+
+SKIP = Stage(
+    {
+        "layer": (("layer",), np.array([0, 1, 2])),
+        "shift": (("prompt", "layer"), np.array([[1.0, -2.0, 3.0], [3.0, -4.0, 3.0]])),
+        "predicted": (("prompt", "layer"), np.array([[9.0, -3.0, 3.3], [9.0, -3.0, 3.3]])),
+        "kl": (("prompt", "layer"), np.array([[4.0, 0.5, 1.0], [2.0, 0.1, 1.0]])),
+        "update": (("prompt", "layer"), np.full((2, 3), 0.5)),
+        "state_error": (("prompt", "layer"), np.full((2, 3), 0.25)),
+    }
+)
+
+
+def cell(name: str, **stages: Stage) -> CellResults:
+    return CellResults(name, "mood", "0", "mean_difference", stages)
+
+
+def test_a_curve_is_averaged_over_what_is_not_asked_for():
+    stage = Stage(
+        {
+            "of": (("of",), np.array(["layer", "update"])),
+            "a": (("prompt", "of", "layer"), np.arange(12.0).reshape(3, 2, 2)),
+        }
+    )
+    np.testing.assert_array_equal(
+        Curve("a", "", {"of": "update"}).values(stage, "layer"), [6.0, 7.0]
+    )
+    uneven = Stage({"a": (("layer", "prompt"), np.array([[1.0, 2.0, 9.0], [0.0, 0.0, 3.0]]))})
+    median = Curve("a", "", middle="median")
+    np.testing.assert_array_equal(median.values(uneven, "layer"), [2.0, 0.0])
+    assert Curve("b", "").values(stage, "layer") is None
+    assert Curve("a", "", {"of": "other"}).values(stage, "layer") is None
+    assert Curve("a", "").values(stage, "depth") is None
+
+
+def test_layers_left_out_in_words():
+    first, second = skip.verdicts(SKIP)
+    # means: real [2, -3, 3], predicted [9, -3, 3.3]
+    whole = np.hypot(7.0, 0.3) / np.sqrt(22)
+    assert f"by {whole:.3g} (relative L2 over layers), 0.100 without the first 2" in first
+    assert second == "the next token minds layer 0 most (3.00 nats) and layer 1 least (0.300)"
+
+
+def test_a_table_has_a_column_for_every_curve_that_is_there():
+    without = Stage({k: v for k, v in SKIP.variables.items() if k != "update"})
+    (table,) = skip.SHOWN.report(without).tables
+    assert table.header == (
+        "layer", "shift, really left out", "shift, by the linear system", "divergence, nats",
+        "relative, error of the last state",
+    )  # fmt: skip
+    assert table.rows[1] == ("1", "-3.00", "-3.00", "0.300", "0.250")
+
+
+def test_a_page_has_the_figures_of_a_cell_and_one_across_cells():
+    other = Stage({**SKIP.variables, "shift": (("prompt", "layer"), np.full((2, 3), -7.0))})
+    results = Results("two", (cell("a", skip=SKIP), cell("b", skip=other), cell("c")))
+    html = page(results)
+    assert html.count("Depth as dynamics</h2>") == 1
+    assert html.count("Depth as dynamics</h3>") == 2
+    assert "b, 0.5: -7.00" in html  # the middle one of three layers
+    assert "really left out, 1: -3.00" in html
+    assert "the next token minds layer 0 most" in html.replace("The next", "the next")
+
+
+def test_a_page_of_measures_alone_speaks_of_nothing_else():
+    html = page(Results("two", (cell("a", skip=SKIP), cell("b", skip=SKIP))))
+    assert "depth as a dynamical system, by its layers left out." in html
+    assert "Depth as dynamics: layers left out in 2 cells, told below." in html
+    assert "nothing yet" not in html
+    assert "surrogate" not in html.split("</style>")[1].split("study.toml")[0]
+    header = html.split('aria-label="All cells"')[0].count("Spearman")
+    assert header == 0 and ">Spearman" not in html
+
+
+def test_one_cell_alone_is_not_compared():
+    facts = [Facts(each, each.model, each.model) for each in (cell("a", skip=SKIP), cell("b"))]
+    assert dynamics.section(facts) is None
+    assert len(dynamics.figures(facts[0])) == len(skip.SHOWN.figures)
+    assert dynamics.figures(facts[1]) == []
+
+
+def test_more_cells_than_can_be_told_apart_are_counted():
+    facts = [Facts(cell(f"m{i}", skip=SKIP), f"m{i}", f"c{i}") for i in range(dynamics.MOST + 2)]
+    section = dynamics.section(facts)
+    assert section is not None
+    assert f"The first {dynamics.MOST} of {dynamics.MOST + 2} cells." in str(section.body)
+    assert f"m{dynamics.MOST - 1}" in str(section.body)
+    assert f"m{dynamics.MOST}" not in str(section.body)
+
+
+@pytest.mark.parametrize("values", [np.full((2, 3), np.nan), np.zeros((2, 3))])
+def test_a_curve_that_a_log_axis_cannot_show_is_left_out(values):
+    stage = Stage({"layer": (("layer",), np.arange(3)), "kl": (("prompt", "layer"), values)})
+    drawn = Drawn("t", "s", "layer", (Curve("kl", "divergence"),), "nats", log=True)
+    shown = Shown("c", frozenset(), (drawn,), lambda stage: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamics, "SHOWN", {"skip": shown})
+        assert dynamics.figures(Facts(cell("a", skip=stage), "a", "a")) == []
