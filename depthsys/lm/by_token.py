@@ -128,8 +128,8 @@ def _gains_of(
     run: Run, concept: xr.Dataset, readout: ReadoutLike, n_lags: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gains (prompt, layer, lag, output, input), their norms, states' norms, and readouts."""
-    run.ready()
     model = run.model
+    model.check_weights()
     v = directions(model, concept)
     reader = checked_readout(model, readout, concept)
     shape = (len(run), model.n_layers, n_lags, reader.n_outputs)
@@ -329,7 +329,7 @@ def measure_token_gains(
 @torch.no_grad()
 def _state_norms(run: Run, n_lags: int) -> np.ndarray:
     """Norms of nominal states (prompt, layer, lag), NaN where a prompt has no such token."""
-    run.ready()
+    run.model.check_weights()
     norm = np.full((len(run), run.n_layers, n_lags), np.nan)
     for number, hidden in hidden_by_batch(run):
         layers = (wide(hidden[layer][:, -n_lags:].flip(1)) for layer in range(run.n_layers))

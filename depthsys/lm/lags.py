@@ -9,10 +9,11 @@ from depthsys.lm.kinds import short
 
 # What the gain of an earlier token may be guessed by, from the other prompts.
 BY = ("layer", "lag", "position")
+OF = {"gain": "gain", "gradient": "gradient_norm"}
 _NEEDED = ("gain", "gradient_norm", "state_norm", "n_tokens")
 
 
-def lag_map(found: xr.Dataset, *, relative: bool = False) -> xr.Dataset:
+def lag_map(found: xr.Dataset, *, of: str = "gain", relative: bool = False) -> xr.Dataset:
     r"""Mean map over lags of `token_gains`, what it explains, and how it decays.
 
     Experimental. If the gain of a push depended on the lag alone, the map from pushes at all
@@ -32,6 +33,9 @@ def lag_map(found: xr.Dataset, *, relative: bool = False) -> xr.Dataset:
     ----------
     found
         From `token_gains`, of one output and one input.
+    of
+        "gain", of pushes along the concept; or "gradient": the norm of the readout's gradient, the
+        gain of the worst push, which is never negative.
     relative
         Gains per fraction of the norm of the state that is pushed, in place of gains per unit.
 
@@ -53,7 +57,8 @@ def lag_map(found: xr.Dataset, *, relative: bool = False) -> xr.Dataset:
     TypeError
         If ``found`` is not a Dataset.
     ValueError
-        If it is not one from `token_gains`, of one output and one input, and two prompts or more.
+        If it is not one from `token_gains`, of one output and one input, and two prompts or more;
+        if there is no such ``of``.
 
     Examples
     --------
@@ -69,8 +74,10 @@ def lag_map(found: xr.Dataset, *, relative: bool = False) -> xr.Dataset:
     (1.0, 0.693)
     """
     _check(found)
+    if of not in OF:
+        raise ValueError(f"`of` must be one of {tuple(OF)}; got {short(of)}. Pick one.")
     dims = ("prompt", "layer", "lag")
-    gain, norm = (found[name].transpose(*dims).values for name in ("gain", "state_norm"))
+    gain, norm = (found[name].transpose(*dims).values for name in (OF[of], "state_norm"))
     gain = gain * norm if relative else gain
     n_prompts = np.isfinite(norm[:, 0]).sum(0)
     count = np.maximum(n_prompts, 1)
@@ -107,7 +114,7 @@ def lag_map(found: xr.Dataset, *, relative: bool = False) -> xr.Dataset:
             "lag": np.arange(gain.shape[2]),
             "by": list(BY),
         },
-        attrs={**found.attrs, "relative": int(relative)},
+        attrs={**found.attrs, "of": of, "relative": int(relative)},
     )
 
 

@@ -37,6 +37,7 @@ from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
+from depthsys.plot.token_gains import lag_curves, lag_shares, token_gains
 
 __all__ = [
     "figure",
@@ -57,6 +58,9 @@ __all__ = [
     "spectra",
     "eigenvalue_angles",
     "layer_skip",
+    "token_gains",
+    "lag_curves",
+    "lag_shares",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

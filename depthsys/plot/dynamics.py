@@ -11,6 +11,9 @@ from depthsys.plot.spectra import eigenvalue_angles as draw_angles
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
 from depthsys.plot.style import figure
+from depthsys.plot.token_gains import lag_curves as draw_curves
+from depthsys.plot.token_gains import lag_shares as draw_shares
+from depthsys.plot.token_gains import token_gains as draw_gains
 
 
 def spectra(result: xr.Dataset) -> Figure:
@@ -37,4 +40,22 @@ def layer_skip(result: xr.Dataset) -> Figure:
     result = result.isel(output=-1) if "output" in result.dims else result
     fig, axes = figure(8, 4)
     draw_skip(axes[0], result)
+    return fig
+
+
+def token_gains(result: xr.Dataset) -> Figure:
+    """Gains of pushes at every token, over layers and lags."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_gains(left, result)
+    draw_curves(right, result)
+    return fig
+
+
+def lag_shares(result: xr.Dataset) -> Figure:
+    """How much of them a map over lags explains, per unit and per fraction of the state."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_shares(left, result)
+    left.set_title("gain per unit of the state")
+    draw_shares(right, result.assign(explained=result["explained_relative"]))
+    right.set_title("gain per fraction of the state's norm")
     return fig

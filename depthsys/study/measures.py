@@ -60,6 +60,7 @@ class Measure:
 
 
 PRODUCT = 3.0  # forward and backward
+TOKENS = 32  # of a prompt, where whole sequences go through once more: about a line of text
 
 
 def _jacobians(n: Sizes) -> float:
@@ -68,6 +69,10 @@ def _jacobians(n: Sizes) -> float:
 
 def _each_layer_left_out(n: Sizes) -> float:
     return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
+
+
+def _whole_sequences_and_back(n: Sizes) -> float:
+    return n.n_prompts * TOKENS * n.n_layers * (1 + PRODUCT)
 
 
 _ALL = (
@@ -84,6 +89,14 @@ _ALL = (
         title="leave layers out",
         figures=("layer_skip",),
         rows=_each_layer_left_out,
+        settings=("readout",),
+        of_concept=True,
+    ),
+    Measure(
+        name="tokens",
+        title="gains of pushes at every token",
+        figures=("token_gains", "lag_shares"),
+        rows=_whole_sequences_and_back,
         settings=("readout",),
         of_concept=True,
     ),

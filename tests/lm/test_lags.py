@@ -104,6 +104,13 @@ def test_means_spreads_and_shares_of_gradients(found):
     assert float(table["decay_power"][0]) == pytest.approx(power)
 
 
+def test_of_the_gradient(found):
+    table = lm.lag_map(found, of="gradient")
+    same = lm.lag_map(found.assign(gain=found["gradient_norm"]))
+    xr.testing.assert_identical(table.drop_attrs(), same.drop_attrs())
+    assert (table.attrs["of"], same.attrs["of"]) == ("gradient", "gain")
+
+
 def test_where_nothing_can_be_said():
     alone = lm.lag_map(dataset(np.ones((2, 1, 4)), [1, 4]))
     assert np.isnan(alone["explained"]).all()  # no other prompt has such tokens
@@ -126,6 +133,8 @@ def test_what_is_no_table_of_gains_is_refused(found):
         lm.lag_map(found["gain"])
     with pytest.raises(ValueError, match="`found` must hold 'gradient_norm'; got none"):
         lm.lag_map(found.drop_vars("gradient_norm"))
+    with pytest.raises(ValueError, match=r"`of` must be one of .'gain', 'gradient'.; got 'push'"):
+        lm.lag_map(found, of="push")
     with pytest.raises(ValueError, match="one output and one input; got a dim 'output'"):
         lm.lag_map(found.expand_dims(output=2))
     with pytest.raises(ValueError, match=r"two prompts or more, .*; got 1"):

@@ -5,12 +5,16 @@ Each has a file of this folder that says which of its curves are shown, and what
 
 import xarray as xr
 
-from depthsys.report.dynamics import skip, spectra
+from depthsys.report.dynamics import skip, spectra, tokens
 from depthsys.report.dynamics.shown import Shown
 from depthsys.report.stage import Stage
 from depthsys.report.table import Report
 
-SHOWN: dict[str, Shown] = {"spectra": spectra.SHOWN, "skip": skip.SHOWN}
+SHOWN: dict[str, Shown] = {
+    "spectra": spectra.SHOWN,
+    "skip": skip.SHOWN,
+    "tokens": tokens.SHOWN,
+}
 
 
 def dynamics(name: str, result: xr.Dataset) -> Report:
