@@ -143,8 +143,9 @@ def _gains_of(
             run.check_finite()
             for number, (gains, norms, states, last) in zip(group, found, strict=True):
                 prompts, n_here = run.numbers[number], gains.shape[2]
-                at = np.ix_(prompts, range(model.n_layers), range(n_here))
-                gain[at], gradient[at], norm[at] = gains, norms, states
+                gain[prompts, :, :n_here] = gains
+                gradient[prompts, :, :n_here] = norms
+                norm[prompts, :, :n_here] = states
                 with torch.no_grad():
                     value[prompts] = reader.values(model, last)[:, 0].cpu().numpy()
                 shown.update(len(prompts))

@@ -18,16 +18,17 @@ def lag_map(found: xr.Dataset, *, of: str = "gain", relative: bool = False) -> x
 
     Experimental. If the gain of a push depended on the lag alone, the map from pushes at all
     tokens to the last one would be Toeplitz over positions: a convolution, one for every layer.
-    Whether it does is told by guessing every gain of an earlier token (lag >= 1) from the *other*
-    prompts:
+    Whether it does is told by setting every gain g of an earlier token (lag >= 1) beside a guess
+    :math:`\hat g` from the *other* prompts:
 
     * by "layer": their mean over all earlier tokens of that layer;
     * by "lag": their mean at that layer and lag (Toeplitz);
     * by "position": their mean at that layer and place from the start of the prompt.
 
-    The share that is explained is :math:`1 - \sum (g - \hat g)^2 / \sum g^2`: 1 for a map that is
-    the same in all prompts, 0 for a guess that is worth no more than zero, negative for a worse
-    one.
+    The share that is explained is :math:`\sum g \hat g / \sum g^2`. It is 1 for a map that is the
+    same in all prompts, and estimates without bias, however few the prompts, which share of the
+    mean square gain belongs to the map that all prompts have in common. It is 0 where they have
+    none, and falls below by chance alone, or where their gains are opposed.
 
     Parameters
     ----------
@@ -44,8 +45,8 @@ def lag_map(found: xr.Dataset, *, of: str = "gain", relative: bool = False) -> x
     xr.Dataset
         ``mean``, ``spread`` and ``rms`` (layer, lag): mean, standard deviation and root mean
         square of the gains over the prompts that have such a token; ``n_prompts`` (lag).
-        ``explained`` (layer, by), ``by`` being the three above, of those tokens that the other
-        prompts know by all three; ``explained_in_all`` (by) of all layers together.
+        ``explained`` (layer, by), ``by`` being the three above, of those tokens that other prompts
+        know by all three; ``explained_in_all`` (by) of all layers together.
         ``earlier_share`` (layer): of the squared gradient of the readout, how much lies at earlier
         tokens, mean over prompts. ``decay_rate`` (layer): slope of -log ``rms`` over the lag, per
         token, and ``decay_power`` (layer): the same over log lag, by least squares over lags >= 1
@@ -151,10 +152,10 @@ def _explained(gain: np.ndarray, n_tokens: np.ndarray) -> tuple[np.ndarray, np.n
     guesses = np.stack([_from_others(values, prompt, groups[by]) for by in BY], axis=-1)
     usable = np.isfinite(guesses).all((1, 2))
     values, guesses = values[usable], guesses[usable]
-    missed = ((values[..., None] - guesses) ** 2).sum(0)
+    common = (values[..., None] * guesses).sum(0)
     whole = (values**2).sum(0)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - missed / whole, 1 - missed.sum(0) / whole.sum(0)
+        return common / whole, common.sum(0) / whole.sum(0)
 
 
 def _from_others(values: np.ndarray, prompt: np.ndarray, group: np.ndarray) -> np.ndarray:

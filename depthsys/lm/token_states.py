@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -77,10 +77,17 @@ class KeptDepths(Sequence[torch.Tensor]):
     def __len__(self) -> int:
         return self._n_depths
 
+    @overload
+    def __getitem__(self, depth: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, depth: slice) -> list[torch.Tensor]: ...
     def __getitem__(self, depth):
         if isinstance(depth, slice):
-            return [self[d] for d in range(*depth.indices(len(self)))]
-        return self._kept.get(self._number, range(len(self))[depth])
+            return [self._at(d) for d in range(*depth.indices(len(self)))]
+        return self._at(range(len(self))[depth])
+
+    def _at(self, depth: int) -> torch.Tensor:
+        return self._kept.get(self._number, depth)
 
 
 def checked_tokens(tokens: str) -> str:

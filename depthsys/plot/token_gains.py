@@ -124,8 +124,7 @@ def lag_shares(ax: Axes, found: xr.Dataset) -> None:
     Parameters
     ----------
     ax
-        Axes; the legend is put above them. What is below zero explains less than no gain at all
-        would.
+        Axes; the legend is put above them. What is below zero is chance, or gains that are opposed.
     found
         From `lm.lag_map`.
 
@@ -167,7 +166,7 @@ def lag_shares(ax: Axes, found: xr.Dataset) -> None:
     ax.set_ylim(max(-1.0, low) - 0.03, 1.03)
     layer_axis(ax)
     ax.set_xlabel("layer")
-    ax.set_ylabel("share")
+    ax.set_ylabel("share of the mean square")
     key_above(ax, ncols=2)
 
 

@@ -48,6 +48,18 @@ def test_a_toeplitz_map_is_explained_by_the_lag_and_one_of_positions_is_not():
     assert float(by_place.sel(by="lag")) < 0.9
 
 
+def test_what_is_shared_is_found_without_bias_from_few_prompts():
+    """A common map of half of the mean square, and as much that is each prompt's own."""
+    rng, shares = np.random.default_rng(4), []
+    for _ in range(200):
+        common, own = rng.standard_normal((1, 1, 41)), rng.standard_normal((3, 1, 41))
+        table = lm.lag_map(dataset((common + own) * np.ones((3, 1, 41)), [41, 41, 41]))
+        shares.append(table["explained_in_all"].sel(by=["lag", "layer"]).values)
+    mean, error = np.mean(shares, 0), np.std(shares, 0) / np.sqrt(200)
+    np.testing.assert_allclose(mean, [0.5, 0.0], atol=0.02)
+    assert (error < 0.01).all()
+
+
 def test_a_power_law_is_told_from_an_exponential():
     gain = np.broadcast_to((1.0 + np.arange(9)) ** -1.5, (2, 1, 9)).copy()
     gain[:, :, 1:] = np.arange(1, 9.0) ** -1.5
@@ -78,12 +90,12 @@ def test_shares_are_those_of_loops(found, relative):
             guesses = [guess(by, p, t, layer) for by in ("layer", "lag", "position")]
             if None not in guesses:
                 truth = gain[p, layer, t]
-                summed[layer] += [[(truth - g) ** 2, truth**2] for g in guesses]
+                summed[layer] += [[truth * g, truth**2] for g in guesses]
     table = lm.lag_map(found, relative=relative)
-    expected = 1 - summed[..., 0] / summed[..., 1]
+    expected = summed[..., 0] / summed[..., 1]
     np.testing.assert_allclose(table["explained"], expected, rtol=1e-12)
     total = summed.sum(0)
-    np.testing.assert_allclose(table["explained_in_all"], 1 - total[:, 0] / total[:, 1])
+    np.testing.assert_allclose(table["explained_in_all"], total[:, 0] / total[:, 1])
     assert table.attrs["relative"] == int(relative)
 
 

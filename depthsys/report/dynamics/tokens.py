@@ -15,9 +15,9 @@ def verdicts(stage: Stage) -> list[str]:
     found = []
     if np.isfinite(by["lag"]):
         found.append(
-            "of gains of pushes at earlier tokens, guessed from the other prompts, the lag "
-            f"explains {number(by['lag'])}, one number for each layer {number(by['layer'])} "
-            "(experimental)"
+            f"{number(by['lag'])} of the mean square gain of pushes at earlier tokens belongs to a "
+            f"map over lags that all prompts share, {number(by['layer'])} to one number for each "
+            "layer (experimental)"
         )
     if len(small):
         found.append(
@@ -40,7 +40,7 @@ SHOWN = Shown(
             note="What is at earlier tokens must still be moved to the last one. Experimental.",
         ),
         Drawn(
-            "Gains of earlier tokens that are explained",
+            "What of the gains of earlier tokens all prompts share",
             "explained",
             "layer",
             (
@@ -48,7 +48,7 @@ SHOWN = Shown(
                 Curve("explained", "by the layer alone", {"by": "layer"}),
                 Curve("explained", "by the position", {"by": "position"}),
             ),
-            "share, from other prompts",
+            "share of the mean square",
             note="1: the same in all prompts, so a Toeplitz map where it is by the lag.",
         ),
         Drawn(
