@@ -25,6 +25,7 @@ PAGE = DOCS / "dynamics/tokens.md"
 SPLIT = "100/10/30"  # a direction, none, 60 prompts
 ENDS, PASSAGES = (16, 32, 48), 10  # tokens of a passage of text, and how many passages
 PUSHED, LAGS, LAYERS = 8, (0, 1, 8), (1, 8, 15, 22)
+DECAY = ("decay_rate", "decay_power", "decay_rate_r2", "decay_power_r2")
 EMBEDDED = "demo_128x12"
 SHARES = "<!-- shares: examples/tokens_page.py -->", "<!-- end of shares -->"
 MEASURED = "<!-- measured: examples/tokens_page.py -->", "<!-- end of measured -->"
@@ -113,11 +114,9 @@ def numbers_of(found: xr.Dataset) -> dict:
         "explained": {k: rounded(m["explained_in_all"].values) for k, m in maps.items()},
         "by_layer": {k: [rounded(r) for r in m["explained"].values] for k, m in maps.items()},
         "earlier_share": rounded(gains["earlier_share"].values),
-        "decay_rate": {k: rounded(m["decay_rate"].values) for k, m in maps.items()},
-        "decay_power": {k: rounded(m["decay_power"].values) for k, m in maps.items()},
-        "decay_rate_r2": {k: rounded(m["decay_rate_r2"].values) for k, m in maps.items()},
-        "decay_power_r2": {k: rounded(m["decay_power_r2"].values) for k, m in maps.items()},
-        "rms": [rounded(row) for row in gains["rms"].values[:, :17]],
+        "decay": {
+            k: {n: rounded(maps[k][n].values) for n in DECAY} for k in ("gain", "gradient")
+        },
         "first": rounded(first_share(found)),
     }
 

@@ -76,6 +76,8 @@ def token_gains(
     ------
     ValueError
         If ``n_lags`` is no whole number >= 1.
+    RuntimeError
+        Within ``torch.inference_mode()``.
     FloatingPointError
         If a gain is not finite.
 
@@ -83,8 +85,14 @@ def token_gains(
     -----
     One sweep back over whole sequences: every block is evaluated once more at the kept states, and
     differentiated once for each output. Memory is that of one block's graph for one batch, and the
-    carried gradients. Where the states are not kept, a batch is prefilled first.
+    carried gradients. Where the states are not kept, a batch is prefilled first, and its states at
+    all depths are there meanwhile.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
+            "Use torch.no_grad(), or neither."
+        )
     reader = checked_readout(run.model, readout, concept)
     longest = max(map(len, run.rows))
     if n_lags is not None:
@@ -211,7 +219,8 @@ def _pulled_back(
     found = torch.zeros_like(rows)
     with products_in(blocks.products), torch.enable_grad(), off:
         for prompts, first, calls in parts:
-            x = hidden[prompts, first:].detach().requires_grad_()
+            # a copy: states of a prefill within torch.inference_mode() take no gradient
+            x = hidden[prompts, first:].detach().clone().requires_grad_()
             after = blocks.sequence(layer, calls, x)[0]
             for output, row in enumerate(rows[:, prompts, first:]):
                 (back,) = torch.autograd.grad(after, x, row, retain_graph=True)

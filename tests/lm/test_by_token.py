@@ -347,6 +347,17 @@ def test_wrong_arguments_are_refused_before_any_work(waiting, concept):
         lm.measure_token_gains(waiting, concept, lags=[0], step=step)
 
 
+def test_within_inference_mode_there_are_no_derivatives(texts, concept):
+    model = lm.DepthModel(tiny_gpt2().double())
+    with torch.inference_mode():
+        run = model.run(texts, tokens="all")
+        with pytest.raises(RuntimeError, match=r"outside torch\.inference_mode"):
+            lm.token_gains(run, concept)
+    expected = lm.token_gains(model.run(texts), concept)
+    found = lm.token_gains(run, concept)
+    np.testing.assert_allclose(found["gain"], expected["gain"], rtol=1e-12)
+
+
 def test_steps_that_say_nothing_are_refused(single, texts, concept):
     with pytest.raises(ValueError, match="`eps` must be well above the rounding"):
         lm.measure_token_gains(single, texts, concept, lags=[0], step=lm.Step(1e-7))
