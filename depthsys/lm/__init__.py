@@ -1,6 +1,7 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
+from depthsys.lm.by_token import measure_token_gains, token_gains
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.compression import compress
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
@@ -15,6 +16,7 @@ from depthsys.lm.gains import linear_gains
 from depthsys.lm.gains_plan import gains_plan
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
+from depthsys.lm.lags import lag_map
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.measure import measure_gains, measure_gains_at
@@ -52,6 +54,7 @@ from depthsys.lm.steering import equal_push_plan, steering
 from depthsys.lm.step import Step, check_step
 from depthsys.lm.sublayers import sublayer_states
 from depthsys.lm.teleportation import teleport
+from depthsys.lm.token_states import TokenStates
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -81,6 +84,7 @@ __all__ = [
     "Splits",
     "Step",
     "Texts",
+    "TokenStates",
     "TwoSided",
     "agreement",
     "amplitude_response",
@@ -107,6 +111,7 @@ __all__ = [
     "identify",
     "jacobians",
     "kept_parts",
+    "lag_map",
     "layer_skip",
     "linear_gains",
     "linear_range",
@@ -116,6 +121,7 @@ __all__ = [
     "mean_vjp",
     "measure_gains",
     "measure_gains_at",
+    "measure_token_gains",
     "miss_of_plan",
     "optimal_plan",
     "paired_difference",
@@ -135,5 +141,6 @@ __all__ = [
     "token_shares",
     "sublayer_states",
     "teleport",
+    "token_gains",
     "whitened",
 ]

@@ -56,6 +56,7 @@ from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
+from depthsys.plot.token_gains import lag_curves, lag_shares, token_gains
 
 __all__ = [
     "figure",
@@ -91,6 +92,9 @@ __all__ = [
     "code_trajectories",
     "teleportation",
     "inward_fractions",
+    "token_gains",
+    "lag_curves",
+    "lag_shares",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

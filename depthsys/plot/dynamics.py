@@ -16,6 +16,9 @@ from depthsys.plot.spectra import eigenvalue_angles as draw_angles
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
 from depthsys.plot.style import figure
+from depthsys.plot.token_gains import lag_curves as draw_curves
+from depthsys.plot.token_gains import lag_shares as draw_shares
+from depthsys.plot.token_gains import token_gains as draw_token_gains
 
 
 def spectra(result: xr.Dataset) -> Figure:
@@ -113,4 +116,22 @@ def teleportation(result: xr.Dataset) -> Figure:
     fig, axes = figure(3.3 * (count + 1), 3.9, columns=count + 1)
     residual.teleportation(axes[:count], flow)
     residual.inward_fractions(axes[count], flow)
+    return fig
+
+
+def token_gains(result: xr.Dataset) -> Figure:
+    """Gains of pushes at every token, over layers and lags."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_token_gains(left, result)
+    draw_curves(right, result)
+    return fig
+
+
+def lag_shares(result: xr.Dataset) -> Figure:
+    """How much of them a map over lags explains, per unit and per fraction of the state."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_shares(left, result)
+    left.set_title("gain per unit of the state")
+    draw_shares(right, result.assign(explained=result["explained_relative"]))
+    right.set_title("gain per fraction of the state's norm")
     return fig

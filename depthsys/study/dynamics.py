@@ -138,6 +138,19 @@ def residual(cell: Cell) -> xr.Dataset:
     ).assign_attrs(about)
 
 
+def tokens(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Gains of pushes at every token of the operating prompts, and what a map over lags explains.
+
+    The variables of `lm.token_gains` and of `lm.lag_map`; and ``explained_relative`` (layer, by),
+    of gains per fraction of the norm of the state. Of several outputs it is about the last one.
+    """
+    found = lm.token_gains(cell.operating, concept, readout=cell.settings.readout)
+    found = found.isel({d: -1 for d in ("output", "input") if d in found.dims})
+    maps = [lm.lag_map(found, relative=relative) for relative in (False, True)]
+    relative = {"explained_relative": maps[1]["explained"]}
+    return found.merge(maps[0]).assign(relative).assign_attrs(found.attrs)
+
+
 # ------------------------------------------------------------------------ lines of text
 
 

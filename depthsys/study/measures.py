@@ -63,6 +63,7 @@ PRODUCT = 3.0  # forward and backward
 PLAYED = 12.0  # rows of each prompt and layer with which the energy of two plans is searched
 COMPRESSED = 256  # prompts that the autoencoder gets
 FLOWN = 8  # prompts whose states are put elsewhere
+TOKENS = 32  # of a prompt, where whole sequences go through once more: about a line of text
 
 
 def _jacobians(n: Sizes) -> float:
@@ -86,6 +87,10 @@ def _sublayers(n: Sizes) -> float:
     """One row to each state between parts; and the grid of teleportation."""
     compressed, flown = min(n.n_prompts, COMPRESSED), min(n.n_prompts, FLOWN)
     return n.n_layers * (n.n_prompts + compressed) + flown * 5 * 100 * min(6, n.n_layers)
+
+
+def _whole_sequences_and_back(n: Sizes) -> float:
+    return n.n_prompts * TOKENS * n.n_layers * (1 + PRODUCT)
 
 
 _ALL = (
@@ -134,6 +139,14 @@ _ALL = (
         rows=_sublayers,
         cubes=100.0,  # as long as neighbours and the autoencoder take
         settings=("seed",),
+    ),
+    Measure(
+        name="tokens",
+        title="gains of pushes at every token",
+        figures=("token_gains", "lag_shares"),
+        rows=_whole_sequences_and_back,
+        settings=("readout",),
+        of_concept=True,
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

@@ -84,6 +84,8 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "mean_vjp": Work(lm.mean_vjp, after=directions),
         "measure_gains": Work(lm.measure_gains, after=named),
         "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
+        "measure_token_gains": Work(lm.measure_token_gains, after=named, options={"lags": [0, 1]}),
+        "token_gains": Work(lm.token_gains, after=named),
         "optimal_plan": Work(lm.optimal_plan, after={**named, "target": 0.3}),
         "play": Work(lm.play, after={**named, "plan": plan}),
         "play, every token": Work(
@@ -144,12 +146,12 @@ METHODS = {
 }
 NAMES = [
     *(
-        "amplitude_response compare_energies compare_feedback corrected "
-        "detached_spectra exact_system "
-        "free_directions gains_plan jacobians layer_skip linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
-        "optimal_plan play play_law reconstruction required_energy residual_dynamics "
-        "steering_effect sublayer_states teleport token_shares"
+        "amplitude_response compare_energies compare_feedback corrected detached_spectra "
+        "exact_system free_directions gains_plan jacobians layer_skip linear_gains linear_range "
+        "logistic mean_difference mean_jvp mean_vjp measure_gains measure_gains_at "
+        "measure_token_gains optimal_plan pca play play_law reconstruction required_energy "
+        "residual_dynamics steering_effect sublayer_states teleport token_gains token_shares "
+        "whitened"
     ).split(),
     "play, every token",
     "jacobians, each",

@@ -5,7 +5,7 @@ Each has a file of this folder that says which of its curves are shown, and what
 
 import xarray as xr
 
-from depthsys.report.dynamics import detached, detached_gains, residual, skip, spectra
+from depthsys.report.dynamics import detached, detached_gains, residual, skip, spectra, tokens
 from depthsys.report.dynamics.shown import Shown
 from depthsys.report.stage import Stage
 from depthsys.report.table import Report
@@ -16,6 +16,7 @@ SHOWN: dict[str, Shown] = {
     "detached": detached.SHOWN,
     "detached_gains": detached_gains.SHOWN,
     "residual": residual.SHOWN,
+    "tokens": tokens.SHOWN,
 }
 
 
