@@ -1,11 +1,13 @@
 """A language model as a dynamical system over depth. Loads torch and transformers."""
 
 from depthsys.lm.accuracy import agreement, error_budget, error_gap, gain_report
+from depthsys.lm.block_coupling import coupling
 from depthsys.lm.by_token import measure_token_gains, token_gains
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.compression import compress
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
+from depthsys.lm.decoding import decode, lens_agreement
 from depthsys.lm.detached import detached_spectra
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
@@ -15,8 +17,10 @@ from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
 from depthsys.lm.gains_plan import gains_plan
 from depthsys.lm.identify import identify
+from depthsys.lm.jacobian_lens import lens
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.lags import lag_map
+from depthsys.lm.lens_files import read_lens, save_lens
 from depthsys.lm.linear_range import linear_range
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.measure import measure_gains, measure_gains_at
@@ -55,6 +59,7 @@ from depthsys.lm.step import Step, check_step
 from depthsys.lm.sublayers import sublayer_states
 from depthsys.lm.teleportation import teleport
 from depthsys.lm.token_states import TokenStates
+from depthsys.lm.trajectory import trajectory_shape
 from depthsys.lm.verification import (
     amplitude_response,
     compare_energies,
@@ -97,6 +102,8 @@ __all__ = [
     "compress",
     "corrected",
     "detached_spectra",
+    "coupling",
+    "decode",
     "energies_over_splits",
     "equal_push_plan",
     "error_budget",
@@ -113,6 +120,8 @@ __all__ = [
     "kept_parts",
     "lag_map",
     "layer_skip",
+    "lens",
+    "lens_agreement",
     "linear_gains",
     "linear_range",
     "logistic",
@@ -129,6 +138,7 @@ __all__ = [
     "play",
     "play_law",
     "price_of_sharing",
+    "read_lens",
     "read_pairs",
     "read_texts",
     "reconstruction",
@@ -142,5 +152,7 @@ __all__ = [
     "sublayer_states",
     "teleport",
     "token_gains",
+    "save_lens",
+    "trajectory_shape",
     "whitened",
 ]

@@ -20,6 +20,7 @@ from depthsys.plot.control import (
     schedule,
     single_layer_energies,
 )
+from depthsys.plot.coupling import coupling, trajectory_shape
 from depthsys.plot.detached import (
     detached_gains,
     low_rank_errors,
@@ -28,6 +29,7 @@ from depthsys.plot.detached import (
 )
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
+from depthsys.plot.lens import decoded, lens, lens_agreement
 from depthsys.plot.ltv import (
     energy_ellipsoid,
     error_curves,
@@ -95,6 +97,11 @@ __all__ = [
     "token_gains",
     "lag_curves",
     "lag_shares",
+    "coupling",
+    "trajectory_shape",
+    "lens",
+    "lens_agreement",
+    "decoded",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

@@ -8,10 +8,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from depthsys.plot import residual
+from depthsys.plot.coupling import coupling as draw_coupling
+from depthsys.plot.coupling import trajectory_shape as draw_shape
 from depthsys.plot.detached import detached_gains as draw_gains
 from depthsys.plot.detached import low_rank_errors as draw_errors
 from depthsys.plot.detached import singular_values as draw_values
 from depthsys.plot.detached import stable_rank as draw_ranks
+from depthsys.plot.lens import lens_agreement as draw_agreement
 from depthsys.plot.spectra import eigenvalue_angles as draw_angles
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
@@ -38,6 +41,27 @@ def eigenvalue_angles(result: xr.Dataset) -> Figure:
 
 def _of(result: xr.Dataset, of: str) -> xr.Dataset:
     return result.sel(of=of, drop=True).assign_attrs(of=of)
+
+
+def coupling(result: xr.Dataset) -> Figure:
+    """All pairs of layers."""
+    fig, axes = figure(6.4, 5.2)
+    draw_coupling(axes[0], result)
+    return fig
+
+
+def trajectory_shape(result: xr.Dataset) -> Figure:
+    """Steps and norms along depth."""
+    fig, axes = figure(11, 4.2, columns=2)
+    draw_shape(axes, result)
+    return fig
+
+
+def lens_agreement(result: xr.Dataset) -> Figure:
+    """What lenses read at every depth, against what the model says."""
+    fig, axes = figure(11, 4.2, columns=2)
+    draw_agreement(axes, result)
+    return fig
 
 
 def layer_skip(result: xr.Dataset) -> Figure:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.study.cell import Cell, find_model
-from depthsys.study.measures import COMPRESSED, FLOWN, MEASURES
+from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin
 
@@ -149,6 +149,41 @@ def tokens(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     maps = [lm.lag_map(found, relative=relative) for relative in (False, True)]
     relative = {"explained_relative": maps[1]["explained"]}
     return found.merge(maps[0]).assign(relative).assign_attrs(found.attrs)
+
+
+def coupling(cell: Cell) -> xr.Dataset:
+    """Coupling of all pairs of layers, and of each layer with the others; see `lm.coupling`.
+
+    ``of_others`` and ``of_closest`` (prompt, layer): mean and least of m(l, l') over other layers.
+    """
+    few = cell.few
+    found = lm.coupling(few, top=min(COUPLED, cell.model.n_features))
+    others = found["coupling"].where(found["layer"] != found["layer_2"])
+    found["of_others"] = others.mean("layer_2")
+    found["of_closest"] = others.min("layer_2")
+    return found.assign_attrs(n_jacobians=len(few))
+
+
+def shape(cell: Cell) -> xr.Dataset:
+    """How straight the ways of operating prompts are; see `lm.trajectory_shape`."""
+    return lm.trajectory_shape(cell.operating)
+
+
+def lens(cell: Cell) -> xr.Dataset:
+    """How well a lens of some operating prompts reads held-out ones; see `lm.lens_agreement`.
+
+    Where all parts are the same texts, the others of them; attrs ``own_prompts`` is 1 where there
+    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians.
+    """
+    few = cell.few
+    made = lm.lens(few)
+    found = lm.lens_agreement(cell.held_out, made)
+    same = cell.texts.held_out is cell.texts.operating
+    own = same and len(few) == len(cell.held_out)
+    if same and not own:
+        found = found.isel(prompt=slice(len(few), None))
+    found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
+    return found.assign_attrs(n_jacobians=len(few), own_prompts=int(own))
 
 
 # ------------------------------------------------------------------------ lines of text
