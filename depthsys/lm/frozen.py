@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from depthsys.lm.at_once import product_rows, replay_rows
+from depthsys.lm.hf.affine import check_linear
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
@@ -75,13 +76,20 @@ class FrozenBlock:
         kind = Linearisation.of(part)
         if kind.part != "block" and self.layer not in self._blocks.arrangements:
             self._blocks.arrangements[self.layer] = self.arrangement
-        return self._linearised(kind.part)
+        if kind.is_detached:
+            check_linear(self._blocks, self.layer, self._calls, self.x, self._context, kind.linear)
+        return self._linearised(kind)
 
-    def _linearised(self, part: str) -> Linearised:
+    def _linearised(self, kind: Linearisation) -> Linearised:
         # where the context is repeated for every row, more rows would need much memory
         rows = self._product_rows if self._blocks.copies_are == "tokens" else None
-        with self._only(part):
+        with self._only(kind.part), self._detached(kind):
             return Linearised(self, self.x, rows, self._blocks.products)
+
+    def _detached(self, kind: Linearisation):
+        if not kind.is_detached:
+            return contextlib.nullcontext()
+        return self._blocks.detached(self.layer, kind.linear)
 
     def _product_rows(self) -> int | None:
         return product_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer])
@@ -99,7 +107,7 @@ class FrozenBlock:
         """
         v = torch.randn(1, self.x.shape[-1], generator=torch.Generator().manual_seed(0))
         v = v.to(self.x)
-        whole, attention, mlp = (self._linearised(p) for p in PARTS)
+        whole, attention, mlp = (self._linearised(Linearisation(p)) for p in PARTS)
         expected, through = whole.jvp(v), attention.jvp(v)
         found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
         near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(expected).norm())
@@ -110,6 +118,49 @@ class FrozenBlock:
         raise ValueError(
             f"`part` must split the block into attention and MLP; those of layer {self.layer} "
             "neither multiply nor add up to it. Use part='block'."
+        )
+
+    def without(self, states: torch.Tensor, *parts: str) -> torch.Tensor:
+        """States (prompt, copy, feature) after the block if parts of it wrote nothing.
+
+        The parts are "attention" and "mlp". Without the MLP that is the state before the MLP, where
+        the arrangement of the block is "sequential"; see `sublayers`.
+        """
+        with self._blocks.silenced(self.layer, parts):
+            return self(states)
+
+    @property
+    def sublayers(self) -> str:
+        """How the parts write into the state: "sequential" or "parallel"; found by values.
+
+        With f the block, a and m the block without its MLP and without its attention:
+        f(x) = m(a(x)) in a sequential block, f(x) = a(x) + m(x) - x in a parallel one, and without
+        both the state stays x. Tried on the first prompt and kept with the model. ValueError where
+        none of this holds, so that the states of an unknown family are never wrong numbers.
+        """
+        known = self._blocks.sublayers
+        if self.layer not in known:
+            known[self.layer] = self._found_sublayers()
+        return known[self.layer]
+
+    @torch.no_grad()
+    def _found_sublayers(self) -> str:
+        one = self.between(0, 1)
+        x, after = one.x[:, None], wide(one.x_next)
+        kept, attended = one.without(x, "attention", "mlp"), one.without(x, "mlp")
+        both = {
+            "sequential": wide(one.without(attended, "attention"))[:, 0],
+            "parallel": wide(attended + one.without(x, "attention") - x)[:, 0],
+        }
+        near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(one.x).norm() + after.norm())
+        miss = {name: float((found - after).norm()) for name, found in both.items()}
+        nearest = min(miss, key=lambda name: miss[name])
+        if miss[nearest] <= near and float((wide(kept) - wide(x)).norm()) <= near:
+            return nearest
+        raise ValueError(
+            "`model` must add what its attention and its MLP write to the residual stream, one "
+            f"after the other or both at once; layer {self.layer} does neither, so it has no "
+            "state between them. Use the states of whole blocks, `run.states`."
         )
 
     def jvp(self, directions: torch.Tensor, part: str | Linearisation = "block") -> torch.Tensor:
