@@ -3,7 +3,7 @@
     depthsys fetch
     python examples/spectra_page.py ~/.cache/depthsys/real [FOLDER OF ANOTHER MODEL ...]
 
-Five to ten minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
+Ten to fifteen minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
 they are, between the markers of the page; the figures go to docs/figures.
 """
 
@@ -80,7 +80,7 @@ def others(asked: argparse.Namespace, real_model: lm.DepthModel):
     config = copy.deepcopy(real_model.hf.config)
     config.dtype = torch.float32
     untrained = AutoModelForCausalLM.from_config(config)
-    yield UNTRAINED, lm.DepthModel(untrained, real_model.tokenizer, device="cpu"), movies
+    yield UNTRAINED, lm.DepthModel(untrained.eval(), real_model.tokenizer), movies
     embedded = lm.DepthModel.load(demo.model_path(EMBEDDED), device="cpu")
     own = lm.read_texts(grammar.labelled(400, seed=7)).split(SPLIT)
     yield EMBEDDED, embedded, own

@@ -114,9 +114,7 @@ def numbers_of(found: xr.Dataset) -> dict:
         "explained": {k: rounded(m["explained_in_all"].values) for k, m in maps.items()},
         "by_layer": {k: [rounded(r) for r in m["explained"].values] for k, m in maps.items()},
         "earlier_share": rounded(gains["earlier_share"].values),
-        "decay": {
-            k: {n: rounded(maps[k][n].values) for n in DECAY} for k in ("gain", "gradient")
-        },
+        "decay": {k: {n: rounded(maps[k][n].values) for n in DECAY} for k in ("gain", "gradient")},
         "first": rounded(first_share(found)),
     }
 

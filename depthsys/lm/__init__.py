@@ -5,12 +5,14 @@ from depthsys.lm.by_token import measure_token_gains, token_gains
 from depthsys.lm.compare import compare, comparison_cost, kept_parts
 from depthsys.lm.concepts import logistic, mean_difference, paired_difference, pca, whitened
 from depthsys.lm.contexts import Budget
+from depthsys.lm.detached import detached_spectra
 from depthsys.lm.effect import steering_effect
 from depthsys.lm.energies import miss_of_plan, required_energy
 from depthsys.lm.exact import exact_system
 from depthsys.lm.feedback import clamp, feedback, reflect
 from depthsys.lm.free_directions import free_directions
 from depthsys.lm.gains import linear_gains
+from depthsys.lm.gains_plan import gains_plan
 from depthsys.lm.identify import identify
 from depthsys.lm.jacobians import jacobians
 from depthsys.lm.lags import lag_map
@@ -39,6 +41,7 @@ from depthsys.lm.prices import generation_effects
 from depthsys.lm.products import mean_jvp, mean_vjp
 from depthsys.lm.prompts import Splits, Texts, read_texts
 from depthsys.lm.readouts import LogitDifference
+from depthsys.lm.reconstruction import reconstruction, token_shares
 from depthsys.lm.replay import play
 from depthsys.lm.reuse import corrected, expected_error
 from depthsys.lm.run import Run
@@ -88,6 +91,7 @@ __all__ = [
     "compare_energies",
     "compare_feedback",
     "corrected",
+    "detached_spectra",
     "energies_over_splits",
     "equal_push_plan",
     "error_budget",
@@ -97,6 +101,7 @@ __all__ = [
     "feedback",
     "free_directions",
     "gain_report",
+    "gains_plan",
     "generation_effects",
     "identify",
     "jacobians",
@@ -121,11 +126,13 @@ __all__ = [
     "price_of_sharing",
     "read_pairs",
     "read_texts",
+    "reconstruction",
     "reflect",
     "required_energy",
     "several",
     "steering",
     "steering_effect",
+    "token_shares",
     "token_gains",
     "whitened",
 ]

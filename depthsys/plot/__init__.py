@@ -20,6 +20,12 @@ from depthsys.plot.control import (
     schedule,
     single_layer_energies,
 )
+from depthsys.plot.detached import (
+    detached_gains,
+    low_rank_errors,
+    singular_values,
+    stable_rank,
+)
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
 from depthsys.plot.ltv import (
@@ -58,6 +64,10 @@ __all__ = [
     "spectra",
     "eigenvalue_angles",
     "layer_skip",
+    "singular_values",
+    "stable_rank",
+    "low_rank_errors",
+    "detached_gains",
     "token_gains",
     "lag_curves",
     "lag_shares",

@@ -57,6 +57,62 @@ def skip(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     return lm.layer_skip(cell.operating, concept, readout=cell.settings.readout)
 
 
+def detached(cell: Cell) -> xr.Dataset:
+    """How detached maps reproduce values, what each token gives of them, and their spectra.
+
+    The variables of `lm.detached_spectra`; those of `lm.reconstruction` as ``error_block``,
+    ``error_attention``, ``error_mlp`` and ``error_stack``; and those of `lm.token_shares`.
+    """
+    few = cell.few
+    errors = lm.reconstruction(few)
+    named = {str(name): f"error_{name}" for name in errors.data_vars}
+    parts = [lm.detached_spectra(few), errors.rename(named), lm.token_shares(few)]
+    found = xr.merge(parts, combine_attrs="drop")
+    return found.assign_attrs(parts[0].attrs | {"n_jacobians": len(few)})
+
+
+def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Gains of the detached maps beside those of Jacobians and measured ones, and their plan.
+
+    ``measured_gain``, ``exact_gain`` and ``detached_gain`` (prompt, layer) of the operating
+    prompts; ``relative_l2`` and ``spearman`` (gains: exact, detached; layers; bound) against the
+    measured ones. ``energy`` (schedule: exact, detached), what the schedule of least energy by
+    these gains really needs on held-out prompts to shift the readout by one standard deviation,
+    with ``multiple`` of that by exact gains.
+    """
+    settings, step = cell.settings, lm.Step(cell.settings.eps, cell.settings.step == "relative")
+    (measured,) = lm.measure_gains_at(cell.operating, concept, [step], readout=settings.readout)
+    exact = lm.linear_gains(cell.operating, concept, readout=settings.readout)
+    kind = lm.Linearisation(kind="detached")
+    held = lm.linear_gains(cell.operating, concept, readout=settings.readout, part=kind)
+    gains = xr.DataArray(["exact", "detached"], dims="gains", name="gains")
+    agreed = [lm.agreement(each["gain"].mean("prompt"), measured) for each in (exact, held)]
+    both = xr.concat(agreed, gains, combine_attrs="drop")[["relative_l2", "spearman"]]
+    named = {"measured_gain": measured, "exact_gain": exact, "detached_gain": held}
+    found = both.assign({name: each["gain"] for name, each in named.items()})
+    target = exact["readout"].std("prompt").values
+    plans = {
+        str(name): lm.gains_plan(
+            cell.operating, concept, target, readout=settings.readout, energy=settings.energy,
+            part=part,
+        )
+        for name, part in {"exact": "block", "detached": kind}.items()
+    }  # fmt: skip
+    needed = lm.required_energy(
+        cell.held_out,
+        concept,
+        xr.concat([p["u"] for p in plans.values()], xr.Variable("schedule", list(plans))),
+        target if target.ndim else float(target),
+        amplitude=[float(np.sqrt(plan["energy"])) for plan in plans.values()],
+        weights=plans["exact"]["weight"],
+        readout=settings.readout,
+    )
+    energy = needed[["energy", "energy_low", "energy_high"]]
+    found = found.merge(energy.assign(multiple=energy["energy"] / energy["energy"][0]))
+    target_note = {"target": np.atleast_1d(target).tolist(), "energy": settings.energy}
+    return found.assign_attrs(held.attrs | target_note)
+
+
 def tokens(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     """Gains of pushes at every token of the operating prompts, and what a map over lags explains.
 

@@ -60,6 +60,7 @@ class Measure:
 
 
 PRODUCT = 3.0  # forward and backward
+PLAYED = 12.0  # rows of each prompt and layer with which the energy of two plans is searched
 TOKENS = 32  # of a prompt, where whole sequences go through once more: about a line of text
 
 
@@ -69,6 +70,15 @@ def _jacobians(n: Sizes) -> float:
 
 def _each_layer_left_out(n: Sizes) -> float:
     return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
+
+
+def _detached(n: Sizes) -> float:
+    # whole sequences, of some 32 tokens: reconstruction, and the shares of tokens
+    return _jacobians(n) + n.n_jacobians * n.n_layers * 32 * (5 + 4)
+
+
+def _detached_gains(n: Sizes) -> float:
+    return n.n_prompts * n.n_layers * (2 * PRODUCT + n.n_layers + PLAYED)
 
 
 def _whole_sequences_and_back(n: Sizes) -> float:
@@ -90,6 +100,22 @@ _ALL = (
         figures=("layer_skip",),
         rows=_each_layer_left_out,
         settings=("readout",),
+        of_concept=True,
+    ),
+    Measure(
+        name="detached",
+        title="detached maps",
+        figures=("detached_spectra",),
+        rows=_detached,
+        cubes=1500.0,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="detached_gains",
+        title="gains of detached maps",
+        figures=("detached_gains",),
+        rows=_detached_gains,
+        settings=("readout", "eps", "step", "energy"),
         of_concept=True,
     ),
     Measure(

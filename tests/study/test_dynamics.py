@@ -94,3 +94,37 @@ def test_a_study_makes_what_the_function_makes(runs):
     # another number of Jacobians makes spectra anew, and nothing else
     outcome = runs(asked.replace('device = "cpu"', 'device = "cpu"\nn_jacobians = 2'))
     assert (outcome.made, outcome.kept) == (1, 2)
+
+
+def test_detached_maps_of_a_study_are_what_the_library_finds(runs):
+    asked = SMALL.replace('"gains", "energies"', '"detached", "detached_gains"')
+    outcome = runs(asked.replace('device = "cpu"', 'device = "cpu"\nn_jacobians = 3'))
+    assert (outcome.made, outcome.failed) == (3, [])
+    (told,) = read_results(runs.out).cells
+    settings = Settings.checked(split="8/4/4", device="cpu", n_jacobians=3)
+    model = lm.DepthModel.load(demo.model_path("demo_48x4"), device="cpu")
+    here = Cell(settings, model, read_splits_of("demo:sentiment", settings))
+    found, maps = told.stages["detached"], lm.detached_spectra(here.few)
+    np.testing.assert_allclose(
+        found.value("stable_rank", map="layer"), maps["stable_rank"].sel(map="layer"), rtol=1e-3
+    )
+    assert found.value("output_text").shape == maps["output_text"].shape
+    assert float(found.value("error_stack").max()) < 1e-5
+    concept = steps.find_concept(here)
+    gains = told.stages["detached_gains"]
+    kind = lm.Linearisation(kind="detached")
+    for name, part in {"exact_gain": "block", "detached_gain": kind}.items():
+        expected = lm.linear_gains(here.operating, concept, part=part)["gain"]
+        np.testing.assert_allclose(gains.value(name), expected, rtol=1e-3, atol=1e-4)
+    exact, detached = (
+        gains.value("relative_l2", gains=g, layers="all", bound="estimate")
+        for g in ("exact", "detached")
+    )
+    assert exact < detached
+    plan = lm.gains_plan(here.operating, concept, gains.attrs["target"], part=kind)
+    schedules = plan["u"].expand_dims(schedule=["detached"])
+    needed = lm.required_energy(
+        here.held_out, concept, schedules, gains.attrs["target"],
+        amplitude=float(plan["energy"]) ** 0.5, weights=plan["weight"],
+    )  # fmt: skip
+    assert np.isclose(gains.value("energy", schedule="detached"), needed["energy"][0], rtol=1e-2)

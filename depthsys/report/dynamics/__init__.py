@@ -5,7 +5,7 @@ Each has a file of this folder that says which of its curves are shown, and what
 
 import xarray as xr
 
-from depthsys.report.dynamics import skip, spectra, tokens
+from depthsys.report.dynamics import detached, detached_gains, skip, spectra, tokens
 from depthsys.report.dynamics.shown import Shown
 from depthsys.report.stage import Stage
 from depthsys.report.table import Report
@@ -13,6 +13,8 @@ from depthsys.report.table import Report
 SHOWN: dict[str, Shown] = {
     "spectra": spectra.SHOWN,
     "skip": skip.SHOWN,
+    "detached": detached.SHOWN,
+    "detached_gains": detached_gains.SHOWN,
     "tokens": tokens.SHOWN,
 }
 
