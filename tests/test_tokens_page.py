@@ -4,8 +4,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
-
 from depthsys.report import markdown
 from depthsys.report.page import between
 
