@@ -90,5 +90,5 @@ def test_what_cannot_be_drawn_is_refused(draw, found, name):
         draw(ax, found[name])
     with pytest.raises(ValueError, match=name):
         draw(ax, found.drop_vars(name))
-    with pytest.raises(ValueError, match="must have dims .* got .*batch"):
+    with pytest.raises(ValueError, match=r"must have dims .* got .*batch"):
         draw(ax, found.expand_dims(batch=2))
