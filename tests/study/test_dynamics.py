@@ -1,6 +1,7 @@
 """Measures of depth: one list names what the library has, and a study makes stages of it."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
