@@ -3,7 +3,7 @@
     depthsys fetch
     python examples/spectra_page.py ~/.cache/depthsys/real [FOLDER OF ANOTHER MODEL ...]
 
-Five to ten minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
+Ten to fifteen minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
 they are, between the markers of the page; the figures go to docs/figures.
 """
 
@@ -33,7 +33,7 @@ CURVES = ("departure", "symmetric_share")
 PRODUCTS = ("rank_from_start", "rank_to_end", "growth_from_start", "growth_to_end", "modal_growth")
 MARKERS = "<!-- skip: examples/spectra_page.py -->", "<!-- end of skip -->"
 OF_MODELS = "<!-- models: examples/spectra_page.py -->", "<!-- end of models -->"
-UNTRAINED = "SmolLM2, untrained"
+TRAINED, UNTRAINED = "SmolLM2", "SmolLM2, untrained"
 EMBEDDED = "demo_128x12"
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
     numbers["models"] = {
-        model.name: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
+        TRAINED: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
         **{name: of_model(*both(each, texts)) for name, each, texts in others(asked, model)},
     }
     PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def others(asked: argparse.Namespace, real_model: lm.DepthModel):
     config = copy.deepcopy(real_model.hf.config)
     config.dtype = torch.float32
     untrained = AutoModelForCausalLM.from_config(config)
-    yield UNTRAINED, lm.DepthModel(untrained, real_model.tokenizer, device="cpu"), movies
+    yield UNTRAINED, lm.DepthModel(untrained.eval(), real_model.tokenizer), movies
     embedded = lm.DepthModel.load(demo.model_path(EMBEDDED), device="cpu")
     own = lm.read_texts(grammar.labelled(400, seed=7)).split(SPLIT)
     yield EMBEDDED, embedded, own

@@ -120,6 +120,49 @@ class FrozenBlock:
             "neither multiply nor add up to it. Use part='block'."
         )
 
+    def without(self, states: torch.Tensor, *parts: str) -> torch.Tensor:
+        """States (prompt, copy, feature) after the block if parts of it wrote nothing.
+
+        The parts are "attention" and "mlp". Without the MLP that is the state before the MLP, where
+        the arrangement of the block is "sequential"; see `sublayers`.
+        """
+        with self._blocks.silenced(self.layer, parts):
+            return self(states)
+
+    @property
+    def sublayers(self) -> str:
+        """How the parts write into the state: "sequential" or "parallel"; found by values.
+
+        With f the block, a and m the block without its MLP and without its attention:
+        f(x) = m(a(x)) in a sequential block, f(x) = a(x) + m(x) - x in a parallel one, and without
+        both the state stays x. Tried on the first prompt and kept with the model. ValueError where
+        none of this holds, so that the states of an unknown family are never wrong numbers.
+        """
+        known = self._blocks.sublayers
+        if self.layer not in known:
+            known[self.layer] = self._found_sublayers()
+        return known[self.layer]
+
+    @torch.no_grad()
+    def _found_sublayers(self) -> str:
+        one = self.between(0, 1)
+        x, after = one.x[:, None], wide(one.x_next)
+        kept, attended = one.without(x, "attention", "mlp"), one.without(x, "mlp")
+        both = {
+            "sequential": wide(one.without(attended, "attention"))[:, 0],
+            "parallel": wide(attended + one.without(x, "attention") - x)[:, 0],
+        }
+        near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(one.x).norm() + after.norm())
+        miss = {name: float((found - after).norm()) for name, found in both.items()}
+        nearest = min(miss, key=lambda name: miss[name])
+        if miss[nearest] <= near and float((wide(kept) - wide(x)).norm()) <= near:
+            return nearest
+        raise ValueError(
+            "`model` must add what its attention and its MLP write to the residual stream, one "
+            f"after the other or both at once; layer {self.layer} does neither, so it has no "
+            "state between them. Use the states of whole blocks, `run.states`."
+        )
+
     def jvp(self, directions: torch.Tensor, part: str | Linearisation = "block") -> torch.Tensor:
         """See `linearize.jvp`."""
         return self.linearised(part).jvp(directions)

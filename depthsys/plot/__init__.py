@@ -20,6 +20,7 @@ from depthsys.plot.control import (
     schedule,
     single_layer_energies,
 )
+from depthsys.plot.coupling import coupling, trajectory_shape
 from depthsys.plot.detached import (
     detached_gains,
     low_rank_errors,
@@ -28,6 +29,7 @@ from depthsys.plot.detached import (
 )
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
+from depthsys.plot.lens import decoded, lens, lens_agreement
 from depthsys.plot.ltv import (
     energy_ellipsoid,
     error_curves,
@@ -37,12 +39,26 @@ from depthsys.plot.ltv import (
     io_image,
 )
 from depthsys.plot.reach import actuator_layers, controllability
+from depthsys.plot.residual import (
+    code_trajectories,
+    inward_fractions,
+    mutual_information,
+    phase_plane,
+    plane_trajectories,
+    rotation_p_values,
+    successive_cosines,
+    teleportation,
+    turns,
+    unit_correlations,
+    velocity,
+)
 from depthsys.plot.responses import responses
 from depthsys.plot.scaling import scaling
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
+from depthsys.plot.token_gains import lag_curves, lag_shares, token_gains
 
 __all__ = [
     "figure",
@@ -67,6 +83,25 @@ __all__ = [
     "stable_rank",
     "low_rank_errors",
     "detached_gains",
+    "unit_correlations",
+    "successive_cosines",
+    "velocity",
+    "mutual_information",
+    "phase_plane",
+    "turns",
+    "rotation_p_values",
+    "plane_trajectories",
+    "code_trajectories",
+    "teleportation",
+    "inward_fractions",
+    "token_gains",
+    "lag_curves",
+    "lag_shares",
+    "coupling",
+    "trajectory_shape",
+    "lens",
+    "lens_agreement",
+    "decoded",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

@@ -4,6 +4,7 @@ Their names are those of `study.measures.MEASURES`. Those of whole Jacobians loo
 ``settings.n_jacobians`` of the operating texts, the others at all of them.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.study.cell import Cell, find_model
-from depthsys.study.measures import MEASURES
+from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin
 
@@ -103,14 +104,87 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
         concept,
         xr.concat([p["u"] for p in plans.values()], xr.Variable("schedule", list(plans))),
         target if target.ndim else float(target),
-        amplitude=[float(np.sqrt(plan["energy"])) for plan in plans.values()],
+        amplitude=np.sqrt([float(plan["energy"]) for plan in plans.values()]),
         weights=plans["exact"]["weight"],
         readout=settings.readout,
     )
     energy = needed[["energy", "energy_low", "energy_high"]]
     found = found.merge(energy.assign(multiple=energy["energy"] / energy["energy"][0]))
-    target_note = {"target": np.atleast_1d(target).tolist(), "energy": settings.energy}
+    target_note = {"target": json.dumps(np.atleast_1d(target).tolist()), "energy": settings.energy}
     return found.assign_attrs(held.attrs | target_note)
+
+
+def residual(cell: Cell) -> xr.Dataset:
+    """The residual stream over sublayers; see `lm.residual_dynamics`, `compress` and `teleport`.
+
+    What the autoencoder finds of some prompts has ``code_`` before its names, what becomes of
+    states of a few prompts that are put elsewhere ``flow_``; their prompts are along
+    ``code_prompt`` and ``flow_prompt``, components of the flow along ``plane``.
+    """
+    seed = cell.settings.seed
+    found = lm.residual_dynamics(cell.operating, seed=seed)
+    code = lm.compress(lm.sublayer_states(cell.first(COMPRESSED)), seed=seed)
+    # no more than half of the sublayers, and an even number
+    after = min(12, found.sizes["sublayer"] // 4 * 2)
+    flow = lm.teleport(cell.first(FLOWN), found, n_sublayers=after)
+    code = code.rename(prompt="code_prompt", code="code_of").rename(
+        {n: f"code_{n}" for n in ("loss", "explained", "explained_at", "explained_within")}
+    )
+    flow = flow.rename(prompt="flow_prompt", component="plane")
+    flow = flow.rename({str(n): f"flow_{n}" for n in flow.data_vars})
+    about = {"flow_n_sublayers": after, "flow_outside": flow.attrs["outside"],
+             "code_hidden": code.attrs["hidden"], "code_epochs": code.attrs["epochs"]}  # fmt: skip
+    return xr.merge(
+        [found, code.drop_vars(("layer", "before")), flow], combine_attrs="override"
+    ).assign_attrs(about)
+
+
+def tokens(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Gains of pushes at every token of the operating prompts, and what a map over lags explains.
+
+    The variables of `lm.token_gains` and of `lm.lag_map`; and ``explained_relative`` (layer, by),
+    of gains per fraction of the norm of the state. Of several outputs it is about the last one.
+    """
+    found = lm.token_gains(cell.operating, concept, readout=cell.settings.readout)
+    found = found.isel({d: -1 for d in ("output", "input") if d in found.dims})
+    maps = [lm.lag_map(found, relative=relative) for relative in (False, True)]
+    relative = {"explained_relative": maps[1]["explained"]}
+    return found.merge(maps[0]).assign(relative).assign_attrs(found.attrs)
+
+
+def coupling(cell: Cell) -> xr.Dataset:
+    """Coupling of all pairs of layers, and of each layer with the others; see `lm.coupling`.
+
+    ``of_others`` and ``of_closest`` (prompt, layer): mean and least of m(l, l') over other layers.
+    """
+    few = cell.few
+    found = lm.coupling(few, top=min(COUPLED, cell.model.n_features))
+    others = found["coupling"].where(found["layer"] != found["layer_2"])
+    found["of_others"] = others.mean("layer_2")
+    found["of_closest"] = others.min("layer_2")
+    return found.assign_attrs(n_jacobians=len(few))
+
+
+def shape(cell: Cell) -> xr.Dataset:
+    """How straight the ways of operating prompts are; see `lm.trajectory_shape`."""
+    return lm.trajectory_shape(cell.operating)
+
+
+def lens(cell: Cell) -> xr.Dataset:
+    """How well a lens of some operating prompts reads held-out ones; see `lm.lens_agreement`.
+
+    Where all parts are the same texts, the others of them; attrs ``own_prompts`` is 1 where there
+    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians.
+    """
+    few = cell.few
+    made = lm.lens(few)
+    found = lm.lens_agreement(cell.held_out, made)
+    same = cell.texts.held_out is cell.texts.operating
+    own = same and len(few) == len(cell.held_out)
+    if same and not own:
+        found = found.isel(prompt=slice(len(few), None))
+    found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
+    return found.assign_attrs(n_jacobians=len(few), own_prompts=int(own))
 
 
 # ------------------------------------------------------------------------ lines of text

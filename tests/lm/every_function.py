@@ -49,6 +49,10 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     schedules = plan["u"].expand_dims(schedule=["plan"]).drop_vars("layer", errors="ignore")
     vector = concept.assign(u=("layer", plan["u"].values.ravel()), u_end=0.1)
     amplitude = float(np.sqrt(plan["energy"]))
+    plane = _plane(concept)
+    J = np.random.default_rng(1).standard_normal((v.sizes["layer"] + 1, *[v.sizes["feature"]] * 2))
+    lens = xr.Dataset({"J": (("depth", "feature_out", "feature"), J)})
+    lens = lens.assign_coords(depth=range(len(J)))
     clamped = lm.clamp(concept, 0.1).assign(target=("output", [0.3]))
     found = {
         "amplitude_response": Work(
@@ -65,6 +69,7 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
             options={"plan": plan, "n_bootstrap": 3},
         ),
         "play_law": Work(lm.play_law, after={**named, "law": clamped}),
+        "coupling": Work(lm.coupling, options={"top": 3}),
         "corrected": Work(lm.corrected, before={"system": system}, after=named),
         "gains_plan": Work(lm.gains_plan, after={**named, "target": 0.3}),
         "detached_spectra": Work(lm.detached_spectra, options={"n_vectors": 2, "n_tokens": 2}),
@@ -73,6 +78,8 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "jacobians": Work(lm.jacobians),
         "jacobians, each": Work(lm.jacobians, options={"per_prompt": True}),
         "layer_skip": Work(lm.layer_skip, after=named),
+        "lens": Work(lm.lens),
+        "lens_agreement": Work(lm.lens_agreement, after={"lens": lens}),
         "linear_gains": Work(lm.linear_gains, after=named),
         "linear_range": Work(lm.linear_range, after=named, options={"n_bootstrap": 3}),
         "logistic": Work(lm.logistic),
@@ -83,6 +90,8 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         "mean_vjp": Work(lm.mean_vjp, after=directions),
         "measure_gains": Work(lm.measure_gains, after=named),
         "measure_gains_at": Work(lm.measure_gains_at, after={**named, "steps": steps}),
+        "measure_token_gains": Work(lm.measure_token_gains, after=named, options={"lags": [0, 1]}),
+        "token_gains": Work(lm.token_gains, after=named),
         "optimal_plan": Work(lm.optimal_plan, after={**named, "target": 0.3}),
         "play": Work(lm.play, after={**named, "plan": plan}),
         "play, every token": Work(
@@ -90,8 +99,19 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
         ),
         "reconstruction": Work(lm.reconstruction),
         "token_shares": Work(lm.token_shares),
+        "trajectory_shape": Work(lm.trajectory_shape),
         "steering_effect": Work(
             lm.steering_effect, after={**named, "vector": vector}, options={"n_bootstrap": 3}
+        ),
+        "residual_dynamics": Work(
+            lm.residual_dynamics,
+            options={"n_units": 2, "n_trajectories": 5, "n_components": 2, "n_shuffles": 5},
+        ),
+        "sublayer_states": Work(lm.sublayer_states),
+        "teleport": Work(
+            lm.teleport,
+            after={"dynamics": plane},
+            options={"starts": [0, 1], "n_sublayers": 3, "grid": 3, "span": 2.0},
         ),
         "required_energy": Work(
             lm.required_energy,
@@ -107,6 +127,20 @@ def works(concept: xr.Dataset, system: xr.Dataset) -> dict[str, Work]:
     return found
 
 
+def _plane(concept: xr.Dataset) -> xr.Dataset:
+    """What `teleport` needs of residual dynamics."""
+    direction = concept["direction"]
+    n_layers, width = direction.sizes["depth"] - 1, direction.sizes["feature"]
+    score = np.random.default_rng(5).standard_normal((2 * n_layers, 4, 2))
+    return xr.Dataset(
+        {
+            "centre": ("feature", np.full(width, 0.1)),
+            "axes": (("component", "feature"), np.eye(2, width)),
+            "score": (("sublayer", "trajectory", "component"), score),
+        }
+    )
+
+
 METHODS = {
     "ensemble": lm.Ensemble,
     "balanced": lm.Balanced,
@@ -119,12 +153,12 @@ METHODS = {
 }
 NAMES = [
     *(
-        "amplitude_response compare_energies compare_feedback corrected "
-        "detached_spectra exact_system "
-        "free_directions gains_plan jacobians layer_skip linear_gains linear_range logistic "
-        "mean_difference pca whitened mean_jvp mean_vjp measure_gains measure_gains_at "
-        "optimal_plan play play_law reconstruction required_energy "
-        "steering_effect token_shares"
+        "amplitude_response compare_energies compare_feedback corrected coupling detached_spectra "
+        "exact_system free_directions gains_plan jacobians layer_skip lens lens_agreement "
+        "linear_gains linear_range logistic mean_difference mean_jvp mean_vjp measure_gains "
+        "measure_gains_at measure_token_gains optimal_plan pca play play_law reconstruction "
+        "required_energy residual_dynamics steering_effect sublayer_states teleport token_gains "
+        "token_shares trajectory_shape whitened"
     ).split(),
     "play, every token",
     "jacobians, each",

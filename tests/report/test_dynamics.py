@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from depthsys.report.dynamics import detached, detached_gains, skip
+from depthsys.report.dynamics import SHOWN, detached, detached_gains, skip
 from depthsys.report.dynamics.shown import Curve, Drawn, Shown
 from depthsys.report.html import CellResults, Results, dynamics, page
 from depthsys.report.html.facts import Facts
@@ -184,3 +184,43 @@ def test_a_curve_that_a_log_axis_cannot_show_is_left_out(values):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamics, "SHOWN", {"skip": shown})
         assert dynamics.figures(Facts(cell("a", skip=stage), "a", "a")) == []
+
+
+def test_coupling_in_words():
+    m = np.array([[0.0, 0.8, 1.0], [0.6, 0.0, 1.0], [1.0, 1.2, 0.0]])
+    stage = Stage({"coupling": (("prompt", "layer", "layer_2"), m[None])}, {"top": 10})
+    first, second = SHOWN["coupling"].verdicts(stage)
+    assert "with 10 leading directions, layers miss each other by 0.933 on average" in first
+    assert "neighbours by 0.900" in first  # of 0.8, 0.6, 1.0, 1.2
+    assert second == "the directions of layer 0 diagonalise layer 1 best (0.600)"
+
+
+def test_shapes_in_words():
+    prompts = {"line_shape": [2.0, 3.0, 9.0], "length_ratio": [1.5] * 3, "spacing_r2": [0.5] * 3,
+               "spacing_rate": [np.log(2)] * 3, "growth_r2": [0.25] * 3}  # fmt: skip
+    stage = Stage({name: (("prompt",), np.array(v)) for name, v in prompts.items()}
+                  | {"step": (("prompt", "layer"), np.ones((3, 4)))})  # fmt: skip
+    first, second = SHOWN["shape"].verdicts(stage)
+    assert "score is 3.00 (1: a straight line, 2.00: steps at right angles)" in first
+    assert "ways are 1.50 times as long" in first
+    assert "grow by 2.00 per layer, which explains 50 %" in second
+    still = Stage(stage.variables | {"spacing_rate": (("prompt",), np.full(3, np.nan))})
+    assert len(SHOWN["shape"].verdicts(still)) == 1
+
+
+def test_lenses_in_words():
+    readers = ["logit lens", "J-lens", "mean state"]
+    right = np.array([[0, 0, 1.0], [0, 1.0, 1.0], [1.0, 0, 0]])[..., None]
+    stage = Stage(
+        {
+            "reader": (("reader",), np.array(readers)),
+            "depth": (("depth",), np.array([0, 5, 10])),
+            "agreement": (("reader", "depth", "prompt"), right),
+            "kl": (("reader", "depth", "prompt"), right + 2),
+            "share": (("depth",), np.array([0.5, 0.75, 1.0])),
+        }
+    )
+    first, second, third = SHOWN["lens"].verdicts(stage)
+    assert "at depth 5: logit lens 0 % (2.00 nats), J-lens 100 % (3.00 nats), mean state 0" in first
+    assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
+    assert "holds 0.500 of its prompts' own at depth 0 and 0.750 at depth 5" in third

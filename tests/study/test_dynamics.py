@@ -1,6 +1,7 @@
 """Measures of depth: one list names what the library has, and a study makes stages of it."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_result_is_known_by_variables_that_no_other_has():
 def test_rows_grow_with_what_they_are_of():
     small = Sizes(n_layers=4, n_features=48, n_prompts=10, n_jacobians=2)
     for measure in MEASURES.values():
-        assert measure.rows(small) > 0
+        assert measure.rows(small) >= 0
         assert measure.cubes >= 0
     assert MEASURES["spectra"].rows(small) == 3 * 2 * 4 * 48
     # one row for each layer that follows, and one product for each layer
@@ -121,10 +122,41 @@ def test_detached_maps_of_a_study_are_what_the_library_finds(runs):
         for g in ("exact", "detached")
     )
     assert exact < detached
-    plan = lm.gains_plan(here.operating, concept, gains.attrs["target"], part=kind)
+    plan = lm.gains_plan(here.operating, concept, json.loads(gains.attrs["target"]), part=kind)
     schedules = plan["u"].expand_dims(schedule=["detached"])
     needed = lm.required_energy(
-        here.held_out, concept, schedules, gains.attrs["target"],
+        here.held_out, concept, schedules, json.loads(gains.attrs["target"]),
         amplitude=float(plan["energy"]) ** 0.5, weights=plan["weight"],
     )  # fmt: skip
     assert np.isclose(gains.value("energy", schedule="detached"), needed["energy"][0], rtol=1e-2)
+
+
+def test_layers_are_compared_with_the_others(cell):
+    found = dynamics.measured(cell, "coupling")
+    m = found["coupling"].values
+    for layer in range(cell.model.n_layers):
+        others = np.delete(m[:, layer], layer, axis=1)
+        np.testing.assert_allclose(found["of_others"][:, layer], others.mean(axis=1))
+        np.testing.assert_allclose(found["of_closest"][:, layer], others.min(axis=1))
+    assert (found.sizes["prompt"], found.attrs["n_jacobians"]) == (3, 3)
+
+
+def test_a_lens_reads_texts_that_it_was_not_made_of(cell):
+    found = dynamics.measured(cell, "lens")
+    made = lm.lens(cell.model, list(cell.texts.operating.texts[:3]))
+    expected = lm.lens_agreement(cell.model, cell.texts.held_out, made)
+    np.testing.assert_allclose(found["kl"], expected["kl"], rtol=1e-4, atol=1e-6)
+    share = np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"]
+    np.testing.assert_allclose(found["share"], share, rtol=1e-5)
+    assert found.attrs["own_prompts"] == 0
+    # where all parts are the same texts, the others of them
+    texts = cell.texts.held_out
+    same = Cell(cell.settings, cell.model, lm.Splits(texts, texts, texts, 0))
+    others = dynamics.lens(same)
+    made = lm.lens(cell.model, list(texts.texts[:3]))
+    expected = lm.lens_agreement(cell.model, list(texts.texts[3:]), made)
+    np.testing.assert_allclose(others["kl"], expected["kl"], rtol=1e-3, atol=1e-6)
+    assert others.attrs["own_prompts"] == 0
+    few = texts.first(3)
+    own = dynamics.lens(Cell(cell.settings, cell.model, lm.Splits(few, few, few, 0)))
+    assert (own.sizes["prompt"], own.attrs["own_prompts"]) == (3, 1)

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -118,6 +118,7 @@ class Blocks:
         # how far a detached layer is from linear, where it was asked; and what is switched there
         self.linearity: dict[tuple[int, str], float] = {}
         self._switches: dict[int, Switches] = {}
+        self.sublayers: dict[int, str] = {}  # the same by values, see `FrozenBlock.sublayers`
         self._hooks = [self._hook_count(layer) for layer in range(len(self))]
         self._own_hooks = 0
         self._tuple_length = self._probe_output()
@@ -499,6 +500,27 @@ class Blocks:
     def _more_own_hooks(self, count: int) -> None:
         self._own_hooks += count
 
+    @contextlib.contextmanager
+    def silenced(self, layer: int, parts: Sequence[str]):
+        """Let the attention or the MLP of a block, or both, write zeros."""
+        try:
+            modules = find_parts(self._list[layer])
+        except ValueError as error:
+            raise ValueError(
+                "`model` must have an attention and an MLP that write to the residual stream each "
+                f"by itself; {type(self._list[layer]).__name__} of layer {layer} has not. Use the "
+                "states of whole blocks, `run.states`."
+            ) from error
+        with self._lock, contextlib.ExitStack() as stack:
+            for part in parts:
+                handle = modules[part].register_forward_hook(lambda m, _, out: _zeros(out))
+                stack.callback(handle.remove)
+            self._own_hooks += len(parts)
+            try:
+                yield
+            finally:
+                self._own_hooks -= len(parts)
+
     def hooks(self, pre_hooks: dict[int, Any]) -> contextlib.ExitStack:
         """Hook the input of blocks on the whole sequence: the slow way, for checks.
 
@@ -631,6 +653,12 @@ def _detached(output):
     if isinstance(output, tuple):
         return (output[0].detach(), *output[1:])
     return output.detach()
+
+
+def _zeros(output):
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
 
 
 def _without_cache(argument):

@@ -1,0 +1,153 @@
+"""Dynamics of the residual stream: continuity, speed, rotations, planes and teleportation."""
+
+import numpy as np
+
+from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.stage import Stage
+from depthsys.report.table import Table
+from depthsys.wording import number
+
+_MEDIAN = {"quantile": 0.5}
+_LEVEL = 0.05  # of adjusted p-values
+
+
+def verdicts(stage: Stage) -> list[str]:
+    """What holds of what is said of larger models, and what does not."""
+    found = [_continuity(stage), _speed(stage)]
+    if (said := _rotations(stage)) is not None:
+        found.append(said)
+    explained = 100 * stage.value("explained")[:2].sum()
+    code = {name: 100 * float(stage.value("code_explained", compressor=name))
+            for name in ("autoencoder", "pca")}  # fmt: skip
+    found.append(
+        f"two principal components of all sublayers hold {explained:.0f} % of the variance; of "
+        f"texts left out an autoencoder to two numbers gives back {code['autoencoder']:.0f} %, two "
+        f"components {code['pca']:.0f} %"
+    )
+    shares, starts = stage.value("flow_inward_share"), stage.value("start")
+    said = ", ".join(
+        f"{100 * share:.0f} % from sublayer {start}"
+        for start, share in zip(starts, shares, strict=True)
+    )
+    found.append(f"put elsewhere in their plane, states end nearer to their own way: {said}")
+    return found
+
+
+def _continuity(stage: Stage) -> str:
+    middle = stage.value("correlation_quantile", **_MEDIAN)
+    writer = stage.value("written_by")
+    parts = {w: number(float(np.nanmean(middle[writer == w]))) for w in ("attention", "mlp")}
+    return (
+        "a unit is correlated with itself one sublayer later: "
+        f"{parts['attention']} where attention writes, {parts['mlp']} where the MLP does (median "
+        "over units, mean over steps)"
+    )
+
+
+def _speed(stage: Stage) -> str:
+    speed = stage.value("velocity").mean(axis=0)
+    norm = stage.value("norm").mean(axis=0)[: len(speed)]
+    third = max(1, len(speed) // 3)
+    absolute, relative = (
+        float(v[-third:].mean() / v[third : 2 * third].mean()) for v in (speed, speed / norm)
+    )
+    return (
+        f"in the last third of the steps the state moves {number(absolute)} times as far as in the "
+        f"middle third, and {number(relative)} times as far for its size"
+    )
+
+
+def _rotations(stage: Stage) -> str | None:
+    turns, shuffled, q = (stage.value(name) for name in ("turns", "turns_shuffled", "q_value"))
+    known = np.isfinite(turns) & np.isfinite(q)
+    if not known.any():
+        return None
+    low = 100 * float((q[known] < _LEVEL).mean())
+    more = 100 * float(((q < _LEVEL) & (turns > shuffled))[known].mean())
+    return (
+        f"units turn {number(float(turns[known].mean()))} times in the plane of activation and "
+        f"gradient, {number(float(shuffled[known].mean()))} times in shuffled orders of the "
+        f"sublayers; {low:.0f} % of units differ from these (q < {_LEVEL:g}), {more:.0f} % by "
+        "turning more"
+    )
+
+
+def _flow(stage: Stage) -> list[Table]:
+    """Of each start of teleportation."""
+    names = ("flow_inward_share", "flow_contraction", "flow_basin_radius")
+    rows = [
+        (str(start), f"{100 * share:.0f} %", number(contraction), number(radius))
+        for start, share, contraction, radius in zip(
+            stage.value("start"), *(stage.value(name) for name in names), strict=True
+        )
+    ]
+    return [Table(("from sublayer", "inward", "contraction, median", "basin radius"), rows)]
+
+
+SHOWN = Shown(
+    called="residual stream",
+    marks=frozenset({"velocity", "update_cosine", "turns"}),
+    figures=(
+        Drawn(
+            "How alike a unit is to itself one sublayer later",
+            "correlation",
+            "step",
+            (
+                Curve("correlation_quantile", "median unit", _MEDIAN),
+                Curve("correlation_quantile", "5 %", {"quantile": 0.05}),
+                Curve("correlation_quantile", "95 %", {"quantile": 0.95}),
+            ),
+            "correlation over prompts",
+            note="Even steps are written by attention, odd ones by the MLP.",
+        ),
+        Drawn(
+            "Cosine of successive states",
+            "cosine",
+            "step",
+            (Curve("cosine", "states"),),
+            "cosine",
+        ),
+        Drawn(
+            "Velocity",
+            "velocity",
+            "step",
+            (Curve("velocity", "velocity"),),
+            "distance of successive states",
+            log=True,
+        ),
+        Drawn(
+            "Mutual information of a unit with itself one sublayer later",
+            "information, nats",
+            "step",
+            (
+                Curve("mutual_information", "units"),
+                Curve("mutual_information_shuffled", "prompts exchanged"),
+            ),
+            "nats",
+        ),
+        Drawn(
+            "Density of the state",
+            "density",
+            "sublayer",
+            (Curve("density", "density"),),
+            "density",
+            note="1 where all units are equally large.",
+        ),
+        Drawn(
+            "Variance that two numbers give back",
+            "given back",
+            "sublayer",
+            (
+                Curve("code_explained_at", "autoencoder", {"compressor": "autoencoder"}),
+                Curve("code_explained_at", "two components", {"compressor": "pca"}),
+            ),
+            "share, of texts left out",
+        ),
+    ),
+    verdicts=verdicts,
+    others=(
+        "norm", "written_by", "turns_shuffled", "q_value", "explained", "code_explained", "start",
+        "flow_inward_share", "flow_contraction", "flow_basin_radius", "update_cosine", "turns",
+    ),
+    tables=_flow,
+)  # fmt: skip
