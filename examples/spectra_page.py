@@ -1,22 +1,25 @@
 """Spectra of depth and layers left out, on SmolLM2: docs/dynamics/spectra.md.
 
     depthsys fetch
-    python examples/spectra_page.py ~/.cache/depthsys/real
+    python examples/spectra_page.py ~/.cache/depthsys/real [FOLDER OF ANOTHER MODEL ...]
 
-Three to five minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
+Ten to fifteen minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
 they are, between the markers of the page; the figures go to docs/figures.
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
+import torch
 import xarray as xr
+from transformers import AutoModelForCausalLM
 
-from depthsys import lm, ltv, plot
-from depthsys.demo import real
+from depthsys import demo, lm, ltv, plot
+from depthsys.demo import grammar, real
 from depthsys.report import Table, markdown
 from depthsys.report.page import update
 
@@ -29,12 +32,17 @@ DRAWS = 1000
 CURVES = ("departure", "symmetric_share")
 PRODUCTS = ("rank_from_start", "rank_to_end", "growth_from_start", "growth_to_end", "modal_growth")
 MARKERS = "<!-- skip: examples/spectra_page.py -->", "<!-- end of skip -->"
+OF_MODELS = "<!-- models: examples/spectra_page.py -->", "<!-- end of models -->"
+UNTRAINED = "SmolLM2, untrained"
+EMBEDDED = "demo_128x12"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, help="folder of `depthsys fetch`")
-    folder = parser.parse_args().real
+    parser.add_argument("more", type=Path, nargs="*", help="folders of other models")
+    asked = parser.parse_args()
+    folder = asked.real
     model = lm.DepthModel.load(folder / real.MODEL, device="cpu")
     splits = {name: lm.read_texts(folder / f"{name}.csv").split(SPLIT) for name in TEXTS}
     skips = {name: skip(model, each) for name, each in splits.items()}
@@ -43,8 +51,13 @@ def main() -> None:
         "skip": {name: skip_numbers(found) for name, found in skips.items()},
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
+    numbers["models"] = {
+        model.name: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
+        **{name: of_model(*both(each, texts)) for name, each, texts in others(asked, model)},
+    }
     PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    update(PAGE, {MARKERS: markdown(skip_table(numbers["skip"]))})
+    tables = {MARKERS: skip_table(numbers["skip"]), OF_MODELS: model_table(numbers["models"])}
+    update(PAGE, {markers: markdown(table) for markers, table in tables.items()})
     draw(skips, *spectra[TEXTS[0]][:2])
 
 
@@ -58,6 +71,26 @@ def spectra_of(model, texts) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
     mean = lm.jacobians(model, texts)
     own = lm.jacobians(model, list(texts.texts[:ALONE]), per_prompt=True)
     return ltv.spectra(mean), ltv.spectra(mean, update=True), ltv.spectra(own)
+
+
+def others(asked: argparse.Namespace, real_model: lm.DepthModel):
+    """Names, models and texts: untrained weights, an embedded model, and those asked for."""
+    movies = lm.read_texts(asked.real / f"{TEXTS[0]}.csv").split(SPLIT)
+    torch.manual_seed(0)
+    config = copy.deepcopy(real_model.hf.config)
+    config.dtype = torch.float32
+    untrained = AutoModelForCausalLM.from_config(config)
+    yield UNTRAINED, lm.DepthModel(untrained.eval(), real_model.tokenizer), movies
+    embedded = lm.DepthModel.load(demo.model_path(EMBEDDED), device="cpu")
+    own = lm.read_texts(grammar.labelled(400, seed=7)).split(SPLIT)
+    yield EMBEDDED, embedded, own
+    for folder in asked.more:
+        yield folder.name, lm.DepthModel.load(folder, device="cpu"), movies
+
+
+def both(model: lm.DepthModel, splits: lm.Splits) -> tuple[xr.Dataset, ...]:
+    """Layers left out, and spectra."""
+    return skip(model, splits), *spectra_of(model, splits.operating)
 
 
 # ------------------------------------------------------------------------------------ numbers
@@ -100,6 +133,30 @@ def spectra_numbers(mean: xr.Dataset, added: xr.Dataset, own: xr.Dataset) -> dic
     }
 
 
+def of_model(skipped: xr.Dataset, mean: xr.Dataset, added: xr.Dataset, own: xr.Dataset) -> dict:
+    """What the table of models shows: means over the first and the last third of the layers."""
+    n_layers, width = mean.sizes["layer"], mean.sizes["mode"]
+    third = max(1, n_layers // 3)
+    parts = {"first": slice(0, third), "last": slice(n_layers - third, n_layers)}
+    thirds = {
+        f"{name} {of}": [float(f"{found[name][part].mean():.3g}") for part in parts.values()]
+        for of, found in (("layer", mean), ("update", added))
+        for name in CURVES
+    }
+    turned = (np.abs(added["angle"]) > np.pi / 2).mean("mode")
+    return {
+        "layers": n_layers,
+        "width": width,
+        "rank": float(f"{mean['rank_to_end'][0] / width:.3g}"),
+        **thirds,
+        "turned": [float(f"{turned[part].mean():.3g}") for part in parts.values()],
+        "growth": float(f"{mean['growth_from_start'][-1]:.3g}"),
+        "modal": float(f"{mean['modal_growth'][-1]:.3g}"),
+        "growth alone": float(f"{own['growth_from_start'][:, -1].median():.3g}"),
+        "skip": skip_numbers(skipped)["agreement"]["without the first two"]["relative_l2"],
+    }
+
+
 def rounded(values) -> list[float]:
     return [float(f"{value:.4g}") for value in np.asarray(values, dtype=float)]
 
@@ -118,6 +175,32 @@ def skip_table(rows: dict) -> Table:
                 )
             )
     return Table(("texts", "layers", "relative L2 [95 %]", "Spearman [95 %]"), cells)
+
+
+def model_table(rows: dict) -> Table:
+    header = (
+        "model", "layers x width", "effective rank of the product, of the width",
+        "departure, first to last third", "of updates", "symmetric share, first to last third",
+        "of updates", "norm of the product (of one prompt)", "product of radii",
+        "skip, relative L2 [95 %]",
+    )  # fmt: skip
+    cells = [
+        (
+            name,
+            f"{row['layers']} x {row['width']}",
+            f"{100 * row['rank']:.0f} %",
+            *(
+                "{:.2f} to {:.2f}".format(*row[f"{curve} {of}"])
+                for curve in CURVES
+                for of in ("layer", "update")
+            ),
+            f"{row['growth']:.3g} ({row['growth alone']:.3g})",
+            f"{row['modal']:.3g}",
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row["skip"]),
+        )
+        for name, row in rows.items()
+    ]
+    return Table(header, cells)
 
 
 # ------------------------------------------------------------------------------------ figures

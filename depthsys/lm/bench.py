@@ -52,21 +52,28 @@ class Sharding:
         What all of them together may take in one process.
     contexts
         Whether contexts are kept.
+    tokens
+        Of which tokens states are kept, see `DepthModel.run`.
     """
 
     key: str
     budget: Budget
     contexts: bool
+    tokens: str = "last"
 
 
 class RunOfShard(Run):
     """The run of one shard, with the sweep that is under way over it."""
 
-    def __init__(self, model: Model, shard: Shard, *, budget: Budget, contexts: bool):
+    def __init__(
+        self, model: Model, shard: Shard, *, budget: Budget, contexts: bool, tokens: str = "last"
+    ):
         self.first_number = shard.start
+        self._wants_contexts = contexts
         self._swept: tuple[str, bool, Sweep] | None = None
         self._products: tuple[int, Linearisation, Callable] | None = None
-        super().__init__(model, Tokens(shard.rows, 0), budget=budget, contexts=contexts)
+        given = Tokens(shard.rows, 0)
+        super().__init__(model, given, budget=budget, contexts=contexts, tokens=tokens)
 
     @property
     def taken(self) -> dict[str, int]:
@@ -77,12 +84,20 @@ class RunOfShard(Run):
         found = {home: states}
         if self.place != "again":
             found[self.place] = found.get(self.place, 0) + self.nbytes
+        if self.tokens_place != "again":
+            found[self.tokens_place] = found.get(self.tokens_place, 0) + self.tokens_nbytes
         return found
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether something that is to be kept is not."""
+        tokens = self.tokens == "all" and self.tokens_place == "again"
+        return tokens or (self._wants_contexts and self.place == "again")
+
     def prefill_within(self, budget: Budget) -> None:
-        """Try again to keep the contexts, where there is more room now."""
+        """Try again to keep what is to be kept, where there is more room now."""
         self._budget = budget
-        self.prefill()
+        self.prefill(contexts=self._wants_contexts)
 
     def _only(self, number: int, chosen: np.ndarray) -> FrozenRun:
         # the same numbers to the last bit, whether or not there was room for contexts
@@ -136,9 +151,10 @@ class Bench:
             return kept[shard.number]
         # made before it is known: an error leaves nothing
         room = self._room(model, sharding.budget)
-        made = RunOfShard(model, shard, budget=room, contexts=sharding.contexts)
-        wants = sharding.contexts and not sharding.budget.is_nothing
-        while wants and made.place == "again" and len(self._runs) > 1:
+        made = RunOfShard(
+            model, shard, budget=room, contexts=sharding.contexts, tokens=sharding.tokens
+        )
+        while made.lacks_room and not sharding.budget.is_nothing and len(self._runs) > 1:
             del self._runs[next(iter(self._runs))]
             made.prefill_within(self._room(model, sharding.budget))
         kept[shard.number] = made

@@ -143,19 +143,23 @@ def of_run(run: Any) -> Card:
     """Of a `Run`: its prompts, model and where the contexts lie. Nothing is computed for it."""
     model, lengths = run.model, [len(row) for row in run.rows]
     shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    tokens = ""
+    if run.tokens == "all":
+        tokens = _where(run.tokens_place, run.tokens_nbytes)
     line = (
         f"{len(run)} prompts, {run.n_cut} of them cut; {run.n_layers} layers, "
         f"{model.n_features} features, {len(run.numbers)} batches, "
         f"{model.dtype_name}, {model.device}; context: {run.place}"
+        f"{_behind(tokens and f'states of all tokens: {run.tokens_place}')}"
     )
     cut = f"{run.n_cut}, {model.prompting.cut}, at {model.max_tokens} tokens" if run.n_cut else "0"
-    where = f", {size(run.nbytes)}" if run.nbytes else ""
     facts = [
         ("prompts", f"{len(run)}, of {shortest} to {longest} tokens"),
         ("cut", cut),
         ("note", run.token_note or ""),
         ("batches", f"{len(run.numbers)}"),
-        ("contexts", "computed again when needed" if run.place == "again" else run.place + where),
+        ("contexts", _where(run.place, run.nbytes)),
+        ("states of all tokens", tokens),
         ("fingerprint", f"{run.tokens_sha256} of the tokens"),
     ]
     details: list[tuple[str, Any]] = [("model", of_model(model))] if hasattr(model, "hf") else []
@@ -192,6 +196,12 @@ def of_model(model: Any) -> Card:
     checks = [(name, f"{value:.1e}") for name, value in report.items()]
     details = [("prompts", prompting), ("contract: largest relative errors", checks)]
     return Card("DepthModel", line, facts, details)
+
+
+def _where(place: str, nbytes: int) -> str:
+    if place == "again":
+        return "computed again when needed"
+    return f"{place}, {size(nbytes)}" if nbytes else place
 
 
 def _dropped(texts: Any, both: str) -> str:

@@ -28,7 +28,9 @@ class Budget:
     The first place that holds the frozen context and the states of all prompts is taken; if none
     does, the context is computed again, layer by layer, whenever it is needed, from hidden states
     that wait in the first place that holds those, and else in a temporary file: then memory does
-    not grow with the prompts. Results do not depend on it, beyond rounding.
+    not grow with the prompts. Results do not depend on it, beyond rounding. The states of all
+    tokens, of a run that is to have them, go first, into the first place that holds those; the
+    context gets what they leave.
 
     Parameters
     ----------
@@ -91,18 +93,18 @@ class Budget:
         Of places for which it names no number there is a quarter of what is free or taken;
         ``share`` is the part of that which is for this process.
         """
-        free = {
-            "device": 0 if device.type == "cpu" else free_on(device),
-            "host": available_memory(),
-            "file": shutil.disk_usage(tempfile.gettempdir()).free,
-        }
         found = {}
-        for place, size in free.items():
+        for place, size in _free(device).items():
             here = taken.get(place, 0)
             given = getattr(self, place)
             whole = share * SHARE * ((size or 0) + here) if given is None else given
             found[place] = max(0, int(whole) - here)
         return replace(self, **found)
+
+    def beside(self, place: str, size: int, device: torch.device) -> "Budget":
+        """What it leaves where so many bytes of a place are spoken for."""
+        whole = self._allowed(getattr(self, place), _free(device)[place])
+        return replace(self, **{place: max(0, int(whole) - size)})
 
     @property
     def is_nothing(self) -> bool:
@@ -116,6 +118,15 @@ class Budget:
     @staticmethod
     def _allowed(given: int | None, free: int | None) -> float:
         return SHARE * (free or 0) if given is None else given
+
+
+def _free(device: torch.device) -> dict[str, int | None]:
+    """Bytes that are free of every place; None where nobody says."""
+    return {
+        "device": 0 if device.type == "cpu" else free_on(device),
+        "host": available_memory(),
+        "file": shutil.disk_usage(tempfile.gettempdir()).free,
+    }
 
 
 class Contexts:

@@ -25,8 +25,10 @@ def every_token_shifts(
     pushes: torch.Tensor,
     reader: Readout,
     ends: torch.Tensor | None = None,
+    alone: bool = False,
     *,
-    begins: Sequence[int] | None = None,
+    begins: Sequence[int] | np.ndarray | None = None,
+    factors: np.ndarray | None = None,
 ) -> np.ndarray:
     """Shift of the last token's y_L (prompt, copy, output) when every token is pushed.
 
@@ -44,8 +46,12 @@ def every_token_shifts(
         What is read of the last token.
     ends
         Pushes behind the last block (copy, input).
+    alone
+        Whether that token alone is pushed, or those behind it, too.
     begins
         Index of the first token that is pushed, in every prompt; by default 0.
+    factors
+        By which the pushes of every prompt are multiplied (prompt, copy); by default 1.
     """
     model = run.model
     model.check_weights()
@@ -59,7 +65,10 @@ def every_token_shifts(
     sizes = [len(pushes) * run.n_tokens(b) * len(p) * width for b, p in enumerate(run.numbers)]
     with bar("play at every token", len(run), "prompt") as shown:
         for group in run.in_step_groups(sizes):
-            works = [_of_batch(run, number, added, moves, behind, begins) for number in group]
+            works = [
+                _of_batch(run, number, added, moves, behind, alone, begins, factors)
+                for number in group
+            ]
             found = driven(blocks, together(works))
             for number, last in zip(group, found, strict=True):
                 prompts = run.numbers[number]
@@ -76,14 +85,21 @@ def _of_batch(
     added: torch.Tensor,
     moves: list[list[bool]],
     behind: torch.Tensor,
-    begins: Sequence[int] | None,
+    alone: bool,
+    begins: Sequence[int] | np.ndarray | None,
+    factors: np.ndarray | None,
 ) -> Steps[torch.Tensor]:
     """The last token's states (prompt, copy, feature) of a batch behind every schedule."""
     calls, prompts = run.calls_of(number), run.numbers[number]
-    where = None if begins is None else _tokens_from(calls, [begins[i] for i in prompts])
+    where = (
+        None if begins is None else _tokens_from(calls, [int(begins[i]) for i in prompts], alone)
+    )
+    sizes = [None] * len(added)
+    if factors is not None:  # (copy, prompt, 1, 1)
+        sizes = torch.as_tensor(factors[prompts].T).to(added)[:, :, None, None]
     works = [
-        _last_states(run.model.blocks, calls, push, moved, end, where)
-        for push, moved, end in zip(added, moves, behind, strict=True)
+        _last_states(run.model.blocks, calls, push, moved, end, where, size)
+        for push, moved, end, size in zip(added, moves, behind, sizes, strict=True)
     ]
     return torch.stack((yield from run.several(works)), dim=1)
 
@@ -96,23 +112,25 @@ def _last_states(
     moves: list[bool],
     end: torch.Tensor,
     where: torch.Tensor | None,
+    size: torch.Tensor | None,
 ) -> Steps[torch.Tensor]:
     """The last token's states (prompt, feature) behind one schedule (layer, feature)."""
     hidden = calls.embedded
     for layer, vector in enumerate(push):
         yield layer
         if moves[layer]:
-            moved = hidden + vector.to(hidden)
+            moved = hidden + (vector if size is None else size * vector).to(hidden)
             hidden = moved if where is None else torch.where(where, moved, hidden)
         hidden = blocks.sequence(layer, calls, hidden)[0]
     return hidden[:, -1] + end.to(hidden)
 
 
-def _tokens_from(calls: Calls, begins: Sequence[int]) -> torch.Tensor:
-    """Which tokens are at or behind those (prompt, token, 1)."""
+def _tokens_from(calls: Calls, begins: Sequence[int], alone: bool) -> torch.Tensor:
+    """Which tokens are those, or behind them unless ``alone`` (prompt, token, 1)."""
     n_tokens = calls.n_tokens
     device = calls.embedded.device
     at = torch.arange(n_tokens, device=device).expand(len(begins), -1)
     if calls.real is not None:
         at = at - (~calls.real.to(device)).sum(-1, keepdim=True)
-    return (at >= torch.tensor(begins, device=device)[:, None])[:, :, None]
+    first = torch.tensor(begins, device=device)[:, None]
+    return (at == first if alone else at >= first)[:, :, None]

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from depthsys.lm.at_once import product_rows, replay_rows
+from depthsys.lm.hf.affine import check_linear
 from depthsys.lm.hf.attention import FrozenCache
 from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
@@ -75,13 +76,20 @@ class FrozenBlock:
         kind = Linearisation.of(part)
         if kind.part != "block" and self.layer not in self._blocks.arrangements:
             self._blocks.arrangements[self.layer] = self.arrangement
-        return self._linearised(kind.part)
+        if kind.is_detached:
+            check_linear(self._blocks, self.layer, self._calls, self.x, self._context, kind.linear)
+        return self._linearised(kind)
 
-    def _linearised(self, part: str) -> Linearised:
+    def _linearised(self, kind: Linearisation) -> Linearised:
         # where the context is repeated for every row, more rows would need much memory
         rows = self._product_rows if self._blocks.copies_are == "tokens" else None
-        with self._only(part):
+        with self._only(kind.part), self._detached(kind):
             return Linearised(self, self.x, rows, self._blocks.products)
+
+    def _detached(self, kind: Linearisation):
+        if not kind.is_detached:
+            return contextlib.nullcontext()
+        return self._blocks.detached(self.layer, kind.linear)
 
     def _product_rows(self) -> int | None:
         return product_rows(self._blocks.sizes, self.x, self._calls.n_context[self.layer])
@@ -99,7 +107,7 @@ class FrozenBlock:
         """
         v = torch.randn(1, self.x.shape[-1], generator=torch.Generator().manual_seed(0))
         v = v.to(self.x)
-        whole, attention, mlp = (self._linearised(p) for p in PARTS)
+        whole, attention, mlp = (self._linearised(Linearisation(p)) for p in PARTS)
         expected, through = whole.jvp(v), attention.jvp(v)
         found = {"sequential": mlp.jvp(through), "parallel": through + mlp.jvp(v) - v}
         near = max(1e-4, 8 * self.arithmetic.eps) * float(wide(expected).norm())

@@ -114,7 +114,7 @@ def linear_gains(
         coords={"layer": np.arange(run.n_layers)},
         attrs={
             **stamp(run, "linear_gains"),
-            "kind": "exact linear",
+            "kind": "of the detached map" if kind.is_detached else "exact linear",
             "readout": reader.name,
             **kind.attrs,
             **direction_note(concept),

@@ -141,7 +141,7 @@ def jacobians(
         "per_prompt": int(per_prompt),
         "n_prompts": len(run),
         **kind.attrs,
-        "step": "exact Jacobian (no step)",
+        "step": f"exact {'detached map' if kind.is_detached else 'Jacobian'} (no step)",
     }
     if out is None:
         _check_memory(_size(layout), memory_share)
@@ -400,7 +400,10 @@ _IDENTITY = (
 def _identity(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must share with an interrupted one to go on with it."""
     products = attrs.get("products", "float32")
-    return {**{key: attrs[key] for key in _IDENTITY}, "products": products}
+    same = {**{key: attrs[key] for key in _IDENTITY}, "products": products}
+    if "linearisation" in attrs:  # in the part, since stores of the Jacobian have no such key
+        same["part"] = f"{attrs['part']}, {attrs['linearisation']}, linear in {attrs['linear']}"
+    return same
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ def _may_be_concept(given: Any) -> bool:
     return alone or _is_concept(given)
 
 
+def _is_lens(given: Any) -> bool:
+    return _holds("J")(given) and {*given["J"].dims} == {"depth", "feature_out", "feature"}
+
+
 _MEASURED, _LINEAR = "measured", "exact linear"
 _DATASETS: list[tuple[str, Callable[[Any], bool]]] = [
     ("concept directions", _is_concept),
@@ -106,6 +110,7 @@ _DATASETS: list[tuple[str, Callable[[Any], bool]]] = [
     ("measured gains", lambda d: "kind" in d.attrs and _gains(_MEASURED)(d)),
     ("linear gains", lambda d: "kind" in d.attrs and _gains(_LINEAR)(d)),
     ("a schedule", _holds("u")),
+    ("a lens", _is_lens),
 ]  # fmt: skip
 
 
@@ -182,6 +187,8 @@ def identified(*names: str) -> Kind:
 
 
 CONCEPT_OR_NONE = _optional(_CONCEPT)
+LENS = Kind("a lens with `J` (depth, feature_out, feature)", _is_lens, "`lm.lens` gives one.")
+LENS_OR_NONE = _optional(LENS)
 GAINS_LIST = Kind("a list of measured gains", _is_list_of_datasets, "Write [measured].")
 LINEAR_OR_NONE = _optional(LINEAR)
 

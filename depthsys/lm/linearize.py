@@ -5,7 +5,7 @@ copy; ``x`` (prompt, feature) is the nominal input. Derivatives are with respect
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +25,13 @@ JACOBIAN_ROWS = 512
 
 BlockMap = Callable[[torch.Tensor], torch.Tensor]
 PARTS = ("block", "attention", "mlp")
+KINDS = ("jacobian", "detached")
+LINEAR = ("up", "gate")
 
 
 @dataclass(frozen=True)
 class Linearisation:
-    """Which derivative of a block is meant; the one place where that is said.
+    r"""Which derivative of a block is meant; the one place where that is said.
 
     Functions take it, or the name of a part, as ``part``, and results carry it in attrs.
 
@@ -39,18 +41,35 @@ class Linearisation:
         "block"; or "attention" or "mlp", the Jacobian of the block when the other part's output is
         held at its nominal value. In a sequential block the two multiply, A = A_mlp A_attention;
         in a parallel one A = A_attention + A_mlp - I.
+    kind
+        "jacobian", the derivative; or "detached" [1]_, the derivative with the denominators of
+        norms, the weights of attention and the gates of activations held at their values. Then the
+        block is linear in what comes in and in its biases, so the detached map reproduces the
+        block's value, where the Jacobian gives its change. It is not what a small push does.
+    linear
+        Of kind "detached", which factor of a gated MLP :math:`act(g) \odot u` stays linear: "up",
+        u with act(g) held, or "gate", act(g) as g times its held ratio, with u held. A plain MLP
+        has one choice only.
 
     Raises
     ------
     ValueError
-        If there is no such part.
+        If there is no such part, kind or factor.
+
+    References
+    ----------
+    .. [1] Golden (2025), Large Language Models are Locally Linear Mappings, arXiv:2505.24293.
     """
 
     part: str = "block"
+    kind: str = "jacobian"
+    linear: str = "up"
 
     def __post_init__(self):
-        if not isinstance(self.part, str) or self.part not in PARTS:
-            raise ValueError(f"`part` must be one of {PARTS}; got {short(self.part)}. Pick one.")
+        for name, known in {"part": PARTS, "kind": KINDS, "linear": LINEAR}.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"`{name}` must be one of {known}; got {short(value)}. Pick one.")
 
     @classmethod
     def of(cls, part: "str | Linearisation") -> "Linearisation":
@@ -59,8 +78,15 @@ class Linearisation:
 
     @property
     def attrs(self) -> dict[str, str]:
-        """What results say of it."""
-        return asdict(self)
+        """What results say of it; nothing of the kind if it is the Jacobian."""
+        if not self.is_detached:
+            return {"part": self.part}
+        return {"part": self.part, "linearisation": self.kind, "linear": self.linear}
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether it is the detached map."""
+        return self.kind == "detached"
 
 
 class Linearised:

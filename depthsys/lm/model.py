@@ -324,7 +324,14 @@ class DepthModel:
         """Fingerprint of the token ids of these prompts."""
         return tokens_sha256(self.tokenize(prompts)[0])
 
-    def run(self, prompts: Prompts, *, budget: Budget | None = None, contexts: bool = True) -> Run:
+    def run(
+        self,
+        prompts: Prompts,
+        *,
+        budget: Budget | None = None,
+        contexts: bool = True,
+        tokens: str = "last",
+    ) -> Run:
         """Nominal run of texts or token ids: prefilled once, used by all of `depthsys.lm`.
 
         Parameters
@@ -337,13 +344,16 @@ class DepthModel:
         contexts
             False if only states are wanted, for a concept direction for example: then no context
             is kept, and one that is needed after all is computed again.
+        tokens
+            Of which tokens the nominal states are kept: the "last" one of each prompt, or "all"
+            (see `Run.token_states_by_batch`), which takes (L + 1) states per token of the budget.
 
         Raises
         ------
         FloatingPointError
             If a state is not finite.
         """
-        return Run(self, prompts, budget=budget, contexts=contexts)
+        return Run(self, prompts, budget=budget, contexts=contexts, tokens=tokens)
 
     @overload
     def generate(  # pyright: ignore[reportOverlappingOverload]: a text is a sequence of texts

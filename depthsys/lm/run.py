@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 
-from depthsys.lm import cards, maps
+from depthsys.lm import cards, maps, token_states
 from depthsys.lm.at_once import sequences
 from depthsys.lm.batches import length_batches
 from depthsys.lm.contexts import Budget, Contexts, States
@@ -22,10 +22,11 @@ from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, driven, groups, one_by_one, together
 from depthsys.lm.of_prompts import OfPrompts
-from depthsys.lm.prefill import prefilled_in_step
+from depthsys.lm.prefill import prefilled, without_context
 from depthsys.lm.progress import bar
 from depthsys.lm.run_model import Model
 from depthsys.lm.sweep import Sweep
+from depthsys.lm.token_states import KeptDepths, KeptTokens, Note, TokenStates
 
 # Prompts of several batches that are joined for work on a few of them.
 JOINED = 16
@@ -57,6 +58,9 @@ class Run(OfPrompts):
         How many prompts were cut.
     token_note
         What else was done to their tokens, in words.
+    tokens, tokens_place
+        Of which tokens it has the states: the "last" ones, or "all"; and where those lie, as
+        ``place`` says it of contexts.
     first_number
         What its first prompt is called in messages: 0, unless it is a part of more prompts.
     """
@@ -64,13 +68,20 @@ class Run(OfPrompts):
     first_number = 0
 
     def __init__(
-        self, model: Model, texts: Any, *, budget: Budget | None = None, contexts: bool = True
+        self,
+        model: Model,
+        texts: Any,
+        *,
+        budget: Budget | None = None,
+        contexts: bool = True,
+        tokens: str = "last",
     ):
         if isinstance(texts, Run):
             raise TypeError(f"`prompts` must be texts; got {short(texts)}. Use it as it is.")
         self.model, self.texts = model, texts
-        tokens = texts if isinstance(texts, Tokens) else model.tokens(texts)
-        self._rows, self.n_cut, self.token_note = tokens.rows, tokens.n_cut, tokens.note
+        self.tokens = token_states.checked_tokens(tokens)
+        given = texts if isinstance(texts, Tokens) else model.tokens(texts)
+        self._rows, self.n_cut, self.token_note = given.rows, given.n_cut, given.note
         at_once = sequences(model.blocks.sizes, model.n_features, model.dtype)
         self.numbers = length_batches(
             [len(row) for row in self._rows], padded=model.left_padding, **vars(at_once)
@@ -78,6 +89,7 @@ class Run(OfPrompts):
         self.place = "again"
         self.nbytes = 0
         self._contexts: Contexts | None = None
+        self._token_states: KeptTokens | None = None
         budget = Budget() if budget is None else budget
         if not isinstance(budget, Budget):
             raise TypeError(
@@ -89,8 +101,8 @@ class Run(OfPrompts):
         self._calls: dict[int, Calls] = {}
         self._budget = budget
         self._later = False
-        if contexts:
-            self.prefill()
+        if contexts or tokens == "all":
+            self.prefill(contexts=contexts)
 
     @classmethod
     def later(cls, model: Model, texts: Any) -> "Run":
@@ -130,7 +142,7 @@ class Run(OfPrompts):
     @property
     def batches(self) -> "Batches":
         """The batches, each with its blocks; prefilled again where no context is kept."""
-        self._ready()
+        self.ready()
         return Batches(self)
 
     def stream(self, progress: str | None = None) -> Iterator[FrozenRun]:
@@ -164,7 +176,7 @@ class Run(OfPrompts):
         numbers
             The batches that are wanted; all by default.
         """
-        self._ready()
+        self.ready()
         wanted = range(len(self.numbers)) if numbers is None else numbers
         blocks = self.model.blocks
         sizes = [self._in_step_bytes(number, held) for number in wanted]
@@ -200,7 +212,7 @@ class Run(OfPrompts):
         found = [batch for batch, _ in driven(self.model.blocks, together(works))]
         self._finite.check()
         for number, batch in zip(numbers, found, strict=True):
-            self._states.put(number, batch.x, batch.router_margin)
+            self.put_states(number, batch)
         return found
 
     def first(self, count: int) -> Iterator[FrozenRun]:
@@ -208,7 +220,7 @@ class Run(OfPrompts):
 
         Where no context is kept, no other prompt is prefilled.
         """
-        self._ready()
+        self.ready()
         group: list[FrozenRun] = []
         with bar("one system per prompt", count, "prompt") as shown:
             for number, prompts in enumerate(self.numbers):
@@ -249,10 +261,11 @@ class Run(OfPrompts):
 
     def sweep(self, *, keep: bool = False) -> Sweep:
         """Layer by layer, all prompts of a layer before the next layer; see `Sweep`."""
-        self._ready()
+        self.ready()
         return Sweep(self, keep=keep)
 
-    def _ready(self) -> None:
+    def ready(self) -> None:
+        """Check the weights, and prefill now if that was to wait until a block is asked for."""
         self.model.check_weights()
         if self._later:
             self._later = False
@@ -262,7 +275,7 @@ class Run(OfPrompts):
         self, progress: str | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Row numbers and nominal states (depth, prompt, feature) of every batch."""
-        self._ready()
+        self.ready()
         if len(self._states) < len(self.numbers):
             for _ in self.in_step(_looked_at, progress):
                 pass
@@ -296,61 +309,115 @@ class Run(OfPrompts):
         coords = {"layer": np.arange(self.n_layers)}
         return xr.DataArray(margin, dims=("layer", "prompt"), coords=coords)
 
+    # ------------------------------------------------------------------ states of all tokens
+
+    @property
+    def tokens_place(self) -> str:
+        """Where the states of all tokens lie; "again": nowhere, they are computed when wanted."""
+        return "again" if self._token_states is None else self._token_states.place
+
+    @property
+    def tokens_nbytes(self) -> int:
+        """Bytes that the states of all tokens take, padding included; 0 if they are not kept."""
+        return 0 if self._token_states is None else self._token_states.nbytes
+
+    def token_states_by_batch(self, progress: str | None = None) -> Iterator[TokenStates]:
+        """Nominal states of all tokens, batch by batch; see `TokenStates`.
+
+        From where they lie; where there was no room, each batch is prefilled again. No more than
+        one batch is in memory (of a model whose layers are brought in, those that go in step).
+
+        Raises
+        ------
+        ValueError
+            If the run is not one with the states of all tokens: ``model.run(texts,
+            tokens="all")``.
+        """
+        return token_states.by_batch(self, progress)
+
+    def token_states(self, depth: int) -> xr.DataArray:
+        """Nominal states of all tokens of all prompts at one depth, in memory.
+
+        Parameters
+        ----------
+        depth
+            0..L, before the final norm.
+
+        Returns
+        -------
+        xr.DataArray
+            (prompt, token, feature). Prompts end together: the coordinate ``lag`` (token) counts
+            from the last token, which is 0, back. NaN where a prompt has no such token.
+
+        Raises
+        ------
+        ValueError
+            If there is no such depth, or the run is not one with the states of all tokens.
+        """
+        return token_states.at_depth(self, depth)
+
+    def check_finite(self) -> None:
+        """FloatingPointError if a nominal state that was computed is not finite."""
+        self._finite.check()
+
+    def real_tokens_of(self, number: int) -> torch.Tensor:
+        """Which tokens of a batch are no padding (prompt, token)."""
+        lengths = [len(self._rows[i]) for i in self.numbers[number]]
+        return token_states.real_tokens(lengths, self.model.device)
+
+    @torch.no_grad()
+    def hidden_steps(self, number: int) -> Steps[Sequence[torch.Tensor]]:
+        """Hidden states (prompt, token, feature) of a batch at depth 0..L, in steps.
+
+        Read when they are asked for where they are kept, whatever ``tokens`` says; else prefilled.
+        """
+        if self._token_states is not None:
+            return KeptDepths(self._token_states, number, self.n_layers + 1)
+        hidden: list[torch.Tensor] = []
+        steps = self.prefill_steps(
+            self.numbers[number], without_context, lambda _, h: hidden.append(h)
+        )
+        yield from steps
+        return hidden
+
+    def token_bytes(self, number: int) -> int:
+        """Bytes of the states of all tokens of a batch, padding included."""
+        width = self.model.n_features * self.model.dtype.itemsize
+        return (self.n_layers + 1) * len(self.numbers[number]) * self.n_tokens(number) * width
+
+    def _room_for_tokens(self) -> KeptTokens | None:
+        """Where the states of all tokens may go; None if they are not wanted, or nowhere."""
+        if self.tokens != "all":
+            return None
+        size = sum(self.token_bytes(number) for number in range(len(self.numbers)))
+        place = self._budget.place(size, self.model.device)
+        return None if place == "again" else KeptTokens(place, size)
+
     # ------------------------------------------------------------------ prefilling
 
-    def prefill(self) -> None:
-        """Every prompt through the model once, unless its context is kept already.
+    def prefill(self, *, contexts: bool = True) -> None:
+        """Every prompt through the model once, unless what is wanted of it is kept already.
 
-        Contexts go where the budget lets them.
+        Contexts, and the states of all tokens if the run is to have them, go where the budget lets
+        them; the latter first, as their size is known. Without ``contexts`` no context is kept.
         """
-        if self._contexts is not None or self._budget.is_nothing:
+        contexts = contexts and self._contexts is None
+        begun = None if self._token_states is not None else self._room_for_tokens()
+        if self._budget.is_nothing or not (contexts or begun):
             return
-        model, contexts, kept, nbytes = self.model, None, {}, 0
-        model.check_weights()
-        if model.blocks.residence.moves:
-            found = prefilled_in_step(self, self._budget)
-            self._finite.check()
-            if found is not None and found.contexts is not None:
-                for number, (x, margin) in found.states.items():
-                    self._states.put(number, x, margin)
-                self._kept(found.contexts, found.calls, found.nbytes)
-            return
-        # the longest batch first: it is the one that tells what the others will need
-        order = sorted(range(len(self.numbers)), key=lambda b: -self.n_tokens(b))
-        with bar("prefill", len(self), "prompt") as shown:
-            for number in order:
-                batch, calls = self._prefilled(self.numbers[number])
-                self._states.put(number, batch.x, batch.router_margin)
-                if contexts is None:
-                    place = self._budget.place(self._size_like(batch), model.device)
-                    if place == "again":
-                        self._finite.check()
-                        return
-                    contexts = Contexts(place)
-                for block in batch.blocks:
-                    cache = block.context
-                    nbytes += cache.key.nbytes + cache.value.nbytes
-                    contexts.put(number, block.layer, cache)
-                kept[number] = calls.last_token_only()
-                shown.update(len(batch.prompts))
+        self.model.check_weights()
+        tokens = begun or self._token_states
+        budget = self._budget
+        if tokens is not None:
+            budget = budget.beside(tokens.place, tokens.nbytes, self.model.device)
+        found = prefilled(self, budget if contexts else None, begun)
         self._finite.check()
         # all of it or nothing: an interrupted prefill leaves a run that computes again
-        if contexts is not None:
-            self._kept(contexts, kept, nbytes)
-
-    def _kept(self, contexts: Contexts, calls: dict[int, Calls], nbytes: int) -> None:
-        self.place, self.nbytes, self._calls = contexts.place, nbytes, calls
-        self._contexts = contexts
-
-    def _size_like(self, batch: FrozenRun) -> int:
-        """Bytes that contexts and states of all prompts will need, seen from one batch."""
-        per_token = 0.0
-        for block in batch.blocks:
-            key, value = block.context.key, block.context.value
-            tokens = key.shape[0] * key.shape[-2]
-            per_token += (key.nbytes + value.nbytes) / tokens if tokens else 0.0
-        n_tokens = sum(len(p) * (self.n_tokens(b) - 1) for b, p in enumerate(self.numbers))
-        return int(per_token * n_tokens) + len(self) * batch.x.nbytes // batch.x.shape[1]
+        if begun is not None:
+            self._token_states = begun
+        if found.contexts is not None:
+            self.place, self.nbytes, self._calls = found.contexts.place, found.nbytes, found.calls
+            self._contexts = found.contexts
 
     def n_tokens(self, number: int) -> int:
         """Tokens of every prompt of a batch, padding included."""
@@ -361,18 +428,32 @@ class Run(OfPrompts):
 
     @torch.no_grad()
     def prefill_steps(
-        self, prompts: np.ndarray, keep: Callable[[FrozenBlock], FrozenBlock] | None = None
+        self,
+        prompts: np.ndarray,
+        keep: Callable[[FrozenBlock], FrozenBlock] | None = None,
+        note: Note | None = None,
     ) -> Steps[tuple[FrozenRun, Calls]]:
-        """Prefill some prompts, in steps; ``keep`` puts the context of a block away."""
+        """Prefill some prompts, in steps.
+
+        ``keep`` puts the context of a block away; ``note`` is told the states of all tokens.
+        """
         calls = self._calls_of(prompts)
         hidden, blocks = calls.embedded, []
+        if note is not None:
+            note(0, hidden)
         for layer in range(self.n_layers):
             yield layer
             block, hidden = self.block_of(layer, prompts, hidden, calls)
             blocks.append(block if keep is None else keep(block))
+            if note is not None:
+                note(layer + 1, hidden)
         x = torch.stack([block.x for block in blocks] + [blocks[-1].x_next])
         self._finite.note(0, prompts, x[1:])
         return FrozenRun(blocks, prompts, x), calls
+
+    def put_states(self, number: int, batch: FrozenRun) -> None:
+        """Keep the nominal states of a batch, once."""
+        self._states.put(number, batch.x, batch.router_margin)
 
     def calls_of(self, number: int) -> Calls:
         """The arguments with which the model calls its blocks on the prompts of a batch."""
@@ -407,7 +488,7 @@ class Run(OfPrompts):
         if contexts is None:
             found, _ = self._prefilled(self.numbers[number])
             self._finite.check()
-            self._states.put(number, found.x, found.router_margin)
+            self.put_states(number, found)
             return found
         x, margin = self._states.get(number)
         blocks = [

@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 
 from depthsys.files import content_hash
+from depthsys.lm import token_states
 from depthsys.lm.bench import Bench, RunOfShard, Shard, Sharding
 from depthsys.lm.contexts import LINEARISED, Budget
 from depthsys.lm.hf.tokens import Tokens
@@ -28,6 +29,7 @@ from depthsys.lm.of_prompts import OfPrompts
 from depthsys.lm.progress import bar, quiet
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
+from depthsys.lm.token_states import TokenStates
 
 # Prompts of a shard where nobody says more or less.
 SHARD = 256
@@ -95,6 +97,8 @@ class ShardedRun(OfPrompts):
         Within it the first shards take the fastest place.
     contexts
         False if only states are wanted, see `DepthModel.run`.
+    tokens
+        Of which tokens states are kept, see `DepthModel.run`.
 
     Attributes
     ----------
@@ -121,6 +125,7 @@ class ShardedRun(OfPrompts):
         crew: Crew | None = None,
         budget: Budget | None = None,
         contexts: bool = True,
+        tokens: str = "last",
     ):
         if isinstance(texts, (Run, ShardedRun)):
             raise TypeError(
@@ -138,9 +143,10 @@ class ShardedRun(OfPrompts):
                 f"`budget` must be an lm.Budget; got {short(budget)}. Write lm.Budget(host=10**9)."
             )
         self.model, self.texts, self.shard_size = model, texts, int(shard)
-        tokens = model.tokens(texts)
-        self.n_cut, self.token_note = tokens.n_cut, tokens.note
-        self._rows = tokens.rows
+        self.tokens = token_states.checked_tokens(tokens)
+        given = model.tokens(texts)
+        self.n_cut, self.token_note = given.n_cut, given.note
+        self._rows = given.rows
         self.crew: Crew = Here() if crew is None else crew
         self.shards = [
             Shard(number, start, self._rows[start : start + self.shard_size])
@@ -150,19 +156,20 @@ class ShardedRun(OfPrompts):
         if budget.linearised is None:
             # not what is free now: whether a layer is held must not depend on the machine
             budget = replace(budget, linearised=LINEARISED)
-        about = [self.tokens_sha256, self.shard_size, bool(contexts), vars(budget)]
+        about = [self.tokens_sha256, self.shard_size, bool(contexts), vars(budget), tokens]
         key = content_hash(json.dumps(about).encode())
-        self.sharding = Sharding(key, budget, bool(contexts))
+        self.sharding = Sharding(key, budget, bool(contexts), tokens)
         self._waits = True
 
     def __deepcopy__(self, memo) -> "ShardedRun":
         return self
 
     def __repr__(self) -> str:
+        tokens = "; states of all tokens" if self.tokens == "all" else ""
         return (
             f"ShardedRun({len(self)} prompts, {self.n_cut} of them cut, in {len(self.shards)} "
             f"shards of up to {self.shard_size}; {self.n_layers} layers, "
-            f"{self.model.n_features} features, {self.model.dtype_name}; computed by "
+            f"{self.model.n_features} features, {self.model.dtype_name}{tokens}; computed by "
             f"{type(self.crew).__name__})"
         )
 
@@ -250,6 +257,31 @@ class ShardedRun(OfPrompts):
         dims = ("depth", "prompt", "feature")
         return xr.DataArray(np.concatenate(parts, 1), {"depth": np.arange(self.n_layers + 1)}, dims)
 
+    def token_states_by_batch(self, progress: str | None = None) -> Iterator[TokenStates]:
+        """Nominal states of all tokens, batch by batch; see `Run.token_states_by_batch`.
+
+        The batches of one shard come together.
+        """
+        token_states.check(self)
+        found = self.each(_token_states, title=progress)
+        return (
+            replace(batch, prompts=shard.start + batch.prompts)
+            for shard, batches in zip(self.shards, found, strict=True)
+            for batch in batches
+        )
+
+    def token_states(self, depth: int) -> xr.DataArray:
+        """Nominal states of all tokens at one depth, in memory; see `Run.token_states`."""
+        token_states.check(self)
+        depth = token_states.checked_depth(depth, self.n_layers)
+        found = list(self.each(_token_states_at, depth, title="states of all tokens"))
+        longest = max(one.sizes["token"] for one in found)
+        shape = (len(self), longest, self.model.n_features)
+        values = np.full(shape, np.nan, dtype=self.model.numpy_dtype)
+        for shard, one in zip(self.shards, found, strict=True):
+            values[shard.prompts, longest - one.sizes["token"] :] = one.values
+        return token_states.at_lags(values, depth)
+
     @property
     def router_margin(self) -> xr.DataArray | None:
         """How far the choice of experts is from changing (layer, prompt); see `Run`."""
@@ -332,6 +364,14 @@ def _states(run: Run) -> torch.Tensor:
             found = x.new_empty((len(x), len(run), x.shape[-1]))
         found[:, torch.as_tensor(prompts, device=x.device)] = x
     return found
+
+
+def _token_states(run: Run) -> list[TokenStates]:
+    return list(run.token_states_by_batch())
+
+
+def _token_states_at(run: Run, depth: int) -> xr.DataArray:
+    return run.token_states(depth)
 
 
 def _router_margin(run: Run) -> xr.DataArray | None:

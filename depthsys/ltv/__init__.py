@@ -24,6 +24,7 @@ from depthsys.ltv.controllability import (
     modal_controllability,
     reachable_fraction,
 )
+from depthsys.ltv.coupling import coupling
 from depthsys.ltv.gramians import (
     hankel_singular_values,
     observability_factors,
@@ -127,6 +128,7 @@ __all__ = [
     "simulate",
     "span_basis",
     "spectra",
+    "coupling",
     "stack",
     "state_gains",
     "step_response",

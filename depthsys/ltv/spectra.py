@@ -84,7 +84,7 @@ def spectra(system: xr.Dataset, *, update: bool = False) -> xr.Dataset:
     >>> found["modulus"].values[0], found["symmetric_share"].values[0]
     (array([0.5, 0.5]), np.float64(0.0))
     """
-    A = _maps(system)
+    A = square_maps(system)
     per_layer = [["layer", "mode"], ["layer", "mode"], ["layer"], ["layer"], ["layer"]]
     layers = xr.apply_ufunc(
         lambda a: _of_layers(a - np.eye(a.shape[-1]) if update else a),
@@ -109,7 +109,7 @@ def spectra(system: xr.Dataset, *, update: bool = False) -> xr.Dataset:
     return made.assign_attrs(of="update" if update else "layer")
 
 
-def _maps(system: xr.Dataset) -> xr.DataArray:
+def square_maps(system: xr.Dataset) -> xr.DataArray:
     """A of a Dataset, whose layers map a state to one of the same size."""
     if not isinstance(system, xr.Dataset) or "A" not in system:
         raise ValueError(

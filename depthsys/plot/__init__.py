@@ -20,8 +20,16 @@ from depthsys.plot.control import (
     schedule,
     single_layer_energies,
 )
+from depthsys.plot.coupling import coupling, trajectory_shape
+from depthsys.plot.detached import (
+    detached_gains,
+    low_rank_errors,
+    singular_values,
+    stable_rank,
+)
 from depthsys.plot.effects import effect_against_price
 from depthsys.plot.gains import error_budget, gain_curves
+from depthsys.plot.lens import decoded, lens, lens_agreement
 from depthsys.plot.ltv import (
     energy_ellipsoid,
     error_curves,
@@ -50,6 +58,7 @@ from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
 from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
+from depthsys.plot.token_gains import lag_curves, lag_shares, token_gains
 
 __all__ = [
     "figure",
@@ -70,6 +79,10 @@ __all__ = [
     "spectra",
     "eigenvalue_angles",
     "layer_skip",
+    "singular_values",
+    "stable_rank",
+    "low_rank_errors",
+    "detached_gains",
     "unit_correlations",
     "successive_cosines",
     "velocity",
@@ -81,6 +94,14 @@ __all__ = [
     "code_trajectories",
     "teleportation",
     "inward_fractions",
+    "token_gains",
+    "lag_curves",
+    "lag_shares",
+    "coupling",
+    "trajectory_shape",
+    "lens",
+    "lens_agreement",
+    "decoded",
     "hankel_map",
     "hankel_lines",
     "gramian_eigenvalues",

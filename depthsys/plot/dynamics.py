@@ -8,10 +8,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from depthsys.plot import residual
+from depthsys.plot.coupling import coupling as draw_coupling
+from depthsys.plot.coupling import trajectory_shape as draw_shape
+from depthsys.plot.detached import detached_gains as draw_gains
+from depthsys.plot.detached import low_rank_errors as draw_errors
+from depthsys.plot.detached import singular_values as draw_values
+from depthsys.plot.detached import stable_rank as draw_ranks
+from depthsys.plot.lens import lens_agreement as draw_agreement
 from depthsys.plot.spectra import eigenvalue_angles as draw_angles
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
 from depthsys.plot.style import figure
+from depthsys.plot.token_gains import lag_curves as draw_curves
+from depthsys.plot.token_gains import lag_shares as draw_shares
+from depthsys.plot.token_gains import token_gains as draw_token_gains
 
 
 def spectra(result: xr.Dataset) -> Figure:
@@ -33,11 +43,49 @@ def _of(result: xr.Dataset, of: str) -> xr.Dataset:
     return result.sel(of=of, drop=True).assign_attrs(of=of)
 
 
+def coupling(result: xr.Dataset) -> Figure:
+    """All pairs of layers."""
+    fig, axes = figure(6.4, 5.2)
+    draw_coupling(axes[0], result)
+    return fig
+
+
+def trajectory_shape(result: xr.Dataset) -> Figure:
+    """Steps and norms along depth."""
+    fig, axes = figure(11, 4.2, columns=2)
+    draw_shape(axes, result)
+    return fig
+
+
+def lens_agreement(result: xr.Dataset) -> Figure:
+    """What lenses read at every depth, against what the model says."""
+    fig, axes = figure(11, 4.2, columns=2)
+    draw_agreement(axes, result)
+    return fig
+
+
 def layer_skip(result: xr.Dataset) -> Figure:
     """What leaving out each layer does to the readout."""
     result = result.isel(output=-1) if "output" in result.dims else result
     fig, axes = figure(8, 4)
     draw_skip(axes[0], result)
+    return fig
+
+
+def detached_spectra(result: xr.Dataset) -> Figure:
+    """Singular values, stable rank and low-rank errors of detached maps."""
+    fig, (left, middle, right) = figure(13, 4.4, columns=3)
+    draw_values(left, result.sel(map="from_start"))
+    draw_ranks(middle, result)
+    draw_errors(right, result.sel(map="from_start"))
+    return fig
+
+
+def detached_gains(result: xr.Dataset) -> Figure:
+    """Gains of detached maps beside measured ones and those of Jacobians."""
+    result = result.isel(output=-1) if "output" in result.dims else result
+    fig, axes = figure(8, 4)
+    draw_gains(axes[0], result)
     return fig
 
 
@@ -92,4 +140,22 @@ def teleportation(result: xr.Dataset) -> Figure:
     fig, axes = figure(3.3 * (count + 1), 3.9, columns=count + 1)
     residual.teleportation(axes[:count], flow)
     residual.inward_fractions(axes[count], flow)
+    return fig
+
+
+def token_gains(result: xr.Dataset) -> Figure:
+    """Gains of pushes at every token, over layers and lags."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_token_gains(left, result)
+    draw_curves(right, result)
+    return fig
+
+
+def lag_shares(result: xr.Dataset) -> Figure:
+    """How much of them a map over lags explains, per unit and per fraction of the state."""
+    fig, (left, right) = figure(12, 4.4, columns=2)
+    draw_shares(left, result)
+    left.set_title("gain per unit of the state")
+    draw_shares(right, result.assign(explained=result["explained_relative"]))
+    right.set_title("gain per fraction of the state's norm")
     return fig

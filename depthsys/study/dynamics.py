@@ -11,7 +11,7 @@ import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.study.cell import Cell, find_model
-from depthsys.study.measures import COMPRESSED, FLOWN, MEASURES
+from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin
 
@@ -57,6 +57,62 @@ def skip(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     return lm.layer_skip(cell.operating, concept, readout=cell.settings.readout)
 
 
+def detached(cell: Cell) -> xr.Dataset:
+    """How detached maps reproduce values, what each token gives of them, and their spectra.
+
+    The variables of `lm.detached_spectra`; those of `lm.reconstruction` as ``error_block``,
+    ``error_attention``, ``error_mlp`` and ``error_stack``; and those of `lm.token_shares`.
+    """
+    few = cell.few
+    errors = lm.reconstruction(few)
+    named = {str(name): f"error_{name}" for name in errors.data_vars}
+    parts = [lm.detached_spectra(few), errors.rename(named), lm.token_shares(few)]
+    found = xr.merge(parts, combine_attrs="drop")
+    return found.assign_attrs(parts[0].attrs | {"n_jacobians": len(few)})
+
+
+def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Gains of the detached maps beside those of Jacobians and measured ones, and their plan.
+
+    ``measured_gain``, ``exact_gain`` and ``detached_gain`` (prompt, layer) of the operating
+    prompts; ``relative_l2`` and ``spearman`` (gains: exact, detached; layers; bound) against the
+    measured ones. ``energy`` (schedule: exact, detached), what the schedule of least energy by
+    these gains really needs on held-out prompts to shift the readout by one standard deviation,
+    with ``multiple`` of that by exact gains.
+    """
+    settings, step = cell.settings, lm.Step(cell.settings.eps, cell.settings.step == "relative")
+    (measured,) = lm.measure_gains_at(cell.operating, concept, [step], readout=settings.readout)
+    exact = lm.linear_gains(cell.operating, concept, readout=settings.readout)
+    kind = lm.Linearisation(kind="detached")
+    held = lm.linear_gains(cell.operating, concept, readout=settings.readout, part=kind)
+    gains = xr.DataArray(["exact", "detached"], dims="gains", name="gains")
+    agreed = [lm.agreement(each["gain"].mean("prompt"), measured) for each in (exact, held)]
+    both = xr.concat(agreed, gains, combine_attrs="drop")[["relative_l2", "spearman"]]
+    named = {"measured_gain": measured, "exact_gain": exact, "detached_gain": held}
+    found = both.assign({name: each["gain"] for name, each in named.items()})
+    target = exact["readout"].std("prompt").values
+    plans = {
+        str(name): lm.gains_plan(
+            cell.operating, concept, target, readout=settings.readout, energy=settings.energy,
+            part=part,
+        )
+        for name, part in {"exact": "block", "detached": kind}.items()
+    }  # fmt: skip
+    needed = lm.required_energy(
+        cell.held_out,
+        concept,
+        xr.concat([p["u"] for p in plans.values()], xr.Variable("schedule", list(plans))),
+        target if target.ndim else float(target),
+        amplitude=[float(np.sqrt(plan["energy"])) for plan in plans.values()],
+        weights=plans["exact"]["weight"],
+        readout=settings.readout,
+    )
+    energy = needed[["energy", "energy_low", "energy_high"]]
+    found = found.merge(energy.assign(multiple=energy["energy"] / energy["energy"][0]))
+    target_note = {"target": np.atleast_1d(target).tolist(), "energy": settings.energy}
+    return found.assign_attrs(held.attrs | target_note)
+
+
 def residual(cell: Cell) -> xr.Dataset:
     """The residual stream over sublayers; see `lm.residual_dynamics`, `compress` and `teleport`.
 
@@ -80,6 +136,54 @@ def residual(cell: Cell) -> xr.Dataset:
     return xr.merge(
         [found, code.drop_vars(("layer", "before")), flow], combine_attrs="override"
     ).assign_attrs(about)
+
+
+def tokens(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
+    """Gains of pushes at every token of the operating prompts, and what a map over lags explains.
+
+    The variables of `lm.token_gains` and of `lm.lag_map`; and ``explained_relative`` (layer, by),
+    of gains per fraction of the norm of the state. Of several outputs it is about the last one.
+    """
+    found = lm.token_gains(cell.operating, concept, readout=cell.settings.readout)
+    found = found.isel({d: -1 for d in ("output", "input") if d in found.dims})
+    maps = [lm.lag_map(found, relative=relative) for relative in (False, True)]
+    relative = {"explained_relative": maps[1]["explained"]}
+    return found.merge(maps[0]).assign(relative).assign_attrs(found.attrs)
+
+
+def coupling(cell: Cell) -> xr.Dataset:
+    """Coupling of all pairs of layers, and of each layer with the others; see `lm.coupling`.
+
+    ``of_others`` and ``of_closest`` (prompt, layer): mean and least of m(l, l') over other layers.
+    """
+    few = cell.few
+    found = lm.coupling(few, top=min(COUPLED, cell.model.n_features))
+    others = found["coupling"].where(found["layer"] != found["layer_2"])
+    found["of_others"] = others.mean("layer_2")
+    found["of_closest"] = others.min("layer_2")
+    return found.assign_attrs(n_jacobians=len(few))
+
+
+def shape(cell: Cell) -> xr.Dataset:
+    """How straight the ways of operating prompts are; see `lm.trajectory_shape`."""
+    return lm.trajectory_shape(cell.operating)
+
+
+def lens(cell: Cell) -> xr.Dataset:
+    """How well a lens of some operating prompts reads held-out ones; see `lm.lens_agreement`.
+
+    Where all parts are the same texts, the others of them; attrs ``own_prompts`` is 1 where there
+    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians.
+    """
+    few = cell.few
+    made = lm.lens(few)
+    found = lm.lens_agreement(cell.held_out, made)
+    same = cell.texts.held_out is cell.texts.operating
+    own = same and len(few) == len(cell.held_out)
+    if same and not own:
+        found = found.isel(prompt=slice(len(few), None))
+    found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
+    return found.assign_attrs(n_jacobians=len(few), own_prompts=int(own))
 
 
 # ------------------------------------------------------------------------ lines of text

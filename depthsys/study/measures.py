@@ -60,8 +60,13 @@ class Measure:
 
 
 PRODUCT = 3.0  # forward and backward
+PLAYED = 12.0  # rows of each prompt and layer with which the energy of two plans is searched
 COMPRESSED = 256  # prompts that the autoencoder gets
 FLOWN = 8  # prompts whose states are put elsewhere
+TOKENS = 32  # of a prompt, where whole sequences go through once more: about a line of text
+COUPLED = 10  # directions of every layer that are compared
+# lenses; and blocks that one row of logits takes as long as, in small models
+READERS, HEAD = 3, 8.0
 
 
 def _jacobians(n: Sizes) -> float:
@@ -72,10 +77,32 @@ def _each_layer_left_out(n: Sizes) -> float:
     return n.n_prompts * (PRODUCT * n.n_layers + n.n_layers * (n.n_layers + 1) / 2)
 
 
+def _detached(n: Sizes) -> float:
+    # whole sequences, of some 32 tokens: reconstruction, and the shares of tokens
+    return _jacobians(n) + n.n_jacobians * n.n_layers * 32 * (5 + 4)
+
+
+def _detached_gains(n: Sizes) -> float:
+    return n.n_prompts * n.n_layers * (2 * PRODUCT + n.n_layers + PLAYED)
+
+
 def _sublayers(n: Sizes) -> float:
     """One row to each state between parts; and the grid of teleportation."""
     compressed, flown = min(n.n_prompts, COMPRESSED), min(n.n_prompts, FLOWN)
     return n.n_layers * (n.n_prompts + compressed) + flown * 5 * 100 * min(6, n.n_layers)
+
+
+def _whole_sequences_and_back(n: Sizes) -> float:
+    return n.n_prompts * TOKENS * n.n_layers * (1 + PRODUCT)
+
+
+def _coupled(n: Sizes) -> float:
+    pairs = COUPLED * n.n_layers * (n.n_layers - 1) / 2
+    return _jacobians(n) + 2 * PRODUCT * n.n_jacobians * pairs
+
+
+def _read_by_lenses(n: Sizes) -> float:
+    return _jacobians(n) + READERS * HEAD * n.n_prompts * (n.n_layers + 1)
 
 
 _ALL = (
@@ -96,6 +123,22 @@ _ALL = (
         of_concept=True,
     ),
     Measure(
+        name="detached",
+        title="detached maps",
+        figures=("detached_spectra",),
+        rows=_detached,
+        cubes=1500.0,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="detached_gains",
+        title="gains of detached maps",
+        figures=("detached_gains",),
+        rows=_detached_gains,
+        settings=("readout", "eps", "step", "energy"),
+        of_concept=True,
+    ),
+    Measure(
         name="residual",
         title="dynamics of the residual stream",
         figures=(
@@ -108,6 +151,35 @@ _ALL = (
         rows=_sublayers,
         cubes=100.0,  # as long as neighbours and the autoencoder take
         settings=("seed",),
+    ),
+    Measure(
+        name="coupling",
+        title="coupling of layers",
+        figures=("coupling",),
+        rows=_coupled,
+        cubes=500.0,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="shape",
+        title="shape of trajectories",
+        figures=("trajectory_shape",),
+        rows=lambda n: 0.0,  # the states are those of the run
+    ),
+    Measure(
+        name="lens",
+        title="Jacobian lens",
+        figures=("lens_agreement",),
+        rows=_read_by_lenses,
+        settings=("n_jacobians",),
+    ),
+    Measure(
+        name="tokens",
+        title="gains of pushes at every token",
+        figures=("token_gains", "lag_shares"),
+        rows=_whole_sequences_and_back,
+        settings=("readout",),
+        of_concept=True,
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

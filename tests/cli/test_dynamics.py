@@ -92,7 +92,7 @@ def test_lines_are_distinct_and_long_enough(stories):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--measures", "spectrum"], "`--measures` must be names out of spectra, skip"),
+        (["--measures", "spectrum"], "`--measures` must be names out of spectra, skip, "),
         (["--measures", "skip,skip"], "must name a measure once; got 'skip' 2 times"),
         (["--jacobians", "0"], "`--jacobians` must be >= 1; got 0"),
         (["--lines", "5"], "`--lines` must come with a .txt; got 5"),

@@ -36,7 +36,7 @@ def test_a_number_that_is_none_is_told_in_our_style(run, command, option, number
 def test_every_command_that_takes_numbers_was_tried():
     found = {param.values[0] for param in numeric_options()}
     commands = {"demo", "identify", "gains", "control", "compare", "import", "real", "verify"}
-    commands |= {"plan", "generate"}
+    commands |= {"plan", "generate", "dynamics"}
     assert found == commands
 
 

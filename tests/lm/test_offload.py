@@ -219,6 +219,34 @@ def test_states_and_maps_of_a_run_are_those_of_the_whole_model(pair, many):
         torch.testing.assert_close(*carried, **near)
 
 
+def test_states_of_all_tokens_come_with_the_prefill(pair, many, moves, concept):
+    whole = run_of(pair[1], many, tokens="all")
+    moves.clear()
+    for budget in (None, lm.Budget(device=0, host=0)):
+        run = run_of(pair[0], many, tokens="all", budget=budget)
+        assert moves == once()
+        moves.clear()
+        assert "again" not in (run.place, run.tokens_place)
+        found, expected = (r.token_states(2) for r in (run, whole))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+        assert not moves
+        lm.token_gains(run, concept)
+        assert moves == once()
+        moves.clear()
+    # where contexts have no room, states of all tokens may have some
+    room = lm.Budget(device=0, host=0, file=whole.tokens_nbytes, linearised=10**9)
+    run = run_of(pair[0], many, tokens="all", budget=room)
+    assert (run.tokens_place, run.place) == ("file", "again")
+    assert moves == once()
+    moves.clear()
+    np.testing.assert_allclose(run.token_states(2), whole.token_states(2), rtol=1e-6, atol=1e-8)
+    assert not moves
+    nowhere = lm.Budget(device=0, host=0, file=0, linearised=10**9)
+    run = run_of(pair[0], many, tokens="all", budget=nowhere)
+    np.testing.assert_allclose(run.token_states(2), whole.token_states(2), rtol=1e-6, atol=1e-8)
+    assert moves == once()
+
+
 # --------------------------------------------------------------------------------- counts
 
 
@@ -234,6 +262,8 @@ MOVES = {
     "measure_gains": 1,
     "measure_gains_at": 1,
     "linear_gains": 1,
+    "token_gains": 2,  # forwards, for the states of all tokens, and back
+    "measure_token_gains": 3,  # the states, and whole sequences for either lag
     "free_directions": 1,
     "mean_jvp": 1,
     "play": 1,

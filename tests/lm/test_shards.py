@@ -50,6 +50,9 @@ def assert_near(found, expected, rtol: float) -> None:
         return
     for name in expected.data_vars if isinstance(expected, xr.Dataset) else [...]:
         one, other = (np.asarray(d[name]) for d in (found, expected))
+        if other.dtype.kind == "U":
+            np.testing.assert_array_equal(one, other, err_msg=str(name))
+            continue
         scale = 0.0
         if other.dtype.kind == "f":
             scale = abs(other[np.isfinite(other)]).max(initial=1e-3)

@@ -152,3 +152,30 @@ def krylov_gains(A: np.ndarray, v: np.ndarray, order: int) -> np.ndarray:
             r = matrix @ r
         gains.append(v[-1] @ V[-1] @ r)
     return np.array(gains)
+
+
+def all_positions(hf, ids: list[int], layer: int) -> np.ndarray:
+    """Derivative of x_L of every token by the state of every token before a block.
+
+    (token_out, feature_out, token, feature), by autograd of the whole sequence.
+    """
+    kept = []
+    last = len(blocks(hf)) - 1
+
+    def run(push):
+        handles = [
+            blocks(hf)[layer].register_forward_pre_hook(lambda m, a: (a[0] + push, *a[1:])),
+            blocks(hf)[last].register_forward_hook(
+                lambda m, a, o: kept.append((o[0] if isinstance(o, tuple) else o)[0])
+            ),
+        ]
+        try:
+            hf(torch.tensor([ids]), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return kept.pop()
+
+    zero = torch.zeros(1, len(ids), hf.config.hidden_size, dtype=torch.float64)
+    found = torch.autograd.functional.jacobian(run, zero)
+    return found[:, :, 0].numpy()

@@ -85,6 +85,7 @@ CALLS = {
     "minimum_energy": lambda s: ltv.minimum_energy(s, [1.0, -2.0]),
     "modal_controllability": ltv.modal_controllability,
     "spectra": ltv.spectra,
+    "coupling": lambda s: ltv.coupling(s, top=2),
     "observability_factors": lambda s: products(ltv.observability_factors(s)),
     "observability_gramian": ltv.observability_gramian,
     "optimal_inputs": lambda s: ltv.optimal_inputs(s, x0=only_first(s), y_target=AT_THE_END),
@@ -114,7 +115,7 @@ WITHOUT_BATCH = {
     "lti_balanced_truncation", "sample_system", "system", "MatrixFree", "RankError", "Energy",
     "Trace", "Volume", "SCHEMA_VERSION",
 }  # fmt: skip
-ONE_SIZE = {"arnoldi_basis", "modal_controllability", "spectra"}
+ONE_SIZE = {"arnoldi_basis", "coupling", "modal_controllability", "spectra"}
 
 
 def noisy(system):

@@ -51,7 +51,16 @@ CLAIMS = {
 CLAIMS_NOTHING = {
     # settings, types and what is built, cut and joined
     *("SCHEMA_VERSION", "Energy", "MatrixFree", "RankError", "Trace", "Volume", "check"),
-    *("closed_loop", "concatenate", "constant", "cyclic", "embed", "input_increments", "lift"),
+    *(
+        "closed_loop",
+        "concatenate",
+        "constant",
+        "coupling",
+        "cyclic",
+        "embed",
+        "input_increments",
+        "lift",
+    ),
     *("parallel", "repeat", "sample_system", "stack", "system", "window", "project"),
     *("layer_lti", "mean_lti"),
     # objects of python-control, which hold no more: the values have it

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from depthsys.report.dynamics import skip
+from depthsys.report.dynamics import SHOWN, detached, detached_gains, skip
 from depthsys.report.dynamics.shown import Curve, Drawn, Shown
 from depthsys.report.html import CellResults, Results, dynamics, page
 from depthsys.report.html.facts import Facts
@@ -17,6 +17,59 @@ SKIP = Stage(
         "kl": (("prompt", "layer"), np.array([[4.0, 0.5, 1.0], [2.0, 0.1, 1.0]])),
         "update": (("prompt", "layer"), np.full((2, 3), 0.5)),
         "state_error": (("prompt", "layer"), np.full((2, 3), 0.25)),
+    }
+)
+
+
+BOTH = np.array(["layer", "from_start"])
+DETACHED = Stage(
+    {
+        "map": (("map",), BOTH),
+        "kept": (("kept",), np.array([1, 2, 4])),
+        "stable_rank": (("map", "prompt", "layer"), np.array([[[2.0, 3.0]], [[2.0, 1.5]]])),
+        "own_share": (("map", "prompt", "layer"), np.full((2, 1, 2), 0.5)),
+        "low_rank_error": (
+            ("map", "prompt", "layer", "kept"), np.array([[[[0.9, 0.5, 0], [0.8, 0.2, 0]]]] * 2)
+        ),
+        "share": (("prompt", "token"), np.array([[np.nan, 0.5, 0.2]])),
+        "bias_share": (("prompt", "layer"), np.array([[0.2, 0.1]])),
+        **{
+            f"error_{name}": (("prompt", "layer")[: 1 + (name != "stack")], values)
+            for name, values in {
+                "block": np.array([[1e-8, 2e-8]]), "attention": np.zeros((1, 2)),
+                "mlp": np.zeros((1, 2)), "stack": np.array([3e-8]),
+            }.items()
+        },
+        "output_text": (
+            ("map", "prompt", "layer", "rank", "place"),
+            np.array([[[[[" good", " bad"]], [[" sun", " moon"]]]]] * 2),
+        ),
+        "input_text": (
+            ("map", "prompt", "layer", "rank", "place"),
+            np.array([[[[[" a", " b"]], [[" c", " d"]]]]] * 2),
+        ),
+    }
+)  # fmt: skip
+KINDS = np.array(["exact", "detached"])
+GAINS = Stage(
+    {
+        "gains": (("gains",), KINDS),
+        "schedule": (("schedule",), KINDS),
+        "layers": (("layers",), np.array(["all", "without_layer_0"])),
+        "bound": (("bound",), np.array(["estimate", "low", "high"])),
+        "relative_l2": (
+            ("gains", "layers", "bound"),
+            np.array([[[0.01] * 3] * 2, [[0.4] * 3] * 2]),
+        ),
+        "spearman": (("gains", "layers", "bound"), np.array([[[1.0] * 3] * 2, [[0.6] * 3] * 2])),
+        "energy": (("schedule",), np.array([2.0, 3.0])),
+        "energy_low": (("schedule",), np.array([1.0, np.nan])),
+        "energy_high": (("schedule",), np.array([3.0, np.nan])),
+        "multiple": (("schedule",), np.array([1.0, 1.5])),
+        **{
+            f"{name}_gain": (("prompt", "layer"), np.array([[1.0, 2.0]]))
+            for name in ("measured", "exact", "detached")
+        },
     }
 )
 
@@ -51,6 +104,32 @@ def test_layers_left_out_in_words():
     assert second == "the next token minds layer 0 most (3.00 nats) and layer 1 least (0.300)"
 
 
+def test_detached_maps_in_words():
+    errors, rank, last, biases = detached.verdicts(DETACHED)
+    assert "to 3.00e-08" in errors
+    assert "stable rank of 1.50 of 4" in rank
+    assert "needs 4 of its singular directions" in rank
+    assert "makes 20 % of the last state" in last
+    assert biases == "biases make 30 % of the last state"
+    none = {**DETACHED.variables, "bias_share": (("prompt", "layer"), np.zeros((1, 2)))}
+    assert len(detached.verdicts(Stage(none))) == 3
+    (table,) = detached.tables(DETACHED)
+    assert table.rows == [("1", "' sun' ' moon'", "' c' ' d'")]
+    without = {k: v for k, v in DETACHED.variables.items() if k != "output_text"}
+    assert detached.tables(Stage(without)) == []
+
+
+def test_gains_of_detached_maps_in_words():
+    gains, plan = detached_gains.verdicts(GAINS)
+    assert "by 0.0100 by exact gains and 0.400 by detached gains" in gains
+    assert "1.00 (exact) and 0.600 (detached)" in gains
+    assert "needs 1.50 times the energy" in plan
+    missed = {**GAINS.variables, "multiple": (("schedule",), np.array([1.0, np.nan]))}
+    assert "does not reach the target" in detached_gains.verdicts(Stage(missed))[1]
+    (table,) = detached_gains.tables(GAINS)
+    assert table.rows[1] == ("detached", "3.00", "not reached", "not reached")
+
+
 def test_a_table_has_a_column_for_every_curve_that_is_there():
     without = Stage({k: v for k, v in SKIP.variables.items() if k != "update"})
     (table,) = skip.SHOWN.report(without).tables
@@ -70,6 +149,15 @@ def test_a_page_has_the_figures_of_a_cell_and_one_across_cells():
     assert "b, 0.5: -7.00" in html  # the middle one of three layers
     assert "really left out, 1: -3.00" in html
     assert "the next token minds layer 0 most" in html.replace("The next", "the next")
+
+
+def test_a_page_of_measures_alone_speaks_of_nothing_else():
+    html = page(Results("two", (cell("a", skip=SKIP), cell("b", skip=SKIP))))
+    assert "depth as a dynamical system, by its layers left out." in html
+    assert "Depth as dynamics: layers left out in 2 cells, told below." in html
+    assert "nothing yet" not in html
+    assert "surrogate" not in html.split("</style>")[1].split("study.toml")[0]
+    assert "Spearman" not in html
 
 
 def test_one_cell_alone_is_not_compared():
@@ -96,3 +184,43 @@ def test_a_curve_that_a_log_axis_cannot_show_is_left_out(values):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamics, "SHOWN", {"skip": shown})
         assert dynamics.figures(Facts(cell("a", skip=stage), "a", "a")) == []
+
+
+def test_coupling_in_words():
+    m = np.array([[0.0, 0.8, 1.0], [0.6, 0.0, 1.0], [1.0, 1.2, 0.0]])
+    stage = Stage({"coupling": (("prompt", "layer", "layer_2"), m[None])}, {"top": 10})
+    first, second = SHOWN["coupling"].verdicts(stage)
+    assert "with 10 leading directions, layers miss each other by 0.933 on average" in first
+    assert "neighbours by 0.900" in first  # of 0.8, 0.6, 1.0, 1.2
+    assert second == "the directions of layer 0 diagonalise layer 1 best (0.600)"
+
+
+def test_shapes_in_words():
+    prompts = {"line_shape": [2.0, 3.0, 9.0], "length_ratio": [1.5] * 3, "spacing_r2": [0.5] * 3,
+               "spacing_rate": [np.log(2)] * 3, "growth_r2": [0.25] * 3}  # fmt: skip
+    stage = Stage({name: (("prompt",), np.array(v)) for name, v in prompts.items()}
+                  | {"step": (("prompt", "layer"), np.ones((3, 4)))})  # fmt: skip
+    first, second = SHOWN["shape"].verdicts(stage)
+    assert "score is 3.00 (1: a straight line, 2.00: steps at right angles)" in first
+    assert "ways are 1.50 times as long" in first
+    assert "grow by 2.00 per layer, which explains 50 %" in second
+    still = Stage(stage.variables | {"spacing_rate": (("prompt",), np.full(3, np.nan))})
+    assert len(SHOWN["shape"].verdicts(still)) == 1
+
+
+def test_lenses_in_words():
+    readers = ["logit lens", "J-lens", "mean state"]
+    right = np.array([[0, 0, 1.0], [0, 1.0, 1.0], [1.0, 0, 0]])[..., None]
+    stage = Stage(
+        {
+            "reader": (("reader",), np.array(readers)),
+            "depth": (("depth",), np.array([0, 5, 10])),
+            "agreement": (("reader", "depth", "prompt"), right),
+            "kl": (("reader", "depth", "prompt"), right + 2),
+            "share": (("depth",), np.array([0.5, 0.75, 1.0])),
+        }
+    )
+    first, second, third = SHOWN["lens"].verdicts(stage)
+    assert "at depth 5: logit lens 0 % (2.00 nats), J-lens 100 % (3.00 nats), mean state 0" in first
+    assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
+    assert "holds 0.500 of its prompts' own at depth 0 and 0.750 at depth 5" in third

@@ -42,7 +42,7 @@ def test_a_result_is_known_by_variables_that_no_other_has():
 def test_rows_grow_with_what_they_are_of():
     small = Sizes(n_layers=4, n_features=48, n_prompts=10, n_jacobians=2)
     for measure in MEASURES.values():
-        assert measure.rows(small) > 0
+        assert measure.rows(small) >= 0
         assert measure.cubes >= 0
     assert MEASURES["spectra"].rows(small) == 3 * 2 * 4 * 48
     # one row for each layer that follows, and one product for each layer
@@ -94,3 +94,68 @@ def test_a_study_makes_what_the_function_makes(runs):
     # another number of Jacobians makes spectra anew, and nothing else
     outcome = runs(asked.replace('device = "cpu"', 'device = "cpu"\nn_jacobians = 2'))
     assert (outcome.made, outcome.kept) == (1, 2)
+
+
+def test_detached_maps_of_a_study_are_what_the_library_finds(runs):
+    asked = SMALL.replace('"gains", "energies"', '"detached", "detached_gains"')
+    outcome = runs(asked.replace('device = "cpu"', 'device = "cpu"\nn_jacobians = 3'))
+    assert (outcome.made, outcome.failed) == (3, [])
+    (told,) = read_results(runs.out).cells
+    settings = Settings.checked(split="8/4/4", device="cpu", n_jacobians=3)
+    model = lm.DepthModel.load(demo.model_path("demo_48x4"), device="cpu")
+    here = Cell(settings, model, read_splits_of("demo:sentiment", settings))
+    found, maps = told.stages["detached"], lm.detached_spectra(here.few)
+    np.testing.assert_allclose(
+        found.value("stable_rank", map="layer"), maps["stable_rank"].sel(map="layer"), rtol=1e-3
+    )
+    assert found.value("output_text").shape == maps["output_text"].shape
+    assert float(found.value("error_stack").max()) < 1e-5
+    concept = steps.find_concept(here)
+    gains = told.stages["detached_gains"]
+    kind = lm.Linearisation(kind="detached")
+    for name, part in {"exact_gain": "block", "detached_gain": kind}.items():
+        expected = lm.linear_gains(here.operating, concept, part=part)["gain"]
+        np.testing.assert_allclose(gains.value(name), expected, rtol=1e-3, atol=1e-4)
+    exact, detached = (
+        gains.value("relative_l2", gains=g, layers="all", bound="estimate")
+        for g in ("exact", "detached")
+    )
+    assert exact < detached
+    plan = lm.gains_plan(here.operating, concept, gains.attrs["target"], part=kind)
+    schedules = plan["u"].expand_dims(schedule=["detached"])
+    needed = lm.required_energy(
+        here.held_out, concept, schedules, gains.attrs["target"],
+        amplitude=float(plan["energy"]) ** 0.5, weights=plan["weight"],
+    )  # fmt: skip
+    assert np.isclose(gains.value("energy", schedule="detached"), needed["energy"][0], rtol=1e-2)
+
+
+def test_layers_are_compared_with_the_others(cell):
+    found = dynamics.measured(cell, "coupling")
+    m = found["coupling"].values
+    for layer in range(cell.model.n_layers):
+        others = np.delete(m[:, layer], layer, axis=1)
+        np.testing.assert_allclose(found["of_others"][:, layer], others.mean(axis=1))
+        np.testing.assert_allclose(found["of_closest"][:, layer], others.min(axis=1))
+    assert (found.sizes["prompt"], found.attrs["n_jacobians"]) == (3, 3)
+
+
+def test_a_lens_reads_texts_that_it_was_not_made_of(cell):
+    found = dynamics.measured(cell, "lens")
+    made = lm.lens(cell.model, list(cell.texts.operating.texts[:3]))
+    expected = lm.lens_agreement(cell.model, cell.texts.held_out, made)
+    np.testing.assert_allclose(found["kl"], expected["kl"], rtol=1e-4, atol=1e-6)
+    share = np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"]
+    np.testing.assert_allclose(found["share"], share, rtol=1e-5)
+    assert found.attrs["own_prompts"] == 0
+    # where all parts are the same texts, the others of them
+    texts = cell.texts.held_out
+    same = Cell(cell.settings, cell.model, lm.Splits(texts, texts, texts, 0))
+    others = dynamics.lens(same)
+    made = lm.lens(cell.model, list(texts.texts[:3]))
+    expected = lm.lens_agreement(cell.model, list(texts.texts[3:]), made)
+    np.testing.assert_allclose(others["kl"], expected["kl"], rtol=1e-3, atol=1e-6)
+    assert others.attrs["own_prompts"] == 0
+    few = texts.first(3)
+    own = dynamics.lens(Cell(cell.settings, cell.model, lm.Splits(few, few, few, 0)))
+    assert (own.sizes["prompt"], own.attrs["own_prompts"]) == (3, 1)

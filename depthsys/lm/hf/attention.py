@@ -34,7 +34,11 @@ def last_token_attention(
     scaling = n_channels**-0.5 if scaling is None else scaling
     # the heads that share a key go side by side: (prompt, group, copy, head in group, channel)
     query = query.unflatten(1, (n_groups, -1)).transpose(2, 3)
-    scores = _SharedProduct.apply(query.flatten(2, 3), context.key.mT).unflatten(2, (n_copies, -1))
+    product: Any = _SharedProduct.apply
+    if functions_with_held_weights() is not None:
+        # then what comes from the context has no derivative that directions could share
+        product, query, key = torch.matmul, query.detach(), key.detach()
+    scores = product(query.flatten(2, 3), context.key.mT).unflatten(2, (n_copies, -1))
     own = (query * key[:, :, :, None]).sum(-1, keepdim=True)
     scores = torch.cat([scores, own], dim=-1) * scaling
     if softcap:
@@ -46,7 +50,7 @@ def last_token_attention(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = torch.softmax(scores, dim=-1)
     n_context = context.key.shape[2]
-    mixed = _SharedProduct.apply(weights[..., :n_context].flatten(2, 3), context.value)
+    mixed = product(weights[..., :n_context].flatten(2, 3), context.value)
     mixed = mixed.unflatten(2, (n_copies, -1))
     mixed = mixed + weights[..., n_context : n_context + 1] * value[:, :, :, None]
     output = mixed.permute(0, 2, 1, 3, 4).reshape(n_prompts, n_copies, n_heads, -1)
@@ -157,3 +161,20 @@ class RepeatingCache(_StandInCache):
 
 
 _IN_USE: ContextVar[FrozenCache | None] = ContextVar("frozen context in use", default=None)
+# by configuration, the attention functions whose weights are held at their values; else None
+_HELD: ContextVar[dict[int, str] | None] = ContextVar("attention weights held", default=None)
+
+
+def functions_with_held_weights() -> dict[int, str] | None:
+    """Names by configuration where the weights of attention are held at their values here."""
+    return _HELD.get()
+
+
+@contextlib.contextmanager
+def held_weights(names: dict[int, str]):
+    """Hold the weights of attention meanwhile; ``names`` are those of the functions in use."""
+    token = _HELD.set(names)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)

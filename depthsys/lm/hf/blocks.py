@@ -27,6 +27,7 @@ from depthsys.lm.hf.attention import (
     FrozenCache,
     RecordingCache,
     RepeatingCache,
+    held_weights,
     last_token_attention,
 )
 from depthsys.lm.hf.checkpoint import (
@@ -36,6 +37,12 @@ from depthsys.lm.hf.checkpoint import (
     first_line,
     has_experts,
     input_device,
+)
+from depthsys.lm.hf.detach import (
+    DETACHED_ATTENTION,
+    Switches,
+    detached_attention,
+    own_attentions,
 )
 from depthsys.lm.hf.layer_norm import layer_norms, twice_derived
 from depthsys.lm.hf.own_work import own_work
@@ -94,19 +101,23 @@ class Blocks:
             bool(routers) or has_experts(block)
             for routers, block in zip(self._routers, self._list, strict=True)
         ]
-        width = hf.config.get_text_config(decoder=True).hidden_size
+        self._width: int = hf.config.get_text_config(decoder=True).hidden_size
         routers = [router for routers in self._routers for router in routers]
-        self.margins_are_known = _rules_are_known(routers, width)
+        self.margins_are_known = _rules_are_known(routers, self._width)
         self.takes_positions = "position_ids" in _parameters(hf.base_model)
         if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
             eager_mask = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
             ALL_MASK_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, eager_mask)
+            ALL_ATTENTION_FUNCTIONS.register(DETACHED_ATTENTION, detached_attention)
         # the grouped kernels have no float64
         if getattr(hf.config.get_text_config(), "_experts_implementation", None):
             hf.set_experts_implementation("eager")
         self.device = input_device(hf)
         self.arrangements: dict[int, str] = {}  # how the parts of a layer meet, where it was asked
+        # how far a detached layer is from linear, where it was asked; and what is switched there
+        self.linearity: dict[tuple[int, str], float] = {}
+        self._switches: dict[int, Switches] = {}
         self.sublayers: dict[int, str] = {}  # the same by values, see `FrozenBlock.sublayers`
         self._hooks = [self._hook_count(layer) for layer in range(len(self))]
         self._own_hooks = 0
@@ -139,6 +150,22 @@ class Blocks:
         n_heads = getattr(config, "num_attention_heads", MANY_HEADS)
         n_weights = max(sum(p.numel() for p in block.parameters()) for block in self._list)
         return Sizes(self.device, self.widest, int(np.max(n_heads)), n_weights)
+
+    def module(self, layer: int) -> Any:
+        """The block itself."""
+        return self._list[layer]
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a block chooses among experts, as far as is known."""
+        return self._has_experts[layer]
+
+    def has_biases(self, layer: int) -> bool:
+        """Whether a block has any bias."""
+        return any(name.endswith("bias") for name, _ in self._list[layer].named_parameters())
+
+    def can_hold_attention(self, layer: int) -> bool:
+        """Whether its attention gets queries and keys where they can be held."""
+        return self.copies_are == "tokens" or bool(own_attentions(self._list[layer]))
 
     # ------------------------------------------------------------------ calling a block
 
@@ -219,6 +246,12 @@ class Blocks:
         ValueError if the weights are no longer those that the context was made with.
         """
         self.weights.check()
+        return self.last_token_unchecked(layer, calls, states, frozen)
+
+    def last_token_unchecked(
+        self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
+    ) -> torch.Tensor:
+        """`last_token`, where somebody else has looked at the weights."""
         with self._lock:
             self._check_hooks(layer)
             with self._norms_for(layer, states):
@@ -429,18 +462,43 @@ class Blocks:
                 for config, implementation in zip(self._configs, old, strict=True):
                     config._attn_implementation = implementation
 
-    @contextlib.contextmanager
     def held(self, layer: int, part: str):
         """Hold the output of the attention or the MLP of a block constant in derivatives."""
         module = find_parts(self._list[layer])[part]
+        return self._hooked(module, lambda m, _, out: _detached(out))
+
+    def watched(self, module: Any, note: Callable[[torch.Tensor], None]):
+        """Tell of what a module of a block gives meanwhile."""
+        return self._hooked(module, lambda m, _, out: note(out[0] if type(out) is tuple else out))
+
+    @contextlib.contextmanager
+    def _hooked(self, module: Any, hook: Callable):
         with self._lock:
-            handle = module.register_forward_hook(lambda m, _, out: _detached(out))
+            handle = module.register_forward_hook(hook)
             self._own_hooks += 1
             try:
                 yield
             finally:
                 handle.remove()
                 self._own_hooks -= 1
+
+    @contextlib.contextmanager
+    def detached(self, layer: int, linear: str):
+        """Hold the factors of a block that depend on the state, see `depthsys.lm.hf.detach`."""
+        with self._lock, contextlib.ExitStack() as stack:
+            self._check_hooks(layer)
+            if layer not in self._switches:
+                self._switches[layer] = Switches.of(self._list[layer], self._width)
+            count = stack.enter_context(self._switches[layer].on(linear))
+            stack.callback(self._more_own_hooks, -count)
+            self._more_own_hooks(count)
+            names = {id(config): config._attn_implementation for config in self._configs}
+            stack.enter_context(held_weights(names))
+            stack.enter_context(self.attention(DETACHED_ATTENTION))
+            yield
+
+    def _more_own_hooks(self, count: int) -> None:
+        self._own_hooks += count
 
     @contextlib.contextmanager
     def silenced(self, layer: int, parts: Sequence[str]):

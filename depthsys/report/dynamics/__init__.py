@@ -5,7 +5,17 @@ Each has a file of this folder that says which of its curves are shown, and what
 
 import xarray as xr
 
-from depthsys.report.dynamics import residual, skip, spectra
+from depthsys.report.dynamics import (
+    coupling,
+    detached,
+    detached_gains,
+    lens,
+    residual,
+    shape,
+    skip,
+    spectra,
+    tokens,
+)
 from depthsys.report.dynamics.shown import Shown
 from depthsys.report.stage import Stage
 from depthsys.report.table import Report
@@ -13,7 +23,13 @@ from depthsys.report.table import Report
 SHOWN: dict[str, Shown] = {
     "spectra": spectra.SHOWN,
     "skip": skip.SHOWN,
+    "detached": detached.SHOWN,
+    "detached_gains": detached_gains.SHOWN,
     "residual": residual.SHOWN,
+    "coupling": coupling.SHOWN,
+    "shape": shape.SHOWN,
+    "lens": lens.SHOWN,
+    "tokens": tokens.SHOWN,
 }
 
 

@@ -19,6 +19,7 @@ from depthsys.report.html.parts import (
 from depthsys.report.html.svg import tag
 
 FOLDED = ("state", "size", "largest part", "order")  # not columns where they are all the same
+UNKNOWN = "–"
 HINTS = {
     "size": "layers × width",
     "AUC": "of the concept direction on held-out texts, at the last depth",
@@ -38,7 +39,8 @@ def section(facts: list[Facts]) -> Section | None:
         return None
     rows = [_row(each) for each in facts]
     same = [name for name in FOLDED if len({row[name].said for row in rows}) == 1]
-    header = [name for name in rows[0] if name not in same]
+    nowhere = [name for name in rows[0] if all(row[name].said == UNKNOWN for row in rows)]
+    header = [name for name in rows[0] if name not in {*same, *nowhere}]
     table = sortable(
         header,
         ([row[name] for name in header] for row in rows),
@@ -47,14 +49,14 @@ def section(facts: list[Facts]) -> Section | None:
         hints=HINTS,
     )
     said = "Select a column to sort by it; a name leads to all that is known of the cell."
-    if told := _told(same, rows[0]):
+    if told := _told([name for name in same if name not in nowhere], rows[0]):
         said += f" {told}"
     return Section("cells", "All cells", joined(paragraph(said), table))
 
 
 def _row(facts: Facts) -> dict[str, Entry]:
     """The columns of a cell."""
-    state, part = facts.cell.state, facts.largest_part or "–"
+    state, part = facts.cell.state, facts.largest_part or UNKNOWN
     link = tag("a", in_parts(facts.name), href=f"#{facts.anchor}")
     size = facts.n_parameters or facts.n_layers * facts.n_features**2
     return {
@@ -80,4 +82,4 @@ def _told(same: list[str], row: Mapping[str, Entry]) -> str:
 
 
 def _size(facts: Facts) -> str:
-    return f"{facts.n_layers} × {facts.n_features}" if facts.n_layers else "–"
+    return f"{facts.n_layers} × {facts.n_features}" if facts.n_layers else UNKNOWN

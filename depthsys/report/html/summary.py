@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.html import gains, told
 from depthsys.report.html.facts import Facts, known
 from depthsys.report.html.parts import Section, bullets, paragraph
@@ -119,6 +120,9 @@ def _asked(results: Results, facts: list[Facts]) -> str:
         across += f", {len(seeds)} seeds"
     ways = [way.replace("_", " ") for way in ways if way]
     found = f" by {listed(ways)}" if ways else ""
+    taken = [shown.called for name, shown in SHOWN.items() if any(name in c.stages for c in cells)]
+    if taken and not any(c.stages.keys() - {"concept", *SHOWN} for c in cells):
+        return f"{across}: depth as a dynamical system, by its {listed(taken)}."
     said = (
         f"{across}: a concept direction is found{found}; how far pushes along it, layer by layer, "
         "move a readout behind the last block is measured on held-out prompts and predicted by a "
@@ -147,7 +151,18 @@ def _found(facts: list[Facts]) -> list[object]:
     if len(facts) == 1:
         return list(told.found(facts[0]))
     lines = [_separates(facts), _errors(facts), _parts(facts), *_methods(facts), *_plans(facts)]
+    lines += [_measured(facts)]
     return [line for line in lines if line] or ["nothing yet: no cell has a finished stage"]
+
+
+def _measured(facts: list[Facts]) -> str:
+    """How often each measure of depth was taken; what it found is told of every cell."""
+    counts = {
+        shown.called: sum(name in each.cell.stages for each in facts)
+        for name, shown in SHOWN.items()
+    }
+    taken = [f"{called} in {counted(n, 'cell')}" for called, n in counts.items() if n]
+    return f"Depth as dynamics: {listed(taken)}, told below." if taken else ""
 
 
 def _separates(facts: list[Facts]) -> str:

@@ -1,0 +1,65 @@
+"""Gains of pushes at every token: where in depth they reach the last one, and by what they go."""
+
+import numpy as np
+
+from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.stage import Stage
+from depthsys.wording import number
+
+
+def verdicts(stage: Stage) -> list[str]:
+    """What a map over lags explains, and up to where earlier tokens matter."""
+    by = {name: float(stage.value("explained_in_all", by=name)) for name in ("lag", "layer")}
+    share = stage.value("earlier_share")
+    small = np.flatnonzero(share < 0.5)
+    found = []
+    if np.isfinite(by["lag"]):
+        found.append(
+            f"{number(by['lag'])} of the mean square gain of pushes at earlier tokens belongs to a "
+            f"map over lags that all prompts share, {number(by['layer'])} to one number for each "
+            "layer (experimental)"
+        )
+    if len(small):
+        found.append(
+            "earlier tokens hold less than half of the readout's squared gradient from layer "
+            f"{small[0]} on ({number(float(share[0]))} at the first)"
+        )
+    return found or ["the prompts have no earlier tokens in common"]
+
+
+SHOWN = Shown(
+    called="pushes at every token",
+    marks=frozenset({"explained_in_all", "earlier_share", "rms"}),
+    figures=(
+        Drawn(
+            "Where the gradient of the readout lies",
+            "share",
+            "layer",
+            (Curve("earlier_share", "at earlier tokens"),),
+            "share of the squared gradient",
+            note="What is at earlier tokens must still be moved to the last one. Experimental.",
+        ),
+        Drawn(
+            "What of the gains of earlier tokens all prompts share",
+            "explained",
+            "layer",
+            (
+                Curve("explained", "by the lag", {"by": "lag"}),
+                Curve("explained", "by the layer alone", {"by": "layer"}),
+                Curve("explained", "by the position", {"by": "position"}),
+            ),
+            "share of the mean square",
+            note="1: the same in all prompts, so a Toeplitz map where it is by the lag.",
+        ),
+        Drawn(
+            "Gain of a push",
+            "gain",
+            "lag",
+            (Curve("rms", "root mean square"),),
+            "mean over layers of the root mean square over prompts",
+            log=True,
+        ),
+    ),
+    verdicts=verdicts,
+    others=("explained_in_all", "by"),
+)
