@@ -3,7 +3,7 @@
     depthsys fetch
     python examples/detached_page.py ~/.cache/depthsys/real [FOLDER OF ANOTHER MODEL ...]
 
-Ten to twenty minutes on two cores. The numbers go to docs/dynamics/detached.json and from there, as
+Some fifteen minutes on two cores. The numbers go to docs/dynamics/detached.json and from there, as
 they are, between the markers of the page; the figures go to docs/figures.
 """
 
@@ -22,9 +22,9 @@ from depthsys.report.page import update
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "dynamics/detached.md"
 TEXTS = ("movies", "amazon")
-SPLIT = "100/10/50"  # a direction; 20 prompts for maps and plans; 100 for measured gains
+SPLIT = "100/10/20"  # a direction; 20 prompts for maps and plans; 40 for gains and energies
 EMBEDDED = "demo_128x12"
-WRITTEN = 20  # prompts that are gone on with
+WRITTEN = 12  # prompts that are gone on with
 LINEAR = ("up", "gate")
 ERRORS = ("block", "attention", "mlp", "stack")
 
@@ -44,8 +44,8 @@ def main() -> None:
     for name, each in splits.items():
         found, spectra, gains = of_model(model, each)
         numbers["models"][f"SmolLM2-135M, {name}"] = found
-        numbers["steering"][name] = steered(model, each)
         if name == TEXTS[0]:
+            numbers["steering"][name] = steered(model, each)
             numbers["tokens"] = tokens_of(spectra, each.operating.texts[0])
             draw(spectra, gains)
     for name, other, texts in others(asked, splits[TEXTS[0]]):

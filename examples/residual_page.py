@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, help="folder of `depthsys fetch`")
     parser.add_argument("texts", type=Path, help="folder of the two text files")
-    parser.add_argument("--count", type=int, default=1000, help="texts of each")
+    parser.add_argument("--count", type=int, default=500, help="texts of each")
     parser.add_argument("--tables", action="store_true", help="only write the tables again")
     asked = parser.parse_args()
     if asked.tables:
@@ -75,10 +75,12 @@ def write_tables(numbers: dict) -> None:
 
 def measured(model: lm.DepthModel, texts: lm.Texts) -> tuple[xr.Dataset, xr.Dataset, dict]:
     """Dynamics, the autoencoder, and a teleportation of every kind."""
-    dynamics = lm.residual_dynamics(model, texts, seed=SEED)
-    code = lm.compress(lm.sublayer_states(model, texts.first(COMPRESSED)), seed=SEED)
-    run = model.run(texts.first(FLOWN))
-    flown = {name: lm.teleport(run, dynamics, **how) for name, how in FLIGHTS.items()}
+    run = model.run(texts)
+    dynamics = lm.residual_dynamics(run, seed=SEED)
+    states = lm.sublayer_states(run).isel(prompt=slice(COMPRESSED))
+    code = lm.compress(states, seed=SEED)
+    few = model.run(texts.first(FLOWN))
+    flown = {name: lm.teleport(few, dynamics, **how) for name, how in FLIGHTS.items()}
     return dynamics, code, flown
 
 

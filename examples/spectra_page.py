@@ -33,7 +33,7 @@ CURVES = ("departure", "symmetric_share")
 PRODUCTS = ("rank_from_start", "rank_to_end", "growth_from_start", "growth_to_end", "modal_growth")
 MARKERS = "<!-- skip: examples/spectra_page.py -->", "<!-- end of skip -->"
 OF_MODELS = "<!-- models: examples/spectra_page.py -->", "<!-- end of models -->"
-UNTRAINED = "SmolLM2, untrained"
+TRAINED, UNTRAINED = "SmolLM2", "SmolLM2, untrained"
 EMBEDDED = "demo_128x12"
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
     }
     numbers["models"] = {
-        model.name: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
+        TRAINED: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
         **{name: of_model(*both(each, texts)) for name, each, texts in others(asked, model)},
     }
     PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -85,3 +85,35 @@ def test_what_is_said_of_spectra():
     assert f"{start[2]:.0f} at depth 2 against {layer['modal_growth'][2]:.1f}" in WORDS
     assert f"grows by {prompt['growth_from_start'][-1]:.0f}, and has" in WORDS
     assert f"departures of {ranged(prompt['departure'][1:23])}" in WORDS
+
+
+def test_what_is_said_of_other_models():
+    rows = NUMBERS["models"]
+    table = markdown(script.model_table(rows))
+    assert between(PAGE, *script.OF_MODELS) == table
+    trained, untrained = rows[script.TRAINED], rows[script.UNTRAINED]
+    assert (
+        f"{100 * untrained['rank']:.0f} % of the width, trained {100 * trained['rank']:.0f} %"
+        in (WORDS)
+    )
+    others = [
+        row["rank"] for name, row in rows.items() if name not in (script.TRAINED, script.UNTRAINED)
+    ]
+    assert trained["rank"] < min(others) <= max(others) < untrained["rank"]
+    first, last = untrained["departure layer"], untrained["symmetric_share layer"]
+    assert "departure {:.2f} to {:.2f}, symmetric share {:.2f} to {:.2f}".format(*first, *last) in (
+        WORDS
+    )
+    assert "departure {:.2f} to {:.2f}), and".format(*untrained["departure update"]) in WORDS
+    assert {f"{v:.2f}" for v in untrained["symmetric_share update"]} == {"0.50"}
+    assert "symmetry, {:.2f} to {:.2f}, and".format(*trained["symmetric_share update"]) in WORDS
+    turned = (100 * row["turned"][0] for row in (trained, untrained))
+    assert f"{next(turned):.0f} % of the eigenvalues of the first third's updates" in WORDS
+    assert f"{next(turned):.0f} % untrained" in WORDS
+    small = rows["gpt280K_tinystories"]
+    assert small["departure layer"][0] < small["departure layer"][1]
+    assert max(row["skip"][0] for row in rows.values()) == small["skip"][0]
+    assert f"({untrained['skip'][0]:.2f} without the first two layers)" in WORDS
+    assert f"({small['skip'][0]:.2f})" in WORDS
+    d = trained["departure layer"]
+    assert f"departure {d[0]:.2f} in the first third, {d[1]:.2f} in the last" in WORDS

@@ -39,7 +39,7 @@ def residual_dynamics(
     Parameters
     ----------
     run
-        The prompts, 8 at least; or a model and texts.
+        The prompts, 4 at least; or a model and texts.
     seed
         Of all that is drawn: units, prompts, noise of the estimator, shuffles.
     n_units
@@ -88,7 +88,7 @@ def residual_dynamics(
     Raises
     ------
     ValueError
-        If there are fewer than 8 prompts, a number is out of its range, or a layer does not add
+        If there are fewer than 4 prompts, a number is out of its range, or a layer does not add
         what two parts write.
 
     Notes
@@ -160,9 +160,9 @@ def residual_dynamics(
 
 def _check(run: Run, n_units: int, n_trajectories: int, n_components: int, n_shuffles: int) -> None:
     width = run.model.n_features
-    if len(run) < 8:
+    if len(run) <= NEIGHBOURS:
         raise ValueError(
-            f"`run` must have 8 prompts at least; got {len(run)}. Correlations over prompts need "
+            f"`run` must have {NEIGHBOURS + 1} prompts at least; got {len(run)}. Correlations over prompts need "
             "more: give some hundred."
         )
     if run.n_layers < 2:

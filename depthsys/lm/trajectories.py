@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import svds
 from sklearn.feature_selection import mutual_info_regression
 
 ESTIMATOR = "sklearn.feature_selection.mutual_info_regression"
@@ -250,30 +250,19 @@ def components(rows: np.ndarray, count: int, rng: np.random.Generator) -> Compon
 
     As many as there are, where ``count`` is more. ValueError if all rows are the same.
     """
-    rows = rows.astype(np.float64, copy=False)
-    centre = rows.mean(axis=0)
-    total = sum(float(((part - centre) ** 2).sum()) for part in np.array_split(rows, 32))
+    apart = np.array(rows, dtype=np.float64)
+    centre = apart.mean(axis=0)
+    apart -= centre
+    total = float(np.einsum("rf,rf->", apart, apart))
     if total <= 0:
         raise ValueError("`rows` must differ; got the same row everywhere. Take others.")
-    if count < min(rows.shape):
-        found = _leading(rows, centre, count, rng)
+    if count < min(apart.shape):
+        start = rng.standard_normal(min(apart.shape))
+        _, *found = svds(apart, k=count, v0=start)
     else:
-        found = np.linalg.svd(rows - centre, full_matrices=False)[1:]
-    size, axes = found[0][:count], found[1][:count]
+        _, *found = np.linalg.svd(apart, full_matrices=False)
+    size, axes = (np.asarray(one) for one in found)
+    order = np.argsort(-size)[:count]
+    size, axes = size[order], axes[order]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     return Components(centre, axes * np.sign(largest), size**2 / total)
-
-
-def _leading(
-    rows: np.ndarray, centre: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    centred = LinearOperator(
-        rows.shape,
-        matvec=lambda v: rows @ v.ravel() - centre @ v.ravel(),
-        rmatvec=lambda w: rows.T @ w.ravel() - centre * w.sum(),
-        dtype=np.float64,
-    )
-    start = rng.standard_normal(min(rows.shape))
-    _, size, axes = svds(centred, k=count, v0=start)
-    order = np.argsort(-size)
-    return size[order], axes[order]

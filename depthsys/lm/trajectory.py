@@ -23,7 +23,7 @@ def trajectory_shape(run: Run, *, start: int = 0) -> xr.Dataset:
     ----------
     run
         The prompts; or a model and texts.
-    first
+    start
         The depth at which the way begins. In some models the first steps are many times as long as
         the state that they are added to, and everything else is measured against them.
 

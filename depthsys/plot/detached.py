@@ -10,7 +10,6 @@ from depthsys.plot.style import (
     STYLES,
     check_dims,
     coordinate,
-    count_axis,
     dwarfing,
     key_above,
     layer_axis,
@@ -60,9 +59,8 @@ def singular_values(ax: Axes, found: xr.Dataset) -> None:
     check_dims(values, "singular_value", ("prompt", "layer", "index"))
     relative = (values / values.isel(index=0)).transpose("prompt", "layer", "index")
     _some_layers(ax, relative.median("prompt"), np.arange(1, values.sizes["index"] + 1))
-    ax.set_xscale("log")
     log_axis(ax)
-    count_axis(ax, np.arange(1, values.sizes["index"] + 1))
+    _doubling_axis(ax, values.sizes["index"])
     ax.set_xlabel("number of the singular value")
     ax.set_ylabel("singular value over the largest")
 
@@ -76,6 +74,14 @@ def _some_layers(ax: Axes, curves: xr.DataArray, at: np.ndarray) -> None:
         marks = thinned(values, row, len(places), most=8)
         ax.plot(at, values, markevery=marks, label=f"layer {layers[place]}", **STYLES[row])
     key_above(ax, ncols=3)
+
+
+def _doubling_axis(ax: Axes, most: int) -> None:
+    """Whole numbers from 1 on, with a tick wherever they double twice."""
+    ax.set_xscale("log", base=2)
+    ticks = [4**i for i in range(most.bit_length()) if 4**i <= most]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
 
 
 def stable_rank(ax: Axes, found: xr.Dataset) -> None:
@@ -157,9 +163,8 @@ def low_rank_errors(ax: Axes, found: xr.Dataset) -> None:
     check_dims(errors, "low_rank_error", ("prompt", "layer", "kept"))
     kept = errors["kept"].values
     _some_layers(ax, errors.transpose("prompt", "layer", "kept").median("prompt"), kept)
-    ax.set_xscale("log")
-    count_axis(ax, kept)
-    ax.set_ylim(-0.03, 1.03)
+    _doubling_axis(ax, int(kept[-1]))
+    ax.set_ylim(bottom=0)
     ax.set_xlabel("singular directions that are kept")
     ax.set_ylabel("relative error of $A x$")
 

@@ -243,7 +243,7 @@ def turns(ax: Axes, found: xr.Dataset) -> None:
     real, shuffled = (
         _finite(found[name], name, ("feature",)) for name in ("turns", "turns_shuffled")
     )
-    edges = np.histogram_bin_edges(np.concatenate([real, shuffled]), BINS)
+    edges = np.histogram_bin_edges(np.concatenate([real, shuffled]), BINS).tolist()
     ax.hist(real, edges, color=BLUE, alpha=0.8, label="in the order of depth")
     ax.hist(shuffled, edges, histtype="step", color=BLACK, lw=1.4, label="shuffled orders, mean")
     ax.set_xlabel("turns of a unit over all sublayers, clockwise")
@@ -272,7 +272,7 @@ def rotation_p_values(ax: Axes, found: xr.Dataset) -> None:
     p, q = (_finite(found[name], name, ("feature",)) for name in ("p_value", "q_value"))
     low = float((q < 0.05).mean())
     label = f"units; {100 * low:.0f} % with $q < 0.05$"
-    ax.hist(p, np.linspace(0, 1, 21), color=ORANGE, edgecolor=BLACK, lw=0.5, label=label)
+    ax.hist(p, np.linspace(0, 1, 21).tolist(), color=ORANGE, edgecolor=BLACK, lw=0.5, label=label)
     ax.axhline(len(p) / 20, color=BLACK, ls="--", lw=1.0, label="by chance")
     ax.set_xlabel("p-value of a unit's turns")
     ax.set_ylabel("units")
@@ -387,7 +387,7 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
             f"`axes` must be {flown.sizes['start']}, one for each start; got {len(axes)}. Make "
             f"them with `columns={flown.sizes['start']}`."
         )
-    steps = flown.attrs.get("n_sublayers", "")
+    steps, drawn = flown.attrs.get("n_sublayers", ""), None
     for number, ax in enumerate(axes):
         one = flown.isel(start=number)
         begin = one["begin"].transpose("row", "column", "component").values
@@ -409,7 +409,8 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
         ax.set_title(f"{title}\n{100 * float(one['inward_share']):.0f} % inward", fontsize="medium")
         ax.set_xlabel("component 1")
         ax.set_ylabel("component 2")
-    colour_bar(axes[-1], drawn, "share of prompts, inward")
+    if drawn is not None:
+        colour_bar(axes[-1], drawn, "share of prompts, inward")
 
 
 def inward_fractions(ax: Axes, flown: xr.Dataset) -> None:

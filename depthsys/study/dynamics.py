@@ -4,6 +4,7 @@ Their names are those of `study.measures.MEASURES`. Those of whole Jacobians loo
 ``settings.n_jacobians`` of the operating texts, the others at all of them.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,13 +104,13 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
         concept,
         xr.concat([p["u"] for p in plans.values()], xr.Variable("schedule", list(plans))),
         target if target.ndim else float(target),
-        amplitude=[float(np.sqrt(plan["energy"])) for plan in plans.values()],
+        amplitude=np.sqrt([float(plan["energy"]) for plan in plans.values()]),
         weights=plans["exact"]["weight"],
         readout=settings.readout,
     )
     energy = needed[["energy", "energy_low", "energy_high"]]
     found = found.merge(energy.assign(multiple=energy["energy"] / energy["energy"][0]))
-    target_note = {"target": np.atleast_1d(target).tolist(), "energy": settings.energy}
+    target_note = {"target": json.dumps(np.atleast_1d(target).tolist()), "energy": settings.energy}
     return found.assign_attrs(held.attrs | target_note)
 
 

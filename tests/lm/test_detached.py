@@ -135,6 +135,29 @@ def test_values_are_reproduced(name, linear):
         assert has_biases == any("bias" in each for each, _ in named)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 5e-6), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_values_are_reproduced_in_less_precise_numbers(name, dtype, most):
+    run = lm.DepthModel(families.make(name, dtype=dtype)).run(PROMPTS)
+    found = lm.reconstruction(run)
+    for each in ("block", "stack"):
+        assert 0 < float(found[each].max()) < most
+    assert torch.isfinite(run.jacobian(1, part=kind())).all()
+
+
+def test_a_block_with_an_unknown_factor_is_refused_in_16_bits_too():
+    hf = tiny_llama()
+    for layer in hf.model.layers:
+        del layer.mlp.act_fn
+        layer.mlp.act_fn = nn.functional.silu
+        layer.mlp.down_proj.weight.data *= 20
+    run = lm.DepthModel(hf.bfloat16()).run(PROMPTS)
+    with pytest.raises(ValueError, match=r"where 1e-01 is allowed"):
+        run.jacobian(0, part=kind())
+
+
 def test_biases_matter():
     """Without them most of GPT-2's values are missed; the term is not what is left over."""
     found = lm.reconstruction(run_of("gpt2"))

@@ -113,5 +113,5 @@ def test_what_is_refused_runs_no_prompt(tiny, tokens, monkeypatch):
     }.items():
         with pytest.raises(ValueError, match=words.replace("+", r"\+")):
             lm.residual_dynamics(tiny, tokens, **dict([options]))
-    with pytest.raises(ValueError, match="`run` must have 8 prompts at least; got 3"):
+    with pytest.raises(ValueError, match="`run` must have 4 prompts at least; got 3"):
         lm.residual_dynamics(tiny, labelled_ids(3, 0))

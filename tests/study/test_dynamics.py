@@ -1,6 +1,7 @@
 """Measures of depth: one list names what the library has, and a study makes stages of it."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -121,10 +122,10 @@ def test_detached_maps_of_a_study_are_what_the_library_finds(runs):
         for g in ("exact", "detached")
     )
     assert exact < detached
-    plan = lm.gains_plan(here.operating, concept, gains.attrs["target"], part=kind)
+    plan = lm.gains_plan(here.operating, concept, json.loads(gains.attrs["target"]), part=kind)
     schedules = plan["u"].expand_dims(schedule=["detached"])
     needed = lm.required_energy(
-        here.held_out, concept, schedules, gains.attrs["target"],
+        here.held_out, concept, schedules, json.loads(gains.attrs["target"]),
         amplitude=float(plan["energy"]) ** 0.5, weights=plan["weight"],
     )  # fmt: skip
     assert np.isclose(gains.value("energy", schedule="detached"), needed["energy"][0], rtol=1e-2)

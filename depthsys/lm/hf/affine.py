@@ -18,9 +18,10 @@ from depthsys.lm.hf.checkpoint import find_parts
 from depthsys.lm.hf.detach import moved_biases, ready_to_move, tangent_of
 from depthsys.lm.precision import Arithmetic, wide
 
-# A detached block must give its own value to so many roundings of what it computes in. Random
-# blocks of all families are below 100 in float64.
-ROUNDINGS = 1e4
+# A detached block must give its own value to so many roundings of what it computes in, and to that
+# part of it. Random blocks and SmolLM2 are below 5 roundings, but a block may take away most of a
+# large state; a factor that is not held is off by a part of the value.
+ROUNDINGS, MOST = 1e4, 0.1
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def check_linear(
             FrozenCache(frozen.key, values),
         )
         error = float(relative_error(tangent_of(after), after.detach()).max())
-    most = ROUNDINGS * Arithmetic(x.dtype, blocks.products).eps
+    most = min(MOST, ROUNDINGS * Arithmetic(x.dtype, blocks.products).eps)
     if not error <= most:
         raise ValueError(
             "`kind` must be 'jacobian' for a block that is not linear with its norms, attention "

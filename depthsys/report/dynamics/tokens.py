@@ -27,6 +27,7 @@ def verdicts(stage: Stage) -> list[str]:
     return found or ["the prompts have no earlier tokens in common"]
 
 
+# no curve over lags: a console would get a row for each
 SHOWN = Shown(
     called="pushes at every token",
     marks=frozenset({"explained_in_all", "earlier_share", "rms"}),
@@ -50,14 +51,6 @@ SHOWN = Shown(
             ),
             "share of the mean square",
             note="1: the same in all prompts, so a Toeplitz map where it is by the lag.",
-        ),
-        Drawn(
-            "Gain of a push",
-            "gain",
-            "lag",
-            (Curve("rms", "root mean square"),),
-            "mean over layers of the root mean square over prompts",
-            log=True,
         ),
     ),
     verdicts=verdicts,
