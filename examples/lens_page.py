@@ -24,11 +24,11 @@ from depthsys.study.dynamics import lines_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NUMBERS = DOCS / "dynamics" / "lens.md", DOCS / "dynamics" / "lens.json"
-SPLIT = "100/25/50"  # of each class: a direction, 50 prompts for the lens, 100 that are read
+SPLIT = "100/15/25"  # of each class: a direction, 30 prompts for the lens, 50 that are read
 OTHERS = "amazon"  # texts of another kind, which the same lens reads
 SMALL = ("stories260K", "gpt280K_tinystories", "gpt2_6x128")
 STORIES = "text/tinystories_valid_sample.txt"
-FEW, LENGTHS = 3, (26, 36)  # prompts and tokens for both definitions, on SmolLM2
+FEW, LENGTHS = 2, (26, 36)  # prompts and tokens for both definitions, on SmolLM2
 LINES, TOKENS = 60, 40  # lines of stories, cut there
 PROMPT = "The capital of France is"
 SHOWN = 3  # every so many depths in the figure of tokens
