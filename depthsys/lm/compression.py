@@ -125,7 +125,7 @@ def compress(
             "epochs": epochs,
             "batch": BATCH,
             "rate": RATE,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # its own kind of text is none for a file
         },
     )
 

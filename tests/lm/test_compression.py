@@ -98,3 +98,9 @@ def test_what_is_refused(curved, change, words):
 def test_arrays_are_refused():
     with pytest.raises(TypeError, match="`states` must be a DataArray; got an array of shape"):
         lm.compress(np.zeros((2, 12, 3)))
+
+
+def test_a_result_can_be_stored(found, tmp_path):
+    found.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as kept:
+        xr.testing.assert_allclose(kept.load(), found)

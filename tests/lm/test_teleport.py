@@ -208,6 +208,16 @@ def test_rows(made, monkeypatch):
     assert sum(rows) == len(texts) * (3 * 9 + 3)
 
 
+def test_results_can_be_stored(made, tmp_path):
+    _, model, texts, dynamics = made
+    flown = lm.teleport(model, texts, dynamics, n_sublayers=2, grid=2)
+    for number, found in enumerate((dynamics, flown)):
+        path = tmp_path / f"{number}.nc"
+        found.to_netcdf(path, engine="h5netcdf")
+        with xr.open_dataset(path, engine="h5netcdf") as kept:
+            xr.testing.assert_allclose(kept.load(), found)
+
+
 def test_five_starts_by_default(made):
     _, model, texts, dynamics = made
     found = lm.teleport(model, texts, dynamics, n_sublayers=2, grid=2)
