@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 from depthsys.plot.style import (
     BLACK,
@@ -29,6 +31,7 @@ WRITERS = {"attention": "written by attention", "mlp": "written by the MLP"}
 BAND = (0.05, 0.95)
 SHOWN = 30  # single trajectories in a plane
 BINS = 30
+_PALE = ListedColormap(colormaps["Greys"](np.linspace(0, 0.62, 256)))  # arrows are seen on it
 
 
 def unit_correlations(ax: Axes, found: xr.Dataset) -> None:
@@ -394,7 +397,7 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
         end = one["end"].mean("prompt").transpose("row", "column", "component").values
         share = one["inward"].mean("prompt").transpose("row", "column").values
         drawn = ax.pcolormesh(
-            begin[..., 0], begin[..., 1], share, cmap="Greys", vmin=0, vmax=1.6, shading="nearest",
+            begin[..., 0], begin[..., 1], share, cmap=_PALE, vmin=0, vmax=1, shading="nearest",
             rasterized=True,
         )  # fmt: skip
         move = end - begin
@@ -441,6 +444,6 @@ def inward_fractions(ax: Axes, flown: xr.Dataset) -> None:
         ax.plot(one["radius"][known], one["inward_fraction"][known], label=label, **style)
     ax.axhline(0.5, color=BLACK, lw=0.8, ls="--")
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("distance from the prompt's own place, in the plane")
+    ax.set_xlabel("distance from their own place")
     ax.set_ylabel("share that ends nearer")
     key_above(ax, ncols=3)
