@@ -162,8 +162,8 @@ def _check(run: Run, n_units: int, n_trajectories: int, n_components: int, n_shu
     width = run.model.n_features
     if len(run) <= NEIGHBOURS:
         raise ValueError(
-            f"`run` must have {NEIGHBOURS + 1} prompts at least; got {len(run)}. Correlations over prompts need "
-            "more: give some hundred."
+            f"`run` must have {NEIGHBOURS + 1} prompts at least; got {len(run)}. Correlations over "
+            "prompts need more: give some hundred."
         )
     if run.n_layers < 2:
         raise ValueError(
