@@ -270,6 +270,8 @@ def _check_lens(model: Model, lens: xr.Dataset, depths: Sequence[int] | np.ndarr
             f"{lens.sizes['feature']} and depths up to {int(lens['depth'].max())}. It is of "
             "another model."
         )
+    if not np.isfinite(lens["J"]).all():
+        raise ValueError("`lens` must be finite; got NaN or infinity in J. Make it again.")
     if missing := sorted({*map(int, depths)} - {*map(int, lens["depth"].values)}):
         raise ValueError(
             f"`lens` must have the depths of `states`; got none at {missing[:8]}. Select others "

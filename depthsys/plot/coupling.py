@@ -59,9 +59,9 @@ def coupling(ax: Axes, found: xr.Dataset) -> None:
     values = values.mean([dim for dim in values.dims if dim == "prompt"])
     values = values.transpose("layer", "layer_2")
     edges = [_edges(coordinate(values, dim)) for dim in ("layer_2", "layer")]
-    drawn = ax.pcolormesh(
-        *edges, values.values, vmin=0, vmax=max(1.0, float(values.max())), rasterized=True
-    )
+    # a layer with itself is 0 by definition, and would take the range of colours
+    shown = np.ma.array(values.values, mask=np.eye(*values.shape, dtype=bool))
+    drawn = ax.pcolormesh(*edges, shown, vmax=max(1.0, float(values.max())), rasterized=True)
     top = f", K = {found.attrs['top']}" if "top" in found.attrs else ""
     colour_bar(ax, drawn, f"$m(l, l')${top} (0: coupled)")
     ax.set_aspect("equal")

@@ -32,7 +32,7 @@ BAND = (0.05, 0.95)
 SHOWN = 30  # single trajectories in a plane
 BINS = 30
 FAR = 50  # distances that differ more are on a log axis
-_LIGHT = ListedColormap(colormaps["Greys"](np.linspace(0, 0.55, 128)))  # arrows are dark
+_PALE = ListedColormap(colormaps["Greys"](np.linspace(0, 0.62, 256)))  # arrows are seen on it
 
 
 def unit_correlations(ax: Axes, found: xr.Dataset) -> None:
@@ -402,7 +402,7 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset, *, moving: bool = Fal
         end = one["end"].mean("prompt").transpose("row", "column", "component").values
         share = one["inward"].mean("prompt").transpose("row", "column").values
         drawn = ax.pcolormesh(
-            begin[..., 0], begin[..., 1], share, cmap=_LIGHT, vmin=0, vmax=1, shading="nearest",
+            begin[..., 0], begin[..., 1], share, cmap=_PALE, vmin=0, vmax=1, shading="nearest",
             rasterized=True,
         )  # fmt: skip
         move = end - begin
@@ -458,6 +458,6 @@ def inward_fractions(ax: Axes, flown: xr.Dataset) -> None:
     known = flown["radius"].values[np.isfinite(flown["radius"].values)]
     if len(known) and known.max() > FAR * known.min():
         ax.set_xscale("log")
-    ax.set_xlabel("distance from the prompt's own place")
+    ax.set_xlabel("distance from their own place")
     ax.set_ylabel("share that ends nearer")
     key_above(ax, ncols=2)

@@ -46,6 +46,8 @@ class Measure:
         Functions of `plot.dynamics`, by name.
     settings
         What it depends on: names of `Settings`.
+    least
+        How many operating prompts it needs.
     of_concept
         Whether it is about a concept direction, so that it needs labelled texts.
     """
@@ -57,6 +59,7 @@ class Measure:
     cubes: float = 0.0
     settings: tuple[str, ...] = ()
     of_concept: bool = False
+    least: int = 1
 
 
 PRODUCT = 3.0  # forward and backward
@@ -151,6 +154,7 @@ _ALL = (
         rows=_sublayers,
         cubes=100.0,  # as long as neighbours and the autoencoder take
         settings=("seed",),
+        least=5,
     ),
     Measure(
         name="coupling",
