@@ -313,7 +313,7 @@ def test_without_a_graph_it_is_refused(function):
     run = run_of("llama")
     with (
         torch.inference_mode(),
-        pytest.raises(RuntimeError, match="outside torch.inference_mode"),
+        pytest.raises(RuntimeError, match=r"outside torch\.inference_mode"),
     ):
         function(run)
 

@@ -137,7 +137,7 @@ def test_what_is_no_lens_is_refused_in_one_line(found, path, tmp_path):
         "keys": {"jacobian_sum": {}, "n_done": 3},
         "d_model": published() | {"d_model": 8},
         "layers": published() | {"J": {"a": torch.eye(16)}},
-        "nan": published() | {"J": {0: torch.full((16, 16), torch.nan)}},
+        "nan": published() | {"J": {0: torch.full((16, 16), torch.nan)}, "source_layers": [0]},
         "list": [1, 2],
     }
     for name, given in bad.items():
@@ -165,7 +165,7 @@ def test_what_could_not_be_read_again_is_not_written(found, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             lm.save_lens(wrong, path)
-    with pytest.raises(TypeError, match="numbers and texts as attrs; got .* for 'x'"):
+    with pytest.raises(TypeError, match=r"numbers and texts as attrs; got .* for 'x'"):
         lm.save_lens(found.assign_attrs(x=np.ones(2)), path)
     assert not path.exists()
     with pytest.raises(TypeError, match="`pickled_weights` must be True or False"):

@@ -181,7 +181,9 @@ def test_a_model_that_does_nothing_leaves_all_where_it_is(made):
 
 def test_a_plane_of_another_model_is_refused(made):
     model, texts, dynamics = made[1:]
-    other = lm.DepthModel(tiny_gpt2().double())
+    hf = tiny_gpt2().double()
+    next(hf.parameters()).data.mul_(1.1)
+    other = lm.DepthModel(hf)
     with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
         lm.teleport(other, texts, dynamics, starts=[0], n_sublayers=2)
     for wrong, said in (
@@ -268,7 +270,7 @@ def test_other_kinds_are_refused(made):
     _, model, texts, dynamics = made
     with pytest.raises(TypeError, match="`dynamics` must be residual dynamics"):
         lm.teleport(model, texts, xr.Dataset())
-    with pytest.raises(ValueError, match="`dynamics` must have the 16 features of the model"):
+    with pytest.raises(ValueError, match="`dynamics` must have the 16 features and 6 sublayers"):
         lm.teleport(model, texts, dynamics.isel(feature=slice(5)), n_sublayers=2)
 
 
