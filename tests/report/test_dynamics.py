@@ -203,7 +203,7 @@ def test_shapes_in_words():
     first, second = SHOWN["shape"].verdicts(stage)
     assert "score is 3.00 (1: a straight line, 2.00: steps at right angles)" in first
     assert "ways are 1.50 times as long" in first
-    assert "grow by 2.00 per layer, which explains 50 %" in second
+    assert "2.00 times as long as the one before it, which explains 50 %" in second
     still = Stage(stage.variables | {"spacing_rate": (("prompt",), np.full(3, np.nan))})
     assert len(SHOWN["shape"].verdicts(still)) == 1
 
