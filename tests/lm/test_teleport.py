@@ -172,7 +172,7 @@ def test_a_model_that_does_nothing_leaves_all_where_it_is(made):
     still = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=3, n_components=4)
     assert still["turns"].isnull().all()
     assert still["prompt_turns"].isnull().all()
-    found = lm.teleport(model, texts, made[3], starts=[0, 1], n_sublayers=3, grid=3)
+    found = lm.teleport(model, texts, made[3].drop_attrs(), starts=[0, 1], n_sublayers=3, grid=3)
     begin = found["begin"].expand_dims(prompt=9).transpose(*found["end"].dims)
     np.testing.assert_allclose(found["end"], begin, atol=1e-9)
     np.testing.assert_allclose(found["contraction"], 1)
@@ -251,8 +251,13 @@ def test_other_kinds_are_refused(made):
     _, model, texts, dynamics = made
     with pytest.raises(TypeError, match="`dynamics` must be residual dynamics"):
         lm.teleport(model, texts, xr.Dataset())
-    with pytest.raises(ValueError, match="`dynamics` must have the 16 features of the model"):
-        lm.teleport(model, texts, dynamics.isel(feature=slice(5)), n_sublayers=2)
+    for cut in ({"feature": slice(5)}, {"sublayer": slice(4)}):
+        with pytest.raises(ValueError, match="must have the 16 features and 6 sublayers of the mo"):
+            lm.teleport(model, texts, dynamics.isel(cut), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must have two components"):
+        lm.teleport(model, texts, dynamics.isel(component=[0]), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
+        lm.teleport(model, texts, dynamics.assign_attrs(model_fingerprint="v2:0"), n_sublayers=2)
 
 
 def test_nothing_reads_between_parallel_parts():
