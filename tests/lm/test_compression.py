@@ -107,3 +107,22 @@ def test_a_result_can_be_stored(found, tmp_path):
     found.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as kept:
         xr.testing.assert_allclose(kept.load(), found)
+
+
+def test_few_states_are_seen_more_often(monkeypatch):
+    rng = np.random.default_rng(0)
+    few = xr.DataArray(rng.standard_normal((3, 6, 5)), dims=("sublayer", "prompt", "feature"))
+    monkeypatch.setattr("depthsys.lm.compression.STEPS", 70)
+    assert lm.compress(few, hidden=(4,)).attrs["epochs"] == 70  # one step each
+    monkeypatch.setattr("depthsys.lm.compression.STEPS", 7)
+    assert lm.compress(few, hidden=(4,)).attrs["epochs"] == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"seed": -1}, "`seed` must be a whole number"), ({"hidden": 8}, "`hidden` must be some")],
+)
+def test_more_wrong_options(options, said):
+    x = xr.DataArray(np.eye(6)[None].repeat(2, 0), dims=("sublayer", "prompt", "feature"))
+    with pytest.raises(ValueError, match=said):
+        lm.compress(x, **options)

@@ -172,10 +172,29 @@ def test_a_model_that_does_nothing_leaves_all_where_it_is(made):
     still = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=3, n_components=4)
     assert still["turns"].isnull().all()
     assert still["prompt_turns"].isnull().all()
-    found = lm.teleport(model, texts, made[3].drop_attrs(), starts=[0, 1], n_sublayers=3, grid=3)
+    plane = made[3].drop_attrs()  # of another model
+    found = lm.teleport(model, texts, plane, starts=[0, 1], n_sublayers=3, grid=3)
     begin = found["begin"].expand_dims(prompt=9).transpose(*found["end"].dims)
     np.testing.assert_allclose(found["end"], begin, atol=1e-9)
     np.testing.assert_allclose(found["contraction"], 1)
+
+
+def test_a_plane_of_another_model_is_refused(made):
+    model, texts, dynamics = made[1:]
+    hf = tiny_gpt2().double()
+    next(hf.parameters()).data.mul_(1.1)
+    other = lm.DepthModel(hf)
+    with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
+        lm.teleport(other, texts, dynamics, starts=[0], n_sublayers=2)
+    for wrong, said in (
+        (dynamics.isel(component=[0]), "must have two components"),
+        (dynamics.isel(sublayer=slice(2)), "features and 6 sublayers of the model"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            lm.teleport(model, texts, wrong, starts=[0], n_sublayers=2)
+    for span in (None, [1.0], True):
+        with pytest.raises(ValueError, match="`span` must be 'trajectory' or a number > 0"):
+            lm.teleport(model, texts, dynamics, starts=[0], n_sublayers=2, span=span)
 
 
 def test_shards_and_chunks_give_the_same(made, monkeypatch):
