@@ -20,6 +20,11 @@ WIKI, STORIES = (NUMBERS[name] for name in script.TEXTS)
 BOTH = (WIKI, STORIES)
 
 
+def test_how_many_lines_there_are():
+    assert WIKI["prompts"] == STORIES["prompts"] == 500
+    assert f"{WIKI['n_cut']} and {STORIES['n_cut']} were cut after {script.MAX_TOKENS}" in WORDS
+
+
 def test_the_tables_are_those_of_the_numbers():
     tables = {
         "side by side": script.side_by_side(NUMBERS),

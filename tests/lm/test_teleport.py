@@ -270,8 +270,13 @@ def test_other_kinds_are_refused(made):
     _, model, texts, dynamics = made
     with pytest.raises(TypeError, match="`dynamics` must be residual dynamics"):
         lm.teleport(model, texts, xr.Dataset())
-    with pytest.raises(ValueError, match="`dynamics` must have the 16 features and 6 sublayers"):
-        lm.teleport(model, texts, dynamics.isel(feature=slice(5)), n_sublayers=2)
+    for cut in ({"feature": slice(5)}, {"sublayer": slice(4)}):
+        with pytest.raises(ValueError, match="must have the 16 features and 6 sublayers of the mo"):
+            lm.teleport(model, texts, dynamics.isel(cut), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must have two components"):
+        lm.teleport(model, texts, dynamics.isel(component=[0]), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
+        lm.teleport(model, texts, dynamics.assign_attrs(model_fingerprint="v2:0"), n_sublayers=2)
 
 
 def test_nothing_reads_between_parallel_parts():
