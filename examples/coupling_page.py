@@ -28,7 +28,7 @@ from depthsys.study.dynamics import lines_of
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NUMBERS = DOCS / "dynamics" / "coupling.md", DOCS / "dynamics" / "coupling.json"
 SPLIT = "100/50/50"
-COUPLED, UNTRAINED = 20, 10  # prompts whose pairs of layers are looked at
+COUPLED, UNTRAINED = 10, 5  # prompts whose pairs of layers are looked at
 TOPS, DEFAULT = (1, 10, 30), 10
 SMALL = ("stories260K", "gpt280K_tinystories", "gpt2_6x128")
 STORIES = "text/tinystories_valid_sample.txt"
@@ -48,6 +48,7 @@ def main() -> None:
     numbers = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
     if args.small is not None:
         numbers["small"] = {name: small(args.small, name) for name in SMALL}
+        store(numbers)
     model = lm.DepthModel.load(args.real / real.MODEL, device="cpu")
     texts = lm.read_texts(args.real / "movies.csv").split(SPLIT).operating
     run = model.run(texts)
@@ -59,17 +60,22 @@ def main() -> None:
         "of_the_mean": mean_of(ltv.coupling(lm.jacobians(few))["coupling"].values),
         **shape_numbers(run),
     }
+    store(numbers)
     fresh = untrained(model)
     plain = fresh.run(texts.first(UNTRAINED))
-    control = lm.coupling(plain)
     numbers["SmolLM2-135M, untrained"] = {
-        **coupling_numbers(plain, control),
+        **coupling_numbers(plain, lm.coupling(plain)),
         **shape_numbers(fresh.run(texts)),
     }
+    store(numbers)
+    draw(numbers, shape)
+
+
+def store(numbers: dict) -> None:
+    """What is known so far, to the file and the page."""
     NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     tables = {"coupling": coupling_table(numbers), "shape": shape_table(numbers)}
     update(PAGE, {MARKERS[name]: markdown(table) for name, table in tables.items()})
-    draw(found, control, shape)
 
 
 def untrained(model: lm.DepthModel) -> lm.DepthModel:
@@ -196,13 +202,12 @@ def shape_table(numbers: dict) -> Table:
 # ------------------------------------------------------------------------------------ figures
 
 
-def draw(found: xr.Dataset, control: xr.Dataset, shape: xr.Dataset) -> None:
+def draw(numbers: dict, shape: xr.Dataset) -> None:
     fig, axes = plot.figure(12, 5, columns=2)
-    for ax, (title, each) in zip(
-        axes, {"trained": found, "untrained": control}.items(), strict=True
-    ):
-        plot.coupling(ax, each)
-        ax.set_title(title)
+    for ax, name in zip(axes, ("SmolLM2-135M", "SmolLM2-135M, untrained"), strict=True):
+        m = (("layer", "layer_2"), np.array(numbers[name]["map"]))
+        plot.coupling(ax, xr.Dataset({"coupling": m}, attrs={"top": DEFAULT}))
+        ax.set_title(name)
     plot.save(fig, DOCS / "figures" / "coupling.png", "png")
     fig, axes = plot.figure(11, 4.2, columns=2)
     plot.trajectory_shape(axes, shape)

@@ -106,12 +106,16 @@ def decode(
     shape = (*flat.shape[:2], top)
     ids, logits = np.full(shape, -1), np.full(shape, np.nan)
     shares = np.full(shape, np.nan)
-    for place, rows in enumerate(flat):
-        known = np.flatnonzero(np.isfinite(rows).all(axis=-1))
-        x = carry(place, torch.as_tensor(rows[known], device=model.device))
-        for part, found in _top(model, x, top, odd=directions):
-            at = known[part]
-            logits[place, at], ids[place, at], shares[place, at] = found
+    known = np.isfinite(flat).all(axis=-1)
+    x = [
+        carry(place, torch.as_tensor(rows[known[place]], device=model.device))
+        for place, rows in enumerate(flat)
+    ]
+    at = np.argwhere(known)
+    # rows of all depths together: the unembedding is read once for many
+    for part, found in _top(model, torch.cat(x), top, odd=directions):
+        here = tuple(at[part].T)
+        logits[here], ids[here], shares[here] = found
     dims = (*given.dims[:-1], "rank")
     whole = (*given.shape[:-1], top)
     data: dict[str, Any] = {
@@ -183,7 +187,7 @@ def _readers(lens: xr.Dataset) -> tuple[str, ...]:
 @in_shards(along(0), "lens")
 def _read(run: Run, lens: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Whether the likeliest token is the model's, and divergences (prompt, reader, depth)."""
-    model, depths = run.model, lens["depth"].values
+    model, depths = run.model, [int(depth) for depth in lens["depth"].values]
     carries: list[Any] = [_Carry(model, None, depths, about_mean=False)]
     carries.append(_Carry(model, lens, depths, about_mean=False))
     if len(_readers(lens)) == len(READERS):
@@ -194,19 +198,26 @@ def _read(run: Run, lens: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     for prompts, x in run.states_by_batch("lens"):
         own = torch.cat([log_p for _, log_p in _log_p(model, x[-1])])
         best = own.argmax(-1)
-        for reader, carry in enumerate(carries):
-            for place, depth in enumerate(depths):
-                for part, log_p in _log_p(model, carry(place, x[int(depth)])):
-                    at, q = prompts[part], own[part]
-                    same[at, reader, place] = (log_p.argmax(-1) == best[part]).cpu().numpy()
-                    kl[at, reader, place] = (q.exp() * (q - log_p)).sum(-1).cpu().numpy()
+        rows = torch.stack(
+            [carry(place, x[depth]) for carry in carries for place, depth in enumerate(depths)],
+            dim=1,
+        )
+        # all of a prompt's rows together: the unembedding is read once for many
+        of = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+        found = []
+        for part, log_p in _log_p(model, rows.flatten(0, 1)):
+            q = own[of[part]]
+            right = log_p.argmax(-1) == best[of[part]]
+            found.append(torch.stack([right.double(), (q.exp() * (q - log_p)).sum(-1)]))
+        of_batch = torch.cat(found, dim=1).reshape(2, len(rows), *shape[1:]).cpu().numpy()
+        same[prompts], kl[prompts] = of_batch
     return same, kl
 
 
 class _Carry:
     """Rows at a depth of a list -> rows at the last depth."""
 
-    def __init__(self, model: Model, lens: xr.Dataset | None, depths: np.ndarray, *, about_mean):
+    def __init__(self, model: Model, lens: xr.Dataset | None, depths: Any, *, about_mean: bool):
         self.reader = READERS[0]
         self.about: dict[str, Any] = {}
         self._model, self._J = model, None

@@ -24,6 +24,7 @@ from depthsys.plot.table import held
 _CURE = "Use `lm.coupling` or `ltv.coupling`."
 _SHAPE = "Use `lm.trajectory_shape`."
 SPREAD = (0.1, 0.9)
+SPAN = 0.5, 1.1  # of the colours
 
 
 def coupling(ax: Axes, found: xr.Dataset) -> None:
@@ -32,8 +33,9 @@ def coupling(ax: Axes, found: xr.Dataset) -> None:
     Parameters
     ----------
     ax
-        Axes; a colour bar is put beside them. Dark is coupled; the colours end at 1, where the
-        directions of the one see nothing of the other, or at the largest value.
+        Axes; a colour bar is put beside them. Dark is coupled; the colours span 0.5 to 1.1 in
+        every map, so that maps can be compared: at 1 the directions of the one layer see nothing
+        of the other. The diagonal, 0 by definition, is left white.
     found
         From `lm.coupling`, whose mean over prompts is drawn, or `ltv.coupling`.
 
@@ -59,11 +61,13 @@ def coupling(ax: Axes, found: xr.Dataset) -> None:
     values = values.mean([dim for dim in values.dims if dim == "prompt"])
     values = values.transpose("layer", "layer_2")
     edges = [_edges(coordinate(values, dim)) for dim in ("layer_2", "layer")]
-    # a layer with itself is 0 by definition, and would take the range of colours
-    shown = np.ma.array(values.values, mask=np.eye(*values.shape, dtype=bool))
-    drawn = ax.pcolormesh(*edges, shown, vmax=max(1.0, float(values.max())), rasterized=True)
+    rows, columns = (coordinate(values, dim) for dim in ("layer", "layer_2"))
+    m = np.ma.masked_where(rows[:, None] == columns, values.values)
+    beyond = bool(m.min() < SPAN[0]), bool(m.max() > SPAN[1])
+    drawn = ax.pcolormesh(*edges, m, vmin=SPAN[0], vmax=SPAN[1], rasterized=True)
     top = f", K = {found.attrs['top']}" if "top" in found.attrs else ""
-    colour_bar(ax, drawn, f"$m(l, l')${top} (0: coupled)")
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    colour_bar(ax, drawn, f"$m(l, l')${top} (0: coupled)", extend.get(beyond, "neither"))
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_xlabel("directions of layer $l'$")
@@ -123,8 +127,9 @@ def trajectory_shape(axes: Sequence[Axes], found: xr.Dataset) -> None:
         ax.plot(at, np.exp(logs), markevery=thinned(logs), label="geometric mean", **STYLES[0])
         if np.isfinite(logs).all():
             slope, start = np.polyfit(at, logs, 1)
-            line = STYLES[1] | {"marker": ""}
-            ax.plot(at, np.exp(start + slope * at), label=f"{np.exp(slope):.3f} per layer", **line)
+            style: dict = STYLES[1] | {"marker": ""}
+            fit = np.exp(start + slope * at)
+            ax.plot(at, fit, label=f"{np.exp(slope):.3f} per layer", **style)
         log_axis(ax)
         ax.set_ylabel(f"{label}, unit of the state")
         key_above(ax, ncols=3)

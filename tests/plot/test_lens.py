@@ -20,13 +20,19 @@ def test_the_map_has_the_looked_at_layer_downwards(pairs):
     _, (ax,) = plot.figure()
     plot.coupling(ax, pairs)
     mesh = ax.collections[0]
-    np.testing.assert_allclose(mesh.get_array().reshape(4, 4), pairs["coupling"].mean("prompt"))
+    drawn, apart = mesh.get_array().reshape(4, 4), ~np.eye(4, dtype=bool)
+    np.testing.assert_array_equal(drawn.mask, ~apart)
+    np.testing.assert_allclose(drawn[apart], pairs["coupling"].mean("prompt").values[apart])
     assert ax.yaxis_inverted()
     assert ax.get_ylabel().startswith("layer $l$")
-    assert mesh.get_clim() == (0, max(1, float(pairs["coupling"].mean("prompt").max())))
-    _, (ax,) = plot.figure()
-    plot.coupling(ax, pairs.isel(prompt=0) / 10)
-    assert ax.collections[0].get_clim() == (0, 1)
+    assert mesh.get_clim() == (0.5, 1.1)
+    for scale, extend in ((0.1, "min"), (10, "both")):
+        _, (ax,) = plot.figure()
+        given = pairs.isel(prompt=0) * scale
+        given["coupling"][0, 1] = 0.2
+        plot.coupling(ax, given)
+        assert ax.collections[0].colorbar.extend == extend
+        assert ax.collections[0].get_clim() == (0.5, 1.1)
 
 
 def test_steps_and_norms_have_their_exponential():
