@@ -106,7 +106,7 @@ def decode(
     shape = (*flat.shape[:2], top)
     ids, logits = np.full(shape, -1), np.full(shape, np.nan)
     shares = np.full(shape, np.nan)
-    known = np.isfinite(flat).all(axis=-1)
+    known = np.asarray(np.isfinite(flat).all(axis=-1))
     x = [
         carry(place, torch.as_tensor(rows[known[place]], device=model.device))
         for place, rows in enumerate(flat)
