@@ -13,6 +13,8 @@ from depthsys.cli.results import Result
 from depthsys.study.measures import MEASURES, Measure, checked_measures
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from depthsys.cli.session import Session
     from depthsys.files import OutputFolder
     from depthsys.lm import Splits
@@ -67,9 +69,7 @@ def dynamics(
     plain = texts.suffix.lower() == LINES and asked.format is None
     wanted = checked_measures(measures, labelled=not plain)
     _check_lines(asked, lines, plain)
-    becomes = {
-        each.name: Result(f"{each.name}.nc", each.figures, sheets="dynamics") for each in wanted
-    }
+    becomes = {each.name: _result(each) for each in wanted}
     written = [*(name for each in becomes.values() for name in each.files), SUMMARY]
     piped = Piped.taken(texts, asked)
     folder = output_folder(out, written, force, inside(out, "dynamics"), piped)
@@ -82,6 +82,21 @@ def dynamics(
             each for each in wanted if _measured(session, each, becomes[each.name], named=measures)
         ]
         _finish(session, tuple(taken))
+
+
+def _result(measure: Measure) -> Result:
+    """What a measure becomes; a lens also a file of its own."""
+    others = (("lens.safetensors", _write_lens),) if measure.name == "lens" else ()
+    return Result(
+        f"{measure.name}.nc", measure.figures, others, sheets="dynamics", without=measure.large
+    )
+
+
+def _write_lens(found: "xr.Dataset", path: Path) -> None:
+    from depthsys import lm
+    from depthsys.study.dynamics import lens_in
+
+    lm.save_lens(lens_in(found), path, force=True)
 
 
 def _check_lines(asked: "Settings", lines: int | None, plain: bool) -> None:

@@ -177,7 +177,8 @@ def lens(cell: Cell) -> xr.Dataset:
     """How well a lens of some operating prompts reads held-out ones; see `lm.lens_agreement`.
 
     Where all parts are the same texts, the others of them; attrs ``own_prompts`` is 1 where there
-    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians.
+    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians. The lens
+    itself is there as `lm.lens` has it, its attrs as one text, ``lens_attrs``: see `lens_in`.
     """
     few = cell.few
     made = lm.lens(few)
@@ -187,7 +188,16 @@ def lens(cell: Cell) -> xr.Dataset:
     if same and not own:
         found = found.isel(prompt=slice(len(few), None))
     found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
-    return found.assign_attrs(n_jacobians=len(few), own_prompts=int(own))
+    told = {"n_jacobians": len(few), "own_prompts": int(own), "lens_attrs": json.dumps(made.attrs)}
+    return found.merge(made, combine_attrs="drop").assign_attrs(found.attrs | told)
+
+
+def lens_in(result: xr.Dataset) -> xr.Dataset:
+    """The lens of what the measure `lens` found."""
+    names = [name for name in MEASURES["lens"].large if name in result]
+    made = result[names]
+    made = made.drop_vars([name for name in made.coords if name != "depth"])
+    return made.drop_attrs().assign_attrs(json.loads(result.attrs["lens_attrs"]))
 
 
 # ------------------------------------------------------------------------ lines of text

@@ -48,6 +48,9 @@ class Measure:
         What it depends on: names of `Settings`.
     least
         How many operating prompts it needs.
+    large
+        Variables as large as Jacobians: a command writes them to a file of their own, and a study
+        does not keep them.
     of_concept
         Whether it is about a concept direction, so that it needs labelled texts.
     """
@@ -60,6 +63,7 @@ class Measure:
     settings: tuple[str, ...] = ()
     of_concept: bool = False
     least: int = 1
+    large: tuple[str, ...] = ()
 
 
 PRODUCT = 3.0  # forward and backward
@@ -174,6 +178,7 @@ _ALL = (
         name="lens",
         title="Jacobian lens",
         figures=("lens_agreement",),
+        large=("J", "prompt_norm", "x_ref", "x_end"),
         rows=_read_by_lenses,
         settings=("n_jacobians",),
     ),

@@ -13,9 +13,16 @@ from depthsys.study.measures import MEASURES
 
 COMMON = ["--device", "cpu", "--jacobians", "3"]
 SPLIT = ["--split", "8/4/4"]
-OF_ALL = {f"{name}.nc" for name in MEASURES} | {
-    f"{figure}.{kind}" for m in MEASURES.values() for figure in m.figures for kind in ("png", "svg")
-}
+OF_ALL = (
+    {f"{name}.nc" for name in MEASURES}
+    | {"lens.safetensors"}
+    | {
+        f"{figure}.{kind}"
+        for m in MEASURES.values()
+        for figure in m.figures
+        for kind in ("png", "svg")
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +205,25 @@ def _raising_for_cells(error):
         raise error
 
     return measure
+
+
+def test_a_lens_is_written_as_a_file_of_its_own(run, texts, model, tmp_path):
+    out = tmp_path / "dyn"
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--measures", "lens", "--out", out]
+    code, _, err = run(*asked)
+    assert code == 0, err
+    made = lm.lens(model, lm.read_texts(texts).split("8/4/4").operating.first(3))
+    back = lm.read_lens(out / "lens.safetensors")
+    np.testing.assert_allclose(back["J"], made["J"], rtol=1e-5, atol=1e-6)
+    assert back.attrs["definition"] == "last token"
+    assert back.attrs["n_prompts"] == 3
+    read = lm.decode(model, model.run(["the food was"]).states, lens=back, about_mean=True)
+    assert read.sizes["rank"] == 10
+    found = xr.load_dataset(out / "lens.nc", engine="h5netcdf")
+    assert "J" not in found
+    assert "agreement" in found
+    code, _, err = run(*asked)
+    assert code == 2
+    assert "--force" in err
+    code, _, err = run(*asked, "--force")
+    assert code == 0, err
