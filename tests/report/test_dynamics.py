@@ -224,3 +224,13 @@ def test_lenses_in_words():
     assert "at depth 5: logit lens 0 % (2.00 nats), J-lens 100 % (3.00 nats), mean state 0" in first
     assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
     assert "holds 0.500 of its prompts' own at depth 0 and 0.750 at depth 5" in third
+
+
+def test_few_whole_jacobians_are_minded_and_no_doubt_is_said():
+    few = Stage(SKIP.variables, {"n_jacobians": 3})
+    html = page(Results("one", (cell("a", skip=few),)))
+    assert "Whole Jacobians are of 3 prompts alone: others may have others" in html
+    enough = Stage(SKIP.variables, {"n_jacobians": 20})
+    html = page(Results("one", (cell("a", skip=enough),)))
+    assert "Whole Jacobians are of" not in html
+    assert "The results say nothing against themselves" in html
