@@ -211,11 +211,16 @@ def definition_table(numbers: dict) -> Table:
 
 def direction_table(numbers: dict) -> Table:
     rows = [
-        (str(depth), *(" ".join(f"`{t.strip()}`" for t in numbers["directions"][name][str(depth)])
+        (str(depth), *(" ".join(map(shown, numbers["directions"][name][str(depth)]))
                        for name in ("logit lens", "J-lens")))
-        for depth in AT
+        for depth in AT[1:]  # all texts end in one token: at depth 0 there is no direction
     ]  # fmt: skip
     return Table(("depth", "logit lens", "J-lens"), rows)
+
+
+def shown(token: str) -> str:
+    """A token as code in a cell of a table."""
+    return f"`{token.strip(' ')}`".replace("\n", "\\n").replace("|", "\\|")
 
 
 # ------------------------------------------------------------------------------------ figures

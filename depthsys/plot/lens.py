@@ -133,7 +133,8 @@ def decoded(ax: Axes, found: xr.Dataset) -> None:
     ----------
     ax
         Axes; a colour bar is put beside them. Each row is a depth, from 0 at the bottom, with its
-        tokens by falling rank; dark is likely, and spaces are written as underscores.
+        tokens by falling rank; dark is likely, and spaces are written as
+        underscores, ends of lines as arrows.
     found
         From `lm.decode`, of one prompt: ``token`` and ``probability`` (depth, rank); or without
         ``probability``, of directions.
@@ -184,9 +185,10 @@ def decoded(ax: Axes, found: xr.Dataset) -> None:
 
 
 def _shown(token: str) -> str:
-    """A token in one line that shows its spaces; "?" for what no font of a figure has."""
+    """A token in one line that shows its spaces; a box for what no font of a figure has."""
+    signs = {" ": "_", "\n": "↵", "\t": "⇥", "$": r"\$"}
     text = "".join(
-        "_" if c == " " else c if c.isprintable() and ord(c) < 0x250 else "?" for c in str(token)
+        signs.get(c, c if (c.isprintable() and ord(c) < 0x250) or c in "“”‘’–—…" else "□")
+        for c in str(token)
     )
-    text = text.replace("$", r"\$")
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -102,7 +102,7 @@ def test_tokens_stand_at_their_rank_and_depth():
     plot.decoded(ax, found)
     fig.draw_without_rendering()  # a dollar begins no formula
     shown = {text.get_position(): text.get_text() for text in ax.texts}
-    assert shown == {(1, 3): "_the", (2, 3): r"\$x", (1, 4): "?", (2, 4): "a_very_long…"}
+    assert shown == {(1, 3): "_the", (2, 3): r"\$x", (1, 4): "↵", (2, 4): "a_very_long…"}
     assert [text.get_color() for text in ax.texts] == ["w", "k", "k", "k"]
     _, (ax,) = plot.figure()
     plot.decoded(ax, found.drop_vars("probability"))
