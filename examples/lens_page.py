@@ -185,8 +185,10 @@ def read_table(numbers: dict) -> Table:
 
 def definition_table(numbers: dict) -> Table:
     rows = []
-    models = {"SmolLM2-135M": numbers["definitions"], **numbers.get("small", {})}
+    models = {"SmolLM2-135M": numbers.get("definitions"), **numbers.get("small", {})}
     for name, found in models.items():
+        if found is None:  # a run that was ended before
+            continue
         last = len(found["difference"]) - 1
         for part, depth in (("first", 0), ("middle", last // 2), ("last but one", last - 1)):
             of_both = (found["agreement"][d][depth] for d in ("last token", "published"))

@@ -251,15 +251,9 @@ def draw(dynamics: xr.Dataset, code: xr.Dataset, flown: dict[str, xr.Dataset]) -
     plot.plane_trajectories(left, dynamics)
     plot.code_trajectories(right, code)
     figures["trajectories"] = fig
-    for number, name in enumerate(
-        ("inverse of the projection, whole plane", "own rest, 3 spreads")
-    ):
-        one = flown[name]
-        count = one.sizes["start"]
-        fig, axes = plot.figure(3.3 * (count + 1), 3.9, columns=count + 1)
-        plot.teleportation(axes[:count], one)
-        plot.inward_fractions(axes[count], one)
-        figures[("teleportation", "teleportation_near")[number]] = fig
+    whole, near = (flown[name] for name in (*FLIGHTS,)[:: len(FLIGHTS) - 1])
+    figures["teleportation"] = sheets.teleportation_of(whole)
+    figures["teleportation_near"] = sheets.teleportation_of(near, moving=True)
     for name, fig in figures.items():
         plot.save(fig, DOCS / "figures" / f"residual_{name}.png", "png")
 

@@ -20,6 +20,11 @@ WIKI, STORIES = (NUMBERS[name] for name in script.TEXTS)
 BOTH = (WIKI, STORIES)
 
 
+def test_how_many_lines_there_are():
+    assert WIKI["prompts"] == STORIES["prompts"] == 500
+    assert f"{WIKI['n_cut']} and {STORIES['n_cut']} were cut after {script.MAX_TOKENS}" in WORDS
+
+
 def test_the_tables_are_those_of_the_numbers():
     tables = {
         "side by side": script.side_by_side(NUMBERS),
@@ -41,3 +46,100 @@ def test_single_numbers_are_those_of_the_curves():
                                 ("mutual_information", "information")):  # fmt: skip
                 here = script.thirds(np.array(curves[curve])[first::2])
                 np.testing.assert_allclose(here, summary[f"{name}, {part}"], rtol=5e-3)
+
+
+def by_thirds(values) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def test_what_is_said_of_continuity_and_speed():
+    s, t = (one["summary"] for one in BOTH)
+    curves = [one["curves"] for one in BOTH]
+    assert f"by {min(min(c['correlation, 0.5'][2:]) for c in curves):.2f} or more at" in WORDS
+    assert f"({by_thirds(s['correlation, attention'])} by thirds on wikitext2)" in WORDS
+    assert f"than where the MLP does ({by_thirds(s['correlation, mlp'])})" in WORDS
+    info = [by_thirds(s[f"information, {part}"]) for part in script.PARTS]
+    exchanged = s["information, exchanged"][0]
+    assert f"({info[0]} and {info[1]} nats; {exchanged:.2f} where" in WORDS
+    assert f"embedding is left ({curves[0]['correlation, 0.5'][1]:.2f})" in WORDS
+    norm = curves[0]["norm"]
+    assert f"the states there are {norm[2] / norm[1]:.0f} times as long as" in WORDS
+    cosine = np.array(curves[0]["cosine"][3:])
+    assert int(np.argmin(cosine)) + 3 == 48  # the attention of layer 24
+    assert f"for one ({cosine.min():.2f}, at the attention of layer 24)" in WORDS
+    assert f"Cosines are {np.sort(cosine)[1]:.2f} or more from step 3" in WORDS
+    updates = curves[0]["update_cosine"]
+    assert f"near right angles ({min(updates):.2f} to {max(updates):.2f})" in WORDS
+    faster = [
+        [x[name][2] / x[name][1] for name in ("velocity", "relative velocity")] for x in (s, t)
+    ]
+    assert f"moves {faster[0][0]:.1f} times as far in the last third" in WORDS
+    assert f"it moves {faster[0][1]:.1f} times as far" in WORDS
+    assert "({:.1f} and {:.1f} times on tinystories)".format(*faster[1]) in WORDS
+    assert f"falls from {s['density'][0]:.2f} to {s['density'][2]:.2f} on wikitext2" in WORDS
+    assert f"rises from {t['density'][0]:.2f} to {t['density'][2]:.2f} on tinystories" in WORDS
+    densest = [c["density"] for c in curves]
+    assert all(np.argmax(one) == 0 for one in densest)
+    assert f"densest ({densest[0][0]:.2f} and {densest[1][0]:.2f})" in WORDS
+
+
+def test_what_is_said_of_rotations():
+    s, t = (one["summary"] for one in BOTH)
+    assert f"turns {s['turns'][0]:.1f} times (tinystories: {t['turns'][0]:.1f})" in WORDS
+    assert "random orders {:.1f} ({:.1f}) times".format(
+        *(x["turns, shuffled"][0] for x in (s, t))
+    ) in WORDS  # fmt: skip
+    assert "single prompts it is {:.1f} ({:.1f})".format(
+        *(x["turns, each prompt"][0] for x in (s, t))
+    ) in WORDS  # fmt: skip
+    differ = [100 * x["turns differ"][0] for x in (s, t)]
+    assert "{:.0f} % and {:.0f} % of the units differ from their shuffles".format(*differ) in WORDS
+    assert s["turns differ"][1] == t["turns differ"][1] == 0
+    alone = [x["turns, states of unit length"] for x in (s, t)]
+    assert (
+        "it is {:.1f} against {:.1f} ({:.1f} against {:.1f})".format(*alone[0], *alone[1]) in WORDS
+    )
+
+
+def test_what_is_said_of_planes():
+    s, t = (one["summary"] for one in BOTH)
+    held = [100 * sum(x["explained"]) for x in (s, t)]
+    assert "hold {:.0f} % of the variance on wikitext2 and {:.0f} % on".format(*held) in WORDS
+    back = [100 * x["given back"][place] for place in (0, 1) for x in (s, t)]
+    said = "gives back {:.0f} % and {:.0f} % of texts that it has not seen, two components "
+    assert (said + "{:.0f} % and {:.0f} %").format(*back) in WORDS
+    at = s["given back at, autoencoder"]
+    assert "best ({:.2f}, {:.2f} and {:.2f} by thirds)".format(*at) in WORDS
+    within = WIKI["curves"]["explained_within, autoencoder"]
+    assert "({:.0f} and {:.0f}: these states".format(*within[:2]) in WORDS
+    assert f"and {by_thirds(within[3:58])} from sublayer 3 to 57" in WORDS
+    norm = WIKI["curves"]["norm"]
+    assert norm[-1] > 200 * norm[1]
+
+
+def test_what_is_said_of_teleportation():
+    near = [one["teleportation"]["own rest, 3 spreads"] for one in BOTH]
+    whole = [one["teleportation"]["inverse of the projection, whole plane"] for one in BOTH]
+    share = [[f"{100 * value:.0f}" for value in one["inward_share"]] for one in near]
+    assert share[0][1:3] == share[1][1:3] == ["100", "100"]
+    assert "halved ({:.2f} and {:.2f} on wikitext2)".format(*near[0]["contraction"][1:3]) in WORDS
+    assert (
+        f"it is {share[0][3]} %, at 48 {share[0][4]} % ({share[1][3]} % and {share[1][4]} %"
+        in WORDS
+    )
+    assert f"mostly does not ({share[0][0]} % and {share[1][0]} %)" in WORDS
+    far = WIKI["teleportation"]["inverse of the projection, 3 spreads"]
+    assert f"is {100 * far['inward_share'][3]:.0f} % instead of {share[0][3]} %" in WORDS
+    assert f"distances grow by {far['contraction'][0]:.0f}," in WORDS
+    radius = whole[0]["basin_radius"]
+    assert f"reaches {radius[1]:.0f} at sublayer 12 and {radius[2]:.0f} at 24" in WORDS
+    away = [100 * (1 - value) for one in whole for value in one["inward_share"][1:3]]
+    assert f"{min(away):.0f} to {max(away):.0f} % of the points do not come nearer" in WORDS
+
+
+def test_what_is_said_of_cost():
+    cost = NUMBERS["cost"]
+    assert "prefill {:.0f} and {:.0f} s".format(*cost["prefill"]) in WORDS
+    ratio = [d / p for d, p in zip(cost["dynamics"], cost["prefill"], strict=True)]
+    assert "{:.0f} and {:.0f} s, {:.1f} and {:.1f} times".format(*cost["dynamics"], *ratio) in WORDS
+    assert max(ratio) < 3

@@ -49,8 +49,12 @@ def test_what_is_said_of_layers_left_out():
         re.search(r"updates there are (14 and 1\.1 times)", WORDS)[1]
     }
     movies, amazon = SKIP["movies"], SKIP["amazon"]
-    assert f"movies, {movies['predicted'][1]:.0f}, has the wrong sign" in WORDS
-    assert f"({movies['shift'][1]:.0f})" in WORDS
+    wrong = [movies["predicted"][1], movies["shift"][1]]
+    assert "layer 1 on movies ({:.0f} predicted, {:.0f} really)".format(*wrong) in WORDS
+    both = [*amazon["predicted"][:2], *amazon["shift"][:2]]
+    assert "({:.1f} and {:.1f} predicted, {:.1f} and {:.1f} really)".format(*both) in WORDS
+    for curves in (movies, amazon):
+        assert "{:.2f} and {:.2f}".format(curves["kl"][24], curves["kl"][27]) in WORDS
     assert f"{min(movies['kl'][2:24]):.3f} to {max(movies['kl'][2:24]):.2f} nats" in WORDS
     assert f"({min(amazon['kl'][2:24]):.3f} to {max(amazon['kl'][2:24]):.2f} on amazon)" in WORDS
     for curves in (movies, amazon):

@@ -13,9 +13,12 @@ from depthsys.cli.results import Result
 from depthsys.study.measures import MEASURES, Measure, checked_measures
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from depthsys.cli.session import Session
     from depthsys.files import OutputFolder
-    from depthsys.study import Settings
+    from depthsys.lm import Splits
+    from depthsys.study import Found, Settings
 
 LINES = ".txt"
 COUNT = 1000
@@ -66,18 +69,34 @@ def dynamics(
     plain = texts.suffix.lower() == LINES and asked.format is None
     wanted = checked_measures(measures, labelled=not plain)
     _check_lines(asked, lines, plain)
-    becomes = {
-        each.name: Result(f"{each.name}.nc", each.figures, sheets="dynamics") for each in wanted
-    }
+    becomes = {each.name: _result(each) for each in wanted}
     written = [*(name for each in becomes.values() for name in each.files), SUMMARY]
     piped = Piped.taken(texts, asked)
     folder = output_folder(out, written, force, inside(out, "dynamics"), piped)
-    session = _opened(model, texts, asked, folder, piped, lines or COUNT, plain=plain)
+    session = _opened(
+        model, texts, asked, folder, piped, lines or COUNT, wanted, plain=plain, named=measures
+    )
     about = {"whole Jacobians": asked.n_jacobians, "measured": "lines" if plain else "texts"}
     with session.keeping("dynamics", force, about=about):
-        for each in wanted:
-            _measured(session, each, becomes[each.name])
-        _finish(session, wanted)
+        taken = [
+            each for each in wanted if _measured(session, each, becomes[each.name], named=measures)
+        ]
+        _finish(session, tuple(taken))
+
+
+def _result(measure: Measure) -> Result:
+    """What a measure becomes; a lens also a file of its own."""
+    others = (("lens.safetensors", _write_lens),) if measure.name == "lens" else ()
+    return Result(
+        f"{measure.name}.nc", measure.figures, others, sheets="dynamics", without=measure.large
+    )
+
+
+def _write_lens(found: "xr.Dataset", path: Path) -> None:
+    from depthsys import lm
+    from depthsys.study.dynamics import lens_in
+
+    lm.save_lens(lens_in(found), path, force=True)
 
 
 def _check_lines(asked: "Settings", lines: int | None, plain: bool) -> None:
@@ -107,33 +126,60 @@ def _opened(
     folder: "OutputFolder",
     piped: Piped | None,
     count: int,
+    wanted: tuple[Measure, ...],
     *,
     plain: bool,
+    named: str | None,
 ) -> "Session":
     from depthsys.cli.session import Session, open_model
 
+    def check(found: "Found", splits: "Splits") -> None:
+        for each in wanted if named is not None else ():
+            if len(splits.operating) < each.least:
+                raise ValueError(
+                    f"`--measures` must fit the texts; got {each.name!r} with "
+                    f"{len(splits.operating)}, which needs {each.least}. Give more, or leave it "
+                    "out."
+                )
+
     if not plain:
-        return open_model(model, texts, asked, folder, piped=piped)
+        return open_model(model, texts, asked, folder, check, piped=piped)
     from depthsys.report import Screen
     from depthsys.study import dynamics as study
 
     screen = Screen()
     with screen.step(f"load {model}"):
-        cell = study.open_lines(model, texts, count, asked)
+        cell = study.open_lines(model, texts, count, asked, check)
     return Session(screen, folder, cell)
 
 
-def _measured(session: "Session", measure: Measure, result: Result) -> None:
+def _measured(session: "Session", measure: Measure, result: Result, *, named: str | None) -> bool:
+    """Take a measure, and write it. Of all of them those that cannot be taken are told, and False.
+
+    One that was asked for by its name is an error.
+    """
     from depthsys import report
     from depthsys.study import dynamics as study
 
-    with session.screen.step(measure.title):
-        found = session.found_once(measure.name, lambda: study.measured(session.cell, measure.name))
+    try:
+        with session.screen.step(measure.title):
+            found = session.found_once(
+                measure.name, lambda: study.measured(session.cell, measure.name)
+            )
+    except ValueError as error:
+        if named is not None:
+            raise
+        session.found.append(f"{measure.name} is left out: {error}")
+        session.screen.say(f"{measure.name} is left out: {error}")
+        return False
     session.keep(result, found, report.dynamics(measure.name, found))
+    return True
 
 
 def _finish(session: "Session", measures: tuple[Measure, ...]) -> None:
     """End the summary, and store it."""
+    from depthsys.report import text_notes
+
     cell, screen = session.cell, session.screen
     n = len(cell.operating)
     screen.say()
@@ -143,9 +189,23 @@ def _finish(session: "Session", measures: tuple[Measure, ...]) -> None:
     )
     if any("n_jacobians" in each.settings for each in measures):
         screen.say(f"- whole Jacobians of {len(cell.few)} of them")
+    about_concept = next((each for each in measures if each.of_concept), None)
+    for said in [*_of_concept(session, about_concept), *text_notes(session.latest.attrs)]:
+        screen.say(f"- {said}")
     for said in session.found:
         screen.say(f"- {said}")
     folder = session.folder.folder
     screen.say(f"Results after {CLOCK.seconds:.0f} s, start and imports included: {folder}/")
     summary = screen.text()
     session.folder.write(SUMMARY, lambda path: path.write_text(summary, encoding="utf-8"))
+
+
+def _of_concept(session: "Session", measure: Measure | None) -> list[str]:
+    """How well the concept separates, where a measure is about one, and what speaks against it."""
+    if measure is None:
+        return []
+    from depthsys.report import notes
+    from depthsys.report.heading import separation
+
+    found = session.of[measure.name]
+    return [separation(found, session.cell.model.n_layers), *notes(found)]

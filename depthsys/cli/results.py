@@ -43,12 +43,15 @@ class Result:
         Further files by name, and how they are written from the Dataset.
     sheets
         Where the figures are.
+    without
+        Variables that the netCDF file is without: others hold them.
     """
 
     data: str
     figures: tuple[str, ...] = ()
     others: tuple[tuple[str, Callable[["xr.Dataset", Path], None]], ...] = ()
     sheets: str = "sheets"
+    without: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:
@@ -92,7 +95,7 @@ def write_data(folder: "OutputFolder", result: Result, dataset: "xr.Dataset") ->
     if "A" in dataset:
         folder.write(result.data, lambda path: export.to_netcdf(dataset, path))
     else:
-        folder.netcdf(result.data, dataset)
+        folder.netcdf(result.data, dataset.drop_vars(result.without))
 
 
 def write_shown(folder: "OutputFolder", result: Result, dataset: "xr.Dataset") -> None:

@@ -40,8 +40,8 @@ class Session:
         The system that is gone on from, and its file.
     found
         Verdicts so far.
-    latest
-        The Dataset that was computed last.
+    latest, of
+        The Dataset that was computed last, and all by the names of their files.
     kept
         What the steps found, on disk.
     """
@@ -53,6 +53,7 @@ class Session:
     source: Path | None = None
     found: list[str] = field(default_factory=list)
     latest: xr.Dataset = field(default_factory=xr.Dataset)
+    of: dict[str, xr.Dataset] = field(default_factory=dict)
     kept: KeptSteps | None = None
 
     def step(self, title: str, function: Callable[..., xr.Dataset], *given: Any, **options: Any):
@@ -106,7 +107,7 @@ class Session:
         """Write what a step found, and show its report."""
         write_data(self.folder, result, dataset)
         write_shown(self.folder, result, dataset)
-        self.latest = dataset
+        self.latest = self.of[result.data.removesuffix(".nc")] = dataset
         if report is not None:
             self.screen.show(report)
             self.found += report.verdicts

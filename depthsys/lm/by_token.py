@@ -21,7 +21,7 @@ from depthsys.lm.run import Run
 from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.lm.step import Step, small_step
-from depthsys.lm.switch import products_in
+from depthsys.lm.switch import check_graph, products_in
 from depthsys.lm.token_states import hidden_by_batch
 
 # Where really pushing is compared with derivatives unless told otherwise.
@@ -88,11 +88,7 @@ def token_gains(
     carried gradients. Where the states are not kept, a batch is prefilled first, and its states at
     all depths are there meanwhile.
     """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
-            "Use torch.no_grad(), or neither."
-        )
+    check_graph()
     reader = checked_readout(run.model, readout, concept)
     longest = max(map(len, run.rows))
     if n_lags is not None:

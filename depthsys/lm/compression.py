@@ -1,5 +1,6 @@
 """A compressing autoencoder: states of all sublayers through a plane and back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from depthsys.lm.progress import bar
 HIDDEN = (256, 64, 16)
 BATCH = 256
 RATE = 1e-3
+EPOCHS, STEPS = 30, 1400  # at least so many of both, unless it is said
 LEAST = 5  # prompts
 TESTED = 0.2  # of the prompts, which the fit does not see
 
@@ -25,7 +27,7 @@ def compress(
     *,
     seed: int = 0,
     n_dims: int = 2,
-    epochs: int = 30,
+    epochs: int | None = None,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> xr.Dataset:
     r"""A small autoencoder that puts states of all sublayers through a plane, beside PCA.
@@ -42,7 +44,8 @@ def compress(
     n_dims
         Numbers between encoder and decoder.
     epochs
-        How often every state is seen.
+        How often every state is seen; by default 30 times, and more where few states would make
+        fewer than 1400 steps of it.
     hidden
         Widths of the layers between the states and the code; the decoder has them in reverse.
 
@@ -78,6 +81,15 @@ def compress(
     .. [1] Fernando and Guitchounts (2025), arXiv:2502.12131, have a compressing autoencoder to two
        numbers; its layers and its training were not available here and are ours.
     """
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"`seed` must be a whole number >= 0; got {short(seed)}. The default is 0."
+        )
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not hidden:
+        raise ValueError(
+            f"`hidden` must be some widths, as in {HIDDEN}; got {short(hidden)}. Leave it out."
+        )
     rows = _checked(states, n_dims, epochs, hidden)
     rng = np.random.default_rng(seed)
     n_prompts = rows.shape[1]
@@ -87,6 +99,8 @@ def compress(
     if np.ptp(fitted, axis=0).max() == 0:
         raise ValueError("`states` must differ; got the same state everywhere. Take other prompts.")
     pca = trajectories.components(fitted, n_dims, rng)
+    if epochs is None:
+        epochs = max(EPOCHS, -(-STEPS // -(-len(fitted) // BATCH)))
     scale = float(np.sqrt(((fitted - pca.centre) ** 2).sum(axis=1).mean() / rows.shape[2]))
     both = [torch.as_tensor((x.reshape(-1, rows.shape[2]) - pca.centre) / scale).float()
             for x in (rows[:, ~tested], rows[:, tested])]  # fmt: skip
@@ -125,7 +139,7 @@ def compress(
             "epochs": epochs,
             "batch": BATCH,
             "rate": RATE,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # its own kind of text is none for a file
         },
     )
 
@@ -142,7 +156,7 @@ def _checked(states: Any, n_dims: Any, epochs: Any, hidden: Any) -> np.ndarray:
             f"`states` must be {dims} with {LEAST} prompts at least; got {dict(states.sizes)}. "
             "`lm.sublayer_states` gives them."
         )
-    given = {"n_dims": n_dims, "epochs": epochs}
+    given = {"n_dims": n_dims} | ({} if epochs is None else {"epochs": epochs})
     given |= {f"hidden[{place}]": width for place, width in enumerate(hidden)}
     for name, value in given.items():
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -106,7 +106,7 @@ def decode(
     shape = (*flat.shape[:2], top)
     ids, logits = np.full(shape, -1), np.full(shape, np.nan)
     shares = np.full(shape, np.nan)
-    known = np.isfinite(flat).all(axis=-1)
+    known = np.asarray(np.isfinite(flat).all(axis=-1))
     x = [
         carry(place, torch.as_tensor(rows[known[place]], device=model.device))
         for place, rows in enumerate(flat)
@@ -281,6 +281,8 @@ def _check_lens(model: Model, lens: xr.Dataset, depths: Sequence[int] | np.ndarr
             f"{lens.sizes['feature']} and depths up to {int(lens['depth'].max())}. It is of "
             "another model."
         )
+    if not np.isfinite(lens["J"]).all():
+        raise ValueError("`lens` must be finite; got NaN or infinity in J. Make it again.")
     if missing := sorted({*map(int, depths)} - {*map(int, lens["depth"].values)}):
         raise ValueError(
             f"`lens` must have the depths of `states`; got none at {missing[:8]}. Select others "

@@ -145,8 +145,14 @@ def _checked(run: Run, part, linear, n_values, n_vectors, n_tokens) -> Linearisa
     kind = Linearisation(part, "detached", linear)
     for name, value in {"n_values": n_values, "n_vectors": n_vectors}.items():
         whole_number(value, name)
-    if n_tokens != 0:
+    if n_tokens is False or n_tokens != 0:
         whole_number(n_tokens, "n_tokens")
+        n_known = run.model.hf.get_output_embeddings().weight.shape[0]
+        if n_tokens > n_known:
+            raise ValueError(
+                f"`n_tokens` must be at most {n_known}, the size of the vocabulary; got "
+                f"{n_tokens}. The default is 5."
+            )
         embedding = run.model.hf.get_input_embeddings().weight
         if embedding.shape[1] != run.model.n_features:
             raise ValueError(

@@ -20,6 +20,7 @@ from depthsys.lm.run_model import Model
 from depthsys.lm.shards import in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sums import added
+from depthsys.lm.switch import check_graph
 
 DEFINITIONS = {
     "last token": "mean over prompts of the derivative of the last token's x_L by its own x_l",
@@ -83,6 +84,8 @@ def lens(
         does not fit into memory.
     FloatingPointError
         If a Jacobian is not finite.
+    RuntimeError
+        Within ``torch.inference_mode()``.
 
     Notes
     -----
@@ -104,6 +107,7 @@ def lens(
     >>> dict(found.J.sizes)
     {'depth': 5, 'feature_out': 48, 'feature': 48}
     """
+    check_graph()
     model = run.model
     wanted = _checked_depths(model, depths)
     if not isinstance(definition, str) or definition not in DEFINITIONS:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from depthsys._version import __version__
 from depthsys.files import found, whole_file
 from depthsys.lm.jacobian_lens import DEFINITIONS
-from depthsys.lm.kinds import LENS, check_kinds
+from depthsys.lm.kinds import LENS, check_kinds, short
 
 FORMAT = "depthsys lens"
 VERSION = "1"
@@ -49,9 +49,18 @@ def save_lens(lens: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     FileExistsError
         If the file exists and ``force`` is False.
     TypeError
-        If ``lens`` is none.
+        If ``lens`` is none, or has attrs that are neither numbers nor texts.
+    ValueError
+        If it is not finite, or its depths do not rise.
     """
     check_kinds("save_lens", {"lens": lens}, {"lens": LENS})
+    try:
+        _checked(lens)
+    except ValueError as error:
+        raise ValueError(
+            f"`lens` must be one that can be read again; got one where {error}. Sort its depths, "
+            "or make it again."
+        ) from error
     tensors = {
         name: np.ascontiguousarray(lens[name].transpose(*dims).values)
         for name, dims in DIMS.items()
@@ -59,6 +68,12 @@ def save_lens(lens: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     }
     attrs = {key: value.item() if isinstance(value, np.generic) else value
              for key, value in lens.attrs.items()}  # fmt: skip
+    for key, value in attrs.items():
+        if not isinstance(value, (str, int, float)):
+            raise TypeError(
+                f"`lens` must have numbers and texts as attrs; got {short(value)} for {key!r}. "
+                "Leave it out."
+            )
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -100,6 +115,11 @@ def read_lens(path: str | os.PathLike, *, pickled_weights: bool = False) -> xr.D
     ValueError
         If it is no such file, is damaged, or is a pickle and ``pickled_weights`` is False.
     """
+    if not isinstance(pickled_weights, bool):
+        raise TypeError(
+            f"`pickled_weights` must be True or False; got {short(pickled_weights)}. True reads a "
+            "pickle."
+        )
     place = Path(path)
     found(place)
     if not place.is_file():
@@ -151,8 +171,12 @@ def _published(path: Path) -> xr.Dataset:
         raise ValueError(f"it has no matrices `J` by layer, but {keys}")
     matrices: Mapping[Any, Any] = given["J"]
     layers = sorted(matrices)
-    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+    if not all(type(layer) is int and layer >= 0 for layer in layers):
         raise ValueError("its layers are no whole numbers")
+    if list(given.get("source_layers", layers)) != layers:
+        raise ValueError("its `source_layers` are not those of its matrices")
+    if not all(matrices[layer].is_floating_point() for layer in layers):
+        raise ValueError("its matrices are not real numbers")
     J = torch.stack([matrices[layer].float() for layer in layers]).numpy()
     attrs = {
         "definition": "published",
@@ -170,6 +194,8 @@ def _checked(lens: xr.Dataset) -> xr.Dataset:
     if "J" not in lens or lens.sizes["feature_out"] != lens.sizes["feature"]:
         raise ValueError("it has no square matrices J")
     for name in lens.data_vars:
+        if lens[name].dtype.kind != "f":
+            raise ValueError(f"{name} is not of real numbers")
         if not np.isfinite(lens[name]).all():
             raise ValueError(f"{name} is not finite")
     depths = lens["depth"].values

@@ -14,7 +14,7 @@ import torch
 
 from depthsys.lm.at_once import less, too_much
 from depthsys.lm.kinds import short
-from depthsys.lm.switch import products_in
+from depthsys.lm.switch import check_graph, products_in
 
 # Rows (prompts x directions) that go through a block at once on the CPU: large enough for full
 # matrix-product speed, small enough that the activations of a GPT-2-large block stay below 0.3 GB.
@@ -125,11 +125,7 @@ class Linearised:
         rows: Callable[[], int | None] | None = None,
         products: str = "float32",
     ):
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
-                "Use torch.no_grad(), or neither."
-            )
+        check_graph()
         self.x, self._rows, self._in = x, rows, products
         with (
             products_in(products),

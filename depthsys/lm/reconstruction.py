@@ -17,6 +17,7 @@ from depthsys.lm.progress import bar
 from depthsys.lm.run import Run
 from depthsys.lm.shards import ShardedRun, along, in_shards
 from depthsys.lm.stamp import stamp
+from depthsys.lm.switch import check_graph
 
 _ERRORS = ("block", "attention", "mlp", "without_biases")
 
@@ -51,6 +52,8 @@ def reconstruction(run: Run, *, linear: str = "up") -> xr.Dataset:
     ------
     ValueError
         If the family has no detached map (experts, an attention of its own), or ``linear`` is none.
+    RuntimeError
+        Within ``torch.inference_mode()``.
 
     Notes
     -----
@@ -100,7 +103,7 @@ def token_shares(run: Run, *, linear: str = "up") -> xr.Dataset:
 
     Raises
     ------
-    ValueError
+    ValueError, RuntimeError
         As `reconstruction`.
 
     Notes
@@ -119,6 +122,7 @@ def token_shares(run: Run, *, linear: str = "up") -> xr.Dataset:
 
 
 def _checked(run: Run, linear: str) -> Linearisation:
+    check_graph()
     kind = Linearisation(kind="detached", linear=linear)
     for layer in range(run.n_layers):
         check_family(run.model.blocks, layer)

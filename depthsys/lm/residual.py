@@ -105,7 +105,7 @@ def residual_dynamics(
        write elsewhere was available here: definitions that these leave open are ours.
     """
     n_layers = run.n_layers
-    _check(run, n_units, n_trajectories, n_components, n_shuffles)
+    _check(run, seed, n_units, n_trajectories, n_components, n_shuffles)
     rng = np.random.default_rng(seed)
     width = run.model.n_features
     units = np.sort(rng.permutation(width)[:n_units])
@@ -158,18 +158,21 @@ def residual_dynamics(
     )
 
 
-def _check(run: Run, n_units: int, n_trajectories: int, n_components: int, n_shuffles: int) -> None:
+def _check(
+    run: Run, seed: int, n_units: int, n_trajectories: int, n_components: int, n_shuffles: int
+) -> None:
     width = run.model.n_features
     if len(run) <= NEIGHBOURS:
         raise ValueError(
-            f"`run` must have {NEIGHBOURS + 1} prompts at least; got {len(run)}. Correlations over prompts need "
-            "more: give some hundred."
+            f"`run` must have {NEIGHBOURS + 1} prompts at least; got {len(run)}. Correlations over "
+            "prompts need more: give some hundred."
         )
     if run.n_layers < 2:
         raise ValueError(
             f"`run` must be of a model of 2 layers at least; got {run.n_layers}. A gradient over "
             "depth needs three sublayers."
         )
+    _whole(seed, "seed", 0, 2**32 - 1, "The default is 0.")
     _whole(n_units, "n_units", 0, None, "It is a number of features.")
     _whole(n_trajectories, "n_trajectories", 1, None, "It is a number of prompts.")
     _whole(n_components, "n_components", 2, width, "The first two make a plane.")

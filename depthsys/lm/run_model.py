@@ -45,6 +45,11 @@ class Model(Protocol):
         """How texts become prompts."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        ...
+
     def tokens(self, prompts) -> Tokens:
         """Token ids, and how many prompts were cut."""
         ...

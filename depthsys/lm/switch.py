@@ -27,6 +27,15 @@ _GET: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
 _SET: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
 
 
+def check_graph() -> None:
+    """RuntimeError where torch keeps no graph: a derivative would fail, or silently be zero."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "derivatives must be taken outside torch.inference_mode(); it keeps no graph. "
+            "Use torch.no_grad(), or neither."
+        )
+
+
 def has_tf32(device: torch.device) -> bool:
     """Whether products on that device can be rounded to TF32: NVIDIA's, from Ampere on."""
     if device.type != "cuda" or torch.version.cuda is None:

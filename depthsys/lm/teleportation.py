@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from depthsys.fingerprints import why_another
 from depthsys.lm import sublayers
 from depthsys.lm.frozen import FrozenBlock, FrozenRun
 from depthsys.lm.kinds import Kind, short
@@ -107,8 +108,9 @@ def teleport(
     """
     arrangement = sublayers.checked_arrangement(run.model, run.rows[0])
     begins = _starts(starts, run.n_layers, n_sublayers, arrangement)
-    plane = _plane(dynamics, run.model.n_features)
-    if outside not in OUTSIDE:
+    _check_dynamics(run, dynamics)
+    plane = _plane(dynamics)
+    if not isinstance(outside, str) or outside not in OUTSIDE:
         raise ValueError(f"`outside` must be one of {OUTSIDE}; got {short(outside)}. Pick one.")
     _whole(grid, "grid", 2)
     _whole(n_radii, "n_radii", 1)
@@ -175,12 +177,28 @@ def _whole(value: Any, name: str, low: int) -> None:
         )
 
 
-def _plane(dynamics: xr.Dataset, width: int) -> "Plane":
-    if dynamics["axes"].sizes.get("feature") != width:
+def _check_dynamics(run: Run, dynamics: xr.Dataset) -> None:
+    """ValueError unless they are of this model, and have a plane."""
+    sizes, width = dict(dynamics["axes"].sizes), run.model.n_features
+    if sizes.get("feature") != width or dynamics.sizes.get("sublayer") != 2 * run.n_layers:
         raise ValueError(
-            f"`dynamics` must have the {width} features of the model; got "
-            f"{dict(dynamics['axes'].sizes)}. Make them with this model."
+            f"`dynamics` must have the {width} features and {2 * run.n_layers} sublayers of the "
+            f"model; got {dict(dynamics.sizes)}. Make them with this model."
         )
+    if sizes.get("component", 0) < 2:
+        raise ValueError(
+            f"`dynamics` must have two components, which make a plane; got {sizes}. Keep the first "
+            "two."
+        )
+    mark, own = dynamics.attrs.get("model_fingerprint"), run.model.fingerprint
+    if mark is not None and mark != own:
+        raise ValueError(
+            f"`dynamics` must be of the model; got model_fingerprint {mark!r} instead of {own!r}. "
+            f"Make them with this model.{why_another(mark, own)}"
+        )
+
+
+def _plane(dynamics: xr.Dataset) -> "Plane":
     axes = dynamics["axes"].transpose("component", "feature").values[:2]
     return Plane(torch.as_tensor(dynamics["centre"].values), torch.as_tensor(axes))
 
@@ -195,7 +213,8 @@ def _grid(dynamics: xr.Dataset, begins: list[int], grid: int, span: float | str)
         edges = np.stack([score.min(axis=(0, 1)), score.max(axis=(0, 1))])
         bounds = np.repeat(edges[None], len(begins), axis=0)
     else:
-        if isinstance(span, bool) or not np.isfinite(span) or span <= 0:
+        number = isinstance(span, (int, float)) and not isinstance(span, bool)
+        if not number or not np.isfinite(span) or span <= 0:
             raise ValueError(
                 f"`span` must be {WHOLE!r} or a number > 0; got {short(span)}. It is in root mean "
                 "square distances of the prompts from their mean."

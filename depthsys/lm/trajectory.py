@@ -75,6 +75,10 @@ def trajectory_shape(run: Run, *, start: int = 0) -> xr.Dataset:
     """
     L = run.n_layers
     whole = isinstance(start, (int, np.integer)) and not isinstance(start, bool)
+    if L < 2:
+        raise ValueError(
+            f"`run` must be of a model of 2 layers at least; got {L}. One step has no shape."
+        )
     if not whole or not 0 <= start <= L - 2:
         raise ValueError(
             f"`start` must be a depth in 0..{L - 2}, so that there are two steps; got "

@@ -136,10 +136,18 @@ def teleportation(result: xr.Dataset) -> Figure:
     flow = flow.rename({str(n): str(n).removeprefix("flow_") for n in flow.data_vars})
     flow = flow.rename(flow_prompt="prompt", plane="component")
     flow.attrs["n_sublayers"] = result.attrs.get("flow_n_sublayers", "")
+    return teleportation_of(flow)
+
+
+def teleportation_of(flow: xr.Dataset, *, moving: bool = False) -> Figure:
+    """The same of a result of `lm.teleport`; ``moving`` as in `plot.teleportation`."""
     count = flow.sizes["start"]
-    fig, axes = figure(3.3 * (count + 1), 3.9, columns=count + 1)
-    residual.teleportation(axes[:count], flow)
+    rows = -(-(count + 1) // 3)
+    fig, axes = figure(13, 4 * rows, columns=3, rows=rows)
+    residual.teleportation(axes[:count], flow, moving=moving)
     residual.inward_fractions(axes[count], flow)
+    for ax in axes[count + 1 :]:
+        ax.set_axis_off()
     return fig
 
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 from depthsys.plot.style import (
     BLACK,
@@ -29,6 +31,8 @@ WRITERS = {"attention": "written by attention", "mlp": "written by the MLP"}
 BAND = (0.05, 0.95)
 SHOWN = 30  # single trajectories in a plane
 BINS = 30
+FAR = 50  # distances that differ more are on a log axis
+_PALE = ListedColormap(colormaps["Greys"](np.linspace(0, 0.62, 256)))  # arrows are seen on it
 
 
 def unit_correlations(ax: Axes, found: xr.Dataset) -> None:
@@ -361,16 +365,20 @@ def _trajectories(ax: Axes, each: np.ndarray, mean: np.ndarray) -> None:
     colour_bar(ax, drawn, "sublayer")
 
 
-def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
+def teleportation(axes: Sequence[Axes], flown: xr.Dataset, *, moving: bool = False) -> None:
     """Where states that are put on a grid are carried: an arrow for each point, mean over prompts.
 
     Parameters
     ----------
     axes
-        One Axes for each start. The ground is the share of prompts for which the point is inward;
-        the circle and the cross are the prompts' own mean place at the start and the end.
+        One Axes for each start; a colour bar is put below them. The ground is the share of prompts
+        for which the point is inward; the circle and the cross are the prompts' own mean place at
+        the start and the end.
     flown
         From `lm.teleport`.
+    moving
+        Whether arrows are of what is left without the prompts' own move: then they lead towards
+        the circle where distances shrink, and the cross is left out.
 
     Raises
     ------
@@ -394,15 +402,18 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
         end = one["end"].mean("prompt").transpose("row", "column", "component").values
         share = one["inward"].mean("prompt").transpose("row", "column").values
         drawn = ax.pcolormesh(
-            begin[..., 0], begin[..., 1], share, cmap="Greys", vmin=0, vmax=1.6, shading="nearest",
+            begin[..., 0], begin[..., 1], share, cmap=_PALE, vmin=0, vmax=1, shading="nearest",
             rasterized=True,
         )  # fmt: skip
         move = end - begin
+        if moving:
+            move = move - (one["own_end"] - one["own_begin"]).mean("prompt").values
         ax.quiver(
             begin[..., 0], begin[..., 1], move[..., 0], move[..., 1], angles="xy",
             scale_units="xy", scale=1, color=BLUE, width=0.005,
         )  # fmt: skip
-        for name, marker in (("own_begin", "o"), ("own_end", "X")):
+        places = (("own_begin", "o"), ("own_end", "X"))
+        for name, marker in places[: 1 if moving else 2]:
             x, y = one[name].mean("prompt").values
             ax.plot(x, y, marker=marker, ms=9, color=ORANGE, mec=BLACK, ls="none", zorder=4)
         title = f"sublayer {int(one['start'])}, {steps} on"
@@ -410,7 +421,10 @@ def teleportation(axes: Sequence[Axes], flown: xr.Dataset) -> None:
         ax.set_xlabel("component 1")
         ax.set_ylabel("component 2")
     if drawn is not None:
-        colour_bar(axes[-1], drawn, "share of prompts, inward")
+        label = "share of prompts that end nearer to their own way"
+        axes[0].figure.colorbar(
+            drawn, ax=list(axes), location="bottom", shrink=0.4, aspect=40, label=label
+        )
 
 
 def inward_fractions(ax: Axes, flown: xr.Dataset) -> None:
@@ -441,6 +455,9 @@ def inward_fractions(ax: Axes, flown: xr.Dataset) -> None:
         ax.plot(one["radius"][known], one["inward_fraction"][known], label=label, **style)
     ax.axhline(0.5, color=BLACK, lw=0.8, ls="--")
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("distance from the prompt's own place, in the plane")
+    known = flown["radius"].values[np.isfinite(flown["radius"].values)]
+    if len(known) and known.max() > FAR * known.min():
+        ax.set_xscale("log")
+    ax.set_xlabel("distance from their own place")
     ax.set_ylabel("share that ends nearer")
-    key_above(ax, ncols=3)
+    key_above(ax, ncols=2)

@@ -41,11 +41,12 @@ def heading(result: xr.Dataset, now: Mapping[str, Any] | None = None) -> list[st
         f"{attrs['readout']} readout",
         f"texts {attrs['texts']}, {attrs['split']} per class, seed {attrs['seed']}; the readout "
         f"grows from label {negative!r} to {positive!r}",
-        _separation(result, int(n_layers)),
+        f"- {separation(result, int(n_layers))}",
     ]
 
 
-def _separation(result: xr.Dataset, n_layers: int) -> str:
+def separation(result: xr.Dataset, n_layers: int) -> str:
+    """How well the concept of a result separates held-out texts, in words."""
     known = _separation_of(result)
     auc, best = known["auc"], best_depth(known)
     told = [f"{fixed([auc[0]])} at depth 0" if np.isfinite(auc[0]) else "no direction at depth 0"]
@@ -68,7 +69,7 @@ def _separation(result: xr.Dataset, n_layers: int) -> str:
         names = ("paired_accuracy", "paired_low", "paired_high")
         share = fixed([float(result[name].values[-1]) for name in names])
         told[-1] += f" (of {n_held_out // 2} pairs, {share} ordered rightly)"
-    return f"- AUC on {n_held_out} held-out texts: {', '.join(told)}; {text}"
+    return f"AUC on {n_held_out} held-out texts: {', '.join(told)}; {text}"
 
 
 def system_in_words(system: xr.Dataset) -> str:

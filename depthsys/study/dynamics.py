@@ -5,16 +5,17 @@ Their names are those of `study.measures.MEASURES`. Those of whole Jacobians loo
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from depthsys import lm, ltv
-from depthsys.study.cell import Cell, find_model
+from depthsys.study.cell import Cell, Found, find_model
 from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
-from depthsys.study.steps import find_concept, with_origin
+from depthsys.study.steps import find_concept, with_origin, with_separation
 
 ALONE = 4  # prompts whose own spectra are taken, beside those of the mean
 MIN_WORDS = 8  # of a line that counts as a text: headings are none
@@ -29,7 +30,9 @@ def measured(cell: Cell, name: str, concept: xr.Dataset | None = None) -> xr.Dat
     take = globals()[name]
     if not MEASURES[name].of_concept:
         return with_origin(take(cell), cell)
-    return with_origin(take(cell, find_concept(cell) if concept is None else concept), cell)
+    concept = find_concept(cell) if concept is None else concept
+    found = with_separation(take(cell, concept), concept)
+    return with_origin(found.assign_attrs(concept=cell.settings.concept), cell)
 
 
 def spectra(cell: Cell) -> xr.Dataset:
@@ -174,7 +177,8 @@ def lens(cell: Cell) -> xr.Dataset:
     """How well a lens of some operating prompts reads held-out ones; see `lm.lens_agreement`.
 
     Where all parts are the same texts, the others of them; attrs ``own_prompts`` is 1 where there
-    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians.
+    are no others. ``share`` (depth) is what the mean holds of the prompts' own Jacobians. The lens
+    itself is there as `lm.lens` has it, its attrs as one text, ``lens_attrs``: see `lens_in`.
     """
     few = cell.few
     made = lm.lens(few)
@@ -184,7 +188,16 @@ def lens(cell: Cell) -> xr.Dataset:
     if same and not own:
         found = found.isel(prompt=slice(len(few), None))
     found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
-    return found.assign_attrs(n_jacobians=len(few), own_prompts=int(own))
+    told = {"n_jacobians": len(few), "own_prompts": int(own), "lens_attrs": json.dumps(made.attrs)}
+    return found.merge(made, combine_attrs="drop").assign_attrs(found.attrs | told)
+
+
+def lens_in(result: xr.Dataset) -> xr.Dataset:
+    """The lens of what the measure `lens` found."""
+    names = [name for name in MEASURES["lens"].large if name in result]
+    made = result[names]
+    made = made.drop_vars([name for name in made.coords if name != "depth"])
+    return made.drop_attrs().assign_attrs(json.loads(result.attrs["lens_attrs"]))
 
 
 # ------------------------------------------------------------------------ lines of text
@@ -225,11 +238,22 @@ def lines_of(path: Path, count: int, seed: int) -> lm.Texts:
     return lm.Texts(texts, np.zeros(len(texts), dtype=int), ("text", "text"), str(path.resolve()))
 
 
-def open_lines(name: str, path: Path, count: int, settings: Settings) -> Cell:
-    """A cell whose texts have no labels: each of its three parts is all of them."""
+def open_lines(
+    name: str,
+    path: Path,
+    count: int,
+    settings: Settings,
+    check: Callable[[Found, lm.Splits], object] = lambda found, splits: None,
+) -> Cell:
+    """A cell whose texts have no labels: each of its three parts is all of them.
+
+    ``check`` is called before the weights are read.
+    """
     from depthsys.lm.hf.messages import silence
 
     silence()
     found = find_model(name, settings)
     texts = lines_of(path, count, settings.seed)
-    return found.load(lm.Splits(texts, texts, texts, settings.seed))
+    splits = lm.Splits(texts, texts, texts, settings.seed)
+    check(found, splits)
+    return found.load(splits)

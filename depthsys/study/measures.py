@@ -46,6 +46,11 @@ class Measure:
         Functions of `plot.dynamics`, by name.
     settings
         What it depends on: names of `Settings`.
+    least
+        How many operating prompts it needs.
+    large
+        Variables as large as Jacobians: a command writes them to a file of their own, and a study
+        does not keep them.
     of_concept
         Whether it is about a concept direction, so that it needs labelled texts.
     """
@@ -57,6 +62,8 @@ class Measure:
     cubes: float = 0.0
     settings: tuple[str, ...] = ()
     of_concept: bool = False
+    least: int = 1
+    large: tuple[str, ...] = ()
 
 
 PRODUCT = 3.0  # forward and backward
@@ -151,6 +158,7 @@ _ALL = (
         rows=_sublayers,
         cubes=100.0,  # as long as neighbours and the autoencoder take
         settings=("seed",),
+        least=5,
     ),
     Measure(
         name="coupling",
@@ -170,6 +178,7 @@ _ALL = (
         name="lens",
         title="Jacobian lens",
         figures=("lens_agreement",),
+        large=("J", "prompt_norm", "x_ref", "x_end"),
         rows=_read_by_lenses,
         settings=("n_jacobians",),
     ),

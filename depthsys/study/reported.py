@@ -58,7 +58,7 @@ WANTED: dict[str, set[str]] = {
     "texts": _WRITTEN
     | {"text", "prompt", "readout_shift", "readout_new_shift"}
     | {f"{name}_mean" for name in _WRITTEN},
-    **{name: shown.variables | shown.marks for name, shown in SHOWN.items()},
+    **{name: shown.variables | shown.marks | _SEPARATION for name, shown in SHOWN.items()},
 }  # fmt: skip
 # What only measures how wide the states are.
 _WIDTHS = ("v", "direction")

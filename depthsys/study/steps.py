@@ -57,7 +57,7 @@ def identify(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     """The reduced system of the operating prompts."""
     settings = cell.settings
     system = lm.identify(cell.operating, concept, settings.method(), readout=settings.readout)
-    return with_origin(_with_separation(system, concept), cell)
+    return with_origin(with_separation(system, concept), cell)
 
 
 def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
@@ -70,7 +70,7 @@ def identify_each(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
         per_prompt=True,
         keep_basis=False,
     )
-    return with_origin(_with_separation(each, concept), cell)
+    return with_origin(with_separation(each, concept), cell)
 
 
 def gains(cell: Cell, system: xr.Dataset) -> xr.Dataset:
@@ -240,7 +240,7 @@ def verify(cell: Cell, concept: xr.Dataset, vector: xr.Dataset) -> xr.Dataset:
     about = {f"vector_{k}": v for k, v in vector.attrs.items() if k in ("source", "strength")}
     sizes = {"n_layers": cell.model.n_layers, "n_features": cell.model.n_features}
     found = found.assign_attrs(concept=cell.settings.concept, readout="concept", **sizes, **about)
-    return with_origin(_with_separation(found, concept), cell)
+    return with_origin(with_separation(found, concept), cell)
 
 
 def of_this_run(kept: xr.Dataset, cell: Cell) -> xr.Dataset:
@@ -315,7 +315,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
+def with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
+    """The result with how well its concept separates, and the warning of that."""
     system = system.assign(concept[[name for name in _SEPARATION if name in concept]])
     if "warning" in concept.attrs:
         system.attrs["concept_warning"] = concept.attrs["warning"]

@@ -306,7 +306,8 @@ def _measured(name: str) -> "Callable[[CellWork, Cell, Mapping[str, xr.Dataset]]
     def measure(work: CellWork, cell: Cell, inputs: Mapping[str, xr.Dataset]) -> xr.Dataset:
         from depthsys.study import dynamics
 
-        return dynamics.measured(cell, name, inputs.get("concept"))
+        found = dynamics.measured(cell, name, inputs.get("concept"))
+        return found.drop_vars(MEASURES[name].large)
 
     return measure
 

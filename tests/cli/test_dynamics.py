@@ -13,9 +13,16 @@ from depthsys.study.measures import MEASURES
 
 COMMON = ["--device", "cpu", "--jacobians", "3"]
 SPLIT = ["--split", "8/4/4"]
-OF_ALL = {f"{name}.nc" for name in MEASURES} | {
-    f"{figure}.{kind}" for m in MEASURES.values() for figure in m.figures for kind in ("png", "svg")
-}
+OF_ALL = (
+    {f"{name}.nc" for name in MEASURES}
+    | {"lens.safetensors"}
+    | {
+        f"{figure}.{kind}"
+        for m in MEASURES.values()
+        for figure in m.figures
+        for kind in ("png", "svg")
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +170,60 @@ def _noting(calls, function):
         return function(*args, **options)
 
     return noted
+
+
+def test_what_cannot_be_taken_is_left_out_with_a_word_unless_it_was_asked_for(
+    run, texts, tmp_path, monkeypatch
+):
+    quick = {name: MEASURES[name] for name in ("skip", "detached")}
+    monkeypatch.setattr("depthsys.study.measures._ALL", tuple(quick.values()))
+    refused = ValueError("`kind` must be 'jacobian' for this family")
+    monkeypatch.setattr(measures_of, "detached", _raising_for_cells(refused))
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON]
+    code, shown, err = run(*asked, "--out", tmp_path / "all")
+    assert code == 0, err
+    assert "- detached is left out: `kind` must be 'jacobian' for this family" in shown
+    assert "AUC on 8 held-out texts" in shown
+    names = {path.name for path in (tmp_path / "all").iterdir()}
+    assert "skip.nc" in names
+    assert "detached.nc" not in names
+    code, _, err = run(*asked, "--measures", "detached", "--out", tmp_path / "one")
+    assert code == 2
+    assert "`kind` must be 'jacobian'" in err
+
+
+def test_too_few_texts_are_refused_before_the_model_is_loaded(run, stories, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm.DepthModel, "load", _raising(RuntimeError("loaded")))
+    given = ["--lines", 3, "--measures", "residual", "--out", tmp_path / "dyn"]
+    code, _, err = run("demo_48x4", stories, "--device", "cpu", *given)
+    assert code == 2
+    assert "`--measures` must fit the texts; got 'residual' with 3, which needs 5" in err
+
+
+def _raising_for_cells(error):
+    def measure(cell):
+        raise error
+
+    return measure
+
+
+def test_a_lens_is_written_as_a_file_of_its_own(run, texts, model, tmp_path):
+    out = tmp_path / "dyn"
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--measures", "lens", "--out", out]
+    code, _, err = run(*asked)
+    assert code == 0, err
+    made = lm.lens(model, lm.read_texts(texts).split("8/4/4").operating.first(3))
+    back = lm.read_lens(out / "lens.safetensors")
+    np.testing.assert_allclose(back["J"], made["J"], rtol=1e-5, atol=1e-6)
+    assert back.attrs["definition"] == "last token"
+    assert back.attrs["n_prompts"] == 3
+    read = lm.decode(model, model.run(["the food was"]).states, lens=back, about_mean=True)
+    assert read.sizes["rank"] == 10
+    found = xr.load_dataset(out / "lens.nc", engine="h5netcdf")
+    assert "J" not in found
+    assert "agreement" in found
+    code, _, err = run(*asked)
+    assert code == 2
+    assert "--force" in err
+    code, _, err = run(*asked, "--force")
+    assert code == 0, err

@@ -83,6 +83,9 @@ def test_states_of_a_model_keep_what_they_are_of(tiny):
         ({"states": xr.DataArray(np.zeros((2, 12)), dims=("sublayer", "prompt"))}, "`states` must"),
         ({"states": states(np.zeros((2, 12, 3)))}, "`states` must differ"),
         ({"states": states(np.full((2, 12, 3), np.nan))}, "`states` must be finite"),
+        ({"seed": 0.5}, "`seed` must be a whole number >= 0; got 0.5"),
+        ({"hidden": ()}, "`hidden` must be some widths"),
+        ({"hidden": 8}, "`hidden` must be some widths"),
         ({"n_dims": 0}, "`n_dims` must be a whole number >= 1; got 0"),
         ({"n_dims": 8}, "`n_dims` must be less than the 8 features; got 8"),
         ({"epochs": 1.5}, "`epochs` must be a whole number >= 1; got 1.5"),
@@ -98,3 +101,28 @@ def test_what_is_refused(curved, change, words):
 def test_arrays_are_refused():
     with pytest.raises(TypeError, match="`states` must be a DataArray; got an array of shape"):
         lm.compress(np.zeros((2, 12, 3)))
+
+
+def test_a_result_can_be_stored(found, tmp_path):
+    found.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as kept:
+        xr.testing.assert_allclose(kept.load(), found)
+
+
+def test_few_states_are_seen_more_often(monkeypatch):
+    rng = np.random.default_rng(0)
+    few = xr.DataArray(rng.standard_normal((3, 6, 5)), dims=("sublayer", "prompt", "feature"))
+    monkeypatch.setattr("depthsys.lm.compression.STEPS", 70)
+    assert lm.compress(few, hidden=(4,)).attrs["epochs"] == 70  # one step each
+    monkeypatch.setattr("depthsys.lm.compression.STEPS", 7)
+    assert lm.compress(few, hidden=(4,)).attrs["epochs"] == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"seed": -1}, "`seed` must be a whole number"), ({"hidden": 8}, "`hidden` must be some")],
+)
+def test_more_wrong_options(options, said):
+    x = xr.DataArray(np.eye(6)[None].repeat(2, 0), dims=("sublayer", "prompt", "feature"))
+    with pytest.raises(ValueError, match=said):
+        lm.compress(x, **options)

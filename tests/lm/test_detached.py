@@ -287,6 +287,43 @@ def test_threads_take_turns():
         np.testing.assert_array_equal(one, other)
 
 
+def test_biases_that_move_in_one_thread_are_no_change_of_weights_in_another():
+    run = run_of("gpt2")
+    lm.reconstruction(run)
+    trouble: list[Exception] = []
+
+    def look():
+        for _ in range(40):
+            try:
+                list(run.states_by_batch())
+                run.jvp(1, np.ones((1, run.model.n_features)))
+            except ValueError as error:
+                trouble.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    while thread.is_alive():
+        lm.reconstruction(run)
+    thread.join()
+    assert trouble == []
+
+
+@pytest.mark.parametrize("function", [lm.reconstruction, lm.token_shares, lm.lens])
+def test_without_a_graph_it_is_refused(function):
+    run = run_of("llama")
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match=r"outside torch\.inference_mode"),
+    ):
+        function(run)
+
+
+def test_no_more_tokens_than_there_are():
+    run = run_of("llama")
+    with pytest.raises(ValueError, match="`n_tokens` must be at most 50, the size of the vocab"):
+        lm.detached_spectra(run, n_tokens=51)
+
+
 @pytest.mark.parametrize("outside", [True, False])
 def test_norms_in_few_operations_do_not_undo_it(outside, monkeypatch):
     """What accelerators use for the derivatives of LayerNorm."""

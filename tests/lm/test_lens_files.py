@@ -137,7 +137,7 @@ def test_what_is_no_lens_is_refused_in_one_line(found, path, tmp_path):
         "keys": {"jacobian_sum": {}, "n_done": 3},
         "d_model": published() | {"d_model": 8},
         "layers": published() | {"J": {"a": torch.eye(16)}},
-        "nan": published() | {"J": {0: torch.full((16, 16), torch.nan)}},
+        "nan": published() | {"J": {0: torch.full((16, 16), torch.nan)}, "source_layers": [0]},
         "list": [1, 2],
     }
     for name, given in bad.items():
@@ -155,3 +155,41 @@ def test_what_is_no_lens_is_refused_in_one_line(found, path, tmp_path):
         with pytest.raises(ValueError, match=f"must be a lens .*{why}") as caught:
             lm.read_lens(place, pickled_weights=True)
         assert "\n" not in str(caught.value)
+
+
+def test_what_could_not_be_read_again_is_not_written(found, tmp_path):
+    path = tmp_path / "lens.safetensors"
+    for wrong, said in (
+        (found.isel(depth=[1, 0]), "its depths are no rising whole numbers"),
+        (found * np.nan, "J is not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            lm.save_lens(wrong, path)
+    with pytest.raises(TypeError, match=r"numbers and texts as attrs; got .* for 'x'"):
+        lm.save_lens(found.assign_attrs(x=np.ones(2)), path)
+    assert not path.exists()
+    with pytest.raises(TypeError, match="`pickled_weights` must be True or False"):
+        lm.read_lens(path, pickled_weights="no")
+
+
+def test_a_lens_that_is_not_finite_reads_nothing(found, model):
+    states = model.run(IDS).states.sel(depth=[0, 2])
+    with pytest.raises(ValueError, match="`lens` must be finite; got NaN or infinity in J"):
+        lm.decode(model, states, lens=found.assign(J=found["J"] * np.nan))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"J": {True: torch.eye(4)}}, "its layers are no whole numbers"),
+        ({"source_layers": [5, 6]}, "`source_layers` are not those of its matrices"),
+        ({"J": {0: torch.eye(4, dtype=torch.complex64)}}, "its matrices are not real numbers"),
+    ],
+)
+def test_a_published_file_that_contradicts_itself_is_refused(tmp_path, change, said):
+    given = {"J": {0: torch.eye(4)}, "n_prompts": 2, "source_layers": [0], "d_model": 4} | change
+    if "J" in change:
+        given["source_layers"] = list(change["J"])
+    torch.save(given, tmp_path / "lens.pt")
+    with pytest.raises(ValueError, match=said):
+        lm.read_lens(tmp_path / "lens.pt", pickled_weights=True)

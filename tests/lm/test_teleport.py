@@ -172,10 +172,29 @@ def test_a_model_that_does_nothing_leaves_all_where_it_is(made):
     still = lm.residual_dynamics(model, texts, n_units=0, n_shuffles=3, n_components=4)
     assert still["turns"].isnull().all()
     assert still["prompt_turns"].isnull().all()
-    found = lm.teleport(model, texts, made[3], starts=[0, 1], n_sublayers=3, grid=3)
+    plane = made[3].drop_attrs()  # of another model
+    found = lm.teleport(model, texts, plane, starts=[0, 1], n_sublayers=3, grid=3)
     begin = found["begin"].expand_dims(prompt=9).transpose(*found["end"].dims)
     np.testing.assert_allclose(found["end"], begin, atol=1e-9)
     np.testing.assert_allclose(found["contraction"], 1)
+
+
+def test_a_plane_of_another_model_is_refused(made):
+    model, texts, dynamics = made[1:]
+    hf = tiny_gpt2().double()
+    next(hf.parameters()).data.mul_(1.1)
+    other = lm.DepthModel(hf)
+    with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
+        lm.teleport(other, texts, dynamics, starts=[0], n_sublayers=2)
+    for wrong, said in (
+        (dynamics.isel(component=[0]), "must have two components"),
+        (dynamics.isel(sublayer=slice(2)), "features and 6 sublayers of the model"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            lm.teleport(model, texts, wrong, starts=[0], n_sublayers=2)
+    for span in (None, [1.0], True):
+        with pytest.raises(ValueError, match="`span` must be 'trajectory' or a number > 0"):
+            lm.teleport(model, texts, dynamics, starts=[0], n_sublayers=2, span=span)
 
 
 def test_shards_and_chunks_give_the_same(made, monkeypatch):
@@ -206,6 +225,16 @@ def test_rows(made, monkeypatch):
     lm.teleport(run, dynamics, **options | {"starts": [1]})
     # half, whole, half; and the own states at both ends and before the join
     assert sum(rows) == len(texts) * (3 * 9 + 3)
+
+
+def test_results_can_be_stored(made, tmp_path):
+    _, model, texts, dynamics = made
+    flown = lm.teleport(model, texts, dynamics, n_sublayers=2, grid=2)
+    for number, found in enumerate((dynamics, flown)):
+        path = tmp_path / f"{number}.nc"
+        found.to_netcdf(path, engine="h5netcdf")
+        with xr.open_dataset(path, engine="h5netcdf") as kept:
+            xr.testing.assert_allclose(kept.load(), found)
 
 
 def test_five_starts_by_default(made):
@@ -241,8 +270,13 @@ def test_other_kinds_are_refused(made):
     _, model, texts, dynamics = made
     with pytest.raises(TypeError, match="`dynamics` must be residual dynamics"):
         lm.teleport(model, texts, xr.Dataset())
-    with pytest.raises(ValueError, match="`dynamics` must have the 16 features of the model"):
-        lm.teleport(model, texts, dynamics.isel(feature=slice(5)), n_sublayers=2)
+    for cut in ({"feature": slice(5)}, {"sublayer": slice(4)}):
+        with pytest.raises(ValueError, match="must have the 16 features and 6 sublayers of the mo"):
+            lm.teleport(model, texts, dynamics.isel(cut), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must have two components"):
+        lm.teleport(model, texts, dynamics.isel(component=[0]), n_sublayers=2)
+    with pytest.raises(ValueError, match="`dynamics` must be of the model; got model_fingerprint"):
+        lm.teleport(model, texts, dynamics.assign_attrs(model_fingerprint="v2:0"), n_sublayers=2)
 
 
 def test_nothing_reads_between_parallel_parts():

@@ -165,12 +165,27 @@ def test_arrows_lead_from_the_grid_to_the_ends(flown):
     assert axes[1].get_title() == "sublayer 9, 12 on\n50 % inward"
 
 
+def test_arrows_without_the_own_move(flown):
+    _, axes = plot.figure(columns=2)
+    plot.teleportation(axes, flown, moving=True)
+    (arrows,) = (c for c in axes[0].collections if isinstance(c, Quiver))
+    one = flown.isel(start=0)
+    own = (one["own_end"] - one["own_begin"]).mean("prompt")
+    move = (one["end"].mean("prompt") - one["begin"] - own).values.reshape(-1, 2)
+    np.testing.assert_allclose(np.stack([arrows.U, arrows.V], axis=1), move)
+    assert len(axes[0].lines) == 1
+
+
 def test_rings_without_points_are_left_out(flown):
     _, (ax,) = plot.figure()
     plot.inward_fractions(ax, flown)
     assert ax.lines[0].get_ydata().tolist() == [1.0, 0.25]
     assert ax.lines[1].get_ydata().tolist() == [0.5, 0.75, 0.0]
     assert ax.lines[0].get_label() == "from sublayer 4"
+    assert ax.get_xscale() == "linear"
+    _, (ax,) = plot.figure()
+    plot.inward_fractions(ax, flown.assign(radius=flown["radius"] * [[1], [99]]))
+    assert ax.get_xscale() == "log"
 
 
 def test_what_cannot_be_drawn_is_refused(found, flown):

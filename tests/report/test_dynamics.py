@@ -203,7 +203,7 @@ def test_shapes_in_words():
     first, second = SHOWN["shape"].verdicts(stage)
     assert "score is 3.00 (1: a straight line, 2.00: steps at right angles)" in first
     assert "ways are 1.50 times as long" in first
-    assert "grow by 2.00 per layer, which explains 50 %" in second
+    assert "2.00 times as long as the one before it, which explains 50 %" in second
     still = Stage(stage.variables | {"spacing_rate": (("prompt",), np.full(3, np.nan))})
     assert len(SHOWN["shape"].verdicts(still)) == 1
 
@@ -224,3 +224,13 @@ def test_lenses_in_words():
     assert "at depth 5: logit lens 0 % (2.00 nats), J-lens 100 % (3.00 nats), mean state 0" in first
     assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
     assert "holds 0.500 of its prompts' own at depth 0 and 0.750 at depth 5" in third
+
+
+def test_few_whole_jacobians_are_minded_and_no_doubt_is_said():
+    few = Stage(SKIP.variables, {"n_jacobians": 3})
+    html = page(Results("one", (cell("a", skip=few),)))
+    assert "Whole Jacobians are of 3 prompts alone: others may have others" in html
+    enough = Stage(SKIP.variables, {"n_jacobians": 20})
+    html = page(Results("one", (cell("a", skip=enough),)))
+    assert "Whole Jacobians are of" not in html
+    assert "The results say nothing against themselves" in html

@@ -17,6 +17,7 @@ from depthsys.lm.hf.blocks import Blocks, Calls
 from depthsys.lm.hf.checkpoint import find_parts
 from depthsys.lm.hf.detach import moved_biases, ready_to_move, tangent_of
 from depthsys.lm.precision import Arithmetic, wide
+from depthsys.lm.switch import check_graph
 
 # A detached block must give its own value to so many roundings of what it computes in, and to that
 # part of it. Random blocks and SmolLM2 are below 5 roundings, but a block may take away most of a
@@ -153,6 +154,7 @@ def check_family(blocks: Blocks, layer: int) -> None:
 @contextlib.contextmanager
 def _moving(blocks: Blocks, layer: int, linear: str) -> Iterator[nn.Module]:
     """A detached block in a forward-mode derivative in which its biases move along themselves."""
+    check_graph()
     blocks.weights.check()  # inside the biases are others
     ready_to_move()
     with blocks.detached(layer, linear), forward_mode.dual_level():

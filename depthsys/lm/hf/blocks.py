@@ -86,7 +86,7 @@ class Blocks:
 
     def __init__(self, hf: Any, products: str = "float32"):
         self.hf, self.products = hf, products
-        self.weights = Weights(hf)
+        self.weights = Weights(hf, self._lock)
         self._list: list[Any] = list(find_blocks(hf))
         self.residence = Residence(self._list)
         self._configs: list[Any] = list(

@@ -1,5 +1,6 @@
 """Whether a model still has the weights that it was wrapped and checked with."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ class Weights:
     were exchanged; not what is written through ``.data`` in place, which torch does not count.
     Weights that are brought in when they are used are watched where they wait: in the memory of
     the host as any others, in files by size and time of change.
-    Cheap enough to ask before every use (0.1 ms for thirty blocks): no number is read.
+    Cheap enough to ask before every use (0.1 ms for thirty blocks): no number is read. ``lock`` is
+    held meanwhile: another thread may have put something else in the place of biases.
     """
 
-    def __init__(self, hf: Any):
+    def __init__(self, hf: Any, lock: Any = None):
+        self._lock = contextlib.nullcontext() if lock is None else lock
         modules = list(hf.modules())
         waiting = waiting_in(hf)
         # the places of these are empty, or hold copies that come and go
@@ -41,6 +44,10 @@ class Weights:
     @property
     def have_changed(self) -> bool:
         """Whether anything is another than it was."""
+        with self._lock:
+            return self._differ()
+
+    def _differ(self) -> bool:
         return (
             self._versions_now() != self._versions
             or self._addresses_now() != self._addresses

@@ -27,7 +27,8 @@ def verdicts(stage: Stage) -> list[str]:
         f"the map of the last token from the embedding to the end has a stable rank of "
         f"{number(rank)} of {int(kept[-1])} (median of prompts), and needs {int(enough)} of its "
         "singular directions to give its value to 10 %",
-        f"the last token's own embedding makes {100 * last.mean():.0f} % of the last state by them",
+        f"the last token's own embedding makes {100 * last.mean():.0f} % of the last state by them "
+        "(projected on it: shares of tokens and biases add up to 100 % and may cancel)",
     ]
     if np.abs(biases).max() > 0:
         found.append(f"biases make {100 * biases.mean():.0f} % of the last state")

@@ -24,6 +24,11 @@ def verdicts(stage: Stage) -> list[str]:
         for reader in agreement
     )
     found = [f"the model's own next token at depth {depths[middle]:.0f}: {said}"]
+    if stage.attrs.get("own_prompts", 0):
+        found.append(
+            "the lens is read on the very prompts that it was made of: more texts than whole "
+            "Jacobians would say how it does on others"
+        )
     from_where = ", ".join(
         f"{depths[int(np.argmax(_ever_after(curve)))]:.0f} ({reader})"
         for reader, curve in agreement.items()
@@ -39,13 +44,16 @@ def verdicts(stage: Stage) -> list[str]:
     return found
 
 
+_SHORT = {"J-lens about the mean": "about the mean"}
+
+
 def _ever_after(curve: np.ndarray) -> np.ndarray:
     """Where the curve is above one half, and stays there."""
     return np.logical_and.accumulate((curve > 0.5)[::-1])[::-1]
 
 
 def _of(variable: str) -> tuple[Curve, ...]:
-    return tuple(Curve(variable, reader, {"reader": reader}) for reader in READERS)
+    return tuple(Curve(variable, _SHORT.get(r, r), {"reader": r}) for r in READERS)
 
 
 SHOWN = Shown(

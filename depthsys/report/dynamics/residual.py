@@ -76,7 +76,12 @@ def _flow(stage: Stage) -> list[Table]:
     """Of each start of teleportation."""
     names = ("flow_inward_share", "flow_contraction", "flow_basin_radius")
     rows = [
-        (str(start), f"{100 * share:.0f} %", number(contraction), number(radius))
+        (
+            str(start),
+            f"{100 * share:.0f} %",
+            number(contraction),
+            number(radius) if radius > 0 else "none",
+        )
         for start, share, contraction, radius in zip(
             stage.value("start"), *(stage.value(name) for name in names), strict=True
         )

@@ -21,9 +21,10 @@ def verdicts(stage: Stage) -> list[str]:
     ]
     if np.isfinite(middle["spacing_rate"]):
         found.append(
-            f"steps grow by {number(np.exp(middle['spacing_rate']))} per layer, which explains "
-            f"{100 * middle['spacing_r2']:.0f} % of how their logarithms vary; exponential growth "
-            f"of the norm explains {100 * middle['growth_r2']:.0f} %"
+            f"each step is {number(np.exp(middle['spacing_rate']))} times as long as the one "
+            f"before it, which explains {100 * middle['spacing_r2']:.0f} % of how their logarithms "
+            f"vary; exponential growth of the norm explains {100 * middle['growth_r2']:.0f} % "
+            "(medians of prompts)"
         )
     return found
 

@@ -15,15 +15,14 @@ def verdicts(stage: Stage) -> list[str]:
     width = stage.sizes["mode"]
     growth, modal = (stage.value(n)[-1] for n in ("growth_from_start", "modal_growth"))
     departure = stage.value("departure", **_LAYER)
-    turned = (np.abs(stage.value("angle", **_UPDATE)) > np.pi / 2).mean(axis=1)
+    smaller = (stage.value("modulus", **_LAYER) < 1).mean()
     found = [
         f"the product of all layers has an effective rank of {number(rank[0])} of {width}",
         f"it grows by {number(growth)} at most; the eigenvalues of the layers alone would say "
         f"{number(modal)}",
         f"layer {int(np.argmax(departure))} is farthest from normal ({number(departure.max())}), "
         f"layer {int(np.argmin(departure))} nearest ({number(departure.min())})",
-        f"of what layers add, {100 * turned.mean():.0f} % of the eigenvalues turn by more than 90 "
-        "degrees: they shrink the state",
+        f"{100 * smaller:.0f} % of the eigenvalues of layers are below 1 in modulus",
     ]
     if "growth_from_start_each" in stage.variables:
         each = stage.value("growth_from_start_each")[..., -1]
@@ -87,5 +86,5 @@ SHOWN = Shown(
         ),
     ),
     verdicts=verdicts,
-    others=("angle",),
+    others=("modulus",),
 )

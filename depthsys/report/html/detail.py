@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.html import budget, dynamics, effects, gains, hankel, methods, plans, told
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import (
@@ -57,9 +58,20 @@ def _inside(facts: Facts, doubts: list[Remark], *, alone: bool) -> list[Markup]:
             ]
     parts += [_figures("Gains", _gains(facts)), _figures("Reduction", _reduction(facts))]
     parts += [_figures("Plan", _plan(facts)), _texts(facts)]
-    parts += [_figures("Depth as dynamics", dynamics.figures(facts))]
+    parts += [_figures("Depth as dynamics", dynamics.figures(facts)), _maps(facts)]
     parts.append(opened("Where it comes from", described(origin_of(facts.cell))))
     return [part for part in parts if part is not None]
+
+
+def _maps(facts: Facts) -> Markup | None:
+    """Where to find what a page has no room for."""
+    if not any(name in facts.cell.stages for name in SHOWN):
+        return None
+    return paragraph(
+        "Maps (coupling of layers, angles, teleportation, lags) are no part of this page: "
+        "depthsys dynamics writes them as figures beside its results.",
+        class_="note",
+    )
 
 
 def _alert(facts: Facts) -> Markup | None:

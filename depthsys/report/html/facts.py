@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.html.results import CellResults
 from depthsys.report.stage import Stage, Three, names_of, number_of, pick, three
 from depthsys.wording import small_order
@@ -59,7 +60,7 @@ class Facts:
 
     @cached_property
     def _separated(self) -> Stage | None:
-        names = ("concept", "system", "comparison")
+        names = ("concept", "system", "comparison", *SHOWN)
         return next(
             (s for n in names if (s := self.cell.stage(n)) is not None and "auc" in s), None
         )

@@ -2,6 +2,7 @@
 
 import json
 
+from depthsys.report.dynamics import SHOWN
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, described, joined, paragraph
 from depthsys.report.html.results import STAGES, CellResults, Results
@@ -123,6 +124,8 @@ def _of_run(results: Results) -> str:
         "comparison": "depthsys compare MODEL {texts} --split {split} --seed {seed} --out cmp",
         "effect": "depthsys verify vector.gguf MODEL {texts} --out effect",
         "texts": "depthsys generate MODEL --plan run/plan.nc --prompt TEXT --out written.csv",
+        **dict.fromkeys(SHOWN, "depthsys dynamics MODEL {texts} --split {split} --seed {seed} "
+                               "--out dynamics"),
     }  # fmt: skip
     said: dict[str, None] = {}
     for cell in results.cells:

@@ -14,6 +14,7 @@ from depthsys.report.html.trust import Doubts, remarks
 from depthsys.wording import counted, fixed, listed, number, percent
 
 SEPARATES, WEAKLY = 0.8, 0.6  # AUC, as the heading of a single result has it
+NO_DOUBTS = "The results say nothing against themselves, which is no proof that nothing is."
 NEAR = 0.05  # of the target
 
 
@@ -29,7 +30,7 @@ def section(results: Results, facts: list[Facts], doubts: Doubts) -> Section:
         tag("h3", "What was found"),
         bullets(_found(facts), "verdicts"),
         tag("h3", "How far to trust it"),
-        bullets([*_limits(facts), *remarks(facts, doubts)], "verdicts"),
+        bullets([*_limits(facts), *remarks(facts, doubts)] or [NO_DOUBTS], "verdicts"),
     ]
     return Section("summary", "Summary", tag("div", *parts, class_="summary"))
 

@@ -13,10 +13,11 @@ from depthsys.report.html.results import STAGES
 from depthsys.report.plan import verdicts as of_plan
 from depthsys.report.remarks import Remark, better_depth, of_attrs, of_direction, of_texts
 from depthsys.report.stage import Stage
-from depthsys.wording import fixed, percent, sentence
+from depthsys.wording import counted, fixed, percent, sentence
 
 LARGE_PUSH = 0.3  # of the norm of the state, above which nothing linear can be expected
 WEAK = 0.6  # an AUC of a direction that hardly separates
+FEW = 10  # prompts that say little of others
 LOUD = 0.2  # relative noise of prompts that leaves little to be seen
 
 
@@ -108,6 +109,13 @@ def _of_numbers(facts: Facts) -> list[Remark]:
             "would say more"
         )
         found.append(Remark(said, said, "noise", percent([facts.noise_floor])))
+    few = {
+        int(s.attrs["n_jacobians"]) for s in facts.cell.stages.values() if "n_jacobians" in s.attrs
+    }
+    if few and min(few) < FEW:
+        said = f"whole Jacobians are of {counted(min(few), 'prompt')} alone: others may have others"
+        found.append(Remark(said, "whole Jacobians of few prompts: others may have others",
+                            "prompts", str(min(few))))  # fmt: skip
     if facts.largest_push > LARGE_PUSH:
         found.append(_of_push(facts))
     if facts.violations[0]:
