@@ -92,7 +92,7 @@ def test_the_rules_of_all_routers_are_tried_with_one_wait():
     routers = [router for each in blocks._routers for router in each]
     assert len(routers) > 1
     with card.counted() as counts:
-        assert replay._rules_are_known(routers, hf.config.hidden_size)
+        assert replay.rules_are_known(routers, hf.config.hidden_size)
     assert (counts.waits, counts.to_device) == (1, 1)
 
 

@@ -47,6 +47,7 @@ from depthsys.lm.hf.detach import (
 from depthsys.lm.hf.layer_norm import layer_norms, twice_derived
 from depthsys.lm.hf.own_work import own_work
 from depthsys.lm.hf.residence import Residence
+from depthsys.lm.hf.router_margin import router_margin, rules_are_known
 from depthsys.lm.hf.weights import Weights
 from depthsys.lm.switch import products_in
 
@@ -103,7 +104,7 @@ class Blocks:
         ]
         self._width: int = hf.config.get_text_config(decoder=True).hidden_size
         routers = [router for routers in self._routers for router in routers]
-        self.margins_are_known = _rules_are_known(routers, self._width)
+        self.margins_are_known = rules_are_known(routers, self._width)
         self.takes_positions = "position_ids" in _parameters(hf.base_model)
         if LAST_TOKEN_ATTENTION not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(LAST_TOKEN_ATTENTION, last_token_attention)
@@ -210,7 +211,7 @@ class Blocks:
             self._check_hooks(layer)
             for router in self._routers[layer]:
                 handle = router.register_forward_hook(
-                    lambda m, _, out: margins.append(_router_margin(m, out, len(hidden)))
+                    lambda m, _, out: margins.append(router_margin(m, out, len(hidden)))
                 )
                 stack.callback(handle.remove)
             after = self.call(layer, calls.sequence[layer], hidden, recorder)
@@ -588,61 +589,6 @@ class Calls:
         real = None if self.real is None else self.real[rows]
         ids, mask, nothing = self._ids[rows], self._mask[rows], self.embedded.new_empty(0)
         return Calls(self._blocks, ids, mask, real, nothing, [], self.n_context)
-
-
-def _router_margin(router, output, n_prompts: int) -> torch.Tensor:
-    """How far the choice of experts of each prompt's last token is from changing (prompt).
-
-    The gap between the last expert chosen and the first one left out, in the router's unit of
-    choice: its logit, or with a correction bias its corrected sigmoid score. Where experts are
-    first chosen by group, also the gap between groups, and the smaller one counts. A negative
-    gap says that this router chooses by another rule; NaN that it gives no such outputs.
-    """
-    if not isinstance(output, tuple) or len(output) != 3 or output[2].is_floating_point():
-        return torch.full((n_prompts,), torch.nan)
-    logits, _, chosen = output
-    n_experts = logits.shape[-1]
-    score = logits.detach().float().view(n_prompts, -1, n_experts)[:, -1]
-    chosen = chosen.view(n_prompts, -1, chosen.shape[-1])[:, -1]
-    bias = getattr(router, "e_score_correction_bias", None)
-    if bias is not None:
-        score = score.sigmoid() + bias
-    is_chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, value=True)
-    eligible = torch.ones_like(is_chosen)
-    margin = torch.full_like(score[:, 0], torch.inf)
-    n_groups = getattr(router, "num_group", 1) or 1
-    if bias is not None and n_groups > 1:
-        groups = score.unflatten(1, (n_groups, -1)).topk(2, dim=-1)[0].sum(-1)
-        ranked = groups.sort(dim=-1, descending=True)
-        kept = router.topk_group
-        if kept < n_groups:
-            margin = ranked.values[:, kept - 1] - ranked.values[:, kept]
-        open_groups = torch.zeros_like(groups, dtype=torch.bool)
-        open_groups.scatter_(1, ranked.indices[:, :kept], value=True)
-        eligible = open_groups.repeat_interleave(n_experts // n_groups, dim=1)
-    least = score.masked_fill(~is_chosen, torch.inf).amin(-1)
-    left_out = score.masked_fill(is_chosen | ~eligible, -torch.inf).amax(-1)
-    return torch.minimum(margin, least - left_out)
-
-
-@torch.no_grad()
-def _rules_are_known(routers: list[Any], width: int) -> bool:
-    """Whether routers choose as `_router_margin` thinks, for many random states."""
-    generator = torch.Generator().manual_seed(0)
-    drawn, least = torch.randn(256, width, generator=generator), []
-    placed: dict[tuple, torch.Tensor] = {}
-    for router in routers:
-        weight = next(router.parameters())
-        if (where := (weight.device, weight.dtype)) not in placed:
-            placed[where] = drawn.to(weight)
-        try:
-            margin = _router_margin(router, router(placed[where]), len(drawn))
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            return False  # called in another way, with more than the states
-        least.append(margin.min())  # NaN if one is
-    if not least:
-        return True
-    return bool((torch.stack([m.to(least[0].device) for m in least]) >= 0).all())
 
 
 def _parameters(module) -> set[str]:
