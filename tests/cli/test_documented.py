@@ -56,11 +56,14 @@ def test_the_readme_runs_line_by_line(run, tmp_path, monkeypatch):
     shutil.copytree(model_path("demo_48x4"), "my-model")
     with Path("reviews.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *grammar.labelled(1000, seed=5)])
+    lines_of_text = [text for text, _ in grammar.labelled(8, seed=6)]
+    Path("stories.txt").write_text("\n".join(lines_of_text), "utf-8")
     block = re.search(r"## At the shell\n+```\n(.*?)```", PAGES[0].read_text("utf-8"), re.S)
     assert block is not None
     lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
     assert [words[1] for words in lines] == [
-        "identify", "gains", "control", "plan", "verify", "generate", "compare", "export", "import",
+        "identify", "gains", "control", "plan", "verify", "generate", "compare", "dynamics",
+        "export", "import",
     ]  # fmt: skip
     for words in lines:
         if words[1] == "import":  # what an engineer sends back
