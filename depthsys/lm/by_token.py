@@ -23,6 +23,7 @@ from depthsys.lm.stamp import stamp
 from depthsys.lm.step import Step, small_step
 from depthsys.lm.switch import check_graph, products_in
 from depthsys.lm.token_states import hidden_by_batch
+from depthsys.ltv.system import whole_number
 
 # Where really pushing is compared with derivatives unless told otherwise.
 LAGS = (0, 1, 2, 4, 8)
@@ -92,7 +93,7 @@ def token_gains(
     reader = checked_readout(run.model, readout, concept)
     longest = max(map(len, run.rows))
     if n_lags is not None:
-        n_lags = _whole(n_lags, "n_lags", 1, "None looks at all tokens.")
+        n_lags = whole_number(n_lags, "n_lags", cure="None looks at all tokens.")
     n_lags = longest if n_lags is None else min(n_lags, longest)
     gain, gradient, norm, value = _gains_of(run, concept, readout, n_lags)
     exists = _exists(run, n_lags)
@@ -277,7 +278,8 @@ def measure_token_gains(
         raise ValueError(
             f"`step` must be central here; got {short(step.difference)}. Write lm.Step(eps)."
         )
-    lags = [_whole(lag, "lags", 0, f"The longest prompt has {longest} tokens.") for lag in lags]
+    cure = f"The longest prompt has {longest} tokens."
+    lags = [whole_number(lag, "lags", 0, cure=cure) for lag in lags]
     if not lags or max(lags) >= longest or len(set(lags)) < len(lags):
         raise ValueError(
             f"`lags` must be different numbers below {longest}, the tokens of the longest prompt; "
@@ -364,11 +366,3 @@ def _check_step(step: Step, norm: np.ndarray, arithmetic: Arithmetic) -> None:
             "`prompts` must have states with a length where a step is relative to it; got zero for "
             f"number {none[0][0]}. Leave that prompt out, or take lm.Step(relative=False)."
         )
-
-
-def _whole(value: object, name: str, least: int, cure: str) -> int:
-    """ValueError unless it is a whole number not below ``least``."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"`{name}` must be whole >= {least}; got {short(value)}. {cure}")
-    return int(value)  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ from torch import nn
 from depthsys.lm import trajectories
 from depthsys.lm.kinds import short
 from depthsys.lm.progress import bar
+from depthsys.ltv.system import whole_number
 
 HIDDEN = (256, 64, 16)
 BATCH = 256
@@ -81,11 +82,7 @@ def compress(
     .. [1] Fernando and Guitchounts (2025), arXiv:2502.12131, have a compressing autoencoder to two
        numbers; its layers and its training were not available here and are ours.
     """
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 2**32:
-        raise ValueError(
-            f"`seed` must be a whole number >= 0; got {short(seed)}. The default is 0."
-        )
+    whole_number(seed, "seed", 0, 2**32 - 1, "The default is 0.")
     if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not hidden:
         raise ValueError(
             f"`hidden` must be some widths, as in {HIDDEN}; got {short(hidden)}. Leave it out."
@@ -159,11 +156,7 @@ def _checked(states: Any, n_dims: Any, epochs: Any, hidden: Any) -> np.ndarray:
     given = {"n_dims": n_dims} | ({} if epochs is None else {"epochs": epochs})
     given |= {f"hidden[{place}]": width for place, width in enumerate(hidden)}
     for name, value in given.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number >= 1; got {short(value)}. Leave it out."
-            )
+        whole_number(value, name, cure="Leave it out.")
     if n_dims >= states.sizes["feature"]:
         raise ValueError(
             f"`n_dims` must be less than the {states.sizes['feature']} features; got {n_dims}. "

@@ -16,6 +16,7 @@ from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
 from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import provenance, stamp
+from depthsys.ltv.system import whole_number
 
 ROWS = 128  # through the head at once: a row of logits is as long as the vocabulary
 READERS = ("logit lens", "J-lens", "J-lens about the mean", "mean state")
@@ -91,10 +92,7 @@ def decode(
         states, directions = as_concept(states)["direction"], True
     given = _checked_states(model, states, allow_nan=directions)
     n_tokens = model.hf.get_output_embeddings().weight.shape[0]
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= n_tokens:
-        raise ValueError(
-            f"`top` must be a whole number in 1..{n_tokens}; got {short(top)}. The default is 10."
-        )
+    whole_number(top, "top", 1, n_tokens, "The default is 10.")
     depths = given["depth"].values
     carry = _Carry(model, lens, depths, about_mean=about_mean)
     if about_mean and directions:
@@ -304,6 +302,11 @@ def _checked_states(model: Model, states: Any, *, allow_nan: bool) -> xr.DataArr
         raise ValueError(
             f"`states` must be (depth, ..., feature) with {model.n_features} features; got "
             f"{sizes}. Name its dims so."
+        )
+    if "rank" in sizes or not states.size:
+        raise ValueError(
+            f"`states` must have some states, and no dim `rank`; got {sizes}. Select some, or "
+            "rename that dim: the tokens of a state lie along it."
         )
     if "depth" not in states.coords:
         if states.sizes["depth"] != model.n_layers + 1:

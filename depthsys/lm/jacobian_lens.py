@@ -14,13 +14,14 @@ from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.memory import available_memory, free_on
 from depthsys.lm.of_run import of_run
-from depthsys.lm.published_lens import SKIP, check_lengths, published_sums
+from depthsys.lm.published_lens import SKIP, check_lengths, check_skip, published_sums
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
 from depthsys.lm.shards import in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.lm.sums import added
 from depthsys.lm.switch import check_graph
+from depthsys.ltv.system import is_whole
 
 DEFINITIONS = {
     "last token": "mean over prompts of the derivative of the last token's x_L by its own x_l",
@@ -114,6 +115,7 @@ def lens(
         raise ValueError(
             f"`definition` must be one of {tuple(DEFINITIONS)}; got {short(definition)}. Pick one."
         )
+    check_skip(skip)
     _check_room(model, len(wanted))
     more: dict[str, Any] = {}
     if definition == "published":
@@ -158,7 +160,7 @@ def _checked_depths(model: Model, depths: Any) -> tuple[int, ...]:
     try:
         given = [*depths]
         wanted = sorted({int(depth) for depth in given})
-        fits = all(int(depth) == depth for depth in given)
+        fits = all(is_whole(depth) for depth in given)
     except (TypeError, ValueError):
         wanted, fits = [], False
     if not fits or not wanted or wanted[0] < 0 or wanted[-1] > model.n_layers:

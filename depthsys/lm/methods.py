@@ -20,6 +20,7 @@ from depthsys.lm.run import Run
 from depthsys.lm.shards import of_each
 from depthsys.lm.step import Step
 from depthsys.ltv.matrix_free import transposed
+from depthsys.ltv.system import is_whole
 
 Reduce = Callable[..., xr.Dataset]
 DEFAULT_ORDER = 32
@@ -73,8 +74,7 @@ class Method:
             return min(LARGEST_ORDER, n_features)
         if self.order is None:
             return min(DEFAULT_ORDER, n_features)
-        whole = isinstance(self.order, (int, np.integer)) and not isinstance(self.order, bool)
-        if not whole or not 1 <= self.order <= n_features:
+        if not is_whole(self.order) or not 1 <= self.order <= n_features:
             raise ValueError(
                 f"`order` must be in 1..{n_features}, the width of the model; got {self.order}. "
                 "Ask for a whole number in that range."

@@ -9,27 +9,27 @@ from typing import Any
 
 import torch
 
-from depthsys.lm.kinds import short
 from depthsys.lm.progress import bar
 from depthsys.lm.run import Run
 from depthsys.lm.shards import in_shards
 from depthsys.lm.sums import added
+from depthsys.ltv.system import whole_number
 
 SKIP = 16  # early positions, which are attention sinks
 TOKENS = 1024  # of sequences that are differentiated together
 
 
-def check_lengths(run: Any, skip: Any) -> None:
+def check_skip(skip: Any) -> None:
+    """ValueError unless it is a number of positions."""
+    cure = f"It is how many first positions are left out; the default is {SKIP}."
+    whole_number(skip, "skip", 0, cure=cure)
+
+
+def check_lengths(run: Any, skip: int) -> None:
     """ValueError unless ``skip`` leaves positions of every prompt, and the weights stay.
 
     The last position is left out, too: so a prompt has more than ``skip`` + 1 tokens.
     """
-    whole = isinstance(skip, int) and not isinstance(skip, bool)
-    if not whole or skip < 0:
-        raise ValueError(
-            f"`skip` must be a whole number >= 0; got {short(skip)}. It is how many first "
-            f"positions are left out; the default is {SKIP}."
-        )
     lengths = [len(row) for row in run.rows]
     if n_short := sum(length < skip + 2 for length in lengths):
         raise ValueError(

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from depthsys.lm import sublayers, trajectories
-from depthsys.lm.kinds import short
 from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import rounding_of, wide
 from depthsys.lm.progress import bar
@@ -16,6 +15,7 @@ from depthsys.lm.run import Run
 from depthsys.lm.shards import ShardedRun, in_shards
 from depthsys.lm.stamp import stamp
 from depthsys.lm.trajectories import Moments, cosine, density
+from depthsys.ltv.system import whole_number
 
 NEIGHBOURS = 3  # of the estimator of mutual information, its own default
 QUANTILES = (0.05, 0.5, 0.95)
@@ -172,21 +172,11 @@ def _check(
             f"`run` must be of a model of 2 layers at least; got {run.n_layers}. A gradient over "
             "depth needs three sublayers."
         )
-    _whole(seed, "seed", 0, 2**32 - 1, "The default is 0.")
-    _whole(n_units, "n_units", 0, None, "It is a number of features.")
-    _whole(n_trajectories, "n_trajectories", 1, None, "It is a number of prompts.")
-    _whole(n_components, "n_components", 2, width, "The first two make a plane.")
-    _whole(n_shuffles, "n_shuffles", 0, None, "It is a number of random orders.")
-
-
-def _whole(value: Any, name: str, low: int, high: int | None, cure: str) -> None:
-    """ValueError unless this is a whole number in a range."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        most = "" if high is None else f" and <= {high}"
-        raise ValueError(
-            f"`{name}` must be a whole number >= {low}{most}; got {short(value)}. {cure}"
-        )
+    whole_number(seed, "seed", 0, 2**32 - 1, "The default is 0.")
+    whole_number(n_units, "n_units", 0, None, "It is a number of features.")
+    whole_number(n_trajectories, "n_trajectories", 1, None, "It is a number of prompts.")
+    whole_number(n_components, "n_components", 2, width, "The first two make a plane.")
+    whole_number(n_shuffles, "n_shuffles", 0, None, "It is a number of random orders.")
 
 
 # ------------------------------------------------------------------------- what is streamed

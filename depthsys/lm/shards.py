@@ -30,6 +30,7 @@ from depthsys.lm.progress import bar, quiet
 from depthsys.lm.run import Run
 from depthsys.lm.run_model import Model
 from depthsys.lm.token_states import TokenStates
+from depthsys.ltv.system import whole_number
 
 # Prompts of a shard where nobody says more or less.
 SHARD = 256
@@ -132,12 +133,8 @@ class ShardedRun(OfPrompts):
                 f"`texts` must be texts or token ids; got {short(texts)}. Give the texts it was "
                 "made of."
             )
-        whole = isinstance(shard, (int, np.integer)) and not isinstance(shard, bool)
-        if not whole or shard < 1:
-            raise ValueError(
-                f"`shard` must be a whole number >= 1; got {short(shard)}. It is how many prompts "
-                f"are computed together; the default is {SHARD}."
-            )
+        cure = f"It is how many prompts are computed together; the default is {SHARD}."
+        whole_number(shard, "shard", cure=cure)
         if budget is not None and not isinstance(budget, Budget):
             raise TypeError(
                 f"`budget` must be an lm.Budget; got {short(budget)}. Write lm.Budget(host=10**9)."

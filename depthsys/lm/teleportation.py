@@ -17,6 +17,7 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.run import Run
 from depthsys.lm.shards import along, in_shards
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.system import is_whole, whole_number
 
 ROWS = 4096  # copies x prompts that go through a block at once, without derivatives
 OUTSIDE = ("mean", "own")
@@ -36,7 +37,7 @@ def teleport(
     dynamics: xr.Dataset,
     *,
     starts: Sequence[int] | None = None,
-    n_sublayers: int = 12,
+    n_sublayers: int | None = None,
     grid: int = 10,
     span: float | str = WHOLE,
     outside: str = "mean",
@@ -60,7 +61,7 @@ def teleport(
         Sublayers at which states are replaced; five by default, evenly over those from which
         ``n_sublayers`` follow.
     n_sublayers
-        How many follow; 12 are six layers.
+        How many follow; None are 12, six layers, or half of those there are if that is fewer.
     grid
         Points along each component.
     span
@@ -107,13 +108,15 @@ def teleport(
        report it. The criterion, the rings and the radius are ours.
     """
     arrangement = sublayers.checked_arrangement(run.model, run.rows[0])
+    if n_sublayers is None:
+        n_sublayers = min(12, max(1, run.n_layers // 2) * 2)
     begins = _starts(starts, run.n_layers, n_sublayers, arrangement)
     _check_dynamics(run, dynamics)
     plane = _plane(dynamics)
     if not isinstance(outside, str) or outside not in OUTSIDE:
         raise ValueError(f"`outside` must be one of {OUTSIDE}; got {short(outside)}. Pick one.")
-    _whole(grid, "grid", 2)
-    _whole(n_radii, "n_radii", 1)
+    whole_number(grid, "grid", 2, cure="Leave it out.")
+    whole_number(n_radii, "n_radii", cure="Leave it out.")
     points = _grid(dynamics, begins, grid, span)
     spots = torch.as_tensor(points.reshape(len(begins), -1, 2))
     flight = Flight(plane, tuple(begins), n_sublayers, spots, outside == "own")
@@ -142,7 +145,7 @@ def teleport(
 def _starts(
     starts: Sequence[int] | None, n_layers: int, n_sublayers: int, arrangement: str
 ) -> list[int]:
-    last = 2 * n_layers - n_sublayers if _is_whole(n_sublayers) else -1
+    last = 2 * n_layers - n_sublayers if is_whole(n_sublayers) else -1
     if last < 0 or n_sublayers < 1:
         raise ValueError(
             f"`n_sublayers` must be a whole number >= 1 and <= {2 * n_layers}; got "
@@ -152,7 +155,7 @@ def _starts(
         found = np.unique(np.linspace(0, last, 5).round().astype(int) // 2 * 2).tolist()
     else:
         found = list(np.atleast_1d(np.asarray(starts, dtype=object)).ravel())
-    wrong = [s for s in found if not _is_whole(s) or not 0 <= s <= last]
+    wrong = [s for s in found if not is_whole(s) or not 0 <= s <= last]
     if wrong or not found or len(set(found)) < len(found):
         raise ValueError(
             f"`starts` must be different sublayers from 0 to {last}; got {short(starts)}. "
@@ -164,17 +167,6 @@ def _starts(
             "Nothing reads a state between attention and MLP there."
         )
     return [int(s) for s in found]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _whole(value: Any, name: str, low: int) -> None:
-    if not _is_whole(value) or value < low:
-        raise ValueError(
-            f"`{name}` must be a whole number >= {low}; got {short(value)}. Leave it out."
-        )
 
 
 def _check_dynamics(run: Run, dynamics: xr.Dataset) -> None:

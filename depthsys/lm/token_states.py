@@ -13,6 +13,7 @@ from depthsys.lm.lockstep import driven, together
 from depthsys.lm.precision import wide
 from depthsys.lm.progress import bar
 from depthsys.lm.stores import store
+from depthsys.ltv.system import whole_number
 
 # Of which tokens a run keeps the states.
 TOKENS = ("last", "all")
@@ -174,10 +175,5 @@ def check(run: Any) -> None:
 
 def checked_depth(depth: int, n_layers: int) -> int:
     """ValueError unless a run of so many layers has that depth."""
-    whole = isinstance(depth, (int, np.integer)) and not isinstance(depth, bool)
-    if not whole or not 0 <= depth <= n_layers:
-        raise ValueError(
-            f"`depth` must be a whole number in 0..{n_layers}; got {short(depth)}. Depth 0 is "
-            f"before the first layer, {n_layers} after the last one."
-        )
-    return int(depth)
+    cure = f"Depth 0 is before the first layer, {n_layers} after the last one."
+    return whole_number(depth, "depth", 0, n_layers, cure)

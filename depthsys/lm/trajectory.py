@@ -11,6 +11,7 @@ from depthsys.lm.of_run import of_run
 from depthsys.lm.precision import wide
 from depthsys.lm.run import Run
 from depthsys.lm.stamp import stamp
+from depthsys.ltv.system import is_whole
 
 
 @of_run(once=True, shards=True)
@@ -74,12 +75,11 @@ def trajectory_shape(run: Run, *, start: int = 0) -> xr.Dataset:
     True
     """
     L = run.n_layers
-    whole = isinstance(start, (int, np.integer)) and not isinstance(start, bool)
     if L < 2:
         raise ValueError(
             f"`run` must be of a model of 2 layers at least; got {L}. One step has no shape."
         )
-    if not whole or not 0 <= start <= L - 2:
+    if not is_whole(start) or not 0 <= start <= L - 2:
         raise ValueError(
             f"`start` must be a depth in 0..{L - 2}, so that there are two steps; got "
             f"{short(start)}. The default is 0."

@@ -9,7 +9,7 @@ import xarray as xr
 
 from depthsys.ltv.matrix_free import transposed
 from depthsys.ltv.spectra import square_maps
-from depthsys.ltv.system import DIMS
+from depthsys.ltv.system import DIMS, whole_number
 
 FORMS = ("signed", "absolute")
 
@@ -129,13 +129,7 @@ def check_form(form: Any) -> None:
 
 def check_top(top: Any, size: int) -> None:
     """ValueError unless this is a number of singular directions."""
-    whole = isinstance(top, (int, np.integer)) and not isinstance(top, bool)
-    if not whole or not 1 <= top <= size:
-        got = top if isinstance(top, (int, float, str)) else type(top).__name__
-        raise ValueError(
-            f"`top` must be a whole number in 1..{size}, the state size; got {got}. It is how many "
-            "singular directions are compared."
-        )
+    whole_number(top, "top", 1, size, "It is how many singular directions are compared.")
 
 
 def turned(J: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

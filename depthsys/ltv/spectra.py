@@ -85,24 +85,21 @@ def spectra(system: xr.Dataset, *, update: bool = False) -> xr.Dataset:
     (array([0.5, 0.5]), np.float64(0.0))
     """
     A = square_maps(system)
-    per_layer = [["layer", "mode"], ["layer", "mode"], ["layer"], ["layer"], ["layer"]]
-    layers = xr.apply_ufunc(
+    values, norm, departure, symmetric = xr.apply_ufunc(
         lambda a: _of_layers(a - np.eye(a.shape[-1]) if update else a),
         A,
         input_core_dims=[list(DIMS["A"])],
-        output_core_dims=per_layer,
+        output_core_dims=[["layer", "mode"], ["layer"], ["layer"], ["layer"]],
     )
-    radius = layers[0] if not update else xr.apply_ufunc(
-        lambda a: np.abs(np.linalg.eigvals(a)), A,
-        input_core_dims=[list(DIMS["A"])], output_core_dims=[["layer", "mode"]],
-    )  # fmt: skip
+    radius = abs(values + 1 if update else values).max("mode")  # of A in either case
     depths = xr.apply_ufunc(
         _of_products,
         A,
-        radius.max("mode"),
+        radius,
         input_core_dims=[list(DIMS["A"]), ["layer"]],
         output_core_dims=[["depth"]] * 5,
     )
+    layers = (abs(values), xr.apply_ufunc(np.angle, values), norm, departure, symmetric)
     found = dict(zip(LAYER, layers, strict=True)) | dict(zip(DEPTH, depths, strict=True))
     first = int(A["layer"].values[0]) if "layer" in A.coords else 0
     made = xr.Dataset(found).assign_coords(depth=np.arange(first, first + A.sizes["layer"] + 1))
@@ -134,25 +131,41 @@ def square_maps(system: xr.Dataset) -> xr.DataArray:
 
 
 def _of_layers(A: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What is known of every layer by itself."""
+    """What is known of every layer by itself: eigenvalues, norm, departure, symmetric share."""
     flat = A.reshape(-1, *A.shape[-2:])
     values, departure = np.empty(flat.shape[:2], complex), np.empty(len(flat))
     for number, one in enumerate(flat):
-        T = scipy.linalg.schur(one, output="complex")[0]
-        values[number] = np.diag(T)
-        departure[number] = np.linalg.norm(np.triu(T, 1))
+        values[number], departure[number] = _schur(one)
     order = np.argsort(-np.abs(values), axis=-1, kind="stable")
     values = np.take_along_axis(values, order, axis=-1).reshape(A.shape[:-1])
     size = np.linalg.norm(A, axis=(-2, -1))
     symmetric = np.linalg.norm((A + transposed(A)) / 2, axis=(-2, -1))
     whole = np.where(size > 0, size, 1.0)
     return (
-        np.abs(values),
-        np.angle(values),
+        values,
         np.linalg.norm(A, 2, axis=(-2, -1)),
         departure.reshape(A.shape[:-2]) / whole,
         (symmetric / whole) ** 2,
     )
+
+
+def _schur(A: np.ndarray) -> tuple[np.ndarray, float]:
+    """Eigenvalues of a real matrix, and the norm of the strictly upper part of its Schur form.
+
+    The real form takes a third of the time of the complex one. Its blocks [[a, b], [c, a]] with
+    b c < 0 stand for a pair a +- i sqrt(-b c); in the complex form such a block is upper
+    triangular with |b + c| above its diagonal (their Frobenius norms are equal), and what is above
+    the blocks keeps its norm.
+    """
+    T = scipy.linalg.schur(A, output="real")[0]
+    b, c = np.diag(T, 1), np.diag(T, -1)
+    imaginary = np.sqrt(np.abs(b)) * np.sqrt(np.abs(c))  # their product may leave the range
+    values = np.diag(T).astype(complex)
+    values[:-1] += 1j * imaginary
+    values[1:] -= 1j * imaginary
+    upper = np.triu(T, 1)
+    upper[np.arange(len(b)), np.arange(1, len(T))] += c
+    return values, float(np.linalg.norm(upper))
 
 
 def _of_products(A: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, ...]:

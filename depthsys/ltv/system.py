@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import xarray as xr
@@ -440,8 +441,18 @@ def plain(value: Any, name: str) -> np.ndarray:
     return np.asarray(value)
 
 
-def whole_number(value: Any, name: str) -> int:
-    """A count of at least one, or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number >= 1; got {value!r}. Pass a count.")
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number: True and 2.0 are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def whole_number(
+    value: Any, name: str, least: int = 1, most: int | None = None, cure: str = "Pass a count."
+) -> int:
+    """A whole number in a range, or ValueError."""
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        among = f">= {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(
+            f"`{name}` must be a whole number {among}; got {reprlib.repr(value)}. {cure}"
+        )
     return int(value)

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from depthsys import lm, ltv
+from depthsys.lm.progress import bar
 from depthsys.study.cell import Cell, Found, find_model
 from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
@@ -44,13 +45,21 @@ def spectra(cell: Cell) -> xr.Dataset:
     """
     few = cell.few
     mean = lm.jacobians(few)
-    both = [ltv.spectra(mean, update=update) for update in (False, True)]
+    own = lm.jacobians(cell.first(min(ALONE, len(few))), per_prompt=True)
+    with bar("spectra", 2 + own.sizes["prompt"], "system") as shown:
+
+        def spectra_of(system: xr.Dataset, **how) -> xr.Dataset:
+            found = ltv.spectra(system, **how)
+            shown.update(1)
+            return found
+
+        both = [spectra_of(mean, update=update) for update in (False, True)]
+        alone = [spectra_of(own.isel(prompt=[n])) for n in range(own.sizes["prompt"])]
     of = xr.DataArray(["layer", "update"], dims="of", name="of")
     by_layer = [str(name) for name in both[0].data_vars if "layer" in both[0][name].dims]
     found = xr.concat([each[by_layer] for each in both], of, combine_attrs="drop")
     found = found.merge(both[0].drop_vars(by_layer))
-    own = lm.jacobians(cell.first(min(ALONE, len(few))), per_prompt=True)
-    each = ltv.spectra(own).drop_vars(("modulus", "angle"))
+    each = xr.concat(alone, "prompt").drop_vars(("modulus", "angle"))
     named = {str(name): f"{name}_each" for name in each.data_vars}
     found = found.merge(each.rename(named).drop_vars("prompt", errors="ignore"))
     return found.assign_attrs(mean.attrs | {"n_jacobians": len(few), "part": "block"})
@@ -127,15 +136,13 @@ def residual(cell: Cell) -> xr.Dataset:
     seed = cell.settings.seed
     found = lm.residual_dynamics(cell.operating, seed=seed)
     code = lm.compress(lm.sublayer_states(cell.first(COMPRESSED)), seed=seed)
-    # no more than half of the sublayers, and an even number
-    after = min(12, found.sizes["sublayer"] // 4 * 2)
-    flow = lm.teleport(cell.first(FLOWN), found, n_sublayers=after)
+    flow = lm.teleport(cell.first(FLOWN), found)
     code = code.rename(prompt="code_prompt", code="code_of").rename(
         {n: f"code_{n}" for n in ("loss", "explained", "explained_at", "explained_within")}
     )
     flow = flow.rename(prompt="flow_prompt", component="plane")
     flow = flow.rename({str(n): f"flow_{n}" for n in flow.data_vars})
-    about = {"flow_n_sublayers": after, "flow_outside": flow.attrs["outside"],
+    about = {"flow_n_sublayers": flow.attrs["n_sublayers"], "flow_outside": flow.attrs["outside"],
              "code_hidden": code.attrs["hidden"], "code_epochs": code.attrs["epochs"]}  # fmt: skip
     return xr.merge(
         [found, code.drop_vars(("layer", "before")), flow], combine_attrs="override"

@@ -331,10 +331,10 @@ def waiting(gpt2, texts, monkeypatch):
 
 def test_wrong_arguments_are_refused_before_any_work(waiting, concept):
     for n_lags in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=r"`n_lags` must be whole >= 1; got"):
+        with pytest.raises(ValueError, match=r"`n_lags` must be a whole number >= 1; got"):
             lm.token_gains(waiting, concept, n_lags=n_lags)
     for lags in ([-1], [0.5], [True]):
-        with pytest.raises(ValueError, match="`lags` must be whole >= 0; got"):
+        with pytest.raises(ValueError, match="`lags` must be a whole number >= 0; got"):
             lm.measure_token_gains(waiting, concept, lags=lags)
     for lags in ([], [6], [1, 1]):
         with pytest.raises(ValueError, match=r"`lags` must be different numbers below 6, the tok"):

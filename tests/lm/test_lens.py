@@ -153,7 +153,7 @@ def test_shards_add_up(model, found):
 def test_what_cannot_be_is_refused_before_any_work(model, monkeypatch):
     run = model.run(IDS)
     no_block_runs(monkeypatch)
-    for depths in ([4], [-1], [0.5], [], "all", 3):
+    for depths in ([4], [-1], [0.5], [True], [], "all", 3):
         with pytest.raises(ValueError, match=r"`depths` must be whole numbers in 0..3; got"):
             lm.lens(run, depths=depths)
     with pytest.raises(ValueError, match=r"`definition` must be one of .*'published'.*; got 'j'"):
@@ -162,6 +162,8 @@ def test_what_cannot_be_is_refused_before_any_work(model, monkeypatch):
         lm.lens(run, definition="published", skip=2)
     with pytest.raises(ValueError, match=r"`skip` must be a whole number >= 0; got -1"):
         lm.lens(run, definition="published", skip=-1)
+    with pytest.raises(ValueError, match=r"`skip` must be a whole number >= 0; got 'x'"):
+        lm.lens(run, skip="x")
     monkeypatch.setattr("depthsys.lm.jacobian_lens.available_memory", lambda: 10_000)
     with pytest.raises(ValueError, match=r"`depths` must be few enough for the memory; got 4"):
         lm.lens(run)
@@ -278,6 +280,9 @@ def test_what_cannot_be_read_is_refused(model, run, found):
         lm.decode(model, states.isel(depth=[1]).assign_coords(depth=[5]))
     with pytest.raises(ValueError, match="`states` must be finite"):
         lm.decode(model, states * np.nan)
+    for odd in (states.rename(prompt="rank"), states.isel(depth=slice(0)), states[:, :0]):
+        with pytest.raises(ValueError, match="must have some states, and no dim `rank`; got"):
+            lm.decode(model, odd)
     with pytest.raises(ValueError, match=r"`top` must be a whole number in 1..50; got 51"):
         lm.decode(model, states, top=51)
     with pytest.raises(ValueError, match="must be False without a lens"):

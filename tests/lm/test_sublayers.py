@@ -108,8 +108,8 @@ def test_what_is_refused_runs_no_prompt(tiny, tokens, monkeypatch):
         ("n_units", -1): "`n_units` must be a whole number >= 0; got -1",
         ("n_units", True): "`n_units` must be a whole number",
         ("n_trajectories", 0): "`n_trajectories` must be a whole number >= 1; got 0",
-        ("n_components", 1): "`n_components` must be a whole number >= 2 and <= 16; got 1",
-        ("seed", -1): "`seed` must be a whole number >= 0",
+        ("n_components", 1): "`n_components` must be a whole number in 2..16; got 1",
+        ("seed", -1): "`seed` must be a whole number in 0..4294967295; got -1",
         ("n_shuffles", 0.5): "`n_shuffles` must be a whole number >= 0; got 0.5",
     }.items():
         with pytest.raises(ValueError, match=words.replace("+", r"\+")):

@@ -143,6 +143,9 @@ def test_rings_by_hand():
     assert counts.tolist() == [[2, 1, 0, 1]]
     np.testing.assert_array_equal(shares, [[1.0, 0.0, np.nan, 1.0]])
     assert basin_radius(np.array([[1.0, 2.0, 3.0, 4.0]]), shares).tolist() == [1.0]
+    # a distance that is the edge but for rounding is inside
+    counts, _ = _by_ring(distance * (1 + 1e-14), inward, np.array([[1.0, 2.0, 3.0, 4.0]]))
+    assert counts.tolist() == [[2, 1, 0, 1]]
     empty_between = np.array([[0.6, np.nan, 0.5, 0.4]])
     assert basin_radius(np.array([[1.0, 2.0, 3.0, 4.0]]), empty_between).tolist() == [3.0]
     assert basin_radius(np.array([[1.0]]), np.array([[0.2]])).tolist() == [0.0]
@@ -241,6 +244,13 @@ def test_five_starts_by_default(made):
     _, model, texts, dynamics = made
     found = lm.teleport(model, texts, dynamics, n_sublayers=2, grid=2)
     assert found["start"].values.tolist() == [0, 2, 4]
+
+
+def test_half_of_the_sublayers_by_default(made):
+    _, model, texts, dynamics = made
+    found = lm.teleport(model, texts, dynamics, grid=2)  # three layers
+    xr.testing.assert_equal(found, lm.teleport(model, texts, dynamics, grid=2, n_sublayers=2))
+    assert found.attrs["n_sublayers"] == 2
 
 
 @pytest.mark.parametrize(
