@@ -14,6 +14,7 @@ import xarray as xr
 from depthsys import lm, ltv
 from depthsys.lm.progress import bar
 from depthsys.study.cell import Cell, Found, find_model
+from depthsys.study.meanings import explained
 from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
 from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin, with_separation
@@ -23,16 +24,16 @@ MIN_WORDS = 8  # of a line that counts as a text: headings are none
 
 
 def measured(cell: Cell, name: str, concept: xr.Dataset | None = None) -> xr.Dataset:
-    """What the measure of that name finds, with where it comes from.
+    """What the measure of that name finds, with what it means and where it comes from.
 
     ``concept`` are the directions of those that are about one; they are found where they are not
     given.
     """
     take = globals()[name]
     if not MEASURES[name].of_concept:
-        return with_origin(take(cell), cell)
+        return with_origin(explained(name, take(cell)), cell)
     concept = find_concept(cell) if concept is None else concept
-    found = with_separation(take(cell, concept), concept)
+    found = explained(name, with_separation(take(cell, concept), concept))
     return with_origin(found.assign_attrs(concept=cell.settings.concept), cell)
 
 
