@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthsys.cli import results
-from depthsys.cli.kept import inside
+from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.piped import Piped, output_folder
 from depthsys.study import Found, Settings
 
@@ -47,7 +47,8 @@ def begun(
     folder = output_folder(out, written, force, inside(out, command), piped)
     from depthsys.cli.session import open_source
 
-    return open_source(source, texts, moved, asked, folder, piped, check)
+    going_on = GoingOn(command, force)
+    return open_source(source, texts, moved, asked, folder, piped, check, going_on)
 
 
 def _check_source(source: str, texts: Path | None, moved: str | None) -> None:

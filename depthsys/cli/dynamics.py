@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthsys.cli.clock import CLOCK
-from depthsys.cli.kept import inside
+from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import Force, Layout, Meaning, Model, Out, Shared, settings, spread
 from depthsys.cli.piped import Piped, output_folder
 from depthsys.cli.results import Result
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from depthsys.lm import Splits
     from depthsys.study import Found, Settings
 
-SUMMARY = "dynamics.txt"
+WORTH_SAYING = 20.0  # seconds that are expected
 
 Lines = Annotated[
     Path,
@@ -56,7 +56,7 @@ def dynamics(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Depth as dynamics: spectra, layers left out, and more; OUT/MEASURE.nc and figures each.
+    """Depth as dynamics: spectra, layers left out, and more; OUT/MEASURE.nc, .txt and figures each.
 
     Measures are taken of the operating texts of --split, or of the lines of a .txt.
 
@@ -69,16 +69,19 @@ def dynamics(
     wanted = checked_measures(measures, labelled=not plain)
     check_lines(asked, lines=plain)
     becomes = {each.name: _result(each) for each in wanted}
-    written = [*(name for each in becomes.values() for name in each.files), SUMMARY]
+    written = [name for each in becomes.values() for name in each.files]
+    written += [f"{name}.txt" for name in becomes]
     piped = Piped.taken(texts, asked)
     folder = output_folder(out, written, force, inside(out, "dynamics"), piped)
-    session = _opened(model, texts, asked, folder, piped, wanted, plain=plain, named=measures)
     about = {"whole Jacobians": asked.n_jacobians, "measured": "lines" if plain else "texts"}
+    going_on = GoingOn("dynamics", force, about)
+    session = _opened(
+        model, texts, asked, folder, piped, wanted, going_on, plain=plain, named=measures
+    )
     with session.keeping("dynamics", force, about=about):
-        taken = [
-            each for each in wanted if _measured(session, each, becomes[each.name], named=measures)
-        ]
-        _finish(session, tuple(taken))
+        session.screen.text()  # what was shown of loading is of no measure
+        told = {each: _told(session, each, becomes[each.name], named=measures) for each in wanted}
+        _finish(session, {each: said for each, said in told.items() if said})
 
 
 def _result(measure: Measure) -> Result:
@@ -103,25 +106,41 @@ def _opened(
     folder: "OutputFolder",
     piped: Piped | None,
     wanted: tuple[Measure, ...],
+    going_on: GoingOn,
     *,
     plain: bool,
     named: str | None,
 ) -> "Session":
     from depthsys.cli.session import open_model
-    from depthsys.study import read_splits
+    from depthsys.report.forecast import duration
+    from depthsys.study import forecast, read_splits
     from depthsys.study.lines import read_lines
+
+    seconds: dict[str, float] = {}
 
     def check(found: "Found", splits: "Splits") -> None:
         check_enough(() if named is None else wanted, len(splits.operating), "--measures")
+        seconds.update(forecast.of_measures(found, splits, [each.name for each in wanted]))
 
     read = read_lines if plain else read_splits
-    return open_model(model, texts, asked, folder, check, piped, read)
+    session = open_model(
+        model, texts, asked, folder, check, piped=piped, read=read, going_on=going_on
+    )
+    if (expected := sum(seconds.values())) > WORTH_SAYING:
+        longest = sorted(seconds, key=lambda name: -seconds[name])[:2]
+        most = " and ".join(f"{name} {duration(seconds[name])}" for name in longest)
+        session.screen.say(f"about {duration(expected)} to come, from sizes alone: {most}")
+    if plain and named is None:
+        left_out = ", ".join(each.name for each in MEASURES.values() if each.of_concept)
+        session.screen.say(f"left out, for lines have no labels: {left_out}")
+    return session
 
 
-def _measured(session: "Session", measure: Measure, result: Result, *, named: str | None) -> bool:
-    """Take a measure, and write it. Of all of them those that cannot be taken are told, and False.
+def _told(session: "Session", measure: Measure, result: Result, *, named: str | None) -> list[str]:
+    """Take a measure, and write it: what is told of it, as shown and in sentences.
 
-    One that was asked for by its name is an error.
+    Of all of them those that cannot be taken are told at the end, and nothing comes back. One that
+    was asked for by its name is an error.
     """
     from depthsys import report
     from depthsys.study import dynamics as study
@@ -136,41 +155,46 @@ def _measured(session: "Session", measure: Measure, result: Result, *, named: st
             raise
         session.found.append(f"{measure.name} is left out: {error}")
         session.screen.say(f"{measure.name} is left out: {error}")
-        return False
-    session.keep(result, found, report.dynamics(measure.name, found))
-    return True
-
-
-def _finish(session: "Session", measures: tuple[Measure, ...]) -> None:
-    """End the summary, and store it."""
-    from depthsys.report import text_notes
-
-    cell, screen = session.cell, session.screen
-    n = len(cell.operating)
-    screen.say()
-    screen.say(
-        f"{cell.model.name}: L = {cell.model.n_layers}, H = {cell.model.n_features}, "
-        f"{cell.model.dtype_name}; {n} texts of {cell.texts.operating.source}"
-    )
-    if any("n_jacobians" in each.settings for each in measures):
-        screen.say(f"- whole Jacobians of {len(cell.few)} of them")
-    about_concept = next((each for each in measures if each.of_concept), None)
-    for said in [*_of_concept(session, about_concept), *text_notes(session.latest.attrs)]:
-        screen.say(f"- {said}")
-    for said in session.found:
-        screen.say(f"- {said}")
-    folder = session.folder.folder
-    screen.say(f"Results after {CLOCK.seconds:.0f} s, start and imports included: {folder}/")
-    summary = screen.text()
-    session.folder.write(SUMMARY, lambda path: path.write_text(summary, encoding="utf-8"))
-
-
-def _of_concept(session: "Session", measure: Measure | None) -> list[str]:
-    """How well the concept separates, where a measure is about one, and what speaks against it."""
-    if measure is None:
+        session.screen.text()
         return []
-    from depthsys.report import notes
+    told = report.dynamics(measure.name, found)
+    session.keep(result, found, told)
+    return [session.screen.text(), *(f"- {verdict}" for verdict in told.verdicts)]
+
+
+def _finish(session: "Session", told: dict[Measure, list[str]]) -> None:
+    """Say what it was of, and store the summary of each measure in a file of its own.
+
+    So measures can be added to a folder one by one.
+    """
+    for measure, said in told.items():
+        text = "\n".join([*_of(session, [measure]), *said, ""])
+        session.folder.write(
+            f"{measure.name}.txt", lambda path, text=text: path.write_text(text, encoding="utf-8")
+        )
+    session.screen.say()
+    for line in [*_of(session, list(told)), *(f"- {said}" for said in session.found)]:
+        session.screen.say(line)
+    folder = session.folder.folder
+    session.screen.say(
+        f"Results after {CLOCK.seconds:.0f} s, start and imports included: {folder}/"
+    )
+
+
+def _of(session: "Session", measures: list[Measure]) -> list[str]:
+    """What measures are of: model, texts, and the concept if one of them is about one."""
+    from depthsys.report import notes, text_notes
     from depthsys.report.heading import separation
 
-    found = session.of[measure.name]
-    return [separation(found, session.cell.model.n_layers), *notes(found)]
+    cell = session.cell
+    head = (
+        f"{cell.model.name}: L = {cell.model.n_layers}, H = {cell.model.n_features}, "
+        f"{cell.model.dtype_name}; {len(cell.operating)} texts of {cell.texts.operating.source}"
+    )
+    found: list[str] = []
+    if any("n_jacobians" in each.settings for each in measures):
+        found.append(f"whole Jacobians of {len(cell.few)} of them")
+    for about in [each for each in measures if each.of_concept][:1]:
+        result = session.of[about.name]
+        found += [separation(result, cell.model.n_layers), *notes(result)]
+    return [head, *(f"- {said}" for said in [*found, *text_notes(session.latest.attrs)])]

@@ -1,10 +1,10 @@
 """What a command has found stays on disk until all its files are written."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,8 +14,8 @@ from depthsys.study.measures import MEASURES
 if TYPE_CHECKING:
     import xarray as xr
 
-    from depthsys.lm import Kept
-    from depthsys.study import Cell
+    from depthsys.lm import Kept, Splits
+    from depthsys.study import Cell, Found
 
 # steps that take long; a direction alone is not worth a refusal of other settings
 WORTH = ("identify", "identify_each", "gains", "control", *MEASURES)
@@ -41,6 +41,36 @@ def checked(kept: "Kept", partial: Path) -> "Kept":
             "another `--out`."
         )
     return kept
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """What a command that keeps its steps must be the same in, to go on with what is kept.
+
+    Attributes
+    ----------
+    command, force
+        Its name, and whether what is kept of another call is dropped.
+    about
+        What its steps depend on beside model, texts, settings and system.
+    """
+
+    command: str
+    force: bool
+    about: "Mapping[str, Any]" = field(default_factory=dict)
+
+    def check(
+        self, out: Path, found: "Found", splits: "Splits", system: Path | None = None
+    ) -> None:
+        """ValueError before the weights are read, where the call differs already."""
+        if self.force:
+            return
+        from depthsys import lm
+        from depthsys.study import steps
+
+        partial = inside(out, self.command)
+        identity = steps.identity_before(found, splits, system) | dict(self.about)
+        checked(lm.Kept((), tuple(Resumable(partial, identity, "--out").differences())), partial)
 
 
 @dataclass(frozen=True)

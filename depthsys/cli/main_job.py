@@ -10,7 +10,7 @@ import typer
 from depthsys import demo as demo_package
 from depthsys.cli import results
 from depthsys.cli.begun import begun
-from depthsys.cli.kept import inside
+from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import (
     Force,
     Layout,
@@ -79,7 +79,9 @@ def demo(
     folder.write(results.TEXTS, lambda path: path.write_bytes(texts))
     from depthsys.cli.session import open_model
 
-    whole_job(open_model(model, out / results.TEXTS, asked, folder), "demo", force)
+    going_on = GoingOn("demo", force)
+    session = open_model(model, out / results.TEXTS, asked, folder, going_on=going_on)
+    whole_job(session, "demo", force)
 
 
 @spread
@@ -105,7 +107,8 @@ def identify(
     folder = output_folder(out, results.ALL_FILES, force, inside(out, "identify"), piped)
     from depthsys.cli.session import open_model
 
-    session = open_model(model, texts, asked, folder, piped=piped)
+    going_on = GoingOn("identify", force)
+    session = open_model(model, texts, asked, folder, piped=piped, going_on=going_on)
     with session.keeping("identify", force):
         session.finish(identified(session, per_prompt=per_prompt), "identify.txt")
 

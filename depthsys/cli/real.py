@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from depthsys.cli import main_job, results
-from depthsys.cli.kept import inside
+from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import Force, Meaning, Measured, Out, Reduction, Shared, settings, spread
 from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
@@ -94,7 +94,14 @@ def real(
     folder = OutputFolder.checked(out, results.ALL_FILES, force, partial=inside(out, "real"))
     from depthsys.cli.session import open_model
 
-    session = open_model(source, labelled, asked, folder, main_job.check_relative_step)
+    session = open_model(
+        source,
+        labelled,
+        asked,
+        folder,
+        main_job.check_relative_step,
+        going_on=GoingOn("real", force),
+    )
     main_job.whole_job(session, "real", force)
     names = (*results.SYSTEM.figures, *results.GAINS.figures, *results.CONTROL.figures)
     drawn = [str(path) for name in names if (path := out / f"{name}.png").exists()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from depthsys.cli.clock import CLOCK
-from depthsys.cli.kept import KeptSteps, checked, inside, interrupt_told, until_written
+from depthsys.cli.kept import GoingOn, KeptSteps, checked, inside, interrupt_told, until_written
 from depthsys.cli.piped import Piped
 from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.cli.typed import named
@@ -133,19 +133,28 @@ def open_model(
     folder: OutputFolder,
     check: Callable[[Found, "Splits"], object] = lambda found, splits: None,
     piped: Piped | None = None,
+    going_on: GoingOn | None = None,
+    system: Path | None = None,
     read: Callable[[Path, Settings], "Splits"] = read_splits,
 ) -> Session:
     """A session on a model and texts, which are checked before the weights are read.
 
-    Texts from standard input are first written beside the results.
+    Texts from standard input are first written beside the results. What an interrupted command has
+    kept must be of the same call, as far as is known then.
     """
+
+    def all_checked(found: Found, splits: "Splits") -> None:
+        check(found, splits)
+        if going_on is not None:
+            going_on.check(folder.folder, found, splits, system)
+
     screen = Screen()
     with screen.step(f"load {model}"):
         if piped is not None:
             find_model(model, asked)
             piped.checked_by(asked)
             texts = piped.kept_in(folder)
-        cell = open_cell(model, texts, asked, check, read)
+        cell = open_cell(model, texts, asked, all_checked, read)
     return Session(screen, folder, cell)
 
 
@@ -157,6 +166,7 @@ def open_source(
     folder: OutputFolder,
     piped: Piped | None = None,
     check: Callable[[Found, "Splits"], object] = lambda found, splits: None,
+    going_on: GoingOn | None = None,
 ) -> Session:
     """A session on a model and texts, or on a stored system that knows both.
 
@@ -164,7 +174,7 @@ def open_source(
     """
     if texts is not None and not is_system(source):
         with named({"model": "MODEL"}):
-            return open_model(source, texts, asked, folder, check, piped)
+            return open_model(source, texts, asked, folder, check, piped, going_on)
     path = Path(source)
     with named({"path": "SYSTEM.nc"}):
         system = read_system(path, asked)
@@ -184,6 +194,8 @@ def open_source(
         settings_of(system, asked),
         folder,
         all_checked,
+        going_on=going_on,
+        system=path,
     )
     check_same_model(system, session.cell, path)
     session.stored = session.latest = system

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthsys.cli import results
-from depthsys.cli.kept import inside
+from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import MODEL_HELP, Force, Moved, Out, Shared, settings, spread
 from depthsys.cli.typed import named
 from depthsys.files import OutputFolder
@@ -104,7 +104,8 @@ def _verify_plan(
     with named(_TYPED):
         plan = read_own_plan(path)
         source = system_of(plan, path)
-    session = open_source(str(source), None, moved, asked, folder)
+    going_on = GoingOn("verify", force)
+    session = open_source(str(source), None, moved, asked, folder, going_on=going_on)
     system = session.latest
     with session.keeping("verify", force, plan=path):
         found = session.step("search energies on the full model", steps.verify_plan, system, plan)

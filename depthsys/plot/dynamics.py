@@ -132,11 +132,19 @@ def _of_code(result: xr.Dataset) -> xr.Dataset:
 
 def teleportation(result: xr.Dataset) -> Figure:
     """Where states that are put on a grid are carried, and how many come nearer to their way."""
-    flow = result[[str(n) for n in result.data_vars if str(n).startswith("flow_")]]
-    flow = flow.rename({str(n): str(n).removeprefix("flow_") for n in flow.data_vars})
+    return teleportation_of(_flow(result, "flow_"))
+
+
+def teleportation_near(result: xr.Dataset) -> Figure:
+    """The same near the prompts' own places, without the prompts' own move."""
+    return teleportation_of(_flow(result, "near_"), moving=True)
+
+
+def _flow(result: xr.Dataset, prefix: str) -> xr.Dataset:
+    flow = result[[str(n) for n in result.data_vars if str(n).startswith(prefix)]]
+    flow = flow.rename({str(n): str(n).removeprefix(prefix) for n in flow.data_vars})
     flow = flow.rename(flow_prompt="prompt", plane="component")
-    flow.attrs["n_sublayers"] = result.attrs.get("flow_n_sublayers", "")
-    return teleportation_of(flow)
+    return flow.assign_attrs(n_sublayers=result.attrs.get("flow_n_sublayers", ""))
 
 
 def teleportation_of(flow: xr.Dataset, *, moving: bool = False) -> Figure:

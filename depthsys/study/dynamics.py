@@ -13,7 +13,7 @@ from depthsys import lm, ltv
 from depthsys.lm.progress import bar
 from depthsys.study.cell import Cell
 from depthsys.study.meanings import explained
-from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES
+from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES, NEAR
 from depthsys.study.steps import find_concept, with_origin, with_separation
 
 ALONE = 4  # prompts whose own spectra are taken, beside those of the mean
@@ -126,9 +126,11 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
 def residual(cell: Cell) -> xr.Dataset:
     """The residual stream over sublayers; see `lm.residual_dynamics`, `compress` and `teleport`.
 
-    What the autoencoder finds of some prompts has ``code_`` before its names, what becomes of
-    states of a few prompts that are put elsewhere ``flow_``; their prompts are along
-    ``code_prompt`` and ``flow_prompt``, components of the flow along ``plane``.
+    What the autoencoder finds of some prompts has ``code_`` before its names, its prompts are along
+    ``code_prompt``. What becomes of states of a few prompts that are put elsewhere has ``flow_``
+    where they are put all over the plane, the rest of the state being the mean; ``near_`` where
+    they are put within `NEAR` spreads of their own place, the rest being their own. Their prompts
+    are along ``flow_prompt``, components along ``plane``.
     """
     seed = cell.settings.seed
     found = lm.residual_dynamics(cell.operating, seed=seed)
@@ -137,12 +139,16 @@ def residual(cell: Cell) -> xr.Dataset:
     code = code.rename(prompt="code_prompt", code="code_of").rename(
         {n: f"code_{n}" for n in ("loss", "explained", "explained_at", "explained_within")}
     )
-    flow = flow.rename(prompt="flow_prompt", component="plane")
-    flow = flow.rename({str(n): f"flow_{n}" for n in flow.data_vars})
-    about = {"flow_n_sublayers": flow.attrs["n_sublayers"], "flow_outside": flow.attrs["outside"],
+    near = lm.teleport(cell.first(FLOWN), found, span=NEAR, outside="own")
+    placed = [
+        one.rename({str(n): f"{prefix}_{n}" for n in one.data_vars})
+        for prefix, one in (("flow", flow), ("near", near))
+    ]
+    flows = xr.merge(placed, combine_attrs="drop").rename(prompt="flow_prompt", component="plane")
+    about = {"flow_n_sublayers": flow.attrs["n_sublayers"],
              "code_hidden": code.attrs["hidden"], "code_epochs": code.attrs["epochs"]}  # fmt: skip
     return xr.merge(
-        [found, code.drop_vars(("layer", "before")), flow], combine_attrs="override"
+        [found, code.drop_vars(("layer", "before")), flows], combine_attrs="override"
     ).assign_attrs(about)
 
 

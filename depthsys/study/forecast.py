@@ -5,7 +5,7 @@ as `PRODUCT` of them. Seconds come from the speed of matrix products here and no
 reductions and intervals were seen to take; they say whether a study is for a coffee or a weekend.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -111,6 +111,24 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
         coords={"cell": list(map(str, keys)), "stage": list(stages)},
         attrs={"rate": min(speeds.values()), "device": ", ".join(sorted(speeds))},
     )
+
+
+def of_measures(found: "Found", splits: "Splits", names: Iterable[str]) -> dict[str, float]:
+    """Seconds that measures will take of a model and texts, by their names; "prefill" among them.
+
+    From sizes alone, as `forecast`; what a run keeps or has kept is not known.
+    """
+    source = str(demo.model_path(found.source)) if found.source in demo.MODELS else found.source
+    from depthsys.lm.hf.sizes import model_sizes
+
+    size, counts = model_sizes(source), _counts(found, splits)
+    rate = _rate(_device(found))
+    per_row = 2 * size.n_block / rate
+    told = {"prefill": per_row * size.n_layers * counts.tokens}
+    return told | {
+        name: per_row * _rows(name, found, size, counts, 0) + _algebra(name, found, size, rate)
+        for name in names
+    }
 
 
 def _there(checked: Checked, key: CellKey, store: Store | None) -> set[str]:

@@ -27,6 +27,19 @@ _SPECTRA = {
     "modal_growth": ("product of the spectral radii of the layers from the start", "1"),
 }
 _RING = "points at that distance from the prompt's own place"
+_FLOW = {
+    "begin": ("where states are put in the plane", "state"),
+    "end": ("where they end", "state"),
+    "own_begin": ("where the prompt's own state begins", "state"),
+    "own_end": ("where the prompt's own state ends", "state"),
+    "inward": ("whether the state ends nearer to the own one than it begins", ""),
+    "radius": ("outer edge of the ring about the prompt's own place", "state"),
+    "points": (f"number of {_RING}", "1"),
+    "inward_fraction": (f"share of {_RING} that go inward", "1"),
+    "inward_share": ("share of all points that go inward", "1"),
+    "contraction": ("median of the distance at the end over that at the start", "1"),
+    "basin_radius": ("edge up to which half or more go inward in every ring", "state"),
+}
 MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
     "spectra": {
         "modulus": ("modulus of each eigenvalue, falling", "1"),
@@ -98,17 +111,8 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "code_explained": ("share of variance of left-out prompts that is kept", "1"),
         "code_explained_at": ("the same of one sublayer", "1"),
         "code_explained_within": ("the same about the mean of that sublayer", "1"),
-        "flow_begin": ("where states are put in the plane", "state"),
-        "flow_end": ("where they end", "state"),
-        "flow_own_begin": ("where the prompt's own state begins", "state"),
-        "flow_own_end": ("where the prompt's own state ends", "state"),
-        "flow_inward": ("whether the state ends nearer to the own one than it begins", ""),
-        "flow_radius": ("outer edge of the ring about the prompt's own place", "state"),
-        "flow_points": (f"number of {_RING}", "1"),
-        "flow_inward_fraction": (f"share of {_RING} that go inward", "1"),
-        "flow_inward_share": ("share of all points that go inward", "1"),
-        "flow_contraction": ("median of the distance at the end over that at the start", "1"),
-        "flow_basin_radius": ("edge up to which half or more go inward in every ring", "state"),
+        **{f"flow_{n}": (f"all over the plane: {told}", u) for n, (told, u) in _FLOW.items()},
+        **{f"near_{n}": (f"near their own place: {told}", u) for n, (told, u) in _FLOW.items()},
     },
     "coupling": {
         "coupling": ("misfit of layer in the singular vectors of layer_2", "1"),

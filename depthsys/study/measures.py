@@ -69,7 +69,8 @@ class Measure:
 PRODUCT = 3.0  # forward and backward
 PLAYED = 12.0  # rows of each prompt and layer with which the energy of two plans is searched
 COMPRESSED = 256  # prompts that the autoencoder gets
-FLOWN = 8  # prompts whose states are put elsewhere
+FLOWN = 8  # prompts whose states are put elsewhere: all over the plane, and near
+NEAR = 3.0  # near: within so many spreads of the scores at that sublayer
 TOKENS = 32  # of a prompt, where whole sequences go through once more: about a line of text
 COUPLED = 10  # directions of every layer that are compared
 # lenses; and blocks that one row of logits takes as long as, in small models
@@ -96,7 +97,7 @@ def _detached_gains(n: Sizes) -> float:
 def _sublayers(n: Sizes) -> float:
     """One row to each state between parts; and the grid of teleportation."""
     compressed, flown = min(n.n_prompts, COMPRESSED), min(n.n_prompts, FLOWN)
-    return n.n_layers * (n.n_prompts + compressed) + flown * 5 * 100 * min(6, n.n_layers)
+    return n.n_layers * (n.n_prompts + compressed) + 2 * flown * 5 * 100 * min(6, n.n_layers)
 
 
 def _whole_sequences_and_back(n: Sizes) -> float:
@@ -154,6 +155,7 @@ _ALL = (
             "rotations",
             "trajectories",
             "teleportation",
+            "teleportation_near",
         ),
         rows=_sublayers,
         cubes=100.0,  # as long as neighbours and the autoencoder take

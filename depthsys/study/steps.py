@@ -226,13 +226,24 @@ def identity(cell: Cell, system: Path | None = None) -> dict[str, Any]:
     system
         File of the system that is gone on from.
     """
-    asked = {k: v for k, v in asdict(cell.settings).items() if k not in _NO_MATTER}
-    if cell.settings.target is not None:
-        asked["target"] = str(cell.settings.target)
-    found = identity_of(cell.model, cell.texts, cell.settings.readout, asked)
+    return _identity(cell.model, cell.texts, cell.settings, system)
+
+
+def identity_before(found: Found, texts: "lm.Splits", system: Path | None = None) -> dict[str, Any]:
+    """What of `identity` is known before the weights are read."""
+    return _identity(None, texts, found.settings, system)
+
+
+def _identity(
+    model: "lm.DepthModel | None", texts: "lm.Splits", settings: Settings, system: Path | None
+) -> dict[str, Any]:
+    asked = {k: v for k, v in asdict(settings).items() if k not in _NO_MATTER}
+    if settings.target is not None:
+        asked["target"] = str(settings.target)
+    known = identity_of(model, texts, settings.readout, asked)
     # the hashes of texts know their labels, not what these are called
-    found["class names"] = list(cell.texts.concept.classes)
-    return found | {"system": "to be identified" if system is None else file_hash(system)}
+    known["class names"] = list(texts.concept.classes)
+    return known | {"system": "to be identified" if system is None else file_hash(system)}
 
 
 def verify(cell: Cell, concept: xr.Dataset, vector: xr.Dataset) -> xr.Dataset:
@@ -356,6 +367,7 @@ def with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None
 
 
 def _of_lines(cell: Cell) -> dict[str, Any]:
+    """What is told of lines."""
     lines = cell.texts.operating
     return {"n_lines": len(lines), "lines_sha256": lines.sha256}
 

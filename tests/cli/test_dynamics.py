@@ -15,7 +15,7 @@ from depthsys.study.measures import MEASURES
 COMMON = ["--device", "cpu", "--jacobians", "3"]
 SPLIT = ["--split", "8/4/4"]
 OF_ALL = (
-    {f"{name}.nc" for name in MEASURES}
+    {f"{name}.{kind}" for name in MEASURES for kind in ("nc", "txt")}
     | {"lens.safetensors"}
     | {
         f"{figure}.{kind}"
@@ -57,8 +57,8 @@ def test_two_measures_are_what_the_library_finds(run, texts, model, tmp_path):
                            "--out", out)  # fmt: skip
     assert code == 0, err
     names = {path.name for path in out.iterdir()}
-    assert {"skip.nc", "spectra.nc", "layer_skip.png", "spectra.svg", "dynamics.txt"} <= names
-    assert names <= OF_ALL | {"dynamics.txt"}
+    assert {"skip.nc", "spectra.nc", "layer_skip.png", "spectra.svg", "skip.txt"} <= names
+    assert names <= OF_ALL
     splits = lm.read_texts(texts).split("8/4/4")
     mean = lm.jacobians(model, splits.operating.first(3))
     found = xr.load_dataset(out / "spectra.nc", engine="h5netcdf")
@@ -76,7 +76,34 @@ def test_two_measures_are_what_the_library_finds(run, texts, model, tmp_path):
     assert skip.attrs["split"] == "8/4/4"
     assert "whole Jacobians of 3 of them" in shown
     assert f"effective rank of {float(found['rank_to_end'][0]):.1f} of 48" in shown
-    assert (out / "dynamics.txt").read_text() in shown
+    for name, other in (("skip", "effective rank of"), ("spectra", "AUC on")):
+        summary = (out / f"{name}.txt").read_text("utf-8")
+        assert summary.startswith("demo_48x4: L = 4, H = 48, float32; 8 texts of")
+        assert other not in summary
+        assert summary.splitlines()[-1] in shown
+    assert "AUC on" in (out / "skip.txt").read_text("utf-8")
+    assert "effective rank of" in (out / "spectra.txt").read_text("utf-8")
+
+
+def test_measures_are_added_one_by_one_and_made_anew_alone(run, texts, tmp_path):
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--out", tmp_path / "dyn"]
+    assert run(*asked, "--measures", "shape")[0] == 0
+    shape = (tmp_path / "dyn" / "shape.txt").read_text("utf-8")
+    code, _, err = run(*asked, "--measures", "skip")
+    assert code == 0, err
+    code, _, err = run(*asked, "--measures", "skip")
+    assert code == 2
+    assert "`--out` must not hold earlier results; found skip.nc" in err
+    assert run(*asked, "--measures", "skip", "--force")[0] == 0
+    assert (tmp_path / "dyn" / "shape.txt").read_text("utf-8") == shape
+
+
+def test_long_work_is_announced(run, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("depthsys.cli.dynamics.WORTH_SAYING", 0.0)
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--measures", "shape,spectra"]
+    code, shown, err = run(*asked, "--out", tmp_path / "dyn")
+    assert code == 0, err
+    assert re.search(r"about \d+ seconds to come, from sizes alone: spectra \d+ seconds and", shown)
 
 
 def test_lines_of_text_need_no_labels(run, stories, model, tmp_path):
@@ -89,6 +116,16 @@ def test_lines_of_text_need_no_labels(run, stories, model, tmp_path):
     expected = ltv.spectra(lm.jacobians(model, list(drawn.texts[:3])))
     found = xr.load_dataset(tmp_path / "dyn" / "spectra.nc", engine="h5netcdf")
     np.testing.assert_allclose(found["growth_from_start"], expected["growth_from_start"], rtol=1e-6)
+
+
+def test_measures_that_need_labels_are_named_where_lines_have_none(
+    run, stories, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("depthsys.study.measures._ALL", (MEASURES["skip"], MEASURES["shape"]))
+    code, shown, err = run("demo_48x4", stories, *COMMON[:2], "--out", tmp_path / "dyn")
+    assert code == 0, err
+    assert "left out, for lines have no labels: skip, detached_gains, tokens" in shown
+    assert {path.name for path in (tmp_path / "dyn").glob("*.nc")} == {"shape.nc"}
 
 
 def test_lines_are_distinct_and_long_enough(stories):
@@ -148,9 +185,14 @@ def test_an_interrupted_command_goes_on(run, texts, tmp_path, monkeypatch):
             run(*asked)
     taken = []
     monkeypatch.setattr(lm, "jacobians", _noting(taken, lm.jacobians))
-    code, _, err = run(*[*asked[:-3], "spectra,skip", "--jacobians", "2", "--out", out])
-    assert code == 2
-    assert "whole Jacobians" in err
+    with monkeypatch.context() as patch:  # before the weights are read
+        patch.setattr(lm.DepthModel, "load", _raising(RuntimeError("loaded")))
+        code, _, err = run(*[*asked[:-3], "spectra,skip", "--jacobians", "2", "--out", out])
+        assert code == 2
+        assert "was begun with whole Jacobians 3, now 2" in err
+        code, _, err = run(*asked, "--seed", "5")
+        assert code == 2
+        assert "another texts of operating" in err
     code, _, err = run(*asked)
     assert code == 0, err
     assert taken == []

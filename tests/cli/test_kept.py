@@ -144,8 +144,10 @@ def test_so_do_the_parts_of_the_main_job(run, texts, tmp_path, command, monkeypa
     fails_at(monkeypatch, 0, None)
     with pytest.MonkeyPatch.context() as patch:
         nothing_is_computed(patch)
-        # other settings are another command
-        code, _, err = run(*command_line, "--seed", "1")
+        # other settings are another command, and the weights need not be read to know it
+        with pytest.MonkeyPatch.context() as unread:
+            unread.setattr(lm.DepthModel, "load", _raising(RuntimeError("the weights are read")))
+            code, _, err = run(*command_line, "--seed", "1")
         assert code == 2
         assert f"'{partial}' was begun with seed 0, now 1; another texts of concept" in err
         assert "Go on with those, add --force to drop it, or choose another" in err
@@ -259,7 +261,9 @@ def test_gains_of_a_stored_system_are_kept_for_that_system(run, texts, tmp_path,
         assert run(*command)[0] == 0
     out = tmp_path / "run"
     assert run("gains", tmp_path / "1" / "system.nc", "--out", out)[0] == 130
-    code, _, err = run("gains", tmp_path / "2" / "system.nc", "--out", out)
+    with pytest.MonkeyPatch.context() as unread:
+        unread.setattr(lm.DepthModel, "load", _raising(RuntimeError("the weights are read")))
+        code, _, err = run("gains", tmp_path / "2" / "system.nc", "--out", out)
     assert code == 2
     assert "was begun with another system. " in err
     nothing_is_computed(monkeypatch)

@@ -9,6 +9,7 @@ from depthsys.wording import number
 
 _MEDIAN = {"quantile": 0.5}
 _LEVEL = 0.05  # of adjusted p-values
+_PLACED = {"flow": "all over the plane", "near": "near their own place"}
 
 
 def verdicts(stage: Stage) -> list[str]:
@@ -24,13 +25,16 @@ def verdicts(stage: Stage) -> list[str]:
         f"texts left out an autoencoder to two numbers gives back {code['autoencoder']:.0f} %, two "
         f"components {code['pca']:.0f} %"
     )
-    shares, starts = stage.value("flow_inward_share"), stage.value("start")
+    return [*found, *(_placed(stage, prefix, where) for prefix, where in _PLACED.items())]
+
+
+def _placed(stage: Stage, prefix: str, where: str) -> str:
+    shares, starts = stage.value(f"{prefix}_inward_share"), stage.value("start")
     said = ", ".join(
         f"{100 * share:.0f} % from sublayer {start}"
         for start, share in zip(starts, shares, strict=True)
     )
-    found.append(f"put elsewhere in their plane, states end nearer to their own way: {said}")
-    return found
+    return f"put elsewhere, {where}, states end nearer to their own way: {said}"
 
 
 def _continuity(stage: Stage) -> str:
@@ -74,19 +78,26 @@ def _rotations(stage: Stage) -> str | None:
 
 def _flow(stage: Stage) -> list[Table]:
     """Of each start of teleportation."""
-    names = ("flow_inward_share", "flow_contraction", "flow_basin_radius")
+    names = ("inward_share", "contraction", "basin_radius")
     rows = [
         (
+            _PLACED[prefix],
             str(start),
             f"{100 * share:.0f} %",
             number(contraction),
             number(radius) if radius > 0 else "none",
         )
+        for prefix in _PLACED
         for start, share, contraction, radius in zip(
-            stage.value("start"), *(stage.value(name) for name in names), strict=True
+            stage.value("start"), *(stage.value(f"{prefix}_{n}") for n in names), strict=True
         )
     ]
-    return [Table(("from sublayer", "inward", "contraction, median", "basin radius"), rows)]
+    header = ("states are put", "from sublayer", "inward", "contraction, median", "basin radius")
+    caption = (
+        "inward: ends nearer to the prompt's own way than it has begun; basin radius: the distance "
+        "up to which half or more do so in every ring"
+    )
+    return [Table(header, rows, "", caption, ("states are put",))]
 
 
 SHOWN = Shown(
@@ -152,7 +163,8 @@ SHOWN = Shown(
     verdicts=verdicts,
     others=(
         "norm", "written_by", "turns_shuffled", "q_value", "explained", "code_explained", "start",
-        "flow_inward_share", "flow_contraction", "flow_basin_radius", "update_cosine", "turns",
+        "update_cosine", "turns",
+        *(f"{p}_{n}" for p in _PLACED for n in ("inward_share", "contraction", "basin_radius")),
     ),
     tables=_flow,
 )  # fmt: skip
