@@ -36,6 +36,8 @@ def test_the_tables_are_those_of_the_numbers():
 
 
 def test_what_is_said_of_memory():
+    beside = [(m["peak"] - m["before"] - m["contexts"]) / 2**20 for m in MEMORY["skip"].values()]
+    assert "takes {:.0f} MiB with 200 texts and {:.0f} MiB with 400".format(*beside) in WORDS
     few, many = (MEMORY["residual"][count] for count in ("100", "200"))
     grown = (many["peak"] - many["before"] - few["peak"] + few["before"]) / 2**20
     contexts = (many["contexts"] - few["contexts"]) / 2**20
