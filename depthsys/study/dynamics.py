@@ -100,7 +100,7 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     kind = lm.Linearisation(kind="detached")
     held = lm.linear_gains(cell.operating, concept, readout=settings.readout, part=kind)
     gains = xr.DataArray(["exact", "detached"], dims="gains", name="gains")
-    agreed = [lm.agreement(each["gain"].mean("prompt"), measured) for each in (exact, held)]
+    agreed = [lm.agreement(each, measured, paired=True) for each in (exact, held)]
     both = xr.concat(agreed, gains, combine_attrs="drop")[["relative_l2", "spearman"]]
     named = {"measured_gain": measured, "exact_gain": exact, "detached_gain": held}
     found = both.assign({name: each["gain"] for name, each in named.items()})
