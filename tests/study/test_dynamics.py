@@ -181,6 +181,7 @@ def test_every_variable_says_what_it_is_and_its_unit(small_cell, name):
     }  # fmt: skip
     for variable in found.data_vars:
         attrs = found[variable].attrs
-        assert attrs["long_name"] and attrs["units"] is not None, variable
+        assert attrs["long_name"], variable
+        assert attrs["units"] is not None, variable
     if MEASURES[name].of_concept:
         assert found["auc"].attrs["units"] == "1"
