@@ -1,5 +1,6 @@
 """A table as plain rows of strings: what it is shown on is decided elsewhere."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 WIDTH = 100  # of a console
@@ -67,12 +68,11 @@ def narrow(table: Table, width: int = WIDTH) -> list[Table]:
     [('layer', 'one'), ('layer', 'other')]
     """
     takes = [least + BETWEEN for least in least_widths(table)]
-    parts: list[list[int]] = [[0]]
-    for place in range(1, len(takes)):
-        taken = sum(takes[i] for i in [*parts[-1], place]) + EDGE
-        if len(parts[-1]) > 1 and taken > width:
-            parts.append([0])
-        parts[-1].append(place)
+    count = len(takes)
+    parts = _filled(takes, width, count)
+    # as many columns in each as can be: none is left alone
+    even = _filled(takes, width, math.ceil((count - 1) / len(parts)))
+    parts = even if len(even) == len(parts) else parts
     return [
         replace(
             table,
@@ -81,6 +81,17 @@ def narrow(table: Table, width: int = WIDTH) -> list[Table]:
         )
         for part in parts
     ]
+
+
+def _filled(takes: list[int], width: int, most: int) -> list[list[int]]:
+    """Columns after the first in turn, so many at most and as wide as there is room."""
+    parts: list[list[int]] = [[0]]
+    for place in range(1, len(takes)):
+        taken = sum(takes[i] for i in [*parts[-1], place]) + EDGE
+        if len(parts[-1]) > 1 and (taken > width or len(parts[-1]) > most):
+            parts.append([0])
+        parts[-1].append(place)
+    return parts
 
 
 def markdown(table: Table) -> str:

@@ -62,6 +62,9 @@ def test_a_table_that_no_console_holds_is_shown_in_parts():
     assert screen.text().split().count("layer") == len(parts) > 1
     assert "…" not in screen.text()
     assert narrow(TABLE) == [TABLE]
+    # room for seven in a part: of nine none is left alone
+    header = header[:9]
+    assert [len(part.header) for part in narrow(Table(header, []))] == [5, 5]
 
 
 def test_parts_of_a_page_are_replaced_between_their_markers(tmp_path):

@@ -11,7 +11,7 @@ from depthsys.wording import number
 
 _LAYER, _START = {"map": "layer"}, {"map": "from_start"}
 VECTORS = 3  # leading directions that are shown
-TOKENS = 5  # of each
+TOKENS = 4  # of each
 
 
 def verdicts(stage: Stage) -> list[str]:
