@@ -72,15 +72,15 @@ SHOWN = Shown(
     others=("explained_in_all", "by"),
     maps=(
         Map(
-            "Gains of pushes at earlier tokens",
+            "Gains of pushes at every token",
             "lag, tokens before the last",
             "layer",
             "root mean square gain",
             frozenset({"rms", "n_prompts"}),
             _lags,
             log=True,
-            note=f"Lags that half of the prompts have, {MOST} at most. Empty: no gain, or no "
-            "direction. Experimental.",
+            note=f"Lag 0 is the last token. Lags that half of the prompts have, {MOST} at most. "
+            "Empty: no gain, or no direction. Experimental.",
         ),
     ),
 )
