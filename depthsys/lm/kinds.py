@@ -172,8 +172,10 @@ MEASURED = Kind("measured gains", _gains(_MEASURED), "`lm.measure_gains` gives t
 LINEAR = Kind("exact linear gains", _gains(_LINEAR), "`lm.linear_gains` gives them.")
 _PREDICTED = Kind("a system or a curve (layer)", _is_curve, "`lm.identify` gives a system.")
 PREDICTED_OR_GAINS = Kind(
-    "a system, a curve (layer), or gains (prompt, layer) with paired=True",
-    lambda given: _is_curve(given) or (isinstance(given, xr.Dataset) and "gain" in given),
+    "a system or a curve (layer), or linear gains (prompt, layer) with paired=True",
+    lambda given: (
+        _is_curve(given) or (_holds("gain")(given) and given.attrs.get("kind") != _MEASURED)
+    ),
     _PREDICTED.source,
 )
 _CONCEPT = Kind("concept directions", _may_be_concept, "`lm.mean_difference` gives them.")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.dynamics.shown import Curve, Drawn, Shown, Way
 from depthsys.report.stage import Stage
 from depthsys.report.table import Table
 from depthsys.wording import number
@@ -74,6 +74,36 @@ def _rotations(stage: Stage) -> str | None:
         f"sublayers; {low:.0f} % of units differ from these (q < {_LEVEL:g}), {more:.0f} % by "
         "turning more"
     )
+
+
+def tables(stage: Stage) -> list[Table]:
+    """Rotations of units, and each start of teleportation."""
+    return [*_turned(stage), *_flow(stage)]
+
+
+def _turned(stage: Stage) -> list[Table]:
+    """How many units turn otherwise than by chance, and which way they differ."""
+    turns, shuffled, q = (stage.value(name) for name in ("turns", "turns_shuffled", "q_value"))
+    known = np.isfinite(turns) & np.isfinite(q)
+    if not known.any():
+        return []
+    differ = q[known] < _LEVEL
+    more = differ & (turns > shuffled)[known]
+    header = ("units", "turns, mean", "in shuffled orders", f"q < {_LEVEL:g}", "more", "fewer")
+    row = (
+        str(int(known.sum())),
+        *(number(float(each[known].mean())) for each in (turns, shuffled)),
+        *(f"{100 * each.mean():.0f} %" for each in (differ, more, differ & ~more)),
+    )
+    return [
+        Table(header, [row], "Turns of units in the plane of activation and gradient, over depth")
+    ]
+
+
+def _components(stage: Stage) -> tuple[str, str]:
+    """Both axes of the plane, with what they hold."""
+    first, second = (f"{100 * share:.0f} % of variance" for share in stage.value("explained")[:2])
+    return f"first component ({first})", f"second component ({second})"
 
 
 def _flow(stage: Stage) -> list[Table]:
@@ -166,5 +196,16 @@ SHOWN = Shown(
         "update_cosine", "turns",
         *(f"{p}_{n}" for p in _PLACED for n in ("inward_share", "contraction", "basin_radius")),
     ),
-    tables=_flow,
+    tables=tables,
+    ways=(
+        Way(
+            "The mean state's way from sublayer to sublayer",
+            "mean_score",
+            "sublayer",
+            "component",
+            _components,
+            frozenset({"explained"}),
+            note="Principal components of states of all sublayers; numbers are of sublayers.",
+        ),
+    ),
 )  # fmt: skip
