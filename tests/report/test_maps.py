@@ -211,8 +211,9 @@ def test_a_page_shows_maps_ways_and_tables_of_a_cell():
         "turns_shuffled": (("feature",), np.array([4.0, 2.0, 1.0, 1.0])),
         "q_value": (("feature",), np.array([0.01, 0.5, 0.02, 0.5])),
         "start": (("start",), np.array([0])),
-        **{f"flow_{n}": (("start",), np.array([0.5]))
-           for n in ("inward_share", "contraction", "basin_radius")},
+        **{f"{p}_{n}": (("start",), np.array([0.5]))
+           for p in ("flow", "near") for n in ("inward_share", "contraction", "basin_radius")},
+        "flow_inward_fraction": (("start", "ring"), np.array([[0.25, np.nan, 0.75]])),
     })  # fmt: skip
     stages = {"residual": residual, "coupling": coupling}
     html = page(Results("one", (CellResults("m", "t", "0", "c", stages),)))
@@ -220,10 +221,13 @@ def test_a_page_shows_maps_ways_and_tables_of_a_cell():
     assert "first component (60\u00a0% of variance)" in html
     assert "second component (25\u00a0% of variance)" in html
     assert "<h4>Coupling of layers</h4>" in html
+    assert "States put all over the plane: share that ends nearer to its own way" in html
+    assert "States put near their own place: share" not in html  # there is no such variable
+    assert "From 0.250 (from sublayer 0, ring 0) to 0.750 (from sublayer 0, ring 2" in html
     row = html.split("<caption>Turns of units")[1].split("</table>")[0]
     said = re.findall(r"<t[hd][^>]*>([^<]*)<", row)
     assert said[-6:] == ["3", "2.00", "2.33", "67\u00a0%", "33\u00a0%", "33\u00a0%"]
-    assert "Maps of teleportation are no part of this page" in html
+    assert "Larger figures of all measures are beside the results" in html
     alone = page(Results("one", (CellResults("m", "t", "0", "c", {"coupling": coupling}),)))
     assert "teleportation" not in alone
     assert "no part of this page" not in alone

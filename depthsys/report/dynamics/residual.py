@@ -1,8 +1,10 @@
 """Dynamics of the residual stream: continuity, speed, rotations, planes and teleportation."""
 
+from functools import partial
+
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown, Way
+from depthsys.report.dynamics.shown import Cells, Curve, Drawn, Map, Shown, Way
 from depthsys.report.stage import Stage
 from depthsys.report.table import Table
 from depthsys.wording import number
@@ -130,6 +132,14 @@ def _flow(stage: Stage) -> list[Table]:
     return [Table(header, rows, "", caption, ("states are put",))]
 
 
+def _rings(prefix: str, stage: Stage) -> Cells | None:
+    name = f"{prefix}_inward_fraction"
+    if name not in stage.variables:
+        return None
+    values = stage.value(name).astype(float)
+    return Cells(values, stage.value("start"), np.arange(values.shape[1]))
+
+
 SHOWN = Shown(
     called="residual stream",
     marks=frozenset({"velocity", "update_cosine", "turns"}),
@@ -197,6 +207,21 @@ SHOWN = Shown(
         *(f"{p}_{n}" for p in _PLACED for n in ("inward_share", "contraction", "basin_radius")),
     ),
     tables=tables,
+    maps=tuple(
+        Map(
+            f"States put {where}: share that ends nearer to its own way",
+            "from sublayer",
+            "ring",
+            "share",
+            frozenset({f"{prefix}_inward_fraction"}),
+            partial(_rings, prefix),
+            span=(0.0, 1.0),
+            note="Rings of equal width about the prompt's own place, the nearest first; over "
+            "prompts and points. Empty where no point lies. Arrows are in the figures that "
+            "depthsys dynamics writes.",
+        )
+        for prefix, where in _PLACED.items()
+    ),
     ways=(
         Way(
             "The mean state's way from sublayer to sublayer",

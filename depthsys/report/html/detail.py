@@ -69,13 +69,10 @@ def _dynamics(facts: Facts) -> Markup | None:
     shown = dynamics.measures(facts)
     if not shown:
         return None
-    more = None
-    if "residual" in facts.cell.stages:
-        more = paragraph(
-            "Maps of teleportation are no part of this page: depthsys dynamics writes them, and "
-            "larger figures of all measures, beside its results.",
-            class_="note",
-        )
+    more = paragraph(
+        "Larger figures of all measures are beside the results of depthsys dynamics.",
+        class_="note",
+    )
     return joined(tag("h3", "Depth as dynamics"), *shown, more)
 
 
