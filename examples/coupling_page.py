@@ -23,7 +23,7 @@ from depthsys.demo import real
 from depthsys.ltv.coupling import FORMS, mismatch, turned
 from depthsys.report import Table, markdown
 from depthsys.report.page import update
-from depthsys.study.dynamics import lines_of
+from depthsys.study.lines import lines_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NUMBERS = DOCS / "dynamics" / "coupling.md", DOCS / "dynamics" / "coupling.json"

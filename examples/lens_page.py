@@ -20,7 +20,7 @@ from depthsys import lm, plot
 from depthsys.demo import real
 from depthsys.report import Table, markdown
 from depthsys.report.page import update
-from depthsys.study.dynamics import lines_of
+from depthsys.study.lines import lines_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NUMBERS = DOCS / "dynamics" / "lens.md", DOCS / "dynamics" / "lens.json"

@@ -22,7 +22,7 @@ from depthsys.lm.trajectories import shuffled_turns, turns
 from depthsys.plot import dynamics as sheets
 from depthsys.report import Table, markdown
 from depthsys.report.page import update
-from depthsys.study.dynamics import lines_of
+from depthsys.study.lines import lines_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXTS = {"wikitext2": "wikitext2_raw_valid.txt", "tinystories": "tinystories_valid_sample.txt"}

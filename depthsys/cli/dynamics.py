@@ -10,7 +10,9 @@ from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import Force, Layout, Meaning, Model, Out, Shared, settings, spread
 from depthsys.cli.piped import Piped, output_folder
 from depthsys.cli.results import Result
-from depthsys.study.measures import MEASURES, Measure, checked_measures
+from depthsys.study.lines import are_lines, check_lines
+from depthsys.study.measures import MEASURES, Measure, check_enough, checked_measures
+from depthsys.study.settings import DEFAULT_LINES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,10 +22,7 @@ if TYPE_CHECKING:
     from depthsys.lm import Splits
     from depthsys.study import Found, Settings
 
-LINES = ".txt"
-COUNT = 1000
 WORTH_SAYING = 20.0  # seconds that are expected
-_LABELS = "for lines of text, which have no labels"
 
 Lines = Annotated[
     Path,
@@ -53,7 +52,7 @@ def dynamics(
     ] = None,
     lines: Annotated[
         int | None,
-        typer.Option(help=f"So many lines of a .txt, drawn at random.  [default: {COUNT}]"),
+        typer.Option(help=f"So many lines of a .txt, drawn at random.  [default: {DEFAULT_LINES}]"),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -65,10 +64,10 @@ def dynamics(
 
     Example: `depthsys dynamics ./my-model stories.txt --lines 200 --out dynamics`
     """
-    asked = settings(meaning, layout, shared, n_jacobians=jacobians)
-    plain = texts.suffix.lower() == LINES and asked.format is None
+    asked = settings(meaning, layout, shared, n_jacobians=jacobians, n_lines=lines)
+    plain = are_lines(texts, asked)
     wanted = checked_measures(measures, labelled=not plain)
-    _check_lines(asked, lines, plain)
+    check_lines(asked, lines=plain)
     becomes = {each.name: _result(each) for each in wanted}
     written = [name for each in becomes.values() for name in each.files]
     written += [f"{name}.txt" for name in becomes]
@@ -77,9 +76,8 @@ def dynamics(
     about = {"whole Jacobians": asked.n_jacobians, "measured": "lines" if plain else "texts"}
     going_on = GoingOn("dynamics", force, about)
     session = _opened(
-        model, texts, asked, folder, piped, lines or COUNT, wanted, going_on,
-        plain=plain, named=measures,
-    )  # fmt: skip
+        model, texts, asked, folder, piped, wanted, going_on, plain=plain, named=measures
+    )
     with session.keeping("dynamics", force, about=about):
         session.screen.text()  # what was shown of loading is of no measure
         told = {each: _told(session, each, becomes[each.name], named=measures) for each in wanted}
@@ -101,69 +99,33 @@ def _write_lens(found: "xr.Dataset", path: Path) -> None:
     lm.save_lens(lens_in(found), path, force=True)
 
 
-def _check_lines(asked: "Settings", lines: int | None, plain: bool) -> None:
-    """ValueError where options are of the other kind of texts."""
-    if lines is not None and not plain:
-        raise ValueError(
-            f"`--lines` must come with a .txt; got {lines} with labelled texts. Use --split, which "
-            "says how many of each class."
-        )
-    if lines is not None and lines < 1:
-        raise ValueError(f"`--lines` must be >= 1; got {lines}. The default is {COUNT}.")
-    if not plain:
-        return
-    for name in ("split", "concept", "positive", "text_column", "label_column", "pairs", "classes",
-                 "subset", "against_rest"):  # fmt: skip
-        if name in asked.asked:
-            raise ValueError(
-                f"`--{name.replace('_', '-')}` must be left out {_LABELS}; got "
-                f"{getattr(asked, name)!r}. Leave it out, or give labelled texts."
-            )
-
-
 def _opened(
     model: str,
     texts: Path,
     asked: "Settings",
     folder: "OutputFolder",
     piped: Piped | None,
-    count: int,
     wanted: tuple[Measure, ...],
     going_on: GoingOn,
     *,
     plain: bool,
     named: str | None,
 ) -> "Session":
-    from depthsys.cli.session import Session, open_model
+    from depthsys.cli.session import open_model
+    from depthsys.report.forecast import duration
+    from depthsys.study import forecast, read_splits
+    from depthsys.study.lines import read_lines
 
     seconds: dict[str, float] = {}
 
     def check(found: "Found", splits: "Splits") -> None:
-        for each in wanted if named is not None else ():
-            if len(splits.operating) < each.least:
-                raise ValueError(
-                    f"`--measures` must fit the texts; got {each.name!r} with "
-                    f"{len(splits.operating)}, which needs {each.least}. Give more, or leave it "
-                    "out."
-                )
+        check_enough(() if named is None else wanted, len(splits.operating), "--measures")
         seconds.update(forecast.of_measures(found, splits, [each.name for each in wanted]))
 
-    def check_lines(found: "Found", splits: "Splits") -> None:
-        check(found, splits)
-        going_on.check(folder.folder, found, splits)
-
-    from depthsys.report import Screen
-    from depthsys.report.forecast import duration
-    from depthsys.study import dynamics as study
-    from depthsys.study import forecast
-
-    if not plain:
-        session = open_model(model, texts, asked, folder, check, piped=piped, going_on=going_on)
-    else:
-        screen = Screen()
-        with screen.step(f"load {model}"):
-            cell = study.open_lines(model, texts, count, asked, check_lines)
-        session = Session(screen, folder, cell)
+    read = read_lines if plain else read_splits
+    session = open_model(
+        model, texts, asked, folder, check, piped=piped, read=read, going_on=going_on
+    )
     if (expected := sum(seconds.values())) > WORTH_SAYING:
         longest = sorted(seconds, key=lambda name: -seconds[name])[:2]
         most = " and ".join(f"{name} {duration(seconds[name])}" for name in longest)

@@ -15,7 +15,7 @@ from depthsys.cli.results import Result, is_system, write_data, write_shown
 from depthsys.cli.typed import named
 from depthsys.files import OutputFolder, Resumable, file_hash
 from depthsys.report import Report, Screen, heading, notes, text_notes
-from depthsys.study import Cell, Found, Settings, find_model, open_cell
+from depthsys.study import Cell, Found, Settings, find_model, open_cell, read_splits
 from depthsys.study.stored import (
     check_same_model,
     check_same_texts,
@@ -135,6 +135,7 @@ def open_model(
     piped: Piped | None = None,
     going_on: GoingOn | None = None,
     system: Path | None = None,
+    read: Callable[[Path, Settings], "Splits"] = read_splits,
 ) -> Session:
     """A session on a model and texts, which are checked before the weights are read.
 
@@ -153,7 +154,7 @@ def open_model(
             find_model(model, asked)
             piped.checked_by(asked)
             texts = piped.kept_in(folder)
-        cell = open_cell(model, texts, asked, all_checked)
+        cell = open_cell(model, texts, asked, all_checked, read)
     return Session(screen, folder, cell)
 
 

@@ -121,7 +121,7 @@ def of_texts(attrs: Mapping[str, Any]) -> list[Remark]:
     found = [Remark(said)] if said else []
     found += _dropped(attrs) + _cut(attrs)
     for name, note in json.loads(attrs.get("token_notes", "{}")).items():
-        whose = f"{name.replace('_', '-')} texts"
+        whose = "texts" if "n_lines" in attrs else f"{name.replace('_', '-')} texts"
         found.append(
             Remark(
                 f"{whose}: {note}",
@@ -151,10 +151,15 @@ def _dropped(attrs: Mapping[str, Any]) -> list[Remark]:
 
 
 def _cut(attrs: Mapping[str, Any]) -> list[Remark]:
-    cut = [attrs[f"n_cut_{name}"] for name in ("concept", "operating", "held_out")]
+    lines = attrs.get("n_lines")
+    names = ("concept", "operating", "held_out") if lines is None else ("operating",)
+    cut = [attrs[f"n_cut_{name}"] for name in names]
     if not any(cut):
         return []
     where = f"cut {_WHERE[attrs.get('cut', 'right')]} at {attrs['max_tokens']} tokens"
+    if lines is not None:
+        own = f"{cut[0]} of {counted(lines, 'text')}"
+        return [Remark(f"{where}: {own}", f"texts were {where}", "texts", own)]
     said = f"{where}: {cut[0]} concept, {cut[1]} operating and {cut[2]} held-out texts"
     measured = "concept/operating/held-out texts"
     return [Remark(said, f"texts were {where}", measured, "/".join(map(str, cut)))]

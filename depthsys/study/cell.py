@@ -57,7 +57,9 @@ class Cell:
 
     @property
     def held_out(self) -> "Run":
-        """Run of the texts that are left for checks."""
+        """Run of the texts that are left for checks; the same one where they are the same texts."""
+        if self.texts.held_out is self.texts.operating:
+            return self.operating
         return self._once("held_out", self._run)
 
     @property
@@ -219,6 +221,7 @@ def open_cell(
     texts: Path,
     settings: Settings,
     check: "Callable[[Found, Splits], object]" = lambda found, splits: None,
+    read: "Callable[[Path, Settings], Splits]" = read_splits,
 ) -> Cell:
     """Check model and texts, then load the model.
 
@@ -232,11 +235,13 @@ def open_cell(
         What is asked for; default orders above the width of the model are left out.
     check
         Called before the weights are read, which may take long.
+    read
+        Reads and splits the texts: labelled ones, or those of `lines.read_lines`.
     """
     from depthsys.lm.hf.messages import silence
 
     silence()
     found = find_model(name, settings)
-    splits = read_splits(texts, settings)
+    splits = read(texts, settings)
     check(found, splits)
     return found.load(splits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from depthsys.study import toml_lines
 from depthsys.study.cell import Found, find_model
 from depthsys.study.faults import Faults, as_key
+from depthsys.study.measures import MEASURES, check_enough
 from depthsys.study.settings import Settings
 from depthsys.study.sources import read_splits_of
 from depthsys.study.study_file import CellKey, Study
@@ -89,9 +90,9 @@ def _sources(study: Study, faults: Faults, before: Faults) -> None:
 
 
 def _place(study: Study, path: toml_lines.Path, error: Exception) -> toml_lines.Path:
-    """The key that an error is about: one of the entry's own, or of all; else the entry."""
+    """The key that an error is about: one of the entry's own, of all, or of the file; or it."""
     named = re.match(r"`([a-z_]+)`", as_key(str(error)))
-    keys = [] if named is None else [(*path, named[1]), ("settings", named[1])]
+    keys = [] if named is None else [(*path, named[1]), ("settings", named[1]), (named[1],)]
     return next((key for key in keys if key in study.lines), path)
 
 
@@ -121,6 +122,8 @@ def _texts(study: Study, faults: Faults, before: Faults) -> "dict[tuple[str, int
         try:
             splits = read_splits_of(study.task(key.task).texts, settings)
             found.setdefault(key.texts, splits)
+            wanted = (MEASURES[name] for name in study.stages if name in MEASURES)
+            check_enough(wanted, len(splits.operating), "stages")
         except (ValueError, TypeError, OSError, ImportError) as error:
             faults.add(_place(study, path, error), as_key(str(error)))
     return found

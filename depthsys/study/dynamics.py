@@ -5,22 +5,18 @@ Their names are those of `study.measures.MEASURES`. Those of whole Jacobians loo
 """
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from depthsys import lm, ltv
 from depthsys.lm.progress import bar
-from depthsys.study.cell import Cell, Found, find_model
+from depthsys.study.cell import Cell
 from depthsys.study.meanings import explained
 from depthsys.study.measures import COMPRESSED, COUPLED, FLOWN, MEASURES, NEAR
-from depthsys.study.settings import Settings
 from depthsys.study.steps import find_concept, with_origin, with_separation
 
 ALONE = 4  # prompts whose own spectra are taken, beside those of the mean
-MIN_WORDS = 8  # of a line that counts as a text: headings are none
 
 
 def measured(cell: Cell, name: str, concept: xr.Dataset | None = None) -> xr.Dataset:
@@ -212,62 +208,3 @@ def lens_in(result: xr.Dataset) -> xr.Dataset:
     made = result[names]
     made = made.drop_vars([name for name in made.coords if name != "depth"])
     return made.drop_attrs().assign_attrs(json.loads(result.attrs["lens_attrs"]))
-
-
-# ------------------------------------------------------------------------ lines of text
-
-
-def lines_of(path: Path, count: int, seed: int) -> lm.Texts:
-    """Some lines of a text file, drawn at random, each as a text.
-
-    Parameters
-    ----------
-    path
-        Of a file in UTF-8.
-    count
-        How many at most; lines with fewer than `MIN_WORDS` words, and copies, are left out.
-    seed
-        Of the draw.
-
-    Raises
-    ------
-    ValueError
-        If it is no text, or no line is long enough.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"`TEXTS` must be text in UTF-8; {str(path)!r} is not: {error.reason} at byte "
-            f"{error.start}. Convert it."
-        ) from error
-    whole = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= MIN_WORDS))
-    if not whole:
-        raise ValueError(
-            f"`TEXTS` must have lines of {MIN_WORDS} words or more; got none in {str(path)!r}. "
-            "Put each text on a line of its own."
-        )
-    drawn = np.random.default_rng(seed).permutation(len(whole))[:count]
-    texts = tuple(whole[number] for number in drawn)
-    return lm.Texts(texts, np.zeros(len(texts), dtype=int), ("text", "text"), str(path.resolve()))
-
-
-def open_lines(
-    name: str,
-    path: Path,
-    count: int,
-    settings: Settings,
-    check: Callable[[Found, lm.Splits], object] = lambda found, splits: None,
-) -> Cell:
-    """A cell whose texts have no labels: each of its three parts is all of them.
-
-    ``check`` is called before the weights are read.
-    """
-    from depthsys.lm.hf.messages import silence
-
-    silence()
-    found = find_model(name, settings)
-    texts = lines_of(path, count, settings.seed)
-    splits = lm.Splits(texts, texts, texts, settings.seed)
-    check(found, splits)
-    return found.load(splits)

@@ -58,7 +58,10 @@ def as_key(said: str) -> str:
     >>> as_key("`--max-tokens` must be >= 1; got 0.")
     '`max_tokens` must be >= 1; got 0.'
     """
-    renamed = {"system": "system_message", "each": "n_each"}
+    renamed = {
+        "system": "system_message", "each": "n_each", "jacobians": "n_jacobians",
+        "lines": "n_lines",
+    }  # fmt: skip
 
     def key(option: re.Match[str]) -> str:
         name = option[1].replace("-", "_")

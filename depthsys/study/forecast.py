@@ -16,6 +16,7 @@ import xarray as xr
 from depthsys import demo
 from depthsys.study.checks import Checked
 from depthsys.study.grid import asked, current
+from depthsys.study.lines import have_labels
 from depthsys.study.measures import MEASURES, PRODUCT, Sizes
 from depthsys.study.store import Store
 from depthsys.study.study_file import CellKey
@@ -187,6 +188,8 @@ def _sizes(checked: Checked) -> "Mapping[str, ModelSizes]":
 def _counts(found: "Found", splits: "Splits") -> _Counts:
     """Tokens are counted by their characters: a tokenizer may not be there yet."""
     parts = (splits.concept, splits.operating, splits.held_out)
+    if not have_labels(splits.operating):  # each part is all of the lines
+        parts = (parts[0].first(0), parts[1], parts[2].first(0))
     most = found.max_tokens
     tokens = sum(
         min(most, len(text) if not isinstance(text, str) else int(len(text) / CHARACTERS) + 1)

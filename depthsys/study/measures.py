@@ -4,7 +4,7 @@ Adding one touches this list, one function of `study.dynamics`, one file of `rep
 its figures in `plot.dynamics`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -194,6 +194,16 @@ _ALL = (
     ),
 )
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+
+
+def check_enough(measures: Iterable[Measure], n_texts: int, argument: str) -> None:
+    """ValueError where a measure needs more operating texts; ``argument`` names the measures."""
+    for each in measures:
+        if n_texts < each.least:
+            raise ValueError(
+                f"`{argument}` must fit the texts; got {each.name!r} with {n_texts}, which needs "
+                f"{each.least}. Give more, or leave it out."
+            )
 
 
 def checked_measures(said: str | None, *, labelled: bool) -> tuple[Measure, ...]:

@@ -340,7 +340,7 @@ def _cell(kind: str, data: Stage) -> CellResults:
     return CellResults(name, Path(texts).stem, seed, concept, {kind: data})
 
 
-_SAME = ("model_fingerprint", "texts", "split", "seed")
+_SAME = ("model_fingerprint", "texts", "split", "n_lines", "seed")
 
 
 def _put(cells: list[CellResults], new: CellResults, where: str) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_ORDERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_EACH = 64
 DEFAULT_JACOBIANS = 20
+DEFAULT_LINES = 1000
 # what a stored system has been identified with already
 IDENTIFICATION = (
     "basis", "order", "tolerance", "concept", "readout", "split", "seed", "max_tokens", "cut",
@@ -75,6 +76,8 @@ class Settings:
         What a comparison compares, and how many held-out prompts get a system of their own.
     n_jacobians
         Of how many operating prompts measures of depth take whole Jacobians.
+    n_lines
+        Of a .txt, whose lines are texts without labels: so many at most, drawn by the seed.
     asked
         Names of those that were given.
     """
@@ -119,6 +122,7 @@ class Settings:
     orders: tuple[int, ...] = DEFAULT_ORDERS
     n_each: int = DEFAULT_EACH
     n_jacobians: int = DEFAULT_JACOBIANS
+    n_lines: int = DEFAULT_LINES
     asked: frozenset[str] = frozenset()
 
     @classmethod
@@ -241,6 +245,7 @@ _RULES = {
         lambda x: 0 < x < float("inf"),
     ),
     "n_jacobians": (">= 1; got {got}. The default is 20.", lambda x: x >= 1),
+    "n_lines": (f">= 1; got {{got}}. The default is {DEFAULT_LINES}.", lambda x: x >= 1),
     "max_layers": (">= 1; got {got}. Leave it out for all layers.", lambda x: x >= 1),
 }  # fmt: skip
 
@@ -256,7 +261,12 @@ def typed(name: str) -> str:
     return "--" + _TYPED.get(name, name).replace("_", "-")
 
 
-_TYPED = {"system_message": "system", "n_each": "each", "n_jacobians": "jacobians"}
+_TYPED = {
+    "system_message": "system",
+    "n_each": "each",
+    "n_jacobians": "jacobians",
+    "n_lines": "lines",
+}
 
 
 def _check_choice(name: str, value: object, allowed: Collection[str]) -> None:

@@ -98,12 +98,15 @@ def _where(given: str, path: Path) -> str:
 
 
 def read_splits_of(texts: str, settings: "Settings") -> "Splits":
-    """The labelled texts of a study, split as asked for."""
+    """The texts of a study: labelled ones, split as asked for, or lines."""
     from dataclasses import replace
 
     from depthsys import lm
     from depthsys.study.cell import check_pairs, read_splits, split_as_asked
+    from depthsys.study.lines import are_lines, read_lines
 
+    if are_lines(texts, settings):
+        return read_lines(Path(texts), settings)
     if not texts.startswith(DEMO):
         return read_splits(Path(texts), settings)
     check_pairs(settings, is_pairs=False, name=texts)

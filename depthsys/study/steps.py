@@ -17,6 +17,7 @@ from depthsys.lm.step import check_relative_step as check_dtype_step
 from depthsys.ltv.labels import in_order_of
 from depthsys.shift import STD, Shift
 from depthsys.study.cell import DTYPE, Cell, Found
+from depthsys.study.lines import have_labels
 from depthsys.study.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _OF_PLAN = ("target_asked", "target_unit", "sign", "layers", "max_relative_push"
 # settings that are those of a comparison, or say the same as others
 _NO_MATTER = (
     *("methods", "orders", "n_each", "asked", "device", "device_map", "dtype", "tf32", "readout"),
-    *("max_tokens", "max_memory", "n_jacobians"),
+    *("max_tokens", "max_memory", "n_jacobians", "n_lines"),
 )
 _SEPARATION = (
     "auc", "auc_low", "auc_high", "log_odds_per_unit",
@@ -337,25 +338,21 @@ def with_separation(system: xr.Dataset, concept: xr.Dataset) -> xr.Dataset:
 def with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None) -> xr.Dataset:
     """The result with the provenance of its texts in attrs, and the warning of its system."""
     texts, model = cell.texts, cell.model
+    labelled = have_labels(texts.operating)
     # where the same weights are now: what is kept was of a place that may be gone
     of_model = {"model": model.name, "source": model.source, "revision": model.revision}
     attrs = {
         **{name: said for name, said in of_model.items() if name in result.attrs},
         "texts": texts.concept.source,
-        "classes": json.dumps(texts.concept.classes),
-        "concept_sha256": texts.concept.sha256,
-        "held_out_sha256": texts.held_out.sha256,
-        "split": texts.sizes,
+        **(_of_labels(cell) if labelled else _of_lines(cell)),
         "seed": cell.settings.seed,
         "n_duplicates": texts.n_duplicates,
         "n_conflicts": texts.n_conflicts,
         **cell.model.prompting.attrs,
         "n_other": texts.n_other,
-        "paired": int(isinstance(texts.concept, lm.Pairs)),
-        "texts_layout": json.dumps(cell.settings.layout),
     }
     notes = {}
-    for name in ("concept", "operating", "held_out"):
+    for name in ("concept", "operating", "held_out") if labelled else ("operating",):
         part = getattr(texts, name)
         tokens = cell.model.tokens(part)
         attrs[f"n_cut_{name}"] = tokens.n_cut
@@ -367,3 +364,22 @@ def with_origin(result: xr.Dataset, cell: Cell, system: xr.Dataset | None = None
     if system is not None and "concept_warning" in system.attrs:
         attrs["concept_warning"] = system.attrs["concept_warning"]
     return result.assign_attrs(attrs)
+
+
+def _of_lines(cell: Cell) -> dict[str, Any]:
+    """What is told of lines."""
+    lines = cell.texts.operating
+    return {"n_lines": len(lines), "lines_sha256": lines.sha256}
+
+
+def _of_labels(cell: Cell) -> dict[str, Any]:
+    """What is told of texts that have labels."""
+    texts = cell.texts
+    return {
+        "classes": json.dumps(texts.concept.classes),
+        "concept_sha256": texts.concept.sha256,
+        "held_out_sha256": texts.held_out.sha256,
+        "split": texts.sizes,
+        "paired": int(isinstance(texts.concept, lm.Pairs)),
+        "texts_layout": json.dumps(cell.settings.layout),
+    }

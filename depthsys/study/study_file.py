@@ -33,7 +33,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """Labelled texts of a study.
+    """Texts of a study: labelled ones, or lines.
 
     Attributes
     ----------

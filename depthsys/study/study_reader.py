@@ -14,6 +14,8 @@ from typing import Any
 
 from depthsys.study import toml_lines
 from depthsys.study.faults import Faults, StudyFaults, as_key
+from depthsys.study.lines import are_lines, check_lines
+from depthsys.study.measures import MEASURES
 from depthsys.study.names import CONCEPTS
 from depthsys.study.settings import LAYOUT, Settings
 from depthsys.study.sources import FETCHED, model_source, texts_source
@@ -26,7 +28,12 @@ _TOP = {
     "name", "description", "stages", "seeds", "concepts", "shard", "settings", "models", "tasks",
     "texts",
 }  # fmt: skip
-_OF_TEXTS = {"split", "positive", *LAYOUT}  # the same for all models: texts are split once
+_OF_TEXTS = {
+    "split",
+    "positive",
+    "n_lines",
+    *LAYOUT,
+}  # the same for all models: texts are split once
 _MODEL = {"name", "source"} | (_OPTIONS - _OF_TEXTS)
 _TASK = {"name", "texts"} | (_OPTIONS - _LOADING)
 _TEXTS = {"prompts", "strengths", "max_new_tokens", "positions"}
@@ -37,7 +44,9 @@ _TRUTH = ("true or false", bool)
 _STRING = ("a string", str)
 _LIST = ("a list or a string", (list, str))
 _TYPES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("order", "max_tokens", "max_layers", "n_each", "n_jacobians"), _WHOLE),
+    **dict.fromkeys(
+        ("order", "max_tokens", "max_layers", "n_each", "n_jacobians", "n_lines"), _WHOLE
+    ),
     **dict.fromkeys(("tolerance", "eps", "max_relative_push"), _NUMBER),
     **dict.fromkeys(("chat", "against_rest", "tf32", "linear"), _TRUTH),
     **dict.fromkeys(
@@ -334,6 +343,8 @@ class _Reader:
             for place, task in enumerate(study.tasks):
                 try:
                     settings = study.settings_with(model.name, task.name)
+                    lines = are_lines(task.texts, settings)
+                    check_lines(settings, lines=lines)
                     if "texts" in study.stages:
                         _check_writing(settings)
                 except (ValueError, TypeError) as error:
@@ -341,6 +352,28 @@ class _Reader:
                     own += [("models", number)] if model.own else []
                     where = next((p for p in own if self._names_one(p, error)), ("settings",))
                     self.faults.add(where, as_key(str(error)))
+                    continue
+                if lines:
+                    self._without_labels(place)
+
+    def _without_labels(self, task: int) -> None:
+        """What is asked of labels, where the texts of a task are lines."""
+        texts = f"lines of text, as those of tasks[{task}]"
+        asked = self.given.get("stages", DEFAULT_STAGES)
+        wrong = [n for n in asked if n not in MEASURES or MEASURES[n].of_concept]
+        if wrong:
+            can = ", ".join(each.name for each in MEASURES.values() if not each.of_concept)
+            self.faults.add(
+                ("stages",) if "stages" in self.given else ("tasks", task, "texts"),
+                f"`stages` must need no labels for {texts}; got {', '.join(wrong)}, about a "
+                f"concept. Write some of {can}, or give texts with labels.",
+            )
+        if "concepts" in self.given:
+            self.faults.add(
+                ("concepts",),
+                f"`concepts` must be left out for {texts}, which have no labels; got "
+                f"{self.given['concepts']!r:.60}. Leave it out, or give labelled texts.",
+            )
 
     def _names_one(self, path: toml_lines.Path, error: Exception) -> bool:
         name, place = path

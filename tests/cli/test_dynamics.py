@@ -9,6 +9,7 @@ import xarray as xr
 from depthsys import demo, lm, ltv
 from depthsys.cli import app
 from depthsys.study import dynamics as measures_of
+from depthsys.study.lines import lines_of
 from depthsys.study.measures import MEASURES
 
 COMMON = ["--device", "cpu", "--jacobians", "3"]
@@ -110,7 +111,7 @@ def test_lines_of_text_need_no_labels(run, stories, model, tmp_path):
                            "--out", tmp_path / "dyn")  # fmt: skip
     assert code == 0, err
     assert "4 texts of " in shown
-    drawn = measures_of.lines_of(stories, 4, 0)
+    drawn = lines_of(stories, 4, 0)
     assert len(set(drawn.texts)) == 4
     expected = ltv.spectra(lm.jacobians(model, list(drawn.texts[:3])))
     found = xr.load_dataset(tmp_path / "dyn" / "spectra.nc", engine="h5netcdf")
@@ -128,9 +129,9 @@ def test_measures_that_need_labels_are_named_where_lines_have_none(
 
 
 def test_lines_are_distinct_and_long_enough(stories):
-    assert len(measures_of.lines_of(stories, 100, 0)) == 9
-    assert measures_of.lines_of(stories, 5, 0).texts != measures_of.lines_of(stories, 5, 1).texts
-    assert measures_of.lines_of(stories, 5, 0).texts == measures_of.lines_of(stories, 5, 0).texts
+    assert len(lines_of(stories, 100, 0)) == 9
+    assert lines_of(stories, 5, 0).texts != lines_of(stories, 5, 1).texts
+    assert lines_of(stories, 5, 0).texts == lines_of(stories, 5, 0).texts
 
 
 @pytest.mark.parametrize(

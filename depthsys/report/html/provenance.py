@@ -2,7 +2,7 @@
 
 import json
 
-from depthsys.report.dynamics import SHOWN
+from depthsys.report.html.commands import dynamics_commands
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import Section, described, joined, paragraph
 from depthsys.report.html.results import STAGES, CellResults, Results
@@ -19,10 +19,12 @@ _NAMES = {
     "texts": "texts",
     "classes": "classes",
     "split": "texts per class: concept/operating/held-out",
+    "n_lines": "lines",
     "seed": "seed",
     "concept_sha256": "concept texts, SHA-256",
     "prompts_sha256": "prompts, SHA-256",
     "held_out_sha256": "held-out texts, SHA-256",
+    "lines_sha256": "lines, SHA-256",
     "tokens_sha256": "tokens, SHA-256",
     "read_at": "token that is read",
     "max_tokens": "longest text, in tokens",
@@ -80,6 +82,7 @@ def section(results: Results, facts: list[Facts]) -> Section:
         ),
         ("models", _all(cells, "model_fingerprint", "model")),
         ("texts", _all(cells, "concept_sha256", "task")),
+        ("lines", _all(cells, "lines_sha256", "task")),
         ("seeds", ", ".join(dict.fromkeys(cell.seed for cell in cells if cell.seed))),
     ]
     parts = [described(known), tag("h3", "Commands"), *_commands(results)]
@@ -124,8 +127,6 @@ def _of_run(results: Results) -> str:
         "comparison": "depthsys compare MODEL {texts} --split {split} --seed {seed} --out cmp",
         "effect": "depthsys verify vector.gguf MODEL {texts} --out effect",
         "texts": "depthsys generate MODEL --plan run/plan.nc --prompt TEXT --out written.csv",
-        **dict.fromkeys(SHOWN, "depthsys dynamics MODEL {texts} --split {split} --seed {seed} "
-                               "--out dynamics"),
     }  # fmt: skip
     said: dict[str, None] = {}
     for cell in results.cells:
@@ -133,6 +134,7 @@ def _of_run(results: Results) -> str:
             if name in lines:
                 told = _Told({**stage.attrs, "model": cell.model})
                 said.setdefault(lines[name].replace("MODEL", "{model}").format_map(told))
+        said |= dict.fromkeys(dynamics_commands(cell))
     return "\n".join(said) or "none"
 
 
