@@ -179,7 +179,7 @@ def eigenvalue_radii(ax: Axes, found: xr.Dataset) -> None:
         ax.fill_between(layers, bottom, top, color=GREY, alpha=alpha, lw=0)
     log_axis(ax)
     ax.plot(layers, middle, markevery=thinned(middle, 0, 2), label="median", **STYLES[0])
-    style = STYLES[1] | {"ls": ":"}
+    style: dict = STYLES[1] | {"ls": ":"}
     ax.plot(layers, largest, markevery=thinned(largest, 1, 2), label="largest", **style)
     ax.axhline(1, color=BLACK, lw=0.8)
     percent_axis(ax)
