@@ -21,8 +21,44 @@ K = "signed, K = 10"
 
 
 def test_the_tables_are_those_of_the_numbers():
-    for name, table in {"coupling": script.coupling_table, "shape": script.shape_table}.items():
+    tables = {
+        "coupling": script.coupling_table,
+        "shape": script.shape_table,
+        "paper": script.paper_table,
+    }
+    for name, table in tables.items():
         assert between(PAGE, *script.MARKERS[name]) == markdown(table(NUMBERS))
+
+
+def test_what_is_said_beside_the_paper():
+    rows = script.models(NUMBERS)
+    pairs = {n: (rows[n], rows[f"{n}, untrained"]) for n in rows if "untrained" not in n}
+    assert all(trained[K][0] < fresh[K][0] for trained, fresh in pairs.values())
+
+    def more(part, name):
+        return [n for n, (one, other) in pairs.items() if one[part][name][0] > other[part][name][0]]
+
+    straight = [n for n in pairs if n not in more("from 0", "line_shape")]
+    assert straight == more("from 2", "growth_r2") == ["SmolLM2-135M", "stories260K"]
+    assert more("from 2", "spacing_r2") == [*pairs]
+    said = [row[2] for row in script.paper_table(NUMBERS).rows]
+    assert said[2:] == [
+        "yes of SmolLM2 and stories260K, not of the other two",
+        "yes of SmolLM2 and stories260K; of the other two by steps, not by norms",
+    ]
+
+
+def test_both_maps_have_the_same_colours(monkeypatch):
+    figures = []
+    monkeypatch.setattr(script.plot, "save", lambda fig, *_: figures.append(fig))
+    script.draw_maps(NUMBERS)
+    maps = [
+        mesh for ax in figures[0].axes for mesh in ax.collections if mesh.get_array() is not None
+    ]
+    spans = {mesh.get_clim() for mesh in maps if mesh.get_array().size == 900}
+    m = np.array(MODEL["map"])[~np.eye(30, dtype=bool)]
+    assert len(spans) == 1
+    np.testing.assert_allclose(spans.pop()[0], m.min(), rtol=1e-6)
 
 
 def test_the_averages_are_those_of_the_stored_maps():
