@@ -116,3 +116,20 @@ def test_what_is_said_of_shapes():
     assert lines["gpt280K_tinystories"] > np.sqrt(5)
     assert f"a random walk ({lines['gpt2_6x128']:.2f} of 2.45)" in WORDS
     assert f"({small['gpt2_6x128']['from 2']['line_shape'][0]:.2f} of 2.00)" in WORDS
+
+
+def test_how_much_smaller_the_absolute_form_is():
+    def gaps(row):
+        return [row[f"signed, K = {k}"][0] - row[f"absolute, K = {k}"][0] for k in (1, 10, 30)]
+
+    rows = script.models(NUMBERS)
+    kinds = {"wide": [], "trained": [], "untrained": []}
+    for name, row in rows.items():
+        kind = "untrained" if "untrained" in name else "trained"
+        kinds["wide" if name.startswith("SmolLM2") else kind] += gaps(row)
+    assert {f"{gap:.2f}" for gap in kinds["wide"]} == {"0.01"}
+    words = " ".join(PAGE.split())
+    assert "smaller by 0.01 in SmolLM2, by up to " in words
+    assert f"by up to {max(kinds['trained']):.2f} in the trained small models" in words
+    few, most = min(kinds["untrained"]), max(kinds["untrained"])
+    assert f"by {few:.2f} to {most:.2f} in the untrained ones" in words

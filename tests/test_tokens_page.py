@@ -61,12 +61,19 @@ def test_what_is_said_of_movies_and_wikitext():
     middle = slice(12, 22)
     assert f"mean holds {ranged(column(MOVIES, LAYER)[middle])}, and the lag" in WORDS
     assert f"little ({ranged(column(MOVIES, LAG)[middle])})" in WORDS
-    assert max(column(MOVIES, LAG)[1:11]) < 0.15
+    assert max(column(MOVIES, LAG)[1:11] + column(WIKI, LAG)[1:11]) < 0.15
+    late = slice(22, 30)
+    assert f"layer 22 on: {ranged(column(WIKI, LAG)[late])}, where" in WORDS
+    assert f"the layer alone holds {ranged(column(WIKI, LAYER)[late])}." in WORDS
     by_norm = WIKI["explained"]["gain, by the state's norm"][LAG]
     assert f"({by_norm:.2f} by the state's norm)" in WORDS
     power = MOVIES["decay"]["gain"]
     assert f"exponent of {ranged(power['decay_power'][1:])} over the layers" in WORDS
     assert f"at most {max(power['decay_power_r2'][1:]):.2f} of the variance" in WORDS
+    power = WIKI["decay"]["gain"]
+    early, behind = power["decay_power"][1:24], power["decay_power"][24:]
+    assert f"exponents of {ranged(early)} up to layer 23 and of {ranged(behind)} behind" in WORDS
+    assert f"which tell at most {max(power['decay_power_r2'][1:]):.2f}." in WORDS
 
 
 def test_what_is_said_of_the_first_token_and_of_depth():
