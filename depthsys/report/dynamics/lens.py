@@ -38,6 +38,8 @@ def verdicts(stage: Stage) -> list[str]:
             f"; the mean state alone, the same for all prompts, is right for {100 * alone:.0f} %, "
             f"and more than that are read from depth {_from_where(depths, lenses, alone)} on"
         )
+    if "given_agreement" in stage.variables:
+        found.append(_given(stage, depths, agreement["J-lens"]))
     if "share" in stage.variables:
         share = stage.value("share")
         found.append(
@@ -45,6 +47,21 @@ def verdicts(stage: Stage) -> list[str]:
             f"{depths[0]:.0f} and {number(share[middle])} at depth {depths[middle]:.0f}"
         )
     return found
+
+
+def _given(stage: Stage, depths: np.ndarray, ours: np.ndarray) -> str:
+    """How a lens from elsewhere reads, at the middle one of its depths."""
+    right = stage.value("given_agreement").mean(axis=-1)
+    known = np.flatnonzero(np.isfinite(right))
+    at = known[len(known) // 2]
+    cosine, size = (float(stage.value(f"given_{name}")[at]) for name in ("cosine", "size"))
+    kl = float(stage.value("given_kl")[at].mean())
+    return (
+        f"the lens that was given (definition: {stage.attrs.get('given_definition', 'not said')}) "
+        f"has at depth {depths[at]:.0f} a cosine of {number(cosine)} with the J-lens made here and "
+        f"{number(size)} times its norm, and reads {100 * right[at]:.0f} % of the prompts right "
+        f"({number(kl)} nats), the J-lens {100 * ours[at]:.0f} %"
+    )
 
 
 _SHORT = {"J-lens about the mean": "about the mean"}
@@ -71,7 +88,8 @@ def _exact(stage: Stage) -> np.ndarray:
 
 
 def _of(variable: str) -> tuple[Curve, ...]:
-    return tuple(Curve(variable, _SHORT.get(r, r), {"reader": r}) for r in READERS)
+    own = tuple(Curve(variable, _SHORT.get(r, r), {"reader": r}) for r in READERS)
+    return (*own, Curve(f"given_{variable}", "lens given"))
 
 
 SHOWN = Shown(
