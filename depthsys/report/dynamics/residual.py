@@ -125,11 +125,12 @@ def _flow(stage: Stage) -> list[Table]:
         )
     ]
     header = ("states are put", "from sublayer", "inward", "contraction, median", "basin radius")
+    title = "States put elsewhere: do they end nearer to the prompt's own way (inward)?"
     caption = (
-        "inward: ends nearer to the prompt's own way than it has begun; basin radius: the distance "
-        "up to which half or more do so in every ring"
+        "contraction: of the distance to it; basin radius: up to which half or more go inward in "
+        "every ring"
     )
-    return [Table(header, rows, "", caption, ("states are put",))]
+    return [Table(header, rows, title, caption, ("states are put",))]
 
 
 def _rings(prefix: str, stage: Stage) -> Cells | None:
