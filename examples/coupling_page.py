@@ -1,12 +1,13 @@
 """Coupling of blocks and shape of trajectories: numbers and figures of docs/dynamics/coupling.md.
 
     depthsys fetch
-    python examples/coupling_page.py ~/.cache/depthsys/real --small ../shared/data
+    python examples/coupling_page.py ~/.cache/depthsys/real [--small FOLDER]
 
 Five minutes on two cores. The numbers go to docs/dynamics/coupling.json and from there, as they
-are, between the markers of the page; the figures go to docs/figures. ``--small`` is a folder with
-``weights`` of small models and ``text/tinystories_valid_sample.txt``; without it, what is stored of
-them stays.
+are, between the markers of the page; the figures go to docs/figures. FOLDER holds the models
+weights/stories260K, weights/gpt280K_tinystories and weights/gpt2_6x128, each as Hugging Face writes
+it, and text/tinystories_valid_sample.txt, one story or part of one a line; without it, what is
+stored of them stays. ``--tables`` only writes the tables and the maps again.
 """
 
 import argparse
@@ -36,7 +37,7 @@ LINES = 100
 LATER = 2  # where a way begins that leaves the first steps out
 MARKERS = {
     name: (f"<!-- {name}: examples/coupling_page.py -->", f"<!-- end of {name} -->")
-    for name in ("coupling", "shape")
+    for name in ("coupling", "shape", "paper")
 }
 
 
@@ -44,8 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, help="folder of `depthsys fetch`")
     parser.add_argument("--small", type=Path, help="folder of small models and texts")
+    parser.add_argument("--tables", action="store_true", help="only write tables and maps again")
     args = parser.parse_args()
     numbers = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+    if args.tables:
+        store(numbers)
+        return draw_maps(numbers)
     if args.small is not None:
         numbers["small"] = {name: small(args.small, name) for name in SMALL}
         store(numbers)
@@ -75,6 +80,8 @@ def store(numbers: dict) -> None:
     """What is known so far, to the file and the page."""
     NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     tables = {"coupling": coupling_table(numbers), "shape": shape_table(numbers)}
+    if len(models(numbers)) == 2 * (1 + len(SMALL)):  # of all of them
+        tables["paper"] = paper_table(numbers)
     update(PAGE, {MARKERS[name]: markdown(table) for name, table in tables.items()})
 
 
@@ -199,19 +206,58 @@ def shape_table(numbers: dict) -> Table:
     )  # fmt: skip
 
 
+def paper_table(numbers: dict) -> Table:
+    """What is said of arXiv 2407.07810 where it could be read, and what is found here."""
+    rows = models(numbers)
+    names = [name for name in rows if not name.endswith(", untrained")]
+
+    def beside(value) -> str:
+        """Of every trained model, against its untrained weights."""
+        pairs = [(name, value(rows[name]), value(rows[f"{name}, untrained"])) for name in names]
+        return "; ".join(f"{name} {one:.2f} ({other:.2f})" for name, one, other in pairs)
+
+    later = f"from {LATER}"
+    mismatch = beside(lambda row: row[f"signed, K = {DEFAULT}"][0])
+    lines = beside(lambda row: row["from 0"]["line_shape"][0])
+    norms, steps = (
+        beside(lambda row, name=name: row[later][name][0]) for name in ("growth_r2", "spacing_r2")
+    )
+    cells = [
+        ("top singular vectors are coupled across depth, and training develops it [A]",
+         f"mismatch, K = {DEFAULT}: {mismatch}",
+         "yes of all four in direction; weak, as 0 is coupled and 1 not at all"),
+        ("coupling goes along with performance, more than size or depth do [A]; R² = 0.8, p = "
+         "1e-9, over 30 models [S]", "four models, no benchmark", "not tested"),
+        ("trajectories become more linear in training [A]", f"line-shape score: {lines}",
+         "yes of SmolLM2 and stories260K, not of the other two"),
+        ("trajectories grow exponentially by layers, and training develops it [A]",
+         f"R² of the norms' growth from depth {LATER}: {norms}; of steps: {steps}",
+         "yes of SmolLM2 and stories260K; of the other two by steps, not by norms"),
+    ]  # fmt: skip
+    return Table(("the paper says", "here, trained (untrained)", "holds?"), cells)
+
+
 # ------------------------------------------------------------------------------------ figures
 
 
 def draw(numbers: dict, shape: xr.Dataset) -> None:
-    fig, axes = plot.figure(12, 5, columns=2)
-    for ax, name in zip(axes, ("SmolLM2-135M", "SmolLM2-135M, untrained"), strict=True):
-        m = (("layer", "layer_2"), np.array(numbers[name]["map"]))
-        plot.coupling(ax, xr.Dataset({"coupling": m}, attrs={"top": DEFAULT}))
-        ax.set_title(name)
-    plot.save(fig, DOCS / "figures" / "coupling.png", "png")
+    draw_maps(numbers)
     fig, axes = plot.figure(11, 4.2, columns=2)
     plot.trajectory_shape(axes, shape)
     plot.save(fig, DOCS / "figures" / "trajectory_shape.png", "png")
+
+
+def draw_maps(numbers: dict) -> None:
+    """Maps of the trained and the untrained model, in the same colours."""
+    maps = {n: np.array(numbers[n]["map"]) for n in ("SmolLM2-135M", "SmolLM2-135M, untrained")}
+    apart = ~np.eye(len(maps["SmolLM2-135M"]), dtype=bool)
+    span = max(float(np.abs(m[apart] - 1).max()) for m in maps.values())
+    fig, axes = plot.figure(12, 5, columns=2)
+    for ax, (name, m) in zip(axes, maps.items(), strict=True):
+        found = xr.Dataset({"coupling": (("layer", "layer_2"), m)}, attrs={"top": DEFAULT})
+        plot.coupling(ax, found, span=span)
+        ax.set_title(name)
+    plot.save(fig, DOCS / "figures" / "coupling.png", "png")
 
 
 if __name__ == "__main__":

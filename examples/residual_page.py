@@ -3,21 +3,28 @@
     depthsys fetch
     python examples/residual_page.py ~/.cache/depthsys/real FOLDER
 
-FOLDER holds wikitext2_raw_valid.txt and tinystories_valid_sample.txt, texts whose lines are drawn.
-Half an hour on two cores. The numbers go to docs/dynamics/residual.json and from there, as they
-are, between the markers of the page; the figures go to docs/figures.
+FOLDER holds wikitext2_raw_valid.txt, the raw validation split of WikiText-2, and
+tinystories_valid_sample.txt, stories of the validation file of TinyStories, a paragraph a line, of
+which lines are drawn. Half an hour on one core. What is measured is kept in the folder of
+``--kept`` as it comes, so that a run that was ended goes on, and figures are drawn again without
+one. The numbers go to docs/dynamics/residual.json and from there, as they are, between the markers
+of the page; the figures go to docs/figures. What it costs is only measured with ``--timed``.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import xarray as xr
 
 from depthsys import lm, plot
 from depthsys.demo import real
+from depthsys.files import whole_file
 from depthsys.lm.trajectories import shuffled_turns, turns
 from depthsys.plot import dynamics as sheets
 from depthsys.report import Table, markdown
@@ -37,11 +44,22 @@ FLIGHTS = {
     "own rest, 3 spreads": {"span": 3.0, "outside": "own"},
 }
 PARTS = ("attention", "mlp")
+HOLDS = (
+    "yes",
+    "from layer 0 to layer 1 only",
+    "as the norm grows",
+    "on tinystories only",
+    "nothing to compare with",
+    "no: fewer turns than chance",
+    "a curve, but not all of it in a plane",
+    "depends on what counts as variance",
+)
+LATER = 3  # sublayer behind the embedding and layer 0
 NUMBERS = DOCS / "dynamics" / "residual.json"
 PAGE = DOCS / "dynamics" / "residual.md"
 MARKERS = {
     name: (f"<!-- {name}: examples/residual_page.py -->", f"<!-- end of {name} -->")
-    for name in ("side by side", "teleportation")
+    for name in ("side by side", "teleportation", "basins")
 }
 
 
@@ -49,38 +67,68 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, help="folder of `depthsys fetch`")
     parser.add_argument("texts", type=Path, help="folder of the two text files")
-    parser.add_argument("--count", type=int, default=500, help="texts of each")
+    parser.add_argument("--count", type=int, default=1000, help="texts of each")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("out/residual"),
+        help="folder of what is measured; what lies there is not measured again",
+    )  # fmt: skip
+    parser.add_argument("--timed", action="store_true", help="measure the cost again, too")
     parser.add_argument("--tables", action="store_true", help="only write the tables again")
     asked = parser.parse_args()
     if asked.tables:
         return write_tables(json.loads(NUMBERS.read_text("utf-8")))
-    model = lm.DepthModel.load(asked.real / real.MODEL, device="cpu", max_tokens=MAX_TOKENS)
-    numbers, first = {}, None
+    numbers, found = {}, {}
+    stored = json.loads(NUMBERS.read_text("utf-8"))
     for name, file in TEXTS.items():
         texts = lines_of(asked.texts / file, asked.count, SEED)
-        found = measured(model, texts)
-        numbers[name] = numbers_of(*found)
+        stage = partial(kept, asked.kept, f"{name}_{asked.count}")
+        found[name] = measured(partial(model_of, asked.real), texts, stage)
+        numbers[name] = numbers_of(*found[name])
         print(name, json.dumps(numbers[name]["summary"], indent=1))
-        first = first or found
-    numbers["cost"] = cost(model, lines_of(asked.texts / TEXTS["wikitext2"], TIMED, SEED))
+    texts = lines_of(asked.texts / TEXTS["wikitext2"], TIMED, SEED)
+    numbers["cost"] = cost(model_of(asked.real), texts) if asked.timed else stored["cost"]
     NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     write_tables(numbers)
-    draw(*first)
+    draw(found)
+
+
+@cache
+def model_of(real_folder: Path) -> lm.DepthModel:
+    return lm.DepthModel.load(real_folder / real.MODEL, device="cpu", max_tokens=MAX_TOKENS)
+
+
+def kept(folder: Path, texts: str, stage: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """A stage as it lies in the folder; made and put there if it does not."""
+    path = folder / f"{texts}_{stage}.nc".replace(" ", "_")
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = make()
+        with whole_file(path, force=False) as unfinished:
+            dataset.to_netcdf(unfinished, engine="h5netcdf")
+    return xr.load_dataset(path, engine="h5netcdf")
 
 
 def write_tables(numbers: dict) -> None:
-    tables = {"side by side": side_by_side(numbers), "teleportation": flights(numbers)}
+    tables = {
+        "side by side": side_by_side(numbers),
+        "teleportation": flights(numbers),
+        "basins": basins(numbers),
+    }
     update(PAGE, {MARKERS[name]: markdown(table) for name, table in tables.items()})
 
 
-def measured(model: lm.DepthModel, texts: lm.Texts) -> tuple[xr.Dataset, xr.Dataset, dict]:
+def measured(
+    model: Callable[[], lm.DepthModel], texts: lm.Texts, stage: Callable[..., xr.Dataset]
+) -> tuple[xr.Dataset, xr.Dataset, dict[str, xr.Dataset]]:
     """Dynamics, the autoencoder, and a teleportation of every kind."""
-    run = model.run(texts)
-    dynamics = lm.residual_dynamics(run, seed=SEED)
-    states = lm.sublayer_states(run).isel(prompt=slice(COMPRESSED))
-    code = lm.compress(states, seed=SEED)
-    few = model.run(texts.first(FLOWN))
-    flown = {name: lm.teleport(few, dynamics, **how) for name, how in FLIGHTS.items()}
+    dynamics = stage("dynamics", lambda: lm.residual_dynamics(model(), texts, seed=SEED))
+    few = texts.first(FLOWN)
+    flown = {
+        name: stage(name, lambda how=how: lm.teleport(model(), few, dynamics, **how))
+        for name, how in FLIGHTS.items()
+    }
+    some = texts.first(COMPRESSED)
+    code = stage("code", lambda: lm.compress(lm.sublayer_states(model(), some), seed=SEED))
     return dynamics, code, flown
 
 
@@ -192,6 +240,8 @@ def side_by_side(numbers: dict) -> Table:
     """What is said of Llama 3.1 8B, and what is found here."""
     s = {name: numbers[name]["summary"] for name in TEXTS}
 
+    denser = {name: density_later(numbers[name]["curves"]["density"]) for name in TEXTS}
+
     def both(words) -> list[str]:
         return [words(s[name]) for name in TEXTS]
 
@@ -208,7 +258,10 @@ def side_by_side(numbers: dict) -> Table:
         ("activations accelerate [A]",
          *both(lambda n: f"velocity {three(n['velocity'], 0)}; for the state's size "
                          f"{three(n['relative velocity'])}")),
-        ("activations grow denser [A]", *both(lambda n: f"density {three(n['density'])}")),
+        ("activations grow denser [A]",
+         *(f"density {three(s[name]['density'])}; from sublayer {LATER} on "
+           f"{three(later)}, rank correlation with depth {rank:.2f}"
+           for name, (later, rank) in denser.items())),
         ("mutual information: no words of the paper available",
          *both(lambda n: f"attention writes {three(n['information, attention'])}; MLP writes "
                          f"{three(n['information, mlp'])} nats "
@@ -225,7 +278,29 @@ def side_by_side(numbers: dict) -> Table:
         ("the autoencoder gives early layers back worse than late ones [T]",
          *both(lambda n: three(n["given back at, autoencoder"]))),
     ]  # fmt: skip
-    return Table(("said of Llama 3.1 8B", *TEXTS), rows)
+    rows = [(*row, told) for row, told in zip(rows, HOLDS, strict=True)]
+    return Table(("said of Llama 3.1 8B", *TEXTS, "holds?"), rows)
+
+
+def density_later(curve: list[float]) -> tuple[list[float], float]:
+    """Thirds behind the embedding and layer 0, and Spearman's correlation with depth."""
+    later = np.array(curve[LATER:])
+    rank = scipy.stats.spearmanr(np.arange(len(later)), later).statistic
+    return thirds(later), float(rank)
+
+
+def basins(numbers: dict) -> Table:
+    """Radii of basins, and how far the grid goes."""
+    rows = []
+    for texts in TEXTS:
+        for name, one in numbers[texts]["teleportation"].items():
+            cells = [
+                f"{radius:.3g} of {farthest:.3g}" if radius else f"none of {farthest:.3g}"
+                for radius, farthest in zip(one["basin_radius"], one["farthest"], strict=True)
+            ]
+            rows.append((texts, name, *cells))
+    starts = numbers["wikitext2"]["teleportation"][next(iter(FLIGHTS))]["start"]
+    return Table(("texts", "state outside the plane, grid", *(f"from {s}" for s in starts)), rows)
 
 
 def flights(numbers: dict) -> Table:
@@ -244,16 +319,31 @@ def flights(numbers: dict) -> Table:
 # ------------------------------------------------------------------------------------ figures
 
 
-def draw(dynamics: xr.Dataset, code: xr.Dataset, flown: dict[str, xr.Dataset]) -> None:
-    figures = {name: getattr(sheets, name)(dynamics)
-               for name in ("unit_continuity", "velocity_information", "rotations")}  # fmt: skip
-    fig, (left, right) = plot.figure(13, 5, columns=2)
-    plot.plane_trajectories(left, dynamics)
-    plot.code_trajectories(right, code)
+def draw(found: dict[str, tuple[xr.Dataset, xr.Dataset, dict[str, xr.Dataset]]]) -> None:
+    """A row of every figure, or a figure of its own, for each set of texts."""
+    rows = {
+        "unit_continuity": (plot.unit_correlations, plot.successive_cosines),
+        "velocity_information": (plot.velocity, plot.mutual_information),
+        "rotations": (plot.phase_plane, plot.turns, plot.rotation_p_values),
+    }
+    figures = {}
+    for name, panels in rows.items():
+        fig, axes = plot.figure(14, 8.6, columns=len(panels), rows=len(found))
+        for row, (texts, (dynamics, _, _)) in enumerate(found.items()):
+            for ax, panel in zip(axes[row * len(panels) :], panels, strict=False):
+                panel(ax, dynamics)
+                ax.set_title(texts)
+        figures[name] = fig
+    fig, axes = plot.figure(13, 9.6, columns=2, rows=len(found))
+    for row, (texts, (dynamics, code, _)) in enumerate(found.items()):
+        plot.plane_trajectories(axes[2 * row], dynamics)
+        plot.code_trajectories(axes[2 * row + 1], code)
+        axes[2 * row].set_title(texts, fontsize="medium")
     figures["trajectories"] = fig
-    whole, near = (flown[name] for name in (*FLIGHTS,)[:: len(FLIGHTS) - 1])
-    figures["teleportation"] = sheets.teleportation_of(whole)
-    figures["teleportation_near"] = sheets.teleportation_of(near, moving=True)
+    for texts, (_, _, flown) in found.items():
+        whole, near = (flown[name] for name in (*FLIGHTS,)[:: len(FLIGHTS) - 1])
+        figures[f"teleportation_{texts}"] = sheets.teleportation_of(whole)
+        figures[f"teleportation_near_{texts}"] = sheets.teleportation_of(near, moving=True)
     for name, fig in figures.items():
         plot.save(fig, DOCS / "figures" / f"residual_{name}.png", "png")
 

@@ -4,7 +4,8 @@
     python examples/spectra_page.py ~/.cache/depthsys/real [FOLDER OF ANOTHER MODEL ...]
 
 Ten to fifteen minutes on two cores. The numbers go to docs/dynamics/spectra.json and from there, as
-they are, between the markers of the page; the figures go to docs/figures.
+they are, between the markers of the page; the figures go to docs/figures. What is stored of models
+whose folders are not given stays. ``--tables`` only writes the tables again.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from depthsys.report import Table, markdown
 from depthsys.report.page import update
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "dynamics/spectra.md"
+PAGE, NUMBERS = DOCS / "dynamics/spectra.md", DOCS / "dynamics/spectra.json"
 TEXTS = ("movies", "amazon")
 SPLIT = "100/10/50"  # a direction, 20 prompts for Jacobians, 100 prompts without each layer
 ALONE = 4  # prompts whose own Jacobians are looked at
@@ -32,6 +33,14 @@ DRAWS = 1000
 CURVES = ("departure", "symmetric_share")
 PRODUCTS = ("rank_from_start", "rank_to_end", "growth_from_start", "growth_to_end", "modal_growth")
 MARKERS = "<!-- skip: examples/spectra_page.py -->", "<!-- end of skip -->"
+RADII = "<!-- radii: examples/spectra_page.py -->", "<!-- end of radii -->"
+PARTS = {  # the last layer is exact, as no block follows
+    "all": slice(None),
+    "without the first two": slice(2, None),
+    "without the first and the last two": slice(2, -2),
+}
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1)
+SHOWN = (0, 1, 5, 10, 15, 20, 25, 28, 29)  # layers in the table of radii
 OF_MODELS = "<!-- models: examples/spectra_page.py -->", "<!-- end of models -->"
 TRAINED, UNTRAINED = "SmolLM2", "SmolLM2, untrained"
 EMBEDDED = "demo_128x12"
@@ -41,7 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, help="folder of `depthsys fetch`")
     parser.add_argument("more", type=Path, nargs="*", help="folders of other models")
+    parser.add_argument("--tables", action="store_true", help="only write the tables again")
     asked = parser.parse_args()
+    stored = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+    if asked.tables:
+        return write_tables(stored)
     folder = asked.real
     model = lm.DepthModel.load(folder / real.MODEL, device="cpu")
     splits = {name: lm.read_texts(folder / f"{name}.csv").split(SPLIT) for name in TEXTS}
@@ -50,15 +63,30 @@ def main() -> None:
     numbers = {
         "skip": {name: skip_numbers(found) for name, found in skips.items()},
         "spectra": {name: spectra_numbers(*found) for name, found in spectra.items()},
+        "radii": radii_numbers(*spectra[TEXTS[0]][:2]),
     }
-    numbers["models"] = {
+    numbers["models"] = with_stored(stored, {
         TRAINED: of_model(skips[TEXTS[0]], *spectra[TEXTS[0]]),
         **{name: of_model(*both(each, texts)) for name, each, texts in others(asked, model)},
+    })  # fmt: skip
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_tables(numbers)
+    draw_skips(skips)
+    draw(*spectra[TEXTS[0]][:2])
+
+
+def with_stored(stored: dict, models: dict) -> dict:
+    """These rows of models, and those stored of models that were not looked at again."""
+    return models | {n: row for n, row in stored.get("models", {}).items() if n not in models}
+
+
+def write_tables(numbers: dict) -> None:
+    tables = {
+        MARKERS: skip_table(numbers["skip"]),
+        RADII: radii_table(numbers["radii"]),
+        OF_MODELS: model_table(numbers["models"]),
     }
-    PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    tables = {MARKERS: skip_table(numbers["skip"]), OF_MODELS: model_table(numbers["models"])}
     update(PAGE, {markers: markdown(table) for markers, table in tables.items()})
-    draw(skips, *spectra[TEXTS[0]][:2])
 
 
 def skip(model: lm.DepthModel, splits: lm.Splits) -> xr.Dataset:
@@ -100,9 +128,8 @@ def skip_numbers(found: xr.Dataset) -> dict:
     """Curves over layers, and how far the predicted one agrees with the real one."""
     means = found.mean("prompt")
     curves = {name: rounded(means[name].values) for name in found.data_vars}
-    parts = {"all": slice(None), "without the first two": slice(2, None)}
     agreement = {}
-    for name, layers in parts.items():
+    for name, layers in PARTS.items():
         pair = (found[each].isel(layer=layers).values for each in ("predicted", "shift"))
         agreement[name] = agreed(*pair)
     return {"prompts": found.sizes["prompt"], "curves": curves, "agreement": agreement}
@@ -131,6 +158,15 @@ def spectra_numbers(mean: xr.Dataset, added: xr.Dataset, own: xr.Dataset) -> dic
         "turned": rounded((np.abs(added["angle"]) > np.pi / 2).mean("mode").values),
         "prompt": {name: rounded(alone[name].values) for name in (*CURVES, *PRODUCTS)},
     }
+
+
+def radii_numbers(mean: xr.Dataset, added: xr.Dataset) -> dict:
+    """Quantiles of the moduli of each layer's eigenvalues: a curve over layers for each."""
+    found = {}
+    for of, each in (("layer", mean), ("update", added)):
+        curves = np.quantile(each["modulus"].transpose("layer", "mode").values, QUANTILES, axis=1)
+        found[of] = {f"{q:g}": rounded(curve) for q, curve in zip(QUANTILES, curves, strict=True)}
+    return found
 
 
 def of_model(skipped: xr.Dataset, mean: xr.Dataset, added: xr.Dataset, own: xr.Dataset) -> dict:
@@ -177,12 +213,24 @@ def skip_table(rows: dict) -> Table:
     return Table(("texts", "layers", "relative L2 [95 %]", "Spearman [95 %]"), cells)
 
 
+def radii_table(found: dict) -> Table:
+    rows = []
+    for layer in SHOWN:
+        cells = []
+        for of in ("layer", "update"):
+            low, _, middle, _, high, largest = (found[of][f"{q:g}"][layer] for q in QUANTILES)
+            cells += [f"{middle:.2f} [{low:.2f}, {high:.2f}]", f"{largest:.3g}"]
+        rows.append((str(layer), *cells))
+    heads = ("median modulus [90 %]", "largest", "of the update: median [90 %]", "largest")
+    return Table(("layer", *heads), rows)
+
+
 def model_table(rows: dict) -> Table:
     header = (
         "model", "layers x width", "effective rank of the product, of the width",
         "departure, first to last third", "of updates", "symmetric share, first to last third",
         "of updates", "norm of the product (of one prompt)", "product of radii",
-        "skip, relative L2 [95 %]",
+        "skip without the first two layers, relative L2 [95 %]",
     )  # fmt: skip
     cells = [
         (
@@ -206,18 +254,22 @@ def model_table(rows: dict) -> Table:
 # ------------------------------------------------------------------------------------ figures
 
 
-def draw(skips: dict[str, xr.Dataset], mean: xr.Dataset, added: xr.Dataset) -> None:
+def draw_skips(skips: dict[str, xr.Dataset]) -> None:
     fig, axes = plot.figure(12, 4, columns=len(skips))
     for ax, (name, found) in zip(axes, skips.items(), strict=True):
         plot.layer_skip(ax, found)
         ax.set_title(name)
     plot.save(fig, DOCS / "figures" / "layer_skip.png", "png")
+
+
+def draw(mean: xr.Dataset, added: xr.Dataset) -> None:
     fig, axes = plot.figure(13, 4.2, columns=3)
     plot.spectra(axes, mean)
     plot.save(fig, DOCS / "figures" / "spectra.png", "png")
-    fig, (left, right) = plot.figure(12, 4.2, columns=2)
-    plot.eigenvalue_angles(left, mean)
-    plot.eigenvalue_angles(right, added)
+    fig, axes = plot.figure(12, 8, columns=2, rows=2)
+    for column, found in enumerate((mean, added)):
+        plot.eigenvalue_angles(axes[column], found)
+        plot.eigenvalue_radii(axes[2 + column], found)
     plot.save(fig, DOCS / "figures" / "eigenvalue_angles.png", "png")
 
 

@@ -3,9 +3,11 @@
     depthsys fetch
     python examples/tokens_page.py ~/.cache/depthsys/real TEXT.txt REVIEWS.csv [MODEL FOLDER ...]
 
-Some ten minutes on two cores. TEXT.txt is running text (wikitext2_raw_valid.txt there), REVIEWS.csv
-rated texts for the further models. The numbers go to docs/dynamics/tokens.json and from there, as
-they are, between the markers of the page; the figures go to docs/figures.
+Some ten minutes on two cores. TEXT.txt is running text, a paragraph a line (the raw validation
+split of WikiText-2 there), REVIEWS.csv rated texts for the further models, as the movies.csv of
+`depthsys fetch` is. The numbers go to docs/dynamics/tokens.json and from there, as they are,
+between the markers of the page; the figures go to docs/figures. What is stored of models whose
+folders are not given stays. ``--tables`` only writes the tables and the figure of shares again.
 """
 
 import argparse
@@ -21,12 +23,13 @@ from depthsys.report import Table, markdown
 from depthsys.report.page import update
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "dynamics/tokens.md"
+PAGE, NUMBERS = DOCS / "dynamics/tokens.md", DOCS / "dynamics/tokens.json"
 SPLIT = "100/10/30"  # a direction, none, 60 prompts
 ENDS, PASSAGES = (16, 32, 48), 10  # tokens of a passage of text, and how many passages
 PUSHED, LAGS, LAYERS = 8, (0, 1, 8), (1, 8, 15, 22)
 DECAY = ("decay_rate", "decay_power", "decay_rate_r2", "decay_power_r2")
 EMBEDDED = "demo_128x12"
+BY = ["layer", "lag", "position"]
 SHARES = "<!-- shares: examples/tokens_page.py -->", "<!-- end of shares -->"
 MEASURED = "<!-- measured: examples/tokens_page.py -->", "<!-- end of measured -->"
 KINDS = {
@@ -42,7 +45,12 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="running text")
     parser.add_argument("reviews", type=Path, help="rated texts for the further models")
     parser.add_argument("more", type=Path, nargs="*", help="folders of further models")
+    parser.add_argument("--tables", action="store_true", help="only write the tables again")
     asked = parser.parse_args()
+    stored = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+    if asked.tables:
+        write_tables(stored)
+        return draw_shares(stored["shares"]["SmolLM2, movies"])
     model = lm.DepthModel.load(asked.real / real.MODEL, device="cpu")
     splits = lm.read_texts(asked.real / "movies.csv").split(SPLIT)
     concept = lm.mean_difference(model, splits.concept)
@@ -55,13 +63,26 @@ def main() -> None:
         v = lm.mean_difference(other, texts.concept)
         found[name] = lm.token_gains(other, texts.held_out, v)
     numbers = {
-        "shares": {name: numbers_of(each) for name, each in found.items()},
+        "shares": with_stored(stored, {name: numbers_of(each) for name, each in found.items()}),
         "lengths": by_length(found["SmolLM2, wikitext"]),
         "measured": measured,
     }
-    PAGE.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    draw(lm.lag_map(found["SmolLM2, movies"]), found["SmolLM2, movies"])
-    tables = {SHARES: share_table(numbers["shares"]), MEASURED: measured_table(measured)}
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_tables(numbers)
+    draw(lm.lag_map(found["SmolLM2, movies"]))
+    draw_shares(numbers["shares"]["SmolLM2, movies"])
+
+
+def with_stored(stored: dict, shares: dict) -> dict:
+    """These rows, and those stored of models that were not looked at again."""
+    return shares | {n: row for n, row in stored.get("shares", {}).items() if n not in shares}
+
+
+def write_tables(numbers: dict) -> None:
+    tables = {
+        SHARES: share_table(numbers["shares"]),
+        MEASURED: measured_table(numbers["measured"]),
+    }
     update(PAGE, {markers: markdown(table) for markers, table in tables.items()})
 
 
@@ -147,11 +168,16 @@ def rounded(values) -> list[float | None]:
 def share_table(rows: dict) -> Table:
     heads = ("model and texts", "prompts", "of", "by layer", "by lag", "by position")
     cells = [
-        (name, f"{row['prompts']}", kind, *(f"{share:.2f}" for share in shares))
+        (name, f"{row['prompts']}", kind, *(two_digits(share) for share in shares))
         for name, row in rows.items()
         for kind, shares in row["explained"].items()
     ]
     return Table(heads, cells)
+
+
+def two_digits(share: float) -> str:
+    """A share that rounds to nothing has no sign."""
+    return f"{round(share, 2) + 0.0:.2f}"
 
 
 def measured_table(found: dict) -> Table:
@@ -165,16 +191,26 @@ def measured_table(found: dict) -> Table:
 # ------------------------------------------------------------------------------------ figures
 
 
-def draw(gains: xr.Dataset, found: xr.Dataset) -> None:
+def draw(gains: xr.Dataset) -> None:
     fig, (left, right) = plot.figure(12, 4.4, columns=2)
     plot.token_gains(left, gains)
     plot.lag_curves(right, gains)
     plot.save(fig, DOCS / "figures" / "token_gains.png", "png")
-    fig, (left, right) = plot.figure(12, 4.4, columns=2)
-    plot.lag_shares(left, gains)
-    left.set_title("gain per unit of the state")
-    plot.lag_shares(right, lm.lag_map(found, relative=True))
-    right.set_title("gain per fraction of the state's norm")
+
+
+def draw_shares(row: dict) -> None:
+    """Shares by layer as they are stored."""
+    fig, (left, middle, right) = plot.figure(15, 4.4, columns=3)
+    for ax, kind, title in (
+        (left, "gain", "gain per unit of the state"),
+        (middle, "gain, by the state's norm", "gain per fraction of the state's norm"),
+    ):
+        shares = ("layer", "by"), np.array(row["by_layer"][kind], dtype=float)
+        plot.lag_shares(ax, xr.Dataset({"explained": shares}, coords={"by": BY}))
+        ax.set_title(title)
+    earlier = np.array(row["earlier_share"], dtype=float)
+    plot.earlier_shares(right, xr.Dataset({"earlier_share": ("layer", earlier)}))
+    right.set_title("gradient")
     plot.save(fig, DOCS / "figures" / "lag_shares.png", "png")
 
 

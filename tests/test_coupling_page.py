@@ -21,8 +21,44 @@ K = "signed, K = 10"
 
 
 def test_the_tables_are_those_of_the_numbers():
-    for name, table in {"coupling": script.coupling_table, "shape": script.shape_table}.items():
+    tables = {
+        "coupling": script.coupling_table,
+        "shape": script.shape_table,
+        "paper": script.paper_table,
+    }
+    for name, table in tables.items():
         assert between(PAGE, *script.MARKERS[name]) == markdown(table(NUMBERS))
+
+
+def test_what_is_said_beside_the_paper():
+    rows = script.models(NUMBERS)
+    pairs = {n: (rows[n], rows[f"{n}, untrained"]) for n in rows if "untrained" not in n}
+    assert all(trained[K][0] < fresh[K][0] for trained, fresh in pairs.values())
+
+    def more(part, name):
+        return [n for n, (one, other) in pairs.items() if one[part][name][0] > other[part][name][0]]
+
+    straight = [n for n in pairs if n not in more("from 0", "line_shape")]
+    assert straight == more("from 2", "growth_r2") == ["SmolLM2-135M", "stories260K"]
+    assert more("from 2", "spacing_r2") == [*pairs]
+    said = [row[2] for row in script.paper_table(NUMBERS).rows]
+    assert said[2:] == [
+        "yes of SmolLM2 and stories260K, not of the other two",
+        "yes of SmolLM2 and stories260K; of the other two by steps, not by norms",
+    ]
+
+
+def test_both_maps_have_the_same_colours(monkeypatch):
+    figures = []
+    monkeypatch.setattr(script.plot, "save", lambda fig, *_: figures.append(fig))
+    script.draw_maps(NUMBERS)
+    maps = [
+        mesh for ax in figures[0].axes for mesh in ax.collections if mesh.get_array() is not None
+    ]
+    spans = {mesh.get_clim() for mesh in maps if mesh.get_array().size == 900}
+    m = np.array(MODEL["map"])[~np.eye(30, dtype=bool)]
+    assert len(spans) == 1
+    np.testing.assert_allclose(spans.pop()[0], m.min(), rtol=1e-6)
 
 
 def test_the_averages_are_those_of_the_stored_maps():
@@ -80,3 +116,20 @@ def test_what_is_said_of_shapes():
     assert lines["gpt280K_tinystories"] > np.sqrt(5)
     assert f"a random walk ({lines['gpt2_6x128']:.2f} of 2.45)" in WORDS
     assert f"({small['gpt2_6x128']['from 2']['line_shape'][0]:.2f} of 2.00)" in WORDS
+
+
+def test_how_much_smaller_the_absolute_form_is():
+    def gaps(row):
+        return [row[f"signed, K = {k}"][0] - row[f"absolute, K = {k}"][0] for k in (1, 10, 30)]
+
+    rows = script.models(NUMBERS)
+    kinds = {"wide": [], "trained": [], "untrained": []}
+    for name, row in rows.items():
+        kind = "untrained" if "untrained" in name else "trained"
+        kinds["wide" if name.startswith("SmolLM2") else kind] += gaps(row)
+    assert {f"{gap:.2f}" for gap in kinds["wide"]} == {"0.01"}
+    words = " ".join(PAGE.split())
+    assert "smaller by 0.01 in SmolLM2, by up to " in words
+    assert f"by up to {max(kinds['trained']):.2f} in the trained small models" in words
+    few, most = min(kinds["untrained"]), max(kinds["untrained"])
+    assert f"by {few:.2f} to {most:.2f} in the untrained ones" in words

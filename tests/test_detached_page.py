@@ -55,8 +55,16 @@ def test_what_is_said_of_gains():
     )
     assert f"from {max(ranks):.2f} down to {min(ranks):.2f}" in WORDS
     gains = {name: np.array(values) for name, values in MOVIES["gains"].items()}
-    ratio = (gains["detached_gain"] / gains["exact_gain"])[12:18]
-    assert f"they are {ratio.min():.2f} to {ratio.max():.2f} of the measured ones" in WORDS
+    up, gate = (gains[name] / gains["measured_gain"] for name in ("detached_gain", "gate_gain"))
+    assert np.flatnonzero(up < 0).tolist() == [4, 5]
+    assert "the wrong sign at layers 4 and 5" in WORDS
+    assert f"are {up[6:12].min():.2f} to {up[6:12].max():.2f} of the measured ones at" in WORDS
+    assert (np.diff(up[14:]) > 0).all()
+    assert f"rise from there to {up[-1]:.2f} at the last layer" in WORDS
+    assert "layers 1 to 3 they are {:.2f}, {:.2f} and {:.2f}".format(*up[1:4]) in WORDS
+    assert np.flatnonzero(gate < 0).tolist() == [*range(4, 12)]
+    assert f"the ratio {gate[12:].min():.2f} to {gate[12:].max():.2f} behind them" in WORDS
+    assert max(up[6:].max(), gate[6:].max()) < 1
 
 
 def test_what_is_said_of_plans():
@@ -68,9 +76,25 @@ def test_what_is_said_of_plans():
     prices = NUMBERS["steering"]["movies"]["prices"]
     shifts = [prices[name]["readout_new_shift"] for name in prices]
     assert max(low for _, low, _ in shifts) < min(high for *_, high in shifts)
-    of = ("perplexity_mean", "kl_mean")
-    linear, *detached = ([prices[n][q][0] for q in of] for n in prices if "Jacobians" not in n)
+    of = ("energy", "perplexity_mean", "kl_mean")
+    linear, *detached = (
+        [np.ravel(prices[n][q])[0] for q in of]
+        for n in ("linear system", "detached, up", "detached, gate")
+    )
     assert all(a > b for each in detached for a, b in zip(each, linear, strict=True))
+    more = [each[0] / linear[0] for each in detached]
+    assert "push with {:.1f} and {:.1f} times the energy".format(*more) in WORDS
+    target = NUMBERS["steering"]["movies"]["target"]
+    assert f"{target:.1f} is one standard deviation" in WORDS
+    alike = [each for each in prices.values() if each["energy"] == linear[0]]
+    assert len(alike) == 4
+    shifts, kl = ([each[q][0] for each in alike] for q in ("readout_new_shift", "kl_mean"))
+    assert f"a shift of {min(shifts):.1f} to {max(shifts):.1f} with" in WORDS
+    assert f"a divergence of {min(kl):.2f} to {max(kl):.2f} nats" in WORDS
+    assert all(low < min(shifts) and high > max(shifts)
+               for _, low, high in (each["readout_new_shift"] for each in alike))  # fmt: skip
+    shares = [each["readout_new_shift"][0] / target for each in prices.values()]
+    assert f"new tokens show {min(shares):.1f} to {max(shares):.1f}." in WORDS
 
 
 def test_what_is_said_of_ranks_and_shares():
@@ -90,5 +114,18 @@ def test_what_is_said_of_ranks_and_shares():
     assert len(OTHERS) == 4
     assert f"last token makes {min(last):.0f} to {max(last):.0f} %" in WORDS
     p = 100 * np.array(MOVIES["projection"])
-    assert f"hold {p[0]:.0f} % of the length of the state behind layer 0, {p[15]:.0f} %" in WORDS
+    assert (
+        f"hold {p[0]:.0f} % of the length of SmolLM2's state behind layer 0, {p[15]:.0f} %" in WORDS
+    )
     assert f"{p[24]:.0f} % behind layer 24 and {p[-1]:.0f} % at the end" in WORDS
+    first = [100 * found["projection"][0] for found in OTHERS]
+    assert f"{min(first):.0f} to {max(first):.0f} % from the beginning" in WORDS
+
+
+def test_the_page_of_control_points_to_the_plans_made_with_detached_maps():
+    control = " ".join((ROOT / "docs/control.md").read_text("utf-8").split())
+    assert "(dynamics/detached.md#steering-with-them-all-the-same)" in control
+
+
+def test_what_is_stored_of_other_models_stays():
+    assert script.with_stored({"models": {"a": 1, "b": 2}}, {"b": 3}) == {"b": 3, "a": 1}

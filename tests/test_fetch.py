@@ -203,6 +203,7 @@ def test_only_what_is_missing_is_fetched(run, tmp_path):
     assert contents(out) == FILES
 
 
+@pytest.mark.slow  # a process that is killed
 def test_killed_in_the_middle_it_goes_on(run, tmp_path):
     """Of a fetch, at the shell: no file is there until it is whole."""
     out, half, stall = tmp_path / "real", len(ARCHIVES[WHEEL]) // 2, threading.Event()

@@ -26,6 +26,7 @@ def test_the_tables_are_those_of_the_numbers():
         "read": script.read_table,
         "definitions": script.definition_table,
         "directions": script.direction_table,
+        "paper": script.paper_table,
     }.items():
         assert between(PAGE, *script.MARKERS[name]) == markdown(table(NUMBERS))
 
@@ -37,14 +38,50 @@ def test_what_is_said_of_likeliest_tokens():
     right = np.array(MOVIES["agreement"][LOGIT])
     assert (round(100 * right[13:28].min()), round(100 * right[13:28].max())) == (80, 86)
     assert {round(kl) for kl in MOVIES["kl"][LOGIT][13:24]} == {13, 14}
-    fewer = np.flatnonzero(np.array(MOVIES["agreement"][J])[2:] < right[2:]) + 2
-    assert {*range(12, 25)} <= {*fewer.tolist()}
+    by_texts = [{n: np.array(t["agreement"][n]) for n in (LOGIT, J, ABOUT)}
+                for t in (MOVIES, AMAZON)]  # fmt: skip
+    fewer = [np.flatnonzero(t[J] < t[LOGIT]).tolist() for t in by_texts]
+    for depths, last in zip(fewer, (24, 27), strict=True):
+        assert {1, *range(12, last + 1)} <= {*depths}
+        assert last + 1 not in depths
+    assert "({:.0f} % against {:.0f} % on movies, {:.0f} % against {:.0f} % on amazon)".format(
+        *(100 * t[name][1] for t in by_texts for name in (J, LOGIT))
+    ) in WORDS  # fmt: skip
+    assert "at depths 12 to 24 (12 to 27 on amazon)" in WORDS
+
+
+def test_what_is_said_of_the_last_but_one_depth():
+    percent = [
+        f"{100 * t['agreement'][name][28]:.0f} to {100 * t['agreement'][name][29]:.0f} %"
+        for name in (LOGIT, J)
+        for t in (MOVIES, AMAZON)
+    ]
+    said = "lens falls from {} on movies and from {} on amazon, the J-lens from {} and from {},"
+    assert said.format(*percent) in WORDS
+    kl = [t["kl"][J][depth] for depth in (29, 28) for t in (MOVIES, AMAZON)]
+    assert "{:.2f} and {:.2f} nats away where it was {:.2f} and {:.2f}.".format(*kl) in WORDS
+    about = [100 * t["agreement"][ABOUT][depth] for depth in (29, 28) for t in (MOVIES, AMAZON)]
+    assert "({:.0f} % and {:.0f} %, from {:.0f} % and {:.0f} %)".format(*about) in WORDS
+    assert "again at 29 ({:.2f} against {:.2f})".format(
+        *(MOVIES["kl"][name][29] for name in (J, MEAN))
+    ) in WORDS  # fmt: skip
 
 
 def test_what_is_said_of_divergences():
     found = [f"{MOVIES['kl'][ABOUT][k]:.2f}" for k in (10, 15, 20, 25)]
     assert found == ["0.38", "0.29", "0.18", "0.07"]
     assert "from depth 10 it is 0.38, from 15 0.29, from 20 0.18, from 25 0.07" in WORDS
+    steps = np.diff(MOVIES["kl"][ABOUT][:30])
+    assert np.flatnonzero(steps > 0).tolist() == [25]
+    end = [MOVIES["kl"][ABOUT][k] for k in (26, 29)]
+    assert "from 26 it is {:.2f} again, from 29 {:.2f}.".format(*end) in WORDS
+    amazon = np.array(AMAZON["kl"][ABOUT][:30])
+    assert int(amazon.argmin()) == 26
+    assert np.flatnonzero(np.diff(amazon[:27]) > 0).tolist() == [6]
+    assert f"it once is {amazon[7] - amazon[6]:.2f} farther, from depth 6 to 7" in WORDS
+    assert (np.diff(amazon[26:]) > 0).all()
+    assert f"from depth 26 ({amazon[26]:.2f}; on the way" in WORDS
+    assert f"and then farther from depth to depth, {amazon[29]:.2f} from 29." in WORDS
     others = [AMAZON["kl"][MEAN][0], *(AMAZON["kl"][ABOUT][k] for k in (10, 15, 20, 25))]
     assert "{:.2f}, then {:.2f}, {:.2f}, {:.2f} and {:.2f}".format(*others) in WORDS
     for texts, last in ((MOVIES, 26), (AMAZON, 21)):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from depthsys.report import markdown
 from depthsys.report.page import between
@@ -21,7 +22,9 @@ BOTH = (WIKI, STORIES)
 
 
 def test_how_many_lines_there_are():
-    assert WIKI["prompts"] == STORIES["prompts"] == 500
+    assert WIKI["prompts"] == STORIES["prompts"] == 1000
+    assert "on 1000 lines each of wikitext2 and of tinystories" in WORDS
+    assert "500 lines" not in WORDS
     assert f"{WIKI['n_cut']} and {STORIES['n_cut']} were cut after {script.MAX_TOKENS}" in WORDS
 
 
@@ -29,6 +32,7 @@ def test_the_tables_are_those_of_the_numbers():
     tables = {
         "side by side": script.side_by_side(NUMBERS),
         "teleportation": script.flights(NUMBERS),
+        "basins": script.basins(NUMBERS),
     }
     for name, table in tables.items():
         assert between(PAGE, *script.MARKERS[name]) == markdown(table)
@@ -61,23 +65,36 @@ def test_what_is_said_of_continuity_and_speed():
     info = [by_thirds(s[f"information, {part}"]) for part in script.PARTS]
     exchanged = s["information, exchanged"][0]
     assert f"({info[0]} and {info[1]} nats; {exchanged:.2f} where" in WORDS
-    assert f"embedding is left ({curves[0]['correlation, 0.5'][1]:.2f})" in WORDS
-    norm = curves[0]["norm"]
-    assert f"the states there are {norm[2] / norm[1]:.0f} times as long as" in WORDS
-    cosine = np.array(curves[0]["cosine"][3:])
-    assert int(np.argmin(cosine)) + 3 == 48  # the attention of layer 24
-    assert f"for one ({cosine.min():.2f}, at the attention of layer 24)" in WORDS
-    assert f"Cosines are {np.sort(cosine)[1]:.2f} or more from step 3" in WORDS
-    updates = curves[0]["update_cosine"]
-    assert f"near right angles ({min(updates):.2f} to {max(updates):.2f})" in WORDS
+    assert "embedding is left ({:.2f}; {:.2f} on tinystories)".format(
+        *(c["correlation, 0.5"][1] for c in curves)
+    ) in WORDS  # fmt: skip
+    norms = [c["norm"] for c in curves]
+    assert "the states there are {:.0f} ({:.0f}) times as long as what enters it".format(
+        *(norm[2] / norm[1] for norm in norms)
+    ) in WORDS  # fmt: skip
+    cosines = [np.array(c["cosine"][3:]) for c in curves]
+    assert {int(np.argmin(cosine)) + 3 for cosine in cosines} == {48}  # the attention of layer 24
+    assert "for one ({:.2f}, on tinystories {:.2f}, at the attention of layer 24)".format(
+        *(cosine.min() for cosine in cosines)
+    ) in WORDS  # fmt: skip
+    assert f"Cosines are {min(np.sort(c)[1] for c in cosines):.2f} or more from step 3" in WORDS
+    updates = [f"{min(c['update_cosine']):.2f} to {max(c['update_cosine']):.2f}" for c in curves]
+    assert "right angles, {} on wikitext2 and {} on tinystories".format(*updates) in WORDS
     faster = [
         [x[name][2] / x[name][1] for name in ("velocity", "relative velocity")] for x in (s, t)
     ]
     assert f"moves {faster[0][0]:.1f} times as far in the last third" in WORDS
     assert f"it moves {faster[0][1]:.1f} times as far" in WORDS
     assert "({:.1f} and {:.1f} times on tinystories)".format(*faster[1]) in WORDS
-    assert f"falls from {s['density'][0]:.2f} to {s['density'][2]:.2f} on wikitext2" in WORDS
-    assert f"rises from {t['density'][0]:.2f} to {t['density'][2]:.2f} on tinystories" in WORDS
+    (wiki, falls), (stories, rises) = (script.density_later(c["density"]) for c in curves)
+    assert stories == sorted(stories)
+    assert "({:.2f}, {:.2f} and {:.2f} by thirds; rank correlation with depth {:.2f})".format(
+        *stories, rises
+    ) in WORDS  # fmt: skip
+    assert "on wikitext2 ({:.2f}, {:.2f} and {:.2f}; {:.2f})".format(*wiki, falls) in WORDS
+    assert "goes from {:.2f} to {:.2f} and from {:.2f} to {:.2f}.".format(
+        *t["density"][::2], *s["density"][::2]
+    ) in WORDS  # fmt: skip
     densest = [c["density"] for c in curves]
     assert all(np.argmax(one) == 0 for one in densest)
     assert f"densest ({densest[0][0]:.2f} and {densest[1][0]:.2f})" in WORDS
@@ -122,7 +139,9 @@ def test_what_is_said_of_teleportation():
     whole = [one["teleportation"]["inverse of the projection, whole plane"] for one in BOTH]
     share = [[f"{100 * value:.0f}" for value in one["inward_share"]] for one in near]
     assert share[0][1:3] == share[1][1:3] == ["100", "100"]
-    assert "halved ({:.2f} and {:.2f} on wikitext2)".format(*near[0]["contraction"][1:3]) in WORDS
+    assert "halved ({:.2f} and {:.2f} on wikitext2, {:.2f} and {:.2f} on tinystories)".format(
+        *(value for one in near for value in one["contraction"][1:3])
+    ) in WORDS  # fmt: skip
     assert (
         f"it is {share[0][3]} %, at 48 {share[0][4]} % ({share[1][3]} % and {share[1][4]} %"
         in WORDS
@@ -131,8 +150,15 @@ def test_what_is_said_of_teleportation():
     far = WIKI["teleportation"]["inverse of the projection, 3 spreads"]
     assert f"is {100 * far['inward_share'][3]:.0f} % instead of {share[0][3]} %" in WORDS
     assert f"distances grow by {far['contraction'][0]:.0f}," in WORDS
-    radius = whole[0]["basin_radius"]
-    assert f"reaches {radius[1]:.0f} at sublayer 12 and {radius[2]:.0f} at 24" in WORDS
+    (wiki, stories), (far, off) = ([w[n] for w in whole] for n in ("basin_radius", "farthest"))
+    assert wiki[1] == far[1]
+    assert f"grid on wikitext2 and {stories[1]:.0f} of {off[1]:.0f} on tinystories" in WORDS
+    said = f"that of 24 {wiki[2]:.0f} of {far[2]:.0f} and {stories[2]:.0f} of {off[2]:.0f}."
+    assert said in WORDS
+    assert wiki[3] == wiki[4] == stories[3] == 0 < stories[4]
+    inward = [100 * share for share in whole[0]["inward_share"][3:]]
+    assert "{:.0f} % and {:.0f} % of all points are inward there".format(*inward) in WORDS
+    assert "last of eight equal rings" in WORDS
     away = [100 * (1 - value) for one in whole for value in one["inward_share"][1:3]]
     assert f"{min(away):.0f} to {max(away):.0f} % of the points do not come nearer" in WORDS
 
@@ -143,3 +169,18 @@ def test_what_is_said_of_cost():
     ratio = [d / p for d, p in zip(cost["dynamics"], cost["prefill"], strict=True)]
     assert "{:.0f} and {:.0f} s, {:.1f} and {:.1f} times".format(*cost["dynamics"], *ratio) in WORDS
     assert max(ratio) < 3
+
+
+def test_a_stage_that_is_kept_is_not_made_again(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return xr.Dataset({"x": ("n", [1.0, 2.0])})
+
+    for _ in range(2):
+        found = script.kept(tmp_path / "new", "stories_5", "own rest, 3 spreads", make)
+        np.testing.assert_array_equal(found["x"], [1.0, 2.0])
+    assert made == [1]
+    script.kept(tmp_path / "new", "stories_6", "own rest, 3 spreads", make)  # of other texts
+    assert made == [1, 1]

@@ -32,7 +32,8 @@ def test_the_table_is_that_of_the_numbers():
 def test_the_agreement_of_curves_is_that_of_the_stored_ones():
     for row in NUMBERS["skip"].values():
         p, r = (np.array(row["curves"][name]) for name in ("predicted", "shift"))
-        for part, layers in {"all": slice(None), "without the first two": slice(2, None)}.items():
+        assert row["agreement"].keys() == script.PARTS.keys()
+        for part, layers in script.PARTS.items():
             error = np.linalg.norm(p[layers] - r[layers]) / np.linalg.norm(r[layers])
             assert np.isclose(row["agreement"][part]["relative_l2"][0], error, rtol=2e-3)
 
@@ -42,6 +43,27 @@ def test_what_is_said_of_layers_left_out():
     errors, ranks = ([row[n][0] for row in later] for n in ("relative_l2", "spearman"))
     assert "mean curves {:.2f} and {:.2f}, Spearman {:.2f} and {:.2f}".format(
         *errors, *ranks
+    ) in WORDS  # fmt: skip
+    middle = [row["agreement"]["without the first and the last two"]["relative_l2"][0]
+              for row in NUMBERS["skip"].values()]  # fmt: skip
+    assert "2 to 27 alone are predicted to {:.2f} and {:.2f}".format(*middle) in WORDS
+    ends, wrong, most = [], [], []
+    for curves in SKIP.values():
+        p, r = (np.array(curves[name]) for name in ("predicted", "shift"))
+        ends.append(100 * (r[28:] ** 2).sum() / (r[2:] ** 2).sum())
+        wrong.append([layer for layer in range(2, 28) if p[layer] * r[layer] < 0])
+        most.append(np.abs(r[2:28]).max())
+    assert "{:.0f} % of the squares of the movies' curve and {:.0f} % of".format(*ends) in WORDS
+    assert wrong == [[13], [6, 16, 21]]
+    assert "at layer 13 of movies ({:.1f} predicted, {:.1f} really) and at 6, 16 and 21".format(
+        *(SKIP["movies"][name][13] for name in ("predicted", "shift"))
+    ) in WORDS  # fmt: skip
+    small = [abs(SKIP[name]["shift"][at]) for name, row in zip(SKIP, wrong, strict=True)
+             for at in row]  # fmt: skip
+    said = f"({max(small):.1f} at most, where the largest of these layers are "
+    assert said + "{:.0f} and {:.0f})".format(*most) in WORDS
+    assert "layer 27 of movies, {:.0f} predicted for {:.0f}.".format(
+        *(SKIP["movies"][name][27] for name in ("predicted", "shift"))
     ) in WORDS  # fmt: skip
     updates = [value for curves in SKIP.values() for value in curves["update"][2:]]
     assert f"{100 * min(updates):.0f} to {100 * max(updates):.0f} % of the state" in WORDS
@@ -91,6 +113,26 @@ def test_what_is_said_of_spectra():
     assert f"departures of {ranged(prompt['departure'][1:23])}" in WORDS
 
 
+def test_what_is_said_of_radii():
+    radii = NUMBERS["radii"]
+    assert between(PAGE, *script.RADII) == markdown(script.radii_table(radii))
+    # the product of the largest is the growth that eigenvalues alone would give
+    assert np.isclose(np.prod(radii["layer"]["1"]), MOVIES["layer"]["modal_growth"][-1], rtol=2e-3)
+    middle, largest = (radii["layer"][name] for name in ("0.5", "1"))
+    assert f"median modulus is {ranged(middle[1:23])} at layers 1 to 22" in WORDS
+    assert int(np.argmin(middle)) == 9
+    assert "least at layer 9" in WORDS
+    assert max(middle[1:25]) < 1 < min(middle[25:])
+    assert f"above 1 ({ranged(middle[25:])}), and at layer 0 it is {middle[0]:.2f}" in WORDS
+    assert f"largest is {ranged(largest[1:])} behind layer 0, and {largest[0]:.2f} there" in WORDS
+
+
+def test_what_is_stored_of_other_models_stays():
+    stored = {"models": {"mine": 1, script.TRAINED: 2}}
+    assert script.with_stored(stored, {script.TRAINED: 3}) == {script.TRAINED: 3, "mine": 1}
+    assert script.with_stored({}, {"a": 1}) == {"a": 1}
+
+
 def test_what_is_said_of_other_models():
     rows = NUMBERS["models"]
     table = markdown(script.model_table(rows))
@@ -121,3 +163,7 @@ def test_what_is_said_of_other_models():
     assert f"({small['skip'][0]:.2f})" in WORDS
     d = trained["departure layer"]
     assert f"departure {d[0]:.2f} in the first third, {d[1]:.2f} in the last" in WORDS
+    u = trained["departure update"]
+    assert f"updates: {u[0]:.2f} and {u[1]:.2f} |" in WORDS
+    assert f"effective rank untrained: {100 * untrained['rank']:.0f} % of the width" in WORDS
+    assert "blocks untrained: {:.2f} to {:.2f} |".format(*untrained["departure layer"]) in WORDS

@@ -31,6 +31,28 @@ def test_the_tables_are_those_of_the_numbers():
     assert between(PAGE, *script.MEASURED) == markdown(script.measured_table(NUMBERS["measured"]))
 
 
+def test_a_share_of_nothing_has_no_sign():
+    assert [script.two_digits(share) for share in (-0.003, 0.0, -0.0114)] == [
+        "0.00", "0.00", "-0.01",
+    ]  # fmt: skip
+    assert "-0.00" not in PAGE
+
+
+def test_the_shares_are_drawn_as_they_are_stored(monkeypatch):
+    figures = []
+    monkeypatch.setattr(script.plot, "save", lambda fig, *_: figures.append(fig))
+    script.draw_shares(MOVIES)
+    left, middle, right = figures[0].axes
+    for ax, kind in ((left, "gain"), (middle, "gain, by the state's norm")):
+        for line, by in zip(ax.lines, (LAYER, LAG, POSITION), strict=False):
+            assert list(line.get_ydata()[1:]) == column(MOVIES, by, kind)[1:]
+    assert list(right.lines[0].get_ydata()) == MOVIES["earlier_share"]
+
+
+def test_what_is_stored_of_other_models_stays():
+    assert script.with_stored({"shares": {"a": 1, "b": 2}}, {"b": 3}) == {"b": 3, "a": 1}
+
+
 def test_what_is_said_of_movies_and_wikitext():
     totals = [row["explained"]["gain"] for row in (MOVIES, WIKI)]
     lags, layers = ([t[by] for t in totals] for by in (LAG, LAYER))
@@ -39,12 +61,19 @@ def test_what_is_said_of_movies_and_wikitext():
     middle = slice(12, 22)
     assert f"mean holds {ranged(column(MOVIES, LAYER)[middle])}, and the lag" in WORDS
     assert f"little ({ranged(column(MOVIES, LAG)[middle])})" in WORDS
-    assert max(column(MOVIES, LAG)[1:11]) < 0.15
+    assert max(column(MOVIES, LAG)[1:11] + column(WIKI, LAG)[1:11]) < 0.15
+    late = slice(22, 30)
+    assert f"layer 22 on: {ranged(column(WIKI, LAG)[late])}, where" in WORDS
+    assert f"the layer alone holds {ranged(column(WIKI, LAYER)[late])}." in WORDS
     by_norm = WIKI["explained"]["gain, by the state's norm"][LAG]
     assert f"({by_norm:.2f} by the state's norm)" in WORDS
     power = MOVIES["decay"]["gain"]
     assert f"exponent of {ranged(power['decay_power'][1:])} over the layers" in WORDS
     assert f"at most {max(power['decay_power_r2'][1:]):.2f} of the variance" in WORDS
+    power = WIKI["decay"]["gain"]
+    early, behind = power["decay_power"][1:24], power["decay_power"][24:]
+    assert f"exponents of {ranged(early)} up to layer 23 and of {ranged(behind)} behind" in WORDS
+    assert f"which tell at most {max(power['decay_power_r2'][1:]):.2f}." in WORDS
 
 
 def test_what_is_said_of_the_first_token_and_of_depth():

@@ -10,6 +10,7 @@ from depthsys.cli.kept import GoingOn, inside
 from depthsys.cli.options import Force, Layout, Meaning, Model, Out, Shared, settings, spread
 from depthsys.cli.piped import Piped, output_folder
 from depthsys.cli.results import Result
+from depthsys.cli.typed import named as as_typed
 from depthsys.study.lines import are_lines, check_lines
 from depthsys.study.measures import MEASURES, Measure, check_enough, checked_measures
 from depthsys.study.settings import DEFAULT_LINES
@@ -54,6 +55,17 @@ def dynamics(
         int | None,
         typer.Option(help=f"So many lines of a .txt, drawn at random.  [default: {DEFAULT_LINES}]"),
     ] = None,
+    lens: Annotated[
+        Path | None,
+        typer.Option(
+            help="A lens to set beside the one made here: a file of `lm.save_lens`, or a published "
+            ".pt with --pickled-weights."
+        ),
+    ] = None,
+    pickled_weights: Annotated[
+        bool,
+        typer.Option("--pickled-weights", help="Read a pickled --lens, by torch's safe reader."),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Depth as dynamics: spectra, layers left out, and more; OUT/MEASURE.nc, .txt and figures each.
@@ -68,6 +80,7 @@ def dynamics(
     plain = are_lines(texts, asked)
     wanted = checked_measures(measures, labelled=not plain)
     check_lines(asked, lines=plain)
+    given = _read_lens(lens, wanted, pickled_weights=pickled_weights)
     becomes = {each.name: _result(each) for each in wanted}
     written = [name for each in becomes.values() for name in each.files]
     written += [f"{name}.txt" for name in becomes]
@@ -76,11 +89,13 @@ def dynamics(
     about = {"whole Jacobians": asked.n_jacobians, "measured": "lines" if plain else "texts"}
     going_on = GoingOn("dynamics", force, about)
     session = _opened(
-        model, texts, asked, folder, piped, wanted, going_on, plain=plain, named=measures
+        model, texts, asked, folder, piped, wanted, going_on, given, plain=plain, named=measures
     )
     with session.keeping("dynamics", force, about=about):
         session.screen.text()  # what was shown of loading is of no measure
-        told = {each: _told(session, each, becomes[each.name], named=measures) for each in wanted}
+        told = {
+            each: _told(session, each, becomes[each.name], given, named=measures) for each in wanted
+        }
         _finish(session, {each: said for each, said in told.items() if said})
 
 
@@ -90,6 +105,27 @@ def _result(measure: Measure) -> Result:
     return Result(
         f"{measure.name}.nc", measure.figures, others, sheets="dynamics", without=measure.large
     )
+
+
+def _read_lens(
+    path: Path | None, wanted: tuple[Measure, ...], *, pickled_weights: bool
+) -> "xr.Dataset | None":
+    """The lens that is given, before the model is loaded."""
+    if path is None:
+        if pickled_weights:
+            raise ValueError(
+                "`--pickled-weights` must come with --lens; got it alone. Leave it out."
+            )
+        return None
+    if "lens" not in {each.name for each in wanted}:
+        raise ValueError(
+            f"`--lens` must come with the measure lens; got {str(path)!r} without. Add it to "
+            "--measures."
+        )
+    from depthsys import lm
+
+    with as_typed({"path": "--lens", "pickled_weights=True": "--pickled-weights"}):
+        return lm.read_lens(path, pickled_weights=pickled_weights)
 
 
 def _write_lens(found: "xr.Dataset", path: Path) -> None:
@@ -107,6 +143,7 @@ def _opened(
     piped: Piped | None,
     wanted: tuple[Measure, ...],
     going_on: GoingOn,
+    given: "xr.Dataset | None",
     *,
     plain: bool,
     named: str | None,
@@ -119,6 +156,11 @@ def _opened(
     seconds: dict[str, float] = {}
 
     def check(found: "Found", splits: "Splits") -> None:
+        if given is not None and given.sizes["feature"] != found.width:
+            raise ValueError(
+                f"`--lens` must be of the model, which is {found.width} features wide; got one of "
+                f"{given.sizes['feature']}. Give the lens of this model."
+            )
         check_enough(() if named is None else wanted, len(splits.operating), "--measures")
         seconds.update(forecast.of_measures(found, splits, [each.name for each in wanted]))
 
@@ -136,7 +178,14 @@ def _opened(
     return session
 
 
-def _told(session: "Session", measure: Measure, result: Result, *, named: str | None) -> list[str]:
+def _told(
+    session: "Session",
+    measure: Measure,
+    result: Result,
+    given: "xr.Dataset | None",
+    *,
+    named: str | None,
+) -> list[str]:
     """Take a measure, and write it: what is told of it, as shown and in sentences.
 
     Of all of them those that cannot be taken are told at the end, and nothing comes back. One that
@@ -150,6 +199,8 @@ def _told(session: "Session", measure: Measure, result: Result, *, named: str | 
             found = session.found_once(
                 measure.name, lambda: study.measured(session.cell, measure.name)
             )
+            if measure.name == "lens" and given is not None:
+                found = study.beside_given(session.cell, found, given)
     except ValueError as error:
         if named is not None:
             raise

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from depthsys import ltv
-from depthsys.lm.kinds import MEASURED, identified, kinds_checked
+from depthsys.lm.kinds import MEASURED, PREDICTED_OR_GAINS, identified, kinds_checked, short
 
 LAYER_SETS = ("all", "without_layer_0")
 BOUNDS = ("estimate", "low", "high")
@@ -18,12 +18,13 @@ INJECTIONS = ("absolute", "relative")
 BUDGET = ("nonlinearity", "averaging", "sampling", "truncation", "total")
 
 
-@kinds_checked()
+@kinds_checked(predicted=PREDICTED_OR_GAINS)
 def agreement(
     predicted: xr.Dataset | xr.DataArray,
     measured: xr.Dataset,
     *,
     injection: str = "absolute",
+    paired: bool = False,
     n_bootstrap: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -44,6 +45,9 @@ def agreement(
     injection
         "absolute": gains per unit of the state; "relative": per fraction of its norm, those of each
         prompt times its own ``state_norm``, those of a system times the one it stores.
+    paired
+        ``predicted`` are gains (prompt, layer) of the very prompts of ``measured``: intervals
+        resample both together, so that what prompts differ by does not widen them.
     n_bootstrap, level, seed
         Number of resamples, coverage of the percentile intervals, seed.
 
@@ -58,7 +62,16 @@ def agreement(
         that a perfect prediction would show on so many prompts: below it, ``relative_l2`` is
         sampling noise and its interval, a percentile one, lies too high.
     """
-    curve = gain_curve(predicted, injection=injection)
+    each = None
+    if not paired and isinstance(predicted, xr.Dataset) and "gain" in predicted:
+        raise TypeError(
+            f"`predicted` must be a system or a curve (layer); got {short(predicted)}. Write "
+            "paired=True if they are of the prompts of `measured`, else take their mean."
+        )
+    if paired:
+        each = injected(_paired_with(measured, predicted), injection)
+        each = each.transpose("prompt", "layer", ...)
+    curve = gain_curve(predicted, injection=injection) if each is None else each.mean("prompt")
     gain = injected(measured, injection).transpose("prompt", "layer", ...)
     if dict(curve.sizes) != {d: n for d, n in gain.sizes.items() if d != "prompt"}:
         raise ValueError(
@@ -69,9 +82,11 @@ def agreement(
     sets = _layer_sets(gain)
     curve, gain = curve.values.ravel(), _flat(gain)
     means = _bootstrap_means(gain, n_bootstrap, seed)
+    if each is not None:
+        curve = _bootstrap_means(_flat(each), n_bootstrap, seed)
     result = xr.Dataset(coords={"layers": list(LAYER_SETS), "bound": list(BOUNDS)})
     for name, metric in _METRICS.items():
-        table = [_bounds(metric(curve[at], means[:, at]), level) for at in sets]
+        table = [_bounds(metric(curve[..., at], means[:, at]), level) for at in sets]
         result[name] = (("layers", "bound"), np.array(table))
     # what a perfect prediction would show: the standard error of the measured mean
     spread = gain.std(axis=0) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan * gain[0]
@@ -214,7 +229,7 @@ def _pearson(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _spearman(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
-    return _pearson(rankdata(curve), rankdata(means, axis=-1))
+    return _pearson(rankdata(curve, axis=-1), rankdata(means, axis=-1))
 
 
 def _relative_l2(curve: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -350,6 +365,22 @@ def _check_same_prompts(name: str, data: xr.Dataset, other_name: str, other: xr.
             f"`{name}` must come from the prompts of `{other_name}`; got another fingerprint. "
             "Compute both from the same split."
         )
+
+
+def _paired_with(measured: xr.Dataset, predicted: object) -> xr.Dataset:
+    """Gains of the same prompts, or ValueError."""
+    wanted = dict(measured["gain"].sizes)
+    if (
+        not isinstance(predicted, xr.Dataset)
+        or "gain" not in predicted
+        or dict(predicted["gain"].sizes) != wanted
+    ):
+        raise ValueError(
+            "`paired` must be False unless `predicted` are gains of the prompts of `measured`, as "
+            f"`linear_gains` gives them; got {short(predicted)}. Leave it out."
+        )
+    _check_same_prompts("predicted", predicted, "measured", measured)
+    return predicted
 
 
 _SYSTEM_ATTRS = (

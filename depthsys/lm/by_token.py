@@ -23,7 +23,7 @@ from depthsys.lm.stamp import stamp
 from depthsys.lm.step import Step, small_step
 from depthsys.lm.switch import check_graph, products_in
 from depthsys.lm.token_states import hidden_by_batch
-from depthsys.ltv.system import whole_number
+from depthsys.ltv.system import is_whole, whole_number
 
 # Where really pushing is compared with derivatives unless told otherwise.
 LAGS = (0, 1, 2, 4, 8)
@@ -233,7 +233,7 @@ def measure_token_gains(
     run: Run,
     concept: xr.Dataset,
     *,
-    lags: Sequence[int] = LAGS,
+    lags: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
     step: Step | None = None,
     readout: ReadoutLike = "concept",
@@ -250,7 +250,8 @@ def measure_token_gains(
     concept
         ``direction`` (depth, feature), or (depth, input, feature).
     lags
-        How many tokens before the last one the push is.
+        How many tokens before the last one the push is; by default those of 0, 1, 2, 4, 8 that the
+        longest prompt has.
     layers
         At whose inputs; by default all.
     step
@@ -272,6 +273,8 @@ def measure_token_gains(
         If a push is so large that a state overflows.
     """
     step = Step() if step is None else step
+    if not isinstance(step, Step):
+        raise TypeError(f"`step` must be a Step; got {short(step)}. Write lm.Step(eps).")
     model, reader = run.model, checked_readout(run.model, readout, concept)
     longest = max(map(len, run.rows))
     if step.difference != "central":
@@ -279,14 +282,16 @@ def measure_token_gains(
             f"`step` must be central here; got {short(step.difference)}. Write lm.Step(eps)."
         )
     cure = f"The longest prompt has {longest} tokens."
-    lags = [whole_number(lag, "lags", 0, cure=cure) for lag in lags]
+    given = [lag for lag in LAGS if lag < longest] if lags is None else _listed(lags)
+    lags = [whole_number(lag, "lags", 0, cure=cure) for lag in given]
     if not lags or max(lags) >= longest or len(set(lags)) < len(lags):
         raise ValueError(
             f"`lags` must be different numbers below {longest}, the tokens of the longest prompt; "
             f"got {short(lags)}. Leave the others out."
         )
-    chosen = list(range(model.n_layers)) if layers is None else list(layers)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= {*range(model.n_layers)}:
+    chosen = [*range(model.n_layers)] if layers is None else _listed(layers)
+    known = all(is_whole(layer) and 0 <= layer < model.n_layers for layer in chosen)
+    if not chosen or len(set(chosen)) < len(chosen) or not known:
         raise ValueError(
             f"`layers` must be different numbers in 0..{model.n_layers - 1}; got {short(layers)}. "
             "None takes all."
@@ -331,6 +336,10 @@ def measure_token_gains(
             **direction_note(concept),
         },
     )
+
+
+def _listed(given: int | Sequence[int]) -> list[int]:
+    return [given] if is_whole(given) else list(given)  # pyright: ignore[reportArgumentType]
 
 
 @in_shards(along(0), "state norms")

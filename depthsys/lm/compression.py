@@ -20,6 +20,7 @@ BATCH = 256
 RATE = 1e-3
 EPOCHS, STEPS = 30, 1400  # at least so many of both, unless it is said
 LEAST = 5  # prompts
+SMALLEST, LARGEST = 1e-100, 1e100  # numbers whose squares can be summed up
 TESTED = 0.2  # of the prompts, which the fit does not see
 
 
@@ -165,6 +166,12 @@ def _checked(states: Any, n_dims: Any, epochs: Any, hidden: Any) -> np.ndarray:
     rows = states.transpose(*dims).values.astype(np.float64)
     if not np.isfinite(rows).all():
         raise ValueError("`states` must be finite; got nan or inf. Look at where they come from.")
+    size = np.abs(rows).max()
+    if size and not SMALLEST < size < LARGEST:  # squares are summed up
+        raise ValueError(
+            f"`states` must be of a size that can be squared; the largest number is {size:.1e}. "
+            "Scale them."
+        )
     return rows
 
 

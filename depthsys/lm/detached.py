@@ -233,7 +233,10 @@ def _of_maps(
     found = {
         "singular_value": s[:, : sizes.n_values],
         "stable_rank": s.square().sum(-1) / s[:, 0].square(),
-        "low_rank_error": left_over / made.norm(dim=-1, keepdim=True),
+        # of a value of zero nothing is left over
+        "low_rank_error": torch.where(
+            left_over == 0, left_over, left_over / made.norm(dim=-1, keepdim=True)
+        ),
         "own_share": (value * made).sum(-1) / value.square().sum(-1),
     }
     n = sizes.n_vectors

@@ -171,6 +171,13 @@ GAINS = Kind("gains (prompt, layer)", _gains(_MEASURED, _LINEAR), "`lm.measure_g
 MEASURED = Kind("measured gains", _gains(_MEASURED), "`lm.measure_gains` gives them.")
 LINEAR = Kind("exact linear gains", _gains(_LINEAR), "`lm.linear_gains` gives them.")
 _PREDICTED = Kind("a system or a curve (layer)", _is_curve, "`lm.identify` gives a system.")
+PREDICTED_OR_GAINS = Kind(
+    "a system or a curve (layer), or linear gains (prompt, layer) with paired=True",
+    lambda given: (
+        _is_curve(given) or (_holds("gain")(given) and given.attrs.get("kind") != _MEASURED)
+    ),
+    _PREDICTED.source,
+)
 _CONCEPT = Kind("concept directions", _may_be_concept, "`lm.mean_difference` gives them.")
 MODEL = Kind("a DepthModel", _is_model, "`lm.DepthModel.load` gives one.")
 THREE_SPLITS = Kind(

@@ -90,7 +90,8 @@ def lag_map(found: xr.Dataset, *, of: str = "gain", relative: bool = False) -> x
         array[undefined] = np.nan
     explained, in_all = _explained(gain, found["n_tokens"].values)
     gradient = found["gradient_norm"].transpose(*dims).values ** 2
-    share = np.nansum(gradient[:, :, 1:], -1) / np.nansum(gradient, -1)
+    with np.errstate(invalid="ignore"):  # NaN where the readout depends on nothing
+        share = np.nansum(gradient[:, :, 1:], -1) / np.nansum(gradient, -1)
     usable = np.flatnonzero(2 * n_prompts >= len(gain))
     lags = usable[usable >= 1]
     rate, rate_r2 = _slopes(lags, rms[:, lags], np.asarray)
@@ -130,6 +131,18 @@ def _check(found: xr.Dataset) -> None:
         raise ValueError(
             f"`found` must be of one output and one input; got a dim {extra[0]!r}. Select one with "
             f".isel({extra[0]}=0)."
+        )
+    for dim in ("prompt", "layer", "lag"):
+        if dim not in found["gain"].dims:
+            raise ValueError(
+                f"`found` must have a dim {dim}; got {dict(found['gain'].sizes)}. Select it as in "
+                f".isel({dim}=[0])."
+            )
+    if "lag" in found.coords and not np.array_equal(found["lag"], np.arange(found.sizes["lag"])):
+        got = short(found["lag"].values.tolist())
+        raise ValueError(
+            f"`found` must have the lags 0, 1, 2 and so on; got {got}. Give it as `lm.token_gains` "
+            "made it, with fewer lags by `n_lags=`."
         )
     if found.sizes["prompt"] < 2:
         raise ValueError(

@@ -51,9 +51,24 @@ def save_lens(lens: xr.Dataset, path: str | os.PathLike, *, force: bool = False)
     TypeError
         If ``lens`` is none, or has attrs that are neither numbers nor texts.
     ValueError
-        If it is not finite, or its depths do not rise.
+        If it is not finite, its depths do not rise, or it has variables that a lens has not; or if
+        ``path`` ends as pickles do.
     """
     check_kinds("save_lens", {"lens": lens}, {"lens": LENS})
+    if Path(path).suffix.lower() in PICKLED:
+        raise ValueError(
+            f"`path` must not end in {', '.join(PICKLED)}, which are pickles; got {str(path)!r}. "
+            "Name it *.safetensors."
+        )
+    if "depth" not in lens.coords:
+        raise ValueError(
+            "`lens` must say of which depths it is; got no coordinate `depth`. Add it."
+        )
+    if extra := sorted(map(str, set(lens.data_vars) - set(DIMS))):
+        raise ValueError(
+            f"`lens` must hold {', '.join(DIMS)} alone; got {extra}, which the file has no place "
+            "for. Leave them out by `.drop_vars`."
+        )
     try:
         _checked(lens)
     except ValueError as error:

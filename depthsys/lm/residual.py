@@ -129,7 +129,7 @@ def residual_dynamics(
             "velocity": (("prompt", "step"), found.velocity),
             "update_cosine": (("prompt", "pair"), found.update_cosine),
             "prompt_turns": ("prompt", found.turns),
-            **_information(found.samples, seed),
+            **_information(found.samples, seed, np.isfinite(correlation[:, units])),
             **_rotations(moments.mean.T, rng, n_shuffles),
             "centre": ("feature", plane.centre),
             "axes": (("component", "feature"), plane.rows),
@@ -281,14 +281,17 @@ def _quantiles(correlation: np.ndarray) -> np.ndarray:
     return found
 
 
-def _information(samples: np.ndarray, seed: int) -> dict[str, Any]:
-    """Mutual information of units with themselves one sublayer later, and of shuffled pairs."""
+def _information(samples: np.ndarray, seed: int, varies: np.ndarray) -> dict[str, Any]:
+    """Mutual information of units with themselves one sublayer later, and of shuffled pairs.
+
+    NaN where a unit does not vary (step, unit).
+    """
     n_sublayers, n_prompts, n_units = samples.shape
     other = np.random.default_rng(seed).permutation(n_prompts)
     found = np.full((2, n_sublayers - 1, n_units), np.nan)
     with bar("mutual information", found[0].size, "pair") as shown:
         for step in range(n_sublayers - 1):
-            for unit in range(n_units):
+            for unit in np.flatnonzero(varies[step]):
                 first, second = samples[step : step + 2, :, unit]
                 for place, partner in enumerate((second, second[other])):
                     found[place, step, unit] = trajectories.information(

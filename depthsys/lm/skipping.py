@@ -7,6 +7,7 @@ import xarray as xr
 from depthsys.lm.directions import direction_note
 from depthsys.lm.frozen import FrozenRun
 from depthsys.lm.gains import squeezed
+from depthsys.lm.hf.affine import relative_error
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps
 from depthsys.lm.of_run import of_run
@@ -43,7 +44,7 @@ def layer_skip(run: Run, concept: xr.Dataset, *, readout: ReadoutLike = "concept
         are several. ``state_error`` (prompt, layer): :math:`\|x_L' - x_L\| / \|x_L\|` of the full
         model. ``kl`` (prompt, layer): Kullback-Leibler divergence of the next token's distribution
         from that of the whole model, nats. ``update`` (prompt, layer):
-        :math:`\|x_{l+1} - x_l\| / \|x_l\|`, how long a push that is.
+        :math:`\|x_{l+1} - x_l\| / \|x_l\|`, how long a push that is; infinite where x_l is zero.
 
     Raises
     ------
@@ -149,14 +150,13 @@ def _cost(
     """Shift of the readout, relative error and divergence of last states against nominal ones."""
     both = torch.cat([nominal[:, None], x], dim=1)
     y = reader.values(model, both)
-    difference = (wide(x) - wide(nominal)[:, None]).norm(dim=-1)
-    state_error = difference / wide(nominal).norm(dim=-1)[:, None]
+    state_error = relative_error(x, nominal[:, None].expand_as(x))
     kl = torch.empty(x.shape[:2], dtype=torch.float64)
     for prompt, states in enumerate(both):  # rows of logits are as long as the vocabulary
         log_p = torch.log_softmax(model.head(states).double(), dim=-1)
         kl[prompt] = (log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1).cpu()
     return (
         (y[:, 1:] - y[:, :1]).cpu().numpy(),
-        state_error.double().cpu().numpy(),
+        state_error.cpu().numpy(),
         kl.numpy(),
     )

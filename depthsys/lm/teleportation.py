@@ -182,6 +182,11 @@ def _check_dynamics(run: Run, dynamics: xr.Dataset) -> None:
             f"`dynamics` must have two components, which make a plane; got {sizes}. Keep the first "
             "two."
         )
+    for name in ("centre", "axes", "score"):
+        if not np.isfinite(dynamics[name]).all():
+            raise ValueError(
+                f"`dynamics` must be finite; got NaN or infinity in {name}. Make them again."
+            )
     mark, own = dynamics.attrs.get("model_fingerprint"), run.model.fingerprint
     if mark is not None and mark != own:
         raise ValueError(
@@ -205,7 +210,7 @@ def _grid(dynamics: xr.Dataset, begins: list[int], grid: int, span: float | str)
         edges = np.stack([score.min(axis=(0, 1)), score.max(axis=(0, 1))])
         bounds = np.repeat(edges[None], len(begins), axis=0)
     else:
-        number = isinstance(span, (int, float)) and not isinstance(span, bool)
+        number = isinstance(span, (int, float, np.number)) and not isinstance(span, bool)
         if not number or not np.isfinite(span) or span <= 0:
             raise ValueError(
                 f"`span` must be {WHOLE!r} or a number > 0; got {short(span)}. It is in root mean "
@@ -214,6 +219,11 @@ def _grid(dynamics: xr.Dataset, begins: list[int], grid: int, span: float | str)
         here = score[begins]
         middle = here.mean(axis=1)
         reach = np.sqrt(((here - middle[:, None]) ** 2).sum(axis=-1).mean(axis=1))
+        if not (reach > 0).all():
+            raise ValueError(
+                f"`span` must be {WHOLE!r} where trajectories of `dynamics` do not differ; got "
+                f"{short(span)} with {here.shape[1]} of them. Make `dynamics` with more."
+            )
         bounds = np.stack([middle - span * reach[:, None], middle + span * reach[:, None]], axis=1)
     found = []
     for low, high in bounds:

@@ -11,6 +11,7 @@ import scipy.stats
 from scipy.sparse.linalg import svds
 from sklearn.feature_selection import mutual_info_regression
 
+ROUNDINGS = 10.0
 ESTIMATOR = "sklearn.feature_selection.mutual_info_regression"
 
 
@@ -73,10 +74,12 @@ class Moments:
     def correlation(self, rounding: float) -> np.ndarray:
         """Pearson's correlation of a unit with itself one sublayer later (step, feature).
 
-        NaN where a unit does not vary by more than ``rounding`` times its root mean square.
+        NaN where a unit does not vary: by no more than `ROUNDINGS` times ``rounding`` of its own
+        root mean square, or of that of all units, whose sums have made it.
         """
         total = self.square + self.count * self.mean**2
-        varies = self.square > rounding**2 * total
+        total = np.maximum(total, total.mean(axis=1, keepdims=True))
+        varies = self.square > (ROUNDINGS * rounding) ** 2 * total
         square = np.where(varies, self.square, np.nan)
         return np.clip(self.product / np.sqrt(square[:-1] * square[1:]), -1, 1)
 

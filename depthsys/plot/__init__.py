@@ -56,9 +56,9 @@ from depthsys.plot.responses import responses
 from depthsys.plot.scaling import scaling
 from depthsys.plot.separation import auc_by_depth
 from depthsys.plot.sizes import agreement_by_size
-from depthsys.plot.spectra import eigenvalue_angles, layer_skip, spectra
+from depthsys.plot.spectra import eigenvalue_angles, eigenvalue_radii, layer_skip, spectra
 from depthsys.plot.style import figure, save, shared_legend
-from depthsys.plot.token_gains import lag_curves, lag_shares, token_gains
+from depthsys.plot.token_gains import earlier_shares, lag_curves, lag_shares, token_gains
 
 __all__ = [
     "figure",
@@ -77,7 +77,9 @@ __all__ = [
     "controllability",
     "actuator_layers",
     "spectra",
+    "earlier_shares",
     "eigenvalue_angles",
+    "eigenvalue_radii",
     "layer_skip",
     "singular_values",
     "stable_rank",

@@ -24,27 +24,29 @@ from depthsys.plot.table import held
 _CURE = "Use `lm.coupling` or `ltv.coupling`."
 _SHAPE = "Use `lm.trajectory_shape`."
 SPREAD = (0.1, 0.9)
-SPAN = 0.5, 1.1  # of the colours
 
 
-def coupling(ax: Axes, found: xr.Dataset) -> None:
+def coupling(ax: Axes, found: xr.Dataset, *, span: float | None = None) -> None:
     """Whether the directions of one layer diagonalise another, as a map over all pairs.
 
     Parameters
     ----------
     ax
-        Axes; a colour bar is put beside them. Dark is coupled; the colours span 0.5 to 1.1 in
-        every map, so that maps can be compared: at 1 the directions of the one layer see nothing
-        of the other. The diagonal, 0 by definition, is left white.
+        Axes; a colour bar is put beside them. White is 1, where the directions of the one layer
+        see nothing of the other; blue is below it, that is coupled, red above. The diagonal, 0 by
+        definition, is grey.
     found
         From `lm.coupling`, whose mean over prompts is drawn, or `ltv.coupling`.
+    span
+        How far from 1 the colours go; by default to the value that is farthest from it. Give maps
+        that are to be compared the same one.
 
     Raises
     ------
     TypeError
         If ``found`` is not a Dataset.
     ValueError
-        If there is no ``coupling`` (layer, layer_2), or another dim.
+        If there is no ``coupling`` (layer, layer_2), or another dim, or ``span`` is not above 0.
 
     Examples
     --------
@@ -63,8 +65,15 @@ def coupling(ax: Axes, found: xr.Dataset) -> None:
     edges = [_edges(coordinate(values, dim)) for dim in ("layer_2", "layer")]
     rows, columns = (coordinate(values, dim) for dim in ("layer", "layer_2"))
     m = np.ma.masked_where(rows[:, None] == columns, values.values)
-    beyond = bool(m.min() < SPAN[0]), bool(m.max() > SPAN[1])
-    drawn = ax.pcolormesh(*edges, m, vmin=SPAN[0], vmax=SPAN[1], rasterized=True)
+    if span is None:
+        span = float(np.abs(m - 1).max()) if m.count() else 0.0
+        span = span or 1.0  # all are 1: any colours show it
+    elif not (np.isfinite(span) and span > 0):
+        raise ValueError(f"`span` must be above 0; got {span!r}. Write 0.25 for 0.75 to 1.25.")
+    low, high = 1 - span, 1 + span
+    beyond = bool(m.min() < low), bool(m.max() > high)
+    ax.set_facecolor(GREY)
+    drawn = ax.pcolormesh(*edges, m, vmin=low, vmax=high, cmap="RdBu_r", rasterized=True)
     top = f", K = {found.attrs['top']}" if "top" in found.attrs else ""
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
     colour_bar(ax, drawn, f"$m(l, l')${top} (0: coupled)", extend.get(beyond, "neither"))

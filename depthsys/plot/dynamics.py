@@ -16,9 +16,11 @@ from depthsys.plot.detached import singular_values as draw_values
 from depthsys.plot.detached import stable_rank as draw_ranks
 from depthsys.plot.lens import lens_agreement as draw_agreement
 from depthsys.plot.spectra import eigenvalue_angles as draw_angles
+from depthsys.plot.spectra import eigenvalue_radii as draw_radii
 from depthsys.plot.spectra import layer_skip as draw_skip
 from depthsys.plot.spectra import spectra as draw_spectra
 from depthsys.plot.style import figure
+from depthsys.plot.token_gains import earlier_shares as draw_earlier
 from depthsys.plot.token_gains import lag_curves as draw_curves
 from depthsys.plot.token_gains import lag_shares as draw_shares
 from depthsys.plot.token_gains import token_gains as draw_token_gains
@@ -32,10 +34,11 @@ def spectra(result: xr.Dataset) -> Figure:
 
 
 def eigenvalue_angles(result: xr.Dataset) -> Figure:
-    """Angles of the eigenvalues of layers, and of what they add."""
-    fig, (left, right) = figure(12, 4.2, columns=2)
-    draw_angles(left, _of(result, "layer"))
-    draw_angles(right, _of(result, "update"))
+    """Angles and radii of the eigenvalues of layers, and of what they add."""
+    fig, axes = figure(12, 8, columns=2, rows=2)
+    for column, of in enumerate(("layer", "update")):
+        draw_angles(axes[column], _of(result, of))
+        draw_radii(axes[2 + column], _of(result, of))
     return fig
 
 
@@ -168,10 +171,12 @@ def token_gains(result: xr.Dataset) -> Figure:
 
 
 def lag_shares(result: xr.Dataset) -> Figure:
-    """How much of them a map over lags explains, per unit and per fraction of the state."""
-    fig, (left, right) = figure(12, 4.4, columns=2)
+    """How much of them a map over lags explains, and where in depth what is earlier counts."""
+    fig, (left, middle, right) = figure(15, 4.4, columns=3)
     draw_shares(left, result)
     left.set_title("gain per unit of the state")
-    draw_shares(right, result.assign(explained=result["explained_relative"]))
-    right.set_title("gain per fraction of the state's norm")
+    draw_shares(middle, result.assign(explained=result["explained_relative"]))
+    middle.set_title("gain per fraction of the state's norm")
+    draw_earlier(right, result)
+    right.set_title("gradient")
     return fig

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 
 from depthsys.plot.style import (
     BLACK,
@@ -17,11 +18,13 @@ from depthsys.plot.style import (
     key_above,
     layer_axis,
     log_axis,
+    percent_axis,
     thinned,
 )
 from depthsys.plot.table import held
 
 BINS = 36  # of angles, five degrees each
+RADII = (0.05, 0.25, 0.5, 0.75, 0.95, 1)  # quantiles of moduli
 _CURE = "Use `ltv.spectra`."
 _SKIP = "Use `lm.layer_skip`."
 
@@ -95,7 +98,8 @@ def eigenvalue_angles(ax: Axes, found: xr.Dataset) -> None:
     ----------
     ax
         Axes; a colour bar is put beside them. Angles are without sign, from 0 (no rotation) to 180
-        degrees (a reflection). Colours are of the logarithm of the share, white is none.
+        degrees (a reflection). Colours are of the logarithm of the share, from one eigenvalue to
+        all of them in every map of as many, so that maps can be compared; white is none.
     found
         From `ltv.spectra`, of one system: ``angle`` (layer, mode).
 
@@ -125,7 +129,7 @@ def eigenvalue_angles(ax: Axes, found: xr.Dataset) -> None:
         np.append(layers - 0.5, layers[-1] + 0.5),
         edges,
         np.ma.masked_equal(share.T, 0),
-        norm="log",
+        norm=LogNorm(1 / degrees.shape[1], 1) if degrees.shape[1] > 1 else None,
         cmap="viridis",
         rasterized=True,
     )
@@ -135,6 +139,54 @@ def eigenvalue_angles(ax: Axes, found: xr.Dataset) -> None:
     ax.set_yticks(range(0, 181, 45))
     of = "update's eigenvalue" if found.attrs.get("of") == "update" else "eigenvalue"
     ax.set_ylabel(f"angle of the {of} (degrees)")
+
+
+def eigenvalue_radii(ax: Axes, found: xr.Dataset) -> None:
+    """How long eigenvalues are, layer by layer: the median and quantiles of their moduli.
+
+    Parameters
+    ----------
+    ax
+        Axes, with a log axis; the legend is put above them. The line is the median, the dark band
+        holds the middle half of a layer's eigenvalues, the pale one all but the smallest and the
+        largest 5 %; dotted is the largest, the spectral radius. Below 1 is shrinking.
+    found
+        From `ltv.spectra`, of one system: ``modulus`` (layer, mode).
+
+    Raises
+    ------
+    TypeError
+        If ``found`` is not a Dataset.
+    ValueError
+        If a variable is missing, or there are batch dims.
+
+    Examples
+    --------
+    >>> from depthsys import ltv, plot
+    >>> s = ltv.constant([[0.0, -0.5], [0.5, 0.0]], [[1.0], [0.0]], [[1.0, 0.0]], horizon=3)
+    >>> fig, (ax,) = plot.figure()
+    >>> plot.eigenvalue_radii(ax, ltv.spectra(s))
+    >>> ax.lines[0].get_ydata()
+    array([0.5, 0.5, 0.5])
+    """
+    modulus = held(found, "modulus", name="found", cure=_CURE)["modulus"]
+    check_dims(modulus, "modulus", ("layer", "mode"))
+    layers = coordinate(modulus, "layer")
+    values = modulus.transpose("layer", "mode").values
+    low, quarter, middle, more, high, largest = np.quantile(values, RADII, axis=1)
+    of = "update" if found.attrs.get("of") == "update" else "layer"
+    for bottom, top, alpha in ((low, high, 0.25), (quarter, more, 0.5)):
+        ax.fill_between(layers, bottom, top, color=GREY, alpha=alpha, lw=0)
+    log_axis(ax)
+    ax.plot(layers, middle, markevery=thinned(middle, 0, 2), label="median", **STYLES[0])
+    style: dict = STYLES[1] | {"ls": ":"}
+    ax.plot(layers, largest, markevery=thinned(largest, 1, 2), label="largest", **style)
+    ax.axhline(1, color=BLACK, lw=0.8)
+    percent_axis(ax)
+    layer_axis(ax)
+    ax.set_xlabel("layer")
+    ax.set_ylabel(f"modulus of the {of}'s eigenvalues")
+    key_above(ax, ncols=2)
 
 
 def layer_skip(ax: Axes, found: xr.Dataset) -> None:

@@ -140,22 +140,19 @@ def lag_shares(ax: Axes, found: xr.Dataset) -> None:
     >>> import xarray as xr
     >>> from depthsys import plot
     >>> shares = (("layer", "by"), [[0.1, 0.5, 0.2], [0.2, 0.6, 0.1]])
-    >>> found = xr.Dataset({"explained": shares, "earlier_share": ("layer", [0.9, 0.1])},
-    ...                    coords={"by": ["layer", "lag", "position"]})
+    >>> found = xr.Dataset({"explained": shares}, coords={"by": ["layer", "lag", "position"]})
     >>> fig, (ax,) = plot.figure()
     >>> plot.lag_shares(ax, found)
     >>> ax.lines[1].get_ydata()
     array([0.5, 0.6])
     """
-    found = held(found, "explained", "earlier_share", name="found", cure=_CURE)
-    check_dims(found["explained"], "explained", ("layer", "by"), finite=False)
-    check_dims(found["earlier_share"], "earlier_share", ("layer",), finite=False)
-    layers = coordinate(found["explained"], "layer")
+    shares = held(found, "explained", name="found", cure=_CURE)["explained"]
+    check_dims(shares, "explained", ("layer", "by"), finite=False)
+    layers = coordinate(shares, "layer")
     lines = {
-        "mean of the layer": found["explained"].sel(by="layer").values,
-        "by the lag": found["explained"].sel(by="lag").values,
-        "by the position": found["explained"].sel(by="position").values,
-        "gradient at earlier tokens": found["earlier_share"].values,
+        "mean of the layer": shares.sel(by="layer").values,
+        "by the lag": shares.sel(by="lag").values,
+        "by the position": shares.sel(by="position").values,
     }
     for row, (label, values) in enumerate(lines.items()):
         ax.plot(
@@ -168,6 +165,42 @@ def lag_shares(ax: Axes, found: xr.Dataset) -> None:
     ax.set_xlabel("layer")
     ax.set_ylabel("share of the mean square")
     key_above(ax, ncols=2)
+
+
+def earlier_shares(ax: Axes, found: xr.Dataset) -> None:
+    """How much of the readout's squared gradient lies at earlier tokens, layer by layer.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    found
+        From `lm.lag_map`.
+
+    Raises
+    ------
+    TypeError
+        If ``found`` is not a Dataset.
+    ValueError
+        If there is no ``earlier_share`` (layer), or another dim.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> from depthsys import plot
+    >>> fig, (ax,) = plot.figure()
+    >>> plot.earlier_shares(ax, xr.Dataset({"earlier_share": ("layer", [0.9, 0.1])}))
+    >>> ax.lines[0].get_ydata()
+    array([0.9, 0.1])
+    """
+    share = held(found, "earlier_share", name="found", cure=_CURE)["earlier_share"]
+    check_dims(share, "earlier_share", ("layer",), finite=False)
+    values = share.values
+    ax.plot(coordinate(share, "layer"), values, markevery=thinned(values), **STYLES[3])
+    ax.set_ylim(-0.03, 1.03)
+    layer_axis(ax)
+    ax.set_xlabel("layer")
+    ax.set_ylabel("share of the squared gradient at earlier tokens")
 
 
 def _usual(found: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

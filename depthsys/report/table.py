@@ -1,6 +1,10 @@
 """A table as plain rows of strings: what it is shown on is decided elsewhere."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+
+WIDTH = 100  # of a console
+BETWEEN, EDGE = 2, 1  # what a console has between columns, and beside the first
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,59 @@ class Report:
 
     tables: list[Table]
     verdicts: list[str]
+
+
+def least_widths(table: Table) -> list[int]:
+    """What the columns take whose headings and cells are broken between words.
+
+    Examples
+    --------
+    >>> least_widths(Table(("rank, to the end", "layer"), [("84.1", "0")]))
+    [5, 5]
+    """
+    return [max(map(len, " ".join(column).split()), default=0) for column in columns(table)]
+
+
+def columns(table: Table) -> list[tuple[str, ...]]:
+    """Each column with its heading."""
+    filled = (row + ("",) * (len(table.header) - len(row)) for row in table.rows)
+    return list(zip(table.header, *filled, strict=True))
+
+
+def narrow(table: Table, width: int = WIDTH) -> list[Table]:
+    """The table in parts that fit a console, each with its first column.
+
+    Examples
+    --------
+    >>> table = Table(("layer", "one", "other"), [("0", "1.00", "2.00")])
+    >>> [part.header for part in narrow(table, 15)]
+    [('layer', 'one'), ('layer', 'other')]
+    """
+    takes = [least + BETWEEN for least in least_widths(table)]
+    count = len(takes)
+    parts = _filled(takes, width, count)
+    # as many columns in each as can be: none is left alone
+    even = _filled(takes, width, math.ceil((count - 1) / len(parts)))
+    parts = even if len(even) == len(parts) else parts
+    return [
+        replace(
+            table,
+            header=tuple(table.header[i] for i in part),
+            rows=[tuple(row[i] for i in part if i < len(row)) for row in table.rows],
+        )
+        for part in parts
+    ]
+
+
+def _filled(takes: list[int], width: int, most: int) -> list[list[int]]:
+    """Columns after the first in turn, so many at most and as wide as there is room."""
+    parts: list[list[int]] = [[0]]
+    for place in range(1, len(takes)):
+        taken = sum(takes[i] for i in [*parts[-1], place]) + EDGE
+        if len(parts[-1]) > 1 and (taken > width or len(parts[-1]) > most):
+            parts.append([0])
+        parts[-1].append(place)
+    return parts
 
 
 def markdown(table: Table) -> str:

@@ -96,7 +96,7 @@ def detached_gains(cell: Cell, concept: xr.Dataset) -> xr.Dataset:
     kind = lm.Linearisation(kind="detached")
     held = lm.linear_gains(cell.operating, concept, readout=settings.readout, part=kind)
     gains = xr.DataArray(["exact", "detached"], dims="gains", name="gains")
-    agreed = [lm.agreement(each["gain"].mean("prompt"), measured) for each in (exact, held)]
+    agreed = [lm.agreement(each, measured, paired=True) for each in (exact, held)]
     both = xr.concat(agreed, gains, combine_attrs="drop")[["relative_l2", "spearman"]]
     named = {"measured_gain": measured, "exact_gain": exact, "detached_gain": held}
     found = both.assign({name: each["gain"] for name, each in named.items()})
@@ -192,14 +192,46 @@ def lens(cell: Cell) -> xr.Dataset:
     """
     few = cell.few
     made = lm.lens(few)
-    found = lm.lens_agreement(cell.held_out, made)
-    same = cell.texts.held_out is cell.texts.operating
-    own = same and len(few) == len(cell.held_out)
-    if same and not own:
-        found = found.isel(prompt=slice(len(few), None))
+    found = _of_others(cell, lm.lens_agreement(cell.held_out, made))
+    own = _are_same(cell) and len(few) == len(cell.held_out)
     found["share"] = ("depth", np.linalg.norm(made["J"], axis=(1, 2)) / made["prompt_norm"].values)
     told = {"n_jacobians": len(few), "own_prompts": int(own), "lens_attrs": json.dumps(made.attrs)}
     return found.merge(made, combine_attrs="drop").assign_attrs(found.attrs | told)
+
+
+def _are_same(cell: Cell) -> bool:
+    return cell.texts.held_out is cell.texts.operating
+
+
+def _of_others(cell: Cell, agreed: xr.Dataset) -> xr.Dataset:
+    """Without the prompts that the lens is made of, where there are others."""
+    n_few = len(cell.few)
+    own = _are_same(cell) and n_few < len(cell.held_out)
+    return agreed.isel(prompt=slice(n_few, None)) if own else agreed
+
+
+def beside_given(cell: Cell, found: xr.Dataset, given: xr.Dataset) -> xr.Dataset:
+    """What `lens` found, and how a lens that was given reads the same prompts.
+
+    Adds, at its depths and NaN at others: ``given_agreement`` and ``given_kl`` (depth, prompt), as
+    it is read without a mean; ``given_cosine`` (depth) of its matrix with that found here, both as
+    vectors; ``given_size`` (depth), its Frobenius norm over that one's. attrs ``given_definition``
+    and ``given_n_prompts``.
+    """
+    read = _of_others(cell, lm.lens_agreement(cell.held_out, given)).sel(reader="J-lens", drop=True)
+    dims = ("depth", "feature_out", "feature")
+    depths = given["depth"].values
+    theirs, ours = (one["J"].sel(depth=depths).transpose(*dims).values.astype(np.float64)
+                    for one in (given, lens_in(found)))  # fmt: skip
+    sizes, own_sizes = (np.linalg.norm(J, axis=(1, 2)) for J in (theirs, ours))
+    beside = read[["agreement", "kl"]].rename(agreement="given_agreement", kl="given_kl")
+    beside["given_cosine"] = "depth", np.einsum("dij,dij->d", theirs, ours) / (sizes * own_sizes)
+    beside["given_size"] = "depth", sizes / own_sizes
+    beside = beside.reindex(depth=found["depth"].values).drop_vars("prompt", errors="ignore")
+    about = {f"given_{n}": given.attrs[n] for n in ("definition", "n_prompts") if n in given.attrs}
+    return explained("lens", found.merge(beside, combine_attrs="drop")).assign_attrs(
+        found.attrs | about
+    )
 
 
 def lens_in(result: xr.Dataset) -> xr.Dataset:

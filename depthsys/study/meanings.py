@@ -139,6 +139,10 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "prompt_norm": ("root mean square Frobenius norm of the prompts' Jacobians", "1"),
         "x_ref": ("mean state at each depth", "state"),
         "x_end": ("mean last state", "state"),
+        "given_agreement": ("1 where the lens that was given reads the model's token", "1"),
+        "given_kl": ("divergence of the model's distribution from that lens's", "nat"),
+        "given_cosine": ("cosine of that lens's matrix with the one made here", "1"),
+        "given_size": ("norm of that lens's matrix over that of the one made here", "1"),
     },
     "tokens": {
         "gain": ("gain of a push at the token so many places before the last", "readout/state"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from depthsys.export.guard import existing_file, told_of
 from depthsys.export.netcdf import WHOLE
+from depthsys.files import Resumable
 from depthsys.files.strangers import read_netcdf
 from depthsys.files.trees import METADATA, Node, read_tree
 from depthsys.report.dynamics import SHOWN
@@ -76,6 +77,7 @@ _MARKS: tuple[tuple[str, set[str]], ...] = (
     ("concept", {"auc"}),
 )
 _DEPTH = 3  # folders below that of a run in which its results are looked for
+_PARTIAL = ".partial"  # of the folder in which a command keeps what it has begun
 _NAME = ("prompt", "strength", "text")  # the columns of texts that `depthsys generate` writes
 
 
@@ -275,8 +277,16 @@ def _of_folder(path: Path) -> Results:
     for file in _files(path, ".nc"):
         found = _read_file(file)
         if found is not None:
-            _put(cells, _cell(*found), file.parent.relative_to(path).as_posix())
+            rest = tuple(f"the rest of {command}" for command in _begun(file.parent))
+            new = replace(_cell(*found), missing=rest)
+            _put(cells, new, file.parent.relative_to(path).as_posix())
     notes = _with_written(cells, [t for file in _files(path, ".csv") if (t := _written(file))])
+    if not cells and (begun := _begun(path)):
+        raise ValueError(
+            f"`path` must hold results of depthsys; found none yet in {str(path)!r}, where "
+            f"{' and '.join(begun)} was interrupted or is at work. Call the same command again: it "
+            "goes on there."
+        )
     if not cells:
         raise ValueError(
             f"`path` must hold results of depthsys; found none in {str(path)!r}, {_DEPTH} folders "
@@ -284,6 +294,18 @@ def _of_folder(path: Path) -> Results:
         )
     name = path.resolve().name
     return Results(name, tuple(cells), {}, "", "run", _placed(path), tuple(notes))
+
+
+def _begun(folder: Path) -> tuple[str, ...]:
+    """Commands that were interrupted there, or are still at work."""
+    inside = {found: found.name for found in sorted(folder.glob(f"*{_PARTIAL}"))}
+    whole = folder.resolve()
+    beside = {whole.with_name(f"{whole.name}{_PARTIAL}"): f"compare{_PARTIAL}"}
+    return tuple(
+        f"depthsys {name.removesuffix(_PARTIAL)}"
+        for found, name in (inside | beside).items()
+        if Resumable.begun_in(found) is not None
+    )
 
 
 def _files(path: Path, kind: str) -> Iterator[Path]:
@@ -329,7 +351,9 @@ def _put(cells: list[CellResults], new: CellResults, where: str) -> None:
         same = all(other.get(name) == data.attrs.get(name) for name in _SAME)
         if same and kind not in cell.stages:
             stages = _in_order({**cell.stages, kind: data})
-            cells[place] = replace(cell, stages=stages, concept=cell.concept or new.concept)
+            missing = tuple(dict.fromkeys([*cell.missing, *new.missing]))
+            concept = cell.concept or new.concept
+            cells[place] = replace(cell, stages=stages, concept=concept, missing=missing)
             return
     if (new.model, new.task, new.seed) in {(c.model, c.task, c.seed) for c in cells}:
         new = replace(new, task=f"{new.task} ({where})")

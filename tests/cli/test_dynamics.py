@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from depthsys import demo, lm, ltv
@@ -270,3 +271,54 @@ def test_a_lens_is_written_as_a_file_of_its_own(run, texts, model, tmp_path):
     assert "--force" in err
     code, _, err = run(*asked, "--force")
     assert code == 0, err
+
+
+def test_a_lens_of_somebody_else_is_set_beside_the_one_made_here(run, texts, model, tmp_path):
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON, "--measures", "lens"]
+    splits = lm.read_texts(texts).split("8/4/4")
+    other = lm.lens(model, splits.operating, depths=[1, 2, 3])
+    lm.save_lens(other, tmp_path / "other.safetensors")
+    out = tmp_path / "dyn"
+    code, shown, err = run(*asked, "--lens", tmp_path / "other.safetensors", "--out", out)
+    assert code == 0, err
+    found = xr.load_dataset(out / "lens.nc", engine="h5netcdf")
+    own = lm.read_lens(out / "lens.safetensors")
+    expected = lm.lens_agreement(model, splits.held_out, other).sel(reader="J-lens")
+    given = found.sel(depth=[1, 2, 3])
+    for name in ("agreement", "kl"):
+        assert np.isnan(found[f"given_{name}"].sel(depth=[0, 4])).all()
+        np.testing.assert_allclose(given[f"given_{name}"], expected[name], rtol=1e-4, atol=1e-6)
+        assert found[f"given_{name}"].attrs["units"]
+    for depth in (1, 2, 3):
+        a, b = (one["J"].sel(depth=depth).values.astype(float) for one in (other, own))
+        cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+        assert float(found["given_cosine"].sel(depth=depth)) == pytest.approx(cosine)
+        size = np.linalg.norm(a) / np.linalg.norm(b)
+        assert float(found["given_size"].sel(depth=depth)) == pytest.approx(size)
+    cosine = float(found["given_cosine"].sel(depth=2))
+    assert f"has at depth 2 a cosine of {cosine:.3f} with the J-lens made here" in shown
+    # without it nothing of it is there
+    assert run(*asked, "--out", out, "--force")[0] == 0
+    assert "given_kl" not in xr.load_dataset(out / "lens.nc", engine="h5netcdf")
+
+
+def test_a_lens_that_does_not_fit_is_refused_before_the_model_is_loaded(
+    run, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lm.DepthModel, "load", _raising(RuntimeError("loaded")))
+    wide = xr.Dataset({"J": (("depth", "feature_out", "feature"), np.eye(8)[None])},
+                      coords={"depth": [1]}, attrs={"n_prompts": 1})  # fmt: skip
+    lm.save_lens(wide, tmp_path / "wide.safetensors")
+    torch.save({"J": {0: torch.eye(8)}}, tmp_path / "lens.pt")
+    asked = ["demo_48x4", texts, *SPLIT, *COMMON[:2], "--out", tmp_path / "dyn"]
+    for given, said in (
+        (["--lens", tmp_path / "wide.safetensors"], "is 48 features wide; got one of 8. Give"),
+        (["--lens", tmp_path / "lens.pt"], "`--lens` must be safetensors; got the pickle"),
+        (["--lens", tmp_path / "lens.pt"], "give `--pickled-weights`, and"),
+        (["--lens", tmp_path / "no.safetensors"], "`--lens` must be an existing file; got"),
+        (["--pickled-weights"], "`--pickled-weights` must come with --lens; got it alone"),
+        (["--measures", "shape", "--lens", tmp_path / "wide.safetensors"], "the measure lens; got"),
+    ):
+        code, _, err = run(*asked, *given)
+        assert code == 2
+        assert said in err

@@ -100,6 +100,7 @@ def test_every_kind_of_file_and_going_on_from_it(run, tmp_path, kind, expected):
     assert gains["held_out_sha256"] == system.attrs["held_out_sha256"]
 
 
+@pytest.mark.slow  # runs the main job twice
 def test_two_of_three_classes_and_one_against_the_rest(run, tmp_path):
     path = tmp_path / "a.csv"
     kinds = [mood if n % 4 else f"very {mood}" for n, mood in enumerate(r["mood"] for r in RECORDS)]
@@ -176,6 +177,7 @@ def test_standard_input_is_kept_beside_the_results(run, tmp_path, monkeypatch, k
     assert code == 0, err
 
 
+@pytest.mark.slow  # runs the main job twice
 def test_standard_input_again(run, tmp_path, monkeypatch):
     """The same texts are no earlier result; others need --force."""
     path = tmp_path / "a.csv"

@@ -79,6 +79,7 @@ def test_demo_does_the_whole_job_and_later_commands_go_on_from_it(run, tmp_path)
     assert "identified with other texts: its prompts_sha256 differs" in err
 
 
+@pytest.mark.slow  # runs the main job three times
 def test_a_stored_system_finds_moved_texts_and_model_and_keeps_its_dtype(run, tmp_path, texts):
     from depthsys.demo import model_path
 
@@ -108,6 +109,7 @@ def test_a_stored_system_finds_moved_texts_and_model_and_keeps_its_dtype(run, tm
     assert "its model_fingerprint differs" in err
 
 
+@pytest.mark.slow  # runs the main job three times
 def test_force_never_mixes_an_old_and_a_new_run(run, tmp_path, texts, monkeypatch):
     common = ["demo_48x4", texts, *SMALL, "--out", tmp_path]
     assert run("gains", *common)[0] == 0

@@ -151,6 +151,7 @@ def test_other_weights_are_refused_before_anything_is_prefilled(
     assert "was begun with another model_fingerprint." in err
 
 
+@pytest.mark.slow  # of the main job: test_kept
 def test_force_drops_what_was_begun_with_other_settings_and_says_so(compare, kept):
     code, shown, err = compare(kept / "cmp", "--orders", "1,3", "--force")
     assert code == 0, err

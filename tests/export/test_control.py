@@ -342,6 +342,7 @@ def test_nothing_hides_behind_a_large_depth_or_output(tmp_path, make, changes, p
     assert place in done.stderr
 
 
+@pytest.mark.slow  # a process with python-control
 def test_outputs_that_cancel_pass(tmp_path):
     system = cancelling()
     golden = export.golden_trajectory(system)

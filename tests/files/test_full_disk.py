@@ -150,6 +150,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow  # a full disk, which is told alike: above
 def test_a_limit_on_the_size_of_files(tmp_path):
     """As `ulimit -f 16` sets it; nothing ends by a signal."""
     limits = [100, 16 * 1024, 50_000]

@@ -175,6 +175,7 @@ def test_a_relative_path_is_that_of_this_process(tmp_path, monkeypatch):
             np.testing.assert_array_equal(again["A"], random_system(seed=seed)["A"])
 
 
+@pytest.mark.slow  # seconds of many processes
 def test_threads_and_copies_of_a_process_read_at_once(tmp_path):
     paths = []
     for seed in range(4):
@@ -516,6 +517,7 @@ def test_where_processes_cannot_be_copied_the_checks_are_the_same(tmp_path, monk
     refused(tmp_path / "u.nc", "must be a whole netCDF4 file")
 
 
+@pytest.mark.slow  # seconds of many processes
 def test_the_reader_ends_with_its_process(tmp_path):
     path = original("nc", tmp_path)
     code = (

@@ -178,3 +178,26 @@ def test_gain_report_holds_curves_metrics_and_budget(tiny, tokens, concept, syst
     assert report.attrs["system_prompts_sha256"] == tokens.sha256
     assert report.attrs["history"].endswith("measure_gains")
     assert report.attrs["model_fingerprint"] == tiny.fingerprint
+
+
+def test_paired_intervals_resample_both_curves_together():
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((40, 6)) + np.arange(6)  # prompts differ much, gains little
+    truth, found = gains_dataset(common), gains_dataset(common + 1e-3 * rng.random((40, 6)))
+    paired = lm.agreement(found, truth, paired=True)
+    row = paired["relative_l2"].sel(layers="all")
+    a, b = found["gain"].values.mean(0), common.mean(0)
+    assert float(row[0]) == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b))
+    assert row[1] <= row[0] <= row[2] < 1e-3
+    alone = lm.agreement(found["gain"].mean("prompt"), truth)["relative_l2"].sel(layers="all")
+    assert float(alone[1]) > 10 * float(row[2])
+    # the same draws of prompts for both, by hand
+    weights = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=1000) / 40
+    drawn = [np.linalg.norm(w @ (found["gain"].values - common)) / np.linalg.norm(w @ common)
+             for w in weights]  # fmt: skip
+    np.testing.assert_allclose(row[1:], np.quantile(drawn, [0.025, 0.975]))
+    for wrong in (found["gain"], found.isel(layer=[0])):
+        with pytest.raises(ValueError, match="`paired` must be False unless `predicted` are gains"):
+            lm.agreement(wrong, truth, paired=True)
+    with pytest.raises(ValueError, match="must come from the prompts of `measured`"):
+        lm.agreement(found.assign_attrs(prompts_sha256="q"), truth, paired=True)

@@ -339,9 +339,11 @@ def test_wrong_arguments_are_refused_before_any_work(waiting, concept):
     for lags in ([], [6], [1, 1]):
         with pytest.raises(ValueError, match=r"`lags` must be different numbers below 6, the tok"):
             lm.measure_token_gains(waiting, concept, lags=lags)
-    for layers in ([], [3], [-1], [0, 0]):
+    for layers in ([], [3], [-1], [0, 0], [1.0], [True]):
         with pytest.raises(ValueError, match=r"`layers` must be different numbers in 0\.\.2; got"):
             lm.measure_token_gains(waiting, concept, lags=[0], layers=layers)
+    with pytest.raises(TypeError, match=r"`step` must be a Step; got 0\.01. Write lm\.Step"):
+        lm.measure_token_gains(waiting, concept, step=0.01)
     step = lm.Step(difference="forward")
     with pytest.raises(ValueError, match="`step` must be central here; got 'forward'"):
         lm.measure_token_gains(waiting, concept, lags=[0], step=step)
@@ -384,3 +386,12 @@ def test_gains_that_are_not_finite_are_refused(texts, concept, monkeypatch):
     spoil_states(monkeypatch, 1, (2,))
     with pytest.raises(FloatingPointError, match="non-finite one after layer 1"):
         lm.token_gains(run, concept)
+
+
+def test_lags_and_layers_may_be_one_and_lags_are_those_there_are(gpt2, texts, concept):
+    longest = max(map(len, texts.ids))
+    found = lm.measure_token_gains(gpt2, texts, concept, layers=1)
+    assert found["lag"].values.tolist() == [lag for lag in (0, 1, 2, 4, 8) if lag < longest]
+    assert found["layer"].values.tolist() == [1]
+    one = lm.measure_token_gains(gpt2, texts, concept, layers=[1], lags=1)
+    np.testing.assert_allclose(one["gain"], found["gain"].sel(lag=[1]), rtol=1e-6)

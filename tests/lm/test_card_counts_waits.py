@@ -228,6 +228,7 @@ def test_a_message_does_not_name_all_prompts(overflowing, monkeypatch):
 # ------------------------------------------------------------------------------- places
 
 
+@pytest.mark.slow  # those of the host do not: test_contexts
 def test_results_on_the_card_do_not_depend_on_the_place():
     model, concept = model_of(3), concept_of(3)
     budgets = {
@@ -288,12 +289,13 @@ def same_system(ours: xr.Dataset, expected: xr.Dataset, tolerance: float) -> Non
     np.testing.assert_allclose(*maps, rtol=0, atol=limit)
 
 
-# of every depth it is the same sweep with more outputs: by default for one method of each kind
-OF_EVERY_DEPTH = ("krylov", "balanced", "pod")
-SYSTEMS = [(kind, method) for kind in ("mean", "each") for method in METHODS] + [
-    pytest.param(
-        "profile", method, marks=[] if method.name in OF_EVERY_DEPTH else [pytest.mark.slow]
-    )
+# of every prompt and of every depth it is the same sweep with more outputs: by default for one
+# method of each kind
+QUICK = {"mean": tuple(m.name for m in METHODS), "each": ("ensemble", "krylov"),
+         "profile": ("balanced",)}  # fmt: skip
+SYSTEMS = [
+    pytest.param(kind, method, marks=[] if method.name in names else [pytest.mark.slow])
+    for kind, names in QUICK.items()
     for method in METHODS
 ]
 
@@ -340,7 +342,9 @@ def test_the_card_finds_what_the_jacobians_say(on_host):
 
 # of three inputs one is missing and one is there twice; with one alone that one is missing
 DIRECTIONS = [
-    pytest.param(method, n, marks=[] if n == 3 or method.name == "balanced" else [pytest.mark.slow])
+    pytest.param(
+        method, n, marks=[] if n == 3 and method.name == "balanced" else [pytest.mark.slow]
+    )
     for method in METHODS[:5]
     for n in (1, 3)
 ]
@@ -362,6 +366,7 @@ def test_missing_and_dependent_directions_are_known_beforehand(method, n_inputs,
     same_system(*found, tolerance=1e-5)
 
 
+@pytest.mark.slow  # a corner of the one above
 def test_a_dependent_image_before_an_independent_one_is_left_to_the_host(on_host):
     """Three inputs whose images at depth 1 are dependent through the directions there."""
     concept = concept_of(4, 3)

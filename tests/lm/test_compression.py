@@ -83,6 +83,8 @@ def test_states_of_a_model_keep_what_they_are_of(tiny):
         ({"states": xr.DataArray(np.zeros((2, 12)), dims=("sublayer", "prompt"))}, "`states` must"),
         ({"states": states(np.zeros((2, 12, 3)))}, "`states` must differ"),
         ({"states": states(np.full((2, 12, 3), np.nan))}, "`states` must be finite"),
+        ({"states": states(np.full((2, 12, 3), 1e200))}, r"can be squared; the .* 1\.0e\+200"),
+        ({"states": states(np.full((2, 12, 3), 1e-200))}, r"can be squared; the .* 1\.0e-200"),
         ({"seed": 0.5}, r"`seed` must be a whole number in 0..4294967295; got 0.5"),
         ({"hidden": ()}, "`hidden` must be some widths"),
         ({"hidden": 8}, "`hidden` must be some widths"),

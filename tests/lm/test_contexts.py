@@ -67,6 +67,7 @@ def test_margins_of_experts_do_not_depend_on_the_place():
         xr.testing.assert_identical(margin, margins[0])
 
 
+@pytest.mark.slow  # their parts do not: above
 def test_comparisons_do_not_depend_on_the_place(concept):
     model = lm.DepthModel(TINY["gpt2"]().double())
     parts = {name: labelled_ids(4, seed) for seed, name in enumerate(prompts.SPLITS)}

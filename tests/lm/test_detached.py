@@ -172,6 +172,56 @@ def test_biases_matter():
     assert float(without["stack_without_biases"].max()) < 1e-12
 
 
+def test_what_is_missing_of_the_stack_without_biases_is_that_of_the_dense_map_of_all_tokens():
+    run, hf = run_of("gpt2"), run_of("gpt2").model.hf
+    found = lm.reconstruction(run)["stack_without_biases"]
+    blocks, ids = families.blocks(hf), PROMPTS[0]
+
+    def last(embedded):
+        ends = []
+        first = blocks[0].register_forward_pre_hook(lambda m, a: (embedded, *a[1:]))
+        end = blocks[-1].register_forward_hook(
+            lambda m, a, o: ends.append((o[0] if isinstance(o, tuple) else o)[0, -1])
+        )
+        try:
+            hf(torch.tensor([ids]), use_cache=False)
+        finally:
+            first.remove()
+            end.remove()
+        return ends[0]
+
+    seen = []
+    with blocks[0].register_forward_pre_hook(lambda m, a: seen.append(a[0])), torch.no_grad():
+        hf(torch.tensor([ids]), use_cache=False)
+    embedded = seen[0]
+    with whole_detached.detached(hf, "up"):
+        D = torch.autograd.functional.jacobian(last, embedded)[:, 0]  # (feature, token, feature)
+        value = last(embedded).detach()
+    missed = value - torch.einsum("itj,tj->i", D, embedded[0])
+    assert float(found[0]) == pytest.approx(float(missed.norm() / value.norm()), rel=1e-5)
+
+
+def test_values_of_zero_are_no_unknown_factors():
+    """An embedding of zero, and blocks that write nothing: what is reproduced is exact."""
+    hf = tiny_llama().double()
+    hf.get_input_embeddings().weight.data[3] = 0
+    for block in hf.model.layers:
+        block.self_attn.o_proj.weight.data.zero_()
+        block.mlp.down_proj.weight.data.zero_()
+    model, prompts = lm.DepthModel(hf), [[5, 3], [7, 8, 3]]
+    found = lm.reconstruction(model, prompts)
+    for each in ("block", "attention", "mlp", "stack"):
+        np.testing.assert_array_equal(found[each], 0)
+    spectra = lm.detached_spectra(model, prompts, n_tokens=0)
+    np.testing.assert_allclose(spectra["singular_value"], 1)
+    np.testing.assert_array_equal(spectra["low_rank_error"], 0)
+    texts = labelled_ids(5, 3)
+    skipped = lm.layer_skip(model, prompts, lm.mean_difference(lm.DepthModel(tiny_llama()), texts)
+                            .drop_attrs())  # fmt: skip
+    np.testing.assert_array_equal(skipped["state_error"], 0)
+    np.testing.assert_allclose(skipped["kl"], 0, atol=1e-12)
+
+
 def test_a_wrong_map_is_seen(monkeypatch):
     """The errors are not zero by construction."""
     model = lm.DepthModel(tiny_llama().double())

@@ -133,6 +133,7 @@ def test_its_configuration_is_read_once(file, monkeypatch):
     assert again is not config
 
 
+@pytest.mark.slow  # what it loads is tested above
 def test_at_the_shell(run, file, tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "save", lambda fig, path, kind: path.write_text("a figure"))
     texts = tmp_path / "texts.csv"

@@ -151,3 +151,16 @@ def test_what_is_no_table_of_gains_is_refused(found):
         lm.lag_map(found.expand_dims(output=2))
     with pytest.raises(ValueError, match=r"two prompts or more, .*; got 1"):
         lm.lag_map(found.isel(prompt=[0]))
+    labelled = found.assign_coords(lag=np.arange(6))
+    xr.testing.assert_equal(lm.lag_map(labelled), lm.lag_map(found))
+    for other in (labelled.isel(lag=slice(1, None)), labelled.isel(lag=slice(None, None, -1))):
+        with pytest.raises(ValueError, match=r"must have the lags 0, 1, 2 and so on; got \["):
+            lm.lag_map(other)
+    with pytest.raises(ValueError, match=r"must have a dim layer; got .*\.isel\(layer=\[0\]\)"):
+        lm.lag_map(found.isel(layer=0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_gains_of_zero_have_no_shares(found):
+    table = lm.lag_map(found * 0)
+    assert np.isnan(table["earlier_share"]).all()

@@ -60,6 +60,18 @@ def test_nothing_is_replaced_unasked(found, path):
     np.testing.assert_array_equal(lm.read_lens(path)["J"], 2 * found["J"])
 
 
+def test_a_lens_that_has_no_place_in_a_file_is_refused(found, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`path` must not end in \.pt, .* Name it \*\.safetensors"
+    ):
+        lm.save_lens(found, tmp_path / "lens.pt")
+    with pytest.raises(ValueError, match="got no coordinate `depth`"):
+        lm.save_lens(found.drop_vars("depth"), tmp_path / "lens.safetensors")
+    with pytest.raises(ValueError, match=r"alone; got \['mine'\], which the file has no place for"):
+        lm.save_lens(found.assign(mine=1.0), tmp_path / "lens.safetensors")
+    assert list(tmp_path.glob("*.pt")) == []
+
+
 def test_a_write_that_fails_leaves_nothing(found, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no more")

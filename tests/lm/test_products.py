@@ -334,6 +334,7 @@ def test_refused_before_the_weights_are_read(monkeypatch):
 # ------------------------------------------------------------------------------- at the shell
 
 
+@pytest.mark.slow  # what it sets is tested above
 def test_the_flag(run, tmp_path, monkeypatch):
     texts = tmp_path / "texts.csv"
     lines = [f"the food was {w} {'and ' * n}good,{w}" for n in range(9) for w in ("good", "bad")]

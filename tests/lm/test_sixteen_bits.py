@@ -319,6 +319,7 @@ def test_weights_of_16_bits_are_read_into_float32_unless_asked_for(saved):
     assert lm.DepthModel.load(saved, device="cpu", dtype=np.float16).dtype == torch.float16
 
 
+@pytest.mark.slow  # what it sets is tested above
 def test_at_the_shell(run, saved, tmp_path):
     texts = tmp_path / "texts.csv"
     lines = [f"the food was {w} {'and ' * n}good,{w}" for n in range(9) for w in ("good", "bad")]

@@ -116,3 +116,13 @@ def test_what_is_refused_runs_no_prompt(tiny, tokens, monkeypatch):
             lm.residual_dynamics(tiny, tokens, **dict([options]))
     with pytest.raises(ValueError, match="`run` must have 4 prompts at least; got 3"):
         lm.residual_dynamics(tiny, labelled_ids(3, 0))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_units_that_vary_by_rounding_alone_have_no_correlation(double):
+    """The same prompt again: rows of a batch differ in their last digits."""
+    hf = families.make("llama", "sdpa")
+    model = lm.DepthModel(hf.double() if double else hf.float())
+    found = lm.residual_dynamics(model, [[5, 6, 7]] * 6, n_units=16)
+    assert np.isnan(found["correlation"]).all()
+    assert np.isnan(found["mutual_information"]).all()

@@ -195,6 +195,13 @@ def test_a_plane_of_another_model_is_refused(made):
     ):
         with pytest.raises(ValueError, match=said):
             lm.teleport(model, texts, wrong, starts=[0], n_sublayers=2)
+    for name in ("centre", "axes", "score"):
+        with pytest.raises(ValueError, match=f"`dynamics` must be finite; got NaN .* in {name}"):
+            lm.teleport(model, texts, dynamics.assign({name: dynamics[name] * np.nan}))
+    with pytest.raises(ValueError, match=r"must be 'trajectory' where .* got 2\.0 with 1 of them"):
+        lm.teleport(model, texts, dynamics.isel(trajectory=[0]), span=2.0)
+    whole = lm.teleport(model, texts, dynamics, span=np.float32(2), grid=2)
+    xr.testing.assert_equal(whole, lm.teleport(model, texts, dynamics, span=2.0, grid=2))
     for span in (None, [1.0], True):
         with pytest.raises(ValueError, match="`span` must be 'trajectory' or a number > 0"):
             lm.teleport(model, texts, dynamics, starts=[0], n_sublayers=2, span=span)

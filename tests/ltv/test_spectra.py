@@ -127,3 +127,28 @@ def test_what_has_no_eigenvalues_is_refused(A):
         ltv.spectra(sizes)
     with pytest.raises(ValueError, match="must be finite; got NaN or infinity in A"):
         of(A * np.nan)
+
+
+def test_real_eigenvalues_turn_by_nothing_or_by_half_a_turn():
+    """By their signs, and not by what rounding leaves of an imaginary part."""
+    found = of(np.random.default_rng(0).standard_normal((3, 8, 8)))
+    for layer, M in enumerate(np.random.default_rng(0).standard_normal((3, 8, 8))):
+        real = np.linalg.eigvals(M)
+        real = real[real.imag == 0].real
+        angles = found["angle"].values[layer]
+        assert (angles == 0).sum() == (real > 0).sum()
+        assert (angles == np.pi).sum() == (real < 0).sum()
+        assert not (angles == -np.pi).any()
+
+
+def test_values_and_departure_are_those_of_the_complex_schur_form():
+    rng = np.random.default_rng(5)
+    for size in (1, 2, 3, 8):
+        M = rng.standard_normal((size, size))
+        found = of([M])
+        T = scipy.linalg.schur(M, output="complex")[0]
+        departure = np.linalg.norm(np.triu(T, 1)) / np.linalg.norm(M)
+        assert float(found["departure"][0]) == pytest.approx(departure, rel=1e-10, abs=1e-12)
+        np.testing.assert_allclose(
+            found["modulus"][0], np.sort(np.abs(np.diag(T)))[::-1], rtol=1e-10
+        )

@@ -25,14 +25,29 @@ def test_the_map_has_the_looked_at_layer_downwards(pairs):
     np.testing.assert_allclose(drawn[apart], pairs["coupling"].mean("prompt").values[apart])
     assert ax.yaxis_inverted()
     assert ax.get_ylabel().startswith("layer $l$")
-    assert mesh.get_clim() == (0.5, 1.1)
-    for scale, extend in ((0.1, "min"), (10, "both")):
+
+
+def test_the_colours_of_the_map_part_at_one_and_reach_the_farthest_value(pairs):
+    m = xr.Dataset({"coupling": (PAIRS[1:], np.array([[0.0, 1.1], [0.7, 0.0]]))})
+    _, (ax,) = plot.figure()
+    plot.coupling(ax, m)
+    mesh = ax.collections[0]
+    np.testing.assert_allclose(mesh.get_clim(), (0.7, 1.3))
+    assert mesh.colorbar.extend == "neither"
+    white = mesh.get_cmap()(mesh.norm(1.0))
+    np.testing.assert_allclose(white[:3], 0.97, atol=0.01)
+    red, _, blue, _ = mesh.get_cmap()(mesh.norm(0.7))
+    assert blue > red  # coupled is blue
+    for span, extend in ((0.2, "min"), (0.05, "both"), (0.5, "neither")):
         _, (ax,) = plot.figure()
-        given = pairs.isel(prompt=0) * scale
-        given["coupling"][0, 1] = 0.2
-        plot.coupling(ax, given)
+        plot.coupling(ax, m, span=span)
+        np.testing.assert_allclose(ax.collections[0].get_clim(), (1 - span, 1 + span))
         assert ax.collections[0].colorbar.extend == extend
-        assert ax.collections[0].get_clim() == (0.5, 1.1)
+    one = xr.Dataset({"coupling": (PAIRS[1:], np.ones((2, 2)))})
+    for given in (one, one.isel(layer=[0], layer_2=[0])):
+        _, (ax,) = plot.figure()
+        plot.coupling(ax, given)
+        assert ax.collections[0].get_clim() == (0, 2)
 
 
 def test_steps_and_norms_have_their_exponential():
@@ -115,6 +130,9 @@ def test_what_cannot_be_drawn_is_refused(pairs):
         plot.coupling(ax, xr.Dataset())
     with pytest.raises(ValueError, match="member"):
         plot.coupling(ax, pairs.expand_dims(member=2))
+    for span in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="`span` must be above 0; got"):
+            plot.coupling(ax, pairs, span=span)
     with pytest.raises(TypeError, match="`found` must be a Dataset"):
         plot.lens(ax, np.zeros(3))
     with pytest.raises(ValueError, match="prompt_norm"):

@@ -40,6 +40,35 @@ def test_every_eigenvalue_is_in_one_field_of_its_layer(found):
         np.testing.assert_allclose(share[:, layer] * len(M), np.histogram(turns, edges)[0])
 
 
+def test_maps_of_angles_have_the_same_colours_whatever_is_in_them(found):
+    span = []
+    for given in (found, found.assign(angle=found["angle"] * 0)):
+        _, (ax,) = plot.figure()
+        plot.eigenvalue_angles(ax, given)
+        span.append(ax.collections[0].get_clim())
+    assert span == [(1 / 4, 1), (1 / 4, 1)]
+
+
+def test_the_radii_are_quantiles_of_each_layer(found):
+    _, (ax,) = plot.figure()
+    plot.eigenvalue_radii(ax, found)
+    sizes = np.array([np.abs(np.linalg.eigvals(M)) for M in A])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(sizes, axis=1))
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), sizes.max(axis=1))
+    for band, low, high in zip(ax.collections, (0.05, 0.25), (0.95, 0.75), strict=True):
+        drawn = band.get_paths()[0].vertices[:, 1]
+        for share in (low, high):
+            for value in np.quantile(sizes, share, axis=1):
+                assert np.isclose(drawn, value).any()
+    assert ax.get_yscale() == "log"
+    assert "update" not in ax.get_ylabel()
+    _, (ax,) = plot.figure()
+    plot.eigenvalue_radii(ax, found.assign_attrs(of="update"))
+    assert "update" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="prompt"):
+        plot.eigenvalue_radii(ax, found.expand_dims(prompt=2))
+
+
 def test_what_is_lost_is_drawn_with_its_prediction():
     shift = np.random.default_rng(1).normal(size=(20, 6))
     table = xr.Dataset(

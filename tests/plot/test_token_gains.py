@@ -5,12 +5,17 @@ import pytest
 import xarray as xr
 
 from depthsys import lm, plot
+from depthsys.plot import dynamics as sheets
 
 DIMS = ("prompt", "layer", "lag")
 
 
 @pytest.fixture
 def found():
+    return lm.lag_map(found_of())
+
+
+def found_of():
     """Of twelve prompts of which five reach back more than six tokens; no direction at layer 0."""
     rng = np.random.default_rng(3)
     n_tokens = np.array([7] * 7 + [11] * 5)
@@ -18,15 +23,13 @@ def found():
     gain[np.broadcast_to(np.arange(11) >= n_tokens[:, None, None], gain.shape)] = np.nan
     gradient = abs(gain)
     gain[:, 0] = np.nan
-    return lm.lag_map(
-        xr.Dataset(
-            {
-                "gain": (DIMS, gain),
-                "gradient_norm": (DIMS, gradient),
-                "state_norm": (DIMS, gradient * 2),
-                "n_tokens": ("prompt", n_tokens),
-            }
-        )
+    return xr.Dataset(
+        {
+            "gain": (DIMS, gain),
+            "gradient_norm": (DIMS, gradient),
+            "state_norm": (DIMS, gradient * 2),
+            "n_tokens": ("prompt", n_tokens),
+        }
     )
 
 
@@ -65,15 +68,28 @@ def test_shares_are_those_of_the_table(found):
     lines = [line.get_ydata() for line in ax.lines]
     for line, by in zip(lines, ("layer", "lag", "position"), strict=False):
         np.testing.assert_array_equal(line, found["explained"].sel(by=by))
-    np.testing.assert_array_equal(lines[3], found["earlier_share"])
+    assert len(lines) == 4  # and the axis
     low, high = ax.get_ylim()
     assert high == 1.03
     assert low == pytest.approx(max(-1, np.nanmin(found["explained"])) - 0.03)
 
 
+def test_where_earlier_tokens_count_has_a_panel_of_its_own(found):
+    _, (ax,) = plot.figure()
+    plot.earlier_shares(ax, found)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), found["earlier_share"])
+    relative = lm.lag_map(found_of(), relative=True)["explained"]
+    fig = sheets.lag_shares(found.assign(explained_relative=relative))
+    left, middle, right = fig.axes
+    assert [len(ax.lines) for ax in fig.axes] == [4, 4, 1]
+    for ax, shares in ((left, found["explained"]), (middle, relative)):
+        np.testing.assert_array_equal(ax.lines[2].get_ydata(), shares.sel(by="position"))
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), found["earlier_share"])
+
+
 def test_what_cannot_be_drawn_is_refused(found):
     _, (ax,) = plot.figure()
-    for draw in (plot.token_gains, plot.lag_curves, plot.lag_shares):
+    for draw in (plot.token_gains, plot.lag_curves, plot.lag_shares, plot.earlier_shares):
         with pytest.raises(TypeError, match="`found` must be a Dataset"):
             draw(ax, np.zeros(3))
         with pytest.raises(ValueError, match="prompt"):
@@ -81,7 +97,7 @@ def test_what_cannot_be_drawn_is_refused(found):
     with pytest.raises(ValueError, match="rms"):
         plot.token_gains(ax, found.drop_vars("rms"))
     with pytest.raises(ValueError, match="earlier_share"):
-        plot.lag_shares(ax, found.drop_vars("earlier_share"))
+        plot.earlier_shares(ax, found.drop_vars("earlier_share"))
     for layers in ([], [8], list(range(9))):
         with pytest.raises(ValueError, match=r"`layers` must be up to 8 out of 0\.\.7; got"):
             plot.lag_curves(ax, found, layers)

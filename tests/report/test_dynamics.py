@@ -1,8 +1,11 @@
 """What is told of measures of depth: curves, words, and figures of a page."""
 
+import re
+
 import numpy as np
 import pytest
 
+from depthsys.report import Screen
 from depthsys.report.dynamics import SHOWN, detached, detached_gains, skip
 from depthsys.report.dynamics.shown import Curve, Drawn, Shown
 from depthsys.report.html import CellResults, Results, dynamics, page
@@ -114,9 +117,26 @@ def test_detached_maps_in_words():
     none = {**DETACHED.variables, "bias_share": (("prompt", "layer"), np.zeros((1, 2)))}
     assert len(detached.verdicts(Stage(none))) == 3
     (table,) = detached.tables(DETACHED)
-    assert table.rows == [("1", "' sun' ' moon'", "' c' ' d'")]
+    assert table.rows == [
+        ("all layers, 1", "' sun' ' moon'", "' c' ' d'"),
+        ("last layer, 1", "' sun' ' moon'", "' c' ' d'"),
+    ]
     without = {k: v for k, v in DETACHED.variables.items() if k != "output_text"}
     assert detached.tables(Stage(without)) == []
+
+
+def test_tokens_of_most_prompts_come_first():
+    # (map, prompt, layer, rank, place): three prompts, two layers, of which the last one counts
+    read = np.array([["a", "b"], ["c", "b"], ["b", "c"]])
+    text = np.stack([np.full_like(read, "x"), read], axis=1)[None, :, :, None]
+    stage = Stage({
+        "map": (("map",), np.array(["from_start"])),
+        **{f"{n}_text": (("map", "prompt", "layer", "rank", "place"), text)
+           for n in ("output", "input")},
+    })  # fmt: skip
+    (table,) = detached.tables(stage)
+    assert table.rows == [("all layers, 1", *["'b' ×3 'c' ×2 'a'"] * 2)]
+    assert "of most of 3 prompts first" in table.title
 
 
 def test_gains_of_detached_maps_in_words():
@@ -163,8 +183,9 @@ def test_a_page_of_measures_alone_speaks_of_nothing_else():
 def test_one_cell_alone_is_not_compared():
     facts = [Facts(each, each.model, each.model) for each in (cell("a", skip=SKIP), cell("b"))]
     assert dynamics.section(facts) is None
-    assert len(dynamics.figures(facts[0])) == len(skip.SHOWN.figures)
-    assert dynamics.figures(facts[1]) == []
+    (found,) = dynamics.measures(facts[0])
+    assert found.count("<figure>") == len(skip.SHOWN.figures)
+    assert dynamics.measures(facts[1]) == []
 
 
 def test_more_cells_than_can_be_told_apart_are_counted():
@@ -183,7 +204,7 @@ def test_a_curve_that_a_log_axis_cannot_show_is_left_out(values):
     shown = Shown("c", frozenset(), (drawn,), lambda stage: [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamics, "SHOWN", {"skip": shown})
-        assert dynamics.figures(Facts(cell("a", skip=stage), "a", "a")) == []
+        assert dynamics.measures(Facts(cell("a", skip=stage), "a", "a")) == []
 
 
 def test_coupling_in_words():
@@ -222,8 +243,141 @@ def test_lenses_in_words():
     )
     first, second, third = SHOWN["lens"].verdicts(stage)
     assert "at depth 5: logit lens 0 % (2.00 nats), J-lens 100 % (3.00 nats), mean state 0" in first
-    assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
+    assert second == (
+        "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on; the mean state "
+        "alone, the same for all prompts, is right for 0 %, and more than that are read from depth "
+        "10 (logit lens), 5 (J-lens) on"
+    )
     assert "holds 0.500 of its prompts' own at depth 0 and 0.750 at depth 5" in third
+    without = {**stage.variables, "reader": (("reader",), np.array([*readers[:2], "other"]))}
+    _, second, _ = SHOWN["lens"].verdicts(Stage(without))
+    assert second == "most prompts are read right from depth 10 (logit lens), 5 (J-lens) on"
+    agreement = np.array([[0, 0.6, 0.7], [0.6, 0.6, 0.7], [0.65, 0.65, 0.65]])[..., None]
+    above = {**stage.variables, "agreement": (("reader", "depth", "prompt"), agreement)}
+    _, second, _ = SHOWN["lens"].verdicts(Stage(above))
+    assert "from depth 5 (logit lens), 0 (J-lens) on" in second
+    assert "for 65 %, and more than that are read from depth 10 (logit lens), 10 (J-lens)" in second
+    never = {**stage.variables, "agreement": (("reader", "depth", "prompt"), 0 * right)}
+    _, second, _ = SHOWN["lens"].verdicts(Stage(never))
+    assert "from depth none (logit lens), none (J-lens) on;" in second
+
+
+def lens_of(last: float) -> Stage:
+    """Two readers at three depths, the last of which is read with so many nats."""
+    kl = np.array([[9.0, 3.0, last], [2.0, 1.5, last]])[..., None]
+    return Stage(
+        {
+            "reader": (("reader",), np.array(["logit lens", "J-lens"])),
+            "depth": (("depth",), np.array([0, 5, 10])),
+            "agreement": (("reader", "depth", "prompt"), np.ones((2, 3, 1))),
+            "kl": (("reader", "depth", "prompt"), kl),
+        }
+    )
+
+
+def test_where_lenses_are_exact_no_divergence_is_drawn_but_tables_have_it():
+    html = page(Results("one", (cell("a", lens=lens_of(1e-13)),)))
+    assert "J-lens, 5: 1.50" in html
+    assert "J-lens, 10: 1.00e-13" not in html
+    assert "10⁻¹³" not in html
+    (table,) = SHOWN["lens"].report(lens_of(1e-13)).tables
+    assert "1.00e-13" in table.rows[2]
+    # the last depth of a lens need not be behind the last block
+    assert "J-lens, 10: 0.0100" in page(Results("one", (cell("a", lens=lens_of(0.01)),)))
+
+
+def test_logarithmic_axes_say_so():
+    html = page(Results("one", (cell("a", skip=SKIP),)))
+    assert ">nats, log scale</text>" in html
+    assert ">shift of the readout</text>" in html
+
+
+def test_spectra_in_words_and_quantiles_of_moduli():
+    modulus = np.array([[3.0, 2.0, 1.0, 0.5, 0.0], [1.0] * 5])
+    stage = Stage(
+        {
+            "of": (("of",), np.array(["layer"])),
+            "modulus": (("of", "layer", "mode"), modulus[None]),
+            "departure": (("of", "layer"), np.array([[0.5, 0.25]])),
+            "rank_to_end": (("depth",), np.array([2.0, 3.0, 5.0])),
+            "growth_from_start": (("depth",), np.array([1.0, 2.0, 4.5])),
+            "modal_growth": (("depth",), np.array([1.0, 3.0, 9.0])),
+        }
+    )
+    _, growth, _, shrinks = SHOWN["spectra"].verdicts(stage)
+    assert growth == (
+        "a small change of the first state is 4.50 times as long at the end, at most (norm of that "
+        "product); the largest eigenvalues of the layers, multiplied, would say 9.00"
+    )
+    assert shrinks.startswith("20 %")
+    drawn = next(each for each in SHOWN["spectra"].figures if each.short == "modulus")
+    found = [curve.values(stage, "layer") for curve in drawn.curves]
+    np.testing.assert_allclose(found, [[3, 1], [2.6, 1], [1, 1], [0.2, 1]])
+
+
+def test_the_middle_of_a_curve_is_a_mean_a_median_a_quantile_or_the_largest():
+    stage = Stage({"a": (("layer", "mode"), np.array([[0.0, 1.0, 8.0]]))})
+    middles = {"mean": 3.0, "median": 1.0, "largest": 8.0, 0.25: 0.5}
+    for middle, expected in middles.items():
+        np.testing.assert_allclose(Curve("a", "", middle=middle).values(stage, "layer"), [expected])
+
+
+def test_a_page_without_gains_has_no_heading_of_gains():
+    auc = {name: (("depth",), np.full(4, 0.9)) for name in ("auc", "auc_low", "auc_high")}
+    html = page(Results("one", (cell("a", skip=Stage(SKIP.variables | auc)),)))
+    assert "<h3>Gains</h3>" not in html
+    assert "<h3>Concept direction</h3>" in html
+    assert "Separation of held-out texts" in html
+    assert "Concept direction" not in page(Results("one", (cell("a", skip=SKIP),)))
+
+
+def test_a_number_that_a_figure_is_read_against_is_marked():
+    stage = Stage({"kl": (("prompt", "layer"), np.array([[0.5, 2.0]]))})
+    for reference, marks in ((1.0, 1), (None, 0), (50.0, 0)):
+        drawn = Drawn("t", "s", "layer", (Curve("kl", ""),), "", log=True, reference=reference)
+        assert _drawn(drawn, stage).count('class="ref"') == marks
+
+
+def test_an_axis_of_places_that_double_is_logarithmic():
+    stage = Stage(
+        {
+            "kept": (("kept",), np.array([1, 10, 100])),
+            "a": (("kept",), np.array([3.0, 2.0, 1.0])),
+        }
+    )
+    drawn = Drawn("t", "s", "kept", (Curve("a", "curve"),), "", log_x=True)
+    html = _drawn(drawn, stage)
+    x = [float(each) for each in re.findall(r'<circle class="m" cx="([\d.]+)"', html)][-3:]
+    np.testing.assert_allclose(x[1] - x[0], x[2] - x[1], atol=0.2)
+    assert ">kept, log scale</text>" in html
+
+
+def _drawn(drawn: Drawn, stage: Stage) -> str:
+    """A page's part of a measure with that one figure."""
+    shown = Shown("c", frozenset(), (drawn,), lambda stage: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamics, "SHOWN", {"skip": shown})
+        (found,) = dynamics.measures(Facts(cell("a", skip=stage), "a", "a"))
+    return found
+
+
+def test_tables_of_many_curves_are_shown_in_parts_of_which_nothing_is_cut():
+    readers = ["logit lens", "J-lens", "J-lens about the mean", "mean state"]
+    values = np.full((4, 2, 1), 0.123)
+    stage = Stage(
+        {
+            "reader": (("reader",), np.array(readers)),
+            "depth": (("depth",), np.array([0, 1])),
+            **{name: (("reader", "depth", "prompt"), values) for name in ("agreement", "kl")},
+            "share": (("depth",), np.array([0.5, 1.0])),
+        }
+    )
+    screen = Screen()
+    screen.show(SHOWN["lens"].report(stage))
+    text = screen.text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.split().count("0.123") == 16
 
 
 def test_few_whole_jacobians_are_minded_and_no_doubt_is_said():

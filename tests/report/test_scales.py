@@ -55,6 +55,7 @@ def test_rows_go_down_from_the_first():
         (linear([0, 1], zero=True, unit="%"), ["0\u00a0%", "50\u00a0%", "100\u00a0%"]),
         (linear([-0.4, 0.4]), ["−0.4", "−0.2", "0"]),
         (logarithmic([1e-7, 1e-3]), ["10⁻⁷", "10⁻⁶", "10⁻⁵"]),
+        (logarithmic([8e-8, 1.8e-7]), ["10⁻⁷", "1.5·10⁻⁷"]),
         (logarithmic([1.1, 4], unit=" ×"), ["2 ×"]),
         (counts([0, 11], 6), ["0", "2", "4"]),
         (counts([0, 79]), ["0", "20", "40"]),

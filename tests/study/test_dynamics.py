@@ -12,7 +12,6 @@ from depthsys.report.dynamics import SHOWN
 from depthsys.report.html.results import STAGES as CALLED
 from depthsys.report.stage import Stage
 from depthsys.study import Cell, Settings, dynamics, steps
-from depthsys.study.dynamics import measured
 from depthsys.study.meanings import MEANINGS
 from depthsys.study.measures import MEASURES, Sizes
 from depthsys.study.reported import read_results
@@ -67,8 +66,15 @@ def test_a_few_prompts_are_the_first_operating_ones(cell):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_measure_says_where_it_comes_from_and_can_be_told_and_drawn(cell, name):
+def test_a_measure_says_what_it_is_and_where_it_comes_from_and_can_be_told_and_drawn(cell, name):
     found = dynamics.measured(cell, name)
+    meant = {one for one in MEANINGS[name] if not one.startswith("given_")}
+    separation = {"auc", "auc_low", "auc_high", "log_odds_per_unit"}
+    assert set(found.data_vars) == meant | (separation if MEASURES[name].of_concept else set())
+    for variable in found.data_vars:
+        told = found[variable].attrs
+        assert told["long_name"], variable
+        assert isinstance(told["units"], str), variable
     assert found.attrs["split"] == "8/4/4"
     assert found.attrs["model_fingerprint"] == cell.model.fingerprint
     report = SHOWN[name].report(Stage.of(found))
@@ -163,25 +169,3 @@ def test_a_lens_reads_texts_that_it_was_not_made_of(cell):
     few = texts.first(3)
     own = dynamics.lens(Cell(cell.settings, cell.model, lm.Splits(few, few, few, 0)))
     assert (own.sizes["prompt"], own.attrs["own_prompts"]) == (3, 1)
-
-
-@pytest.fixture(scope="module")
-def small_cell():
-    settings = Settings.checked(split="8/6/4", device="cpu", n_jacobians=2)
-    model = lm.DepthModel.load(demo.model_path("demo_48x4"), device="cpu")
-    return Cell(settings, model, read_splits_of("demo:sentiment", settings))
-
-
-@pytest.mark.parametrize("name", list(MEASURES))
-def test_every_variable_says_what_it_is_and_its_unit(small_cell, name):
-    found = measured(small_cell, name)
-    told = set(MEANINGS[name])
-    assert told <= set(found.data_vars) <= told | {
-        "auc", "auc_low", "auc_high", "log_odds_per_unit",
-    }  # fmt: skip
-    for variable in found.data_vars:
-        attrs = found[variable].attrs
-        assert attrs["long_name"], variable
-        assert isinstance(attrs["units"], str), variable
-    if MEASURES[name].of_concept:
-        assert found["auc"].attrs["units"] == "1"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from depthsys.files import Resumable
+from depthsys.report.html import page
 from depthsys.study.reported import WANTED, read_results
 from tests.report import stores
 from tests.report.stores import CONCEPT, MODEL, TASK
@@ -137,6 +139,46 @@ def test_a_folder_is_one_cell(folder, study_stages):
     assert texts.sel(prompt="The story was", strength=[0.0, 1.0]).values.tolist() == [
         "text 0.0", "text 1.0",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("partial", "command"),
+    [("run/gains.partial", "gains"), ("run/dynamics.partial", "dynamics"),
+     ("run.partial", "compare")],
+)  # fmt: skip
+def test_a_folder_in_which_a_command_was_interrupted_is_not_finished(
+    study_stages, tmp_path, partial, command
+):
+    def one(path):
+        (found,) = read_results(path).cells
+        return found
+
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "others.partial").mkdir()  # of somebody else
+    study_stages["gains"].to_netcdf(path / "gains.nc", engine="h5netcdf")
+    assert one(path).state == "complete"
+    work = Resumable(tmp_path / partial, {"seed": 0})
+    with work.locked():
+        work.begin()
+    results = read_results(path)
+    assert one(path).state == "unfinished"
+    assert one(path).missing == (f"the rest of depthsys {command}",)
+    html = page(results)
+    assert f"Missing is the rest of depthsys {command}, which was interrupted" in html
+    assert f"Not there yet: the rest of depthsys {command}." in html
+    with work.locked():
+        work.finish()
+    assert one(path).state == "complete"
+    assert "Not everything is there" not in page(read_results(path))
+
+
+def test_a_folder_in_which_nothing_is_found_yet_says_what_began(tmp_path):
+    work = Resumable(tmp_path / "dynamics.partial", {"seed": 0})
+    with work.locked():
+        work.begin()
+    with pytest.raises(ValueError, match=r"none yet in .*, where depthsys dynamics was interr"):
+        read_results(tmp_path)
 
 
 def test_results_of_other_texts_are_another_cell(folder, study_stages, tmp_path):

@@ -61,10 +61,14 @@ def test_what_is_finished_is_not_made_again_and_no_model_is_loaded(made, monkeyp
         (('device = "cpu"', 'device = "cpu"\neps = 0.02'), ["gains"]),
         (('device = "cpu"', 'device = "cpu"\norder = 2'), ["system", "gains", "energies"]),
         (("8/4/4", "8/4/5"), STAGES),
-        (("shard = 1024", "shard = 1023"), STAGES),
+        pytest.param(("shard = 1024", "shard = 1023"), STAGES, marks=pytest.mark.slow),
         (('device = "cpu"', 'device = "cpu"\nmethods = "pod"'), []),
-        (('device = "cpu"', 'device = "cpu"\nmax_tokens = 100'), STAGES),
-        (('device = "cpu"', 'device = "cpu"\ndtype = "float64"'), STAGES),
+        pytest.param(
+            ('device = "cpu"', 'device = "cpu"\nmax_tokens = 100'), STAGES, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ('device = "cpu"', 'device = "cpu"\ndtype = "float64"'), STAGES, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_changed_setting_makes_anew_what_depends_on_it(made, change, anew):
@@ -73,6 +77,7 @@ def test_a_changed_setting_makes_anew_what_depends_on_it(made, change, anew):
     assert made.watch.of("kept") == [stage for stage in STAGES if stage not in anew]
 
 
+@pytest.mark.slow  # other settings: above
 def test_other_texts_and_other_weights_make_all_anew(runs, tmp_path):
     texts, folder = tmp_path / "mood.csv", tmp_path / "model"
     write_texts(texts)
@@ -111,6 +116,7 @@ def test_what_is_damaged_is_made_again(made):
     assert {s: read_group(runs.cell / s).attrs["stage_sha256"] for s in STAGES} == sums
 
 
+@pytest.mark.slow  # one that fails at its model: below
 def test_a_failure_is_the_cell_s_and_the_rest_goes_on(runs, monkeypatch):
     monkeypatch.setattr(steps, "gains", _raising(ValueError("`eps` must not be this")))
     two = SMALL + '[[tasks]]\nname = "place"\ntexts = "demo:domain"\n'

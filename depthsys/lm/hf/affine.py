@@ -95,9 +95,10 @@ def _noting(
 
 
 def relative_error(found: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Norm of the difference over that of the value (..., feature), float64."""
+    """Norm of the difference over that of the value (..., feature), float64; 0 where both are 0."""
     found, value = wide(found).double(), wide(value).double()
-    return (found - value).norm(dim=-1) / value.norm(dim=-1)
+    apart, size = (found - value).norm(dim=-1), value.norm(dim=-1)
+    return torch.where(apart == 0, apart, apart / size)
 
 
 def check_linear(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.dynamics.shown import Cells, Curve, Drawn, Map, Shown, places_along
 from depthsys.report.stage import Stage
 from depthsys.wording import number
 
@@ -22,6 +22,20 @@ def verdicts(stage: Stage) -> list[str]:
     ]
 
 
+SPAN = 0.5, 1.1  # of the colours, the same in every map, so that maps can be compared
+
+
+def _pairs(stage: Stage) -> Cells | None:
+    """The mean over prompts; without pairs of a layer and itself, 0 by definition."""
+    values = stage.value("coupling").astype(float).mean(axis=0)
+    rows, columns = (
+        places_along(stage, dim, size)
+        for dim, size in zip(("layer", "layer_2"), values.shape, strict=True)
+    )
+    values[rows[:, None] == columns] = np.nan
+    return Cells(values, rows, columns)
+
+
 SHOWN = Shown(
     called="coupling of layers",
     marks=frozenset({"coupling", "singular_value"}),
@@ -36,5 +50,18 @@ SHOWN = Shown(
         ),
     ),
     verdicts=verdicts,
-    others=("coupling",),
+    maps=(
+        Map(
+            "Coupling of all pairs of layers",
+            "layer",
+            "directions of layer",
+            "mismatch",
+            frozenset({"coupling"}),
+            _pairs,
+            span=SPAN,
+            matrix=True,
+            note="Dark: the directions of the one layer diagonalise the other. Mean over prompts; "
+            "a layer and itself are left empty.",
+        ),
+    ),
 )

@@ -1,5 +1,7 @@
 """Detached maps: how they reproduce values, and how few directions of them matter."""
 
+from collections import Counter
+
 import numpy as np
 
 from depthsys.report.dynamics.shown import Curve, Drawn, Shown
@@ -8,7 +10,8 @@ from depthsys.report.table import Table
 from depthsys.wording import number
 
 _LAYER, _START = {"map": "layer"}, {"map": "from_start"}
-VECTORS = 3  # leading directions of the whole map that are shown
+VECTORS = 3  # leading directions that are shown
+TOKENS = 4  # of each
 
 
 def verdicts(stage: Stage) -> list[str]:
@@ -36,15 +39,39 @@ def verdicts(stage: Stage) -> list[str]:
 
 
 def tables(stage: Stage) -> list[Table]:
-    """Tokens of the leading directions of the whole map, of the first prompt."""
+    """Tokens of the leading directions at the last layer, the most frequent ones of prompts."""
     if "output_text" not in stage.variables:
         return []
-    read = {n: stage.value(f"{n}_text", **_START)[0, -1] for n in ("output", "input")}
+    prompts = stage.sizes["prompt"]
     rows = [
-        (str(rank + 1), *(" ".join(map(repr, map(str, read[n][rank]))) for n in read))
-        for rank in range(min(VECTORS, len(read["output"])))
+        (f"{called}, {rank + 1}", *(_frequent(read[rank]) for read in reads))
+        for kind, called in {"from_start": "all layers", "layer": "last layer"}.items()
+        if kind in stage.places["map"]
+        for reads in [[_at_the_end(stage, f"{n}_text", kind) for n in ("output", "input")]]
+        for rank in range(min(VECTORS, len(reads[0])))
     ]
-    return [Table(("direction", "writes (left vector)", "reads (right vector)"), rows)]
+    return [
+        Table(
+            header := ("direction", "writes (left vector)", "reads (right vector)"),
+            rows,
+            f"Tokens of the leading directions at the last layer, those of most of {prompts} "
+            "prompts first",
+            left=header,
+        )
+    ]
+
+
+def _at_the_end(stage: Stage, name: str, kind: str) -> np.ndarray:
+    """(rank, prompt, place)."""
+    return stage.value(name, map=kind)[:, -1].swapaxes(0, 1)
+
+
+def _frequent(read: np.ndarray) -> str:
+    """The tokens that most prompts have, with their count where it is more than one."""
+    counts = Counter(str(token) for row in read for token in dict.fromkeys(row.tolist()))
+    # of equal counts those first that stand first
+    said = [f"{token!r}{f' ×{n}' if n > 1 else ''}" for token, n in counts.most_common(TOKENS)]
+    return " ".join(said)
 
 
 SHOWN = Shown(
@@ -82,6 +109,7 @@ SHOWN = Shown(
                 Curve("low_rank_error", "of one layer, all layers", _LAYER, "median"),
             ),
             "relative error",
+            log_x=True,
         ),
         Drawn(
             "How values are reproduced",

@@ -1,8 +1,10 @@
 """Dynamics of the residual stream: continuity, speed, rotations, planes and teleportation."""
 
+from functools import partial
+
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.dynamics.shown import Cells, Curve, Drawn, Map, Shown, Way
 from depthsys.report.stage import Stage
 from depthsys.report.table import Table
 from depthsys.wording import number
@@ -76,6 +78,36 @@ def _rotations(stage: Stage) -> str | None:
     )
 
 
+def tables(stage: Stage) -> list[Table]:
+    """Rotations of units, and each start of teleportation."""
+    return [*_turned(stage), *_flow(stage)]
+
+
+def _turned(stage: Stage) -> list[Table]:
+    """How many units turn otherwise than by chance, and which way they differ."""
+    turns, shuffled, q = (stage.value(name) for name in ("turns", "turns_shuffled", "q_value"))
+    known = np.isfinite(turns) & np.isfinite(q)
+    if not known.any():
+        return []
+    differ = q[known] < _LEVEL
+    more = differ & (turns > shuffled)[known]
+    header = ("units", "turns, mean", "in shuffled orders", f"q < {_LEVEL:g}", "more", "fewer")
+    row = (
+        str(int(known.sum())),
+        *(number(float(each[known].mean())) for each in (turns, shuffled)),
+        *(f"{100 * each.mean():.0f} %" for each in (differ, more, differ & ~more)),
+    )
+    return [
+        Table(header, [row], "Turns of units in the plane of activation and gradient, over depth")
+    ]
+
+
+def _components(stage: Stage) -> tuple[str, str]:
+    """Both axes of the plane, with what they hold."""
+    first, second = (f"{100 * share:.0f} % of variance" for share in stage.value("explained")[:2])
+    return f"first component ({first})", f"second component ({second})"
+
+
 def _flow(stage: Stage) -> list[Table]:
     """Of each start of teleportation."""
     names = ("inward_share", "contraction", "basin_radius")
@@ -93,11 +125,20 @@ def _flow(stage: Stage) -> list[Table]:
         )
     ]
     header = ("states are put", "from sublayer", "inward", "contraction, median", "basin radius")
+    title = "States put elsewhere: do they end nearer to the prompt's own way (inward)?"
     caption = (
-        "inward: ends nearer to the prompt's own way than it has begun; basin radius: the distance "
-        "up to which half or more do so in every ring"
+        "contraction: of the distance to it; basin radius: up to which half or more go inward in "
+        "every ring"
     )
-    return [Table(header, rows, "", caption, ("states are put",))]
+    return [Table(header, rows, title, caption, ("states are put",))]
+
+
+def _rings(prefix: str, stage: Stage) -> Cells | None:
+    name = f"{prefix}_inward_fraction"
+    if name not in stage.variables:
+        return None
+    values = stage.value(name).astype(float)
+    return Cells(values, stage.value("start"), np.arange(values.shape[1]))
 
 
 SHOWN = Shown(
@@ -166,5 +207,31 @@ SHOWN = Shown(
         "update_cosine", "turns",
         *(f"{p}_{n}" for p in _PLACED for n in ("inward_share", "contraction", "basin_radius")),
     ),
-    tables=_flow,
+    tables=tables,
+    maps=tuple(
+        Map(
+            f"States put {where}: share that ends nearer to its own way",
+            "from sublayer",
+            "ring",
+            "share",
+            frozenset({f"{prefix}_inward_fraction"}),
+            partial(_rings, prefix),
+            span=(0.0, 1.0),
+            note="Rings of equal width about the prompt's own place, the nearest first; over "
+            "prompts and points. Empty where no point lies. Arrows are in the figures that "
+            "depthsys dynamics writes.",
+        )
+        for prefix, where in _PLACED.items()
+    ),
+    ways=(
+        Way(
+            "The mean state's way from sublayer to sublayer",
+            "mean_score",
+            "sublayer",
+            "component",
+            _components,
+            frozenset({"explained"}),
+            note="Principal components of states of all sublayers; numbers are of sublayers.",
+        ),
+    ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is told of a measure of depth: which of its curves, and in which words."""
+"""What is told of a measure of depth: which of its curves and maps, and in which words."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from depthsys.report.stage import Stage
-from depthsys.report.table import Report, Table
+from depthsys.report.table import Report, Table, narrow
 from depthsys.wording import number
 
 
@@ -23,13 +23,13 @@ class Curve:
     at
         Labels of dims that are not averaged.
     middle
-        "mean" or "median".
+        "mean", "median" or "largest"; a number between 0 and 1 is a quantile.
     """
 
     variable: str
     label: str
     at: Mapping[str, object] = field(default_factory=dict)
-    middle: str = "mean"
+    middle: str | float = "mean"
 
     def values(self, stage: Stage, dim: str) -> np.ndarray | None:
         """(dim); None where the variable, or a label, is not there."""
@@ -42,7 +42,10 @@ class Curve:
             return None
         values = np.moveaxis(stage.value(self.variable, **self.at), dims.index(dim), 0)
         rows = values.reshape(len(values), -1).astype(float)
-        return {"mean": np.mean, "median": np.median}[self.middle](rows, axis=1)
+        if isinstance(self.middle, str):
+            named = {"mean": np.mean, "median": np.median, "largest": np.max}
+            return named[self.middle](rows, axis=1)
+        return np.quantile(rows, self.middle, axis=1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Drawn:
         Whether y is logarithmic.
     note
         What is to be said below it.
+    reference
+        A number of y that a line marks, where it lies on the axis.
+    log_x
+        Whether x is logarithmic.
+    left_out
+        Which places along x are not drawn; tables have them all.
     """
 
     title: str
@@ -72,6 +81,106 @@ class Drawn:
     unit: str
     log: bool = False
     note: str = ""
+    reference: float | None = None
+    log_x: bool = False
+    left_out: Callable[[Stage], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The numbers of a map, and where its rows and columns are.
+
+    Attributes
+    ----------
+    values
+        (row, column); NaN is left empty.
+    rows, columns
+        Their places, in rising order.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map of a page: numbers of rows and columns as colours.
+
+    Attributes
+    ----------
+    title
+        What it shows.
+    down, across
+        What its rows and its columns are.
+    unit
+        What the colours are of.
+    variables
+        What is read of the result.
+    cells
+        Its numbers; None where they are not there.
+    log
+        Whether the colours are logarithmic.
+    span
+        Between which numbers they lie; by default all that there are.
+    matrix
+        Whether the first row is above, as in a matrix, and cells are square.
+    ticks
+        Places of rows that are named; by default whole numbers.
+    note
+        What is to be said below it.
+    """
+
+    title: str
+    down: str
+    across: str
+    unit: str
+    variables: frozenset[str]
+    cells: Callable[[Stage], Cells | None]
+    log: bool = False
+    span: tuple[float, float] | None = None
+    matrix: bool = False
+    ticks: tuple[float, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way through a plane: the first two numbers of a variable, from place to place.
+
+    Attributes
+    ----------
+    title
+        What it shows.
+    variable
+        (``along``, ``dim``); further dims are none.
+    along, dim
+        Of the places, and of the numbers.
+    axes
+        What both numbers are, on a result.
+    variables
+        What else is read.
+    note
+        What is to be said below it.
+    """
+
+    title: str
+    variable: str
+    along: str
+    dim: str
+    axes: Callable[[Stage], tuple[str, str]]
+    variables: frozenset[str] = frozenset()
+    note: str = ""
+
+    def points(self, stage: Stage) -> np.ndarray | None:
+        """(place, 2); None where there is no plane."""
+        if self.variable not in stage.variables:
+            return None
+        dims, values = stage.variables[self.variable]
+        if set(dims) != {self.along, self.dim} or stage.sizes[self.dim] < 2:
+            return None
+        values = values if dims == (self.along, self.dim) else values.T
+        return values[:, :2].astype(float)
 
 
 @dataclass(frozen=True)
@@ -92,6 +201,8 @@ class Shown:
         Further variables that the verdicts look at.
     tables
         Further tables of a report, beside that of the curves.
+    maps, ways
+        Of a page.
     """
 
     called: str
@@ -100,16 +211,27 @@ class Shown:
     verdicts: Callable[[Stage], list[str]]
     others: tuple[str, ...] = ()
     tables: Callable[[Stage], list[Table]] = lambda stage: []
+    maps: tuple[Map, ...] = ()
+    ways: tuple[Way, ...] = ()
 
     @property
     def variables(self) -> set[str]:
         """All that is read of the result."""
-        return {curve.variable for drawn in self.figures for curve in drawn.curves} | {*self.others}
+        curves = {curve.variable for drawn in self.figures for curve in drawn.curves}
+        ways = {way.variable for way in self.ways}
+        return curves.union(
+            ways, self.others, *(each.variables for each in (*self.maps, *self.ways))
+        )
 
     def report(self, stage: Stage) -> Report:
-        """A table for each dim, of all curves over it, and what they say."""
+        """Tables for each dim, of all curves over it, and what they say."""
         dims = list(dict.fromkeys(drawn.dim for drawn in self.figures))
-        tables = [table for dim in dims if (table := self._table(stage, dim)) is not None]
+        tables = [
+            part
+            for dim in dims
+            if (table := self._table(stage, dim)) is not None
+            for part in narrow(table)
+        ]
         return Report([*tables, *self.tables(stage)], self.verdicts(stage))
 
     def _table(self, stage: Stage, dim: str) -> Table | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.dynamics.shown import Cells, Curve, Drawn, Map, Shown, places_along
 from depthsys.report.stage import Stage
 from depthsys.wording import number
 
@@ -18,7 +18,8 @@ def verdicts(stage: Stage) -> list[str]:
     smaller = (stage.value("modulus", **_LAYER) < 1).mean()
     found = [
         f"the product of all layers has an effective rank of {number(rank[0])} of {width}",
-        f"it grows by {number(growth)} at most; the eigenvalues of the layers alone would say "
+        f"a small change of the first state is {number(growth)} times as long at the end, at most "
+        "(norm of that product); the largest eigenvalues of the layers, multiplied, would say "
         f"{number(modal)}",
         f"layer {int(np.argmax(departure))} is farthest from normal ({number(departure.max())}), "
         f"layer {int(np.argmin(departure))} nearest ({number(departure.min())})",
@@ -27,10 +28,25 @@ def verdicts(stage: Stage) -> list[str]:
     if "growth_from_start_each" in stage.variables:
         each = stage.value("growth_from_start_each")[..., -1]
         found.append(
-            f"the Jacobians of {each.size} prompts by themselves grow by {number(each.min())} to "
-            f"{number(each.max())}: a mean of Jacobians is another system than those of prompts"
+            f"by the Jacobians of {each.size} prompts, each by itself, it grows by "
+            f"{number(each.min())} to {number(each.max())}: a mean of Jacobians is another system "
+            "than those of prompts"
         )
     return found
+
+
+BINS = 18  # of 10 degrees
+
+
+def _angles(stage: Stage) -> Cells | None:
+    """Which share of a layer's eigenvalues turns by which angle, without sign."""
+    if "layer" not in stage.places.get("of", {}):
+        return None
+    degrees = np.degrees(np.abs(stage.value("angle", **_LAYER)))
+    edges = np.linspace(0, 180, BINS + 1)
+    share = np.array([np.histogram(row, edges)[0] / row.size for row in degrees])
+    layers = places_along(stage, "layer", len(share))
+    return Cells(share.T, (edges[1:] + edges[:-1]) / 2, layers)
 
 
 SHOWN = Shown(
@@ -84,7 +100,34 @@ SHOWN = Shown(
             "growth",
             log=True,
         ),
+        Drawn(
+            "How long eigenvalues of layers are",
+            "modulus",
+            "layer",
+            (
+                Curve("modulus", "largest", _LAYER, "largest"),
+                Curve("modulus", "90 %", _LAYER, 0.9),
+                Curve("modulus", "median", _LAYER, "median"),
+                Curve("modulus", "10 %", _LAYER, 0.1),
+            ),
+            "modulus",
+            log=True,
+            note="Quantiles over the eigenvalues of a layer: below 1 they shrink.",
+            reference=1.0,
+        ),
     ),
     verdicts=verdicts,
-    others=("modulus",),
+    maps=(
+        Map(
+            "How eigenvalues of layers turn",
+            "angle, degrees",
+            "layer",
+            "share of eigenvalues",
+            frozenset({"angle"}),
+            _angles,
+            log=True,
+            ticks=(0.0, 45.0, 90.0, 135.0, 180.0),
+            note="0: no rotation, 180: a reflection; without sign. Empty: none.",
+        ),
+    ),
 )

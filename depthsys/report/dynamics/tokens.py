@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from depthsys.report.dynamics.shown import Curve, Drawn, Shown
+from depthsys.report.dynamics.shown import Cells, Curve, Drawn, Map, Shown, places_along
 from depthsys.report.stage import Stage
 from depthsys.wording import number
 
@@ -25,6 +25,21 @@ def verdicts(stage: Stage) -> list[str]:
             f"{small[0]} on ({number(float(share[0]))} at the first)"
         )
     return found or ["the prompts have no earlier tokens in common"]
+
+
+MOST = 64  # lags of a map
+
+
+def _lags(stage: Stage) -> Cells | None:
+    """The gains of lags that half of the prompts have, the nearest ones."""
+    rms = stage.value("rms").astype(float)
+    counts = stage.value("n_prompts")
+    usual = np.flatnonzero(counts * 2 >= counts.max())[:MOST]
+    layers, lags = (
+        places_along(stage, dim, size)
+        for dim, size in zip(("layer", "lag"), rms.shape, strict=True)
+    )
+    return Cells(rms[:, usual].T, lags[usual], layers) if len(usual) else None
 
 
 # no curve over lags: a console would get a row for each
@@ -55,4 +70,17 @@ SHOWN = Shown(
     ),
     verdicts=verdicts,
     others=("explained_in_all", "by"),
+    maps=(
+        Map(
+            "Gains of pushes at every token",
+            "lag, tokens before the last",
+            "layer",
+            "root mean square gain",
+            frozenset({"rms", "n_prompts"}),
+            _lags,
+            log=True,
+            note=f"Lag 0 is the last token. Lags that half of the prompts have, {MOST} at most. "
+            "Empty: no gain, or no direction. Experimental.",
+        ),
+    ),
 )

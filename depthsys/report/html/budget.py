@@ -30,7 +30,7 @@ def section(facts: list[Facts]) -> Section | None:
     rows = [each for each in facts if each.budget]
     if len(rows) < 2:
         return None
-    label = "relative L2 error, all layers (logarithmic)"
+    label = "relative L2 error, all layers"
     named = [(each.name, each.budget) for each in rows]
     picture = dots(named, _style, label, "Error budgets of all cells")
     least = [x[0] for each in rows for x in each.budget.values() if np.isfinite(x[0])]

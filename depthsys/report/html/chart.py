@@ -223,7 +223,8 @@ class Chart:
             parts.append(tag("text", said, class_="mid", x=x, y=floor + 15))
         if self.x_label:
             middle = (self.x.start + self.x.end) / 2
-            parts.append(tag("text", self.x_label, class_="mid name", x=middle, y=floor + 32))
+            said = _named(self.x_label, self.x)
+            parts.append(tag("text", said, class_="mid name", x=middle, y=floor + 32))
         return tag("g", *parts, class_="axes")
 
     def _y_axis(self) -> Markup:
@@ -237,8 +238,14 @@ class Chart:
                 parts.append(tag("path", class_="grid", d=line_through(ends)))
             parts.append(tag("text", said, class_="end", x=self.x.start - 7, y=y + 4))
         if self.y_label:
-            parts.append(tag("text", self.y_label, class_="name", x=2.0, y=11.0))
+            said = _named(self.y_label, self.y)
+            parts.append(tag("text", said, class_="name", x=2.0, y=11.0))
         return tag("g", *parts, class_="axes")
+
+
+def _named(label: str, scale: Scale) -> str:
+    """What an axis shows, and how where that is not as a ruler does."""
+    return f"{label}, log scale" if scale.log else label
 
 
 def _most(scale: Scale, room: float) -> int:

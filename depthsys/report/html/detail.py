@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from depthsys.report.dynamics import SHOWN
 from depthsys.report.html import budget, dynamics, effects, gains, hankel, methods, plans, told
 from depthsys.report.html.facts import Facts
 from depthsys.report.html.parts import (
@@ -56,22 +55,25 @@ def _inside(facts: Facts, doubts: list[Remark], *, alone: bool) -> list[Markup]:
                 tag("h3", "Against it"),
                 bullets([sentence(each.said) for each in doubts], "verdicts"),
             ]
-    parts += [_figures("Gains", _gains(facts)), _figures("Reduction", _reduction(facts))]
+    measured = {"gains", "comparison"} & facts.cell.stages.keys()
+    about = "Gains" if measured else "Concept direction"
+    parts += [_figures(about, _gains(facts)), _figures("Reduction", _reduction(facts))]
     parts += [_figures("Plan", _plan(facts)), _texts(facts)]
-    parts += [_figures("Depth as dynamics", dynamics.figures(facts)), _maps(facts)]
+    parts.append(_dynamics(facts))
     parts.append(opened("Where it comes from", described(origin_of(facts.cell))))
     return [part for part in parts if part is not None]
 
 
-def _maps(facts: Facts) -> Markup | None:
-    """Where to find what a page has no room for."""
-    if not any(name in facts.cell.stages for name in SHOWN):
+def _dynamics(facts: Facts) -> Markup | None:
+    """The measures one after the other, and where to find what a page has no room for."""
+    shown = dynamics.measures(facts)
+    if not shown:
         return None
-    return paragraph(
-        "Maps (coupling of layers, angles, teleportation, lags) are no part of this page: "
-        "depthsys dynamics writes them as figures beside its results.",
+    more = paragraph(
+        "Larger figures of all measures are beside the results of depthsys dynamics.",
         class_="note",
     )
+    return joined(tag("h3", "Depth as dynamics"), *shown, more)
 
 
 def _alert(facts: Facts) -> Markup | None:

@@ -181,7 +181,9 @@ def plain(table: Table) -> Markup:
                 ),
             )
         )
-    caption = tag("caption", table.title or table.caption) if table.title or table.caption else None
+    said = f"{table.title} ({table.caption})" if table.title and table.caption else ""
+    said = said or table.title or table.caption
+    caption = tag("caption", said) if said else None
     drawn = tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *body))
     return tag(
         "div",

@@ -34,7 +34,7 @@ class CellResults:
     attrs
         Of the cell: ``failed_stage`` and ``failed_reason`` where something failed.
     missing
-        Stages that are not there yet.
+        Stages that are not there yet; of the folder of a run, the rest of which commands.
     """
 
     model: str

@@ -164,7 +164,8 @@ def _plain(value: float) -> str:
     """A tick without zeros at its end, and powers of ten as one writes them by hand."""
     size = abs(value)
     if size and not 1e-4 <= size < 1e5:
-        digits, power = f"{value:.0e}".split("e")
+        digits, power = f"{value:.2e}".split("e")
+        digits = digits.rstrip("0").rstrip(".")
         head = "" if digits == "1" else f"{digits}\u00b7"
         return f"{head}10{_raised(int(power))}"
     shown = f"{value:.6g}" if size >= 1 or not size else number(value, 3, zeros=False)

@@ -22,7 +22,7 @@ def section(results: Results, facts: list[Facts], doubts: Doubts) -> Section:
     """The first section."""
     parts = [
         _failures(results, facts),
-        _unfinished(facts),
+        _unfinished(results, facts),
         _notes(results),
         _headline(facts),
         tag("h3", "What was asked"),
@@ -47,7 +47,7 @@ def _failures(results: Results, facts: list[Facts]) -> Markup | None:
     return tag("div", tag("h3", of), tag("ul", *rows), class_="alert", role="note")
 
 
-def _unfinished(facts: list[Facts]) -> Markup | None:
+def _unfinished(results: Results, facts: list[Facts]) -> Markup | None:
     left = [each for each in facts if each.cell.missing]
     if not left:
         return None
@@ -55,6 +55,12 @@ def _unfinished(facts: list[Facts]) -> Markup | None:
         f"{counted(len(left), 'cell')} of {len(facts)} {'is' if len(left) == 1 else 'are'} not "
         "finished. The page tells what is there; build it again when the study has gone on."
     )
+    if results.kind == "run":
+        rest = listed(list(dict.fromkeys(name for each in left for name in each.cell.missing)))
+        said = (
+            f"Missing is {rest}, which was interrupted or is still at work. The page tells what is "
+            "there; the same command goes on where it ended, then build the page again."
+        )
     return tag(
         "div",
         tag("h3", "Not everything is there"),
