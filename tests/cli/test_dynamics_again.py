@@ -89,6 +89,8 @@ def test_a_command_for_each_where_settings_differ():
     two = told_of(spectra={**shared, "n_jacobians": 3}, coupling={**shared, "n_jacobians": 4})
     assert [len(one), len(two)] == [1, 2]
     assert "--jacobians 4" in two[1]
+    beside = {**shared, "n_jacobians": 3, "given_definition": "published"}
+    assert "--jacobians 3 --lens LENS" in told_of(lens=beside, shape=shared)[0]
     assert len(told_of(spectra=shared, shape={**shared, "split": "5/4/4"})) == 2
     assert "--positive" not in one[0]
 

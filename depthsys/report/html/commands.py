@@ -46,6 +46,8 @@ def _options(attrs: Mapping[str, Any]) -> Options:
             found[f"2 {name}"] = f"--{name} {attrs[name]}"
     if "n_jacobians" in attrs:
         found["3 jacobians"] = f"--jacobians {attrs['n_jacobians']}"
+    if "given_definition" in attrs:
+        found["4 lens"] = "--lens LENS"  # where its file was is not known
     return found
 
 
