@@ -22,6 +22,8 @@ from depthsys.ltv.system import is_whole, whole_number
 ROWS = 4096  # copies x prompts that go through a block at once, without derivatives
 OUTSIDE = ("mean", "own")
 WHOLE = "trajectory"
+# of the distance from the centre: spreads up to the first are rounding, the second stands for them
+SAME, ALIKE = 1e-5, 0.01
 _PLANE = Kind(
     "residual dynamics, with `centre`, `axes` and `score`",
     lambda given: (
@@ -67,7 +69,8 @@ def teleport(
     span
         "trajectory": one grid for all starts, over all trajectories of ``dynamics`` in the plane;
         or a number: a grid for each start about the mean score there, so many times the root mean
-        square distance of the scores from it to each side.
+        square distance of the scores from it to each side; where all prompts are in one place, as
+        at an embedding that they share, of a hundredth of its distance from the centre.
     outside
         What the state is outside the plane: the "mean" of ``dynamics``, so that the state is the
         inverse of the projection, or the prompt's "own".
@@ -219,11 +222,8 @@ def _grid(dynamics: xr.Dataset, begins: list[int], grid: int, span: float | str)
         here = score[begins]
         middle = here.mean(axis=1)
         reach = np.sqrt(((here - middle[:, None]) ** 2).sum(axis=-1).mean(axis=1))
-        if not (reach > 0).all():
-            raise ValueError(
-                f"`span` must be {WHOLE!r} where trajectories of `dynamics` do not differ; got "
-                f"{short(span)} with {here.shape[1]} of them. Make `dynamics` with more."
-            )
+        length = np.linalg.norm(middle, axis=-1)
+        reach = np.where(reach > SAME * length, reach, ALIKE * length)
         bounds = np.stack([middle - span * reach[:, None], middle + span * reach[:, None]], axis=1)
     found = []
     for low, high in bounds:

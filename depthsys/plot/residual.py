@@ -131,7 +131,8 @@ def mutual_information(ax: Axes, found: xr.Dataset) -> None:
     ----------
     ax
         Axes; the legend is put above them. Lines are medians over units, the bands hold the middle
-        90 % of them; dotted is what the estimator says where prompts are exchanged.
+        90 % of them; dotted is what the estimator says where prompts are exchanged. Units that do
+        not vary are left out.
     found
         From `lm.residual_dynamics`: ``mutual_information`` and ``mutual_information_shuffled``
         (step, unit), coord ``written_by``.
@@ -146,7 +147,7 @@ def mutual_information(ax: Axes, found: xr.Dataset) -> None:
     names = ("mutual_information", "mutual_information_shuffled")
     found = held(found, *names, "written_by", name="found", cure=_CURE)
     for name in names:
-        check_dims(found[name], name, ("step", "unit"))
+        check_dims(found[name], name, ("step", "unit"), finite=False)
     if not found.sizes["unit"]:
         raise ValueError("`found` must have units; got none. Estimate some, as in `n_units=32`.")
     at = coordinate(found[names[0]], "step")
@@ -172,7 +173,9 @@ def _by_writer(ax: Axes, at: np.ndarray, values: np.ndarray, found: xr.Dataset) 
 
 def _bands(ax: Axes, at: np.ndarray, values: xr.DataArray, dim: str, found: xr.Dataset) -> None:
     """The middle 90 % along a dim, for the steps that each part writes."""
-    low, high = values.quantile(BAND, dim=dim).transpose("quantile", "step").values
+    known = values.notnull().any(dim)  # a quantile of nothing would warn
+    bands = values.where(known, 0.0).quantile(BAND, dim=dim).where(known)
+    low, high = bands.transpose("quantile", "step").values
     for row, writer in enumerate(WRITERS):
         here = found["written_by"].values == writer
         color = STYLES[row]["color"]

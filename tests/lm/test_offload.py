@@ -68,10 +68,11 @@ def on_both(names):
 
 
 def _marks(name):
-    """A method for each prompt is a mean of one prompt: of those some are enough by default."""
-    few = ("identify, balanced, each", "identify, arnoldi, each", "identify, ensemble, each")
-    is_each = name.startswith("identify") and name.endswith("each")
-    return [pytest.mark.slow] if is_each and name not in few else []
+    """Of methods, and of what is made of the same sweeps, some are enough by default."""
+    few = ("identify, balanced, each", "identify, ensemble", "identify, krylov")
+    made_of_others = ("optimal_plan", "compare_energies", "corrected", "compare_feedback")
+    is_method = name.startswith("identify") and name not in few
+    return [pytest.mark.slow] if is_method or name in made_of_others else []
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,14 @@ def test_every_function_gives_the_numbers_of_the_whole_model(pair, name, works_o
 
 
 @pytest.mark.parametrize("options", [{"budget": NO_CONTEXT}, {"contexts": False}], ids=str)
-@pytest.mark.parametrize("name", ["measure_gains", "identify, krylov", "identify, pod, each"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "measure_gains",
+        "identify, krylov",
+        pytest.param("identify, pod, each", marks=pytest.mark.slow),
+    ],
+)
 def test_so_it_does_where_no_context_is_kept(pair, name, options, works_of, many):
     work = works_of(pair[1])[name]
     _assert_near(work(run_of(pair[0], many, **options)), work(run_of(pair[1], many)))

@@ -71,7 +71,7 @@ def test_of_one_shard_everything_is_that_of_the_run_to_the_bit(gpt2, texts, whol
     every_function.assert_same(works[name](of_one), works[name](whole))
 
 
-@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("size", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", QUICK)
 def test_of_many_shards_everything_is_that_of_the_run_to_rounding(
     gpt2, texts, whole, works, name, size

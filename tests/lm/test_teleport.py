@@ -136,6 +136,22 @@ def test_grids(made):
         assert own[number, 0, 2, 1] == own[number, 0, 0, 1]
 
 
+def test_a_grid_about_one_place_is_a_hundredth_of_its_length(made):
+    _, model, texts, dynamics = made
+    one = dynamics.isel(trajectory=[0, 0])
+    one["score"] = one["score"] * (1 + 1e-7 * xr.DataArray([0, 1], dims="trajectory"))  # rounding
+    found = lm.teleport(model, texts, one, starts=[0, 2], n_sublayers=2, grid=3, span=2.0)
+    for number, start in enumerate((0, 2)):
+        place = one["score"].values[start].mean(0)[:2]
+        begin = found["begin"].values[number]
+        np.testing.assert_allclose(begin[1, 1], place)
+        length = np.linalg.norm(place)
+        np.testing.assert_allclose(begin[2, 2] - place, 0.02 * length, rtol=1e-6)
+        # where prompts differ it is by their spread
+        spread = lm.teleport(model, texts, dynamics, starts=[start], n_sublayers=2, span=2.0)
+        assert np.ptp(spread["begin"].values) > 0.05 * length
+
+
 def test_rings_by_hand():
     distance = np.array([[[[0.0, 1.0], [1.5, 4.0]]]])
     inward = np.array([[[[True, True], [False, True]]]])
@@ -198,8 +214,6 @@ def test_a_plane_of_another_model_is_refused(made):
     for name in ("centre", "axes", "score"):
         with pytest.raises(ValueError, match=f"`dynamics` must be finite; got NaN .* in {name}"):
             lm.teleport(model, texts, dynamics.assign({name: dynamics[name] * np.nan}))
-    with pytest.raises(ValueError, match=r"must be 'trajectory' where .* got 2\.0 with 1 of them"):
-        lm.teleport(model, texts, dynamics.isel(trajectory=[0]), span=2.0)
     whole = lm.teleport(model, texts, dynamics, span=np.float32(2), grid=2)
     xr.testing.assert_equal(whole, lm.teleport(model, texts, dynamics, span=2.0, grid=2))
     for span in (None, [1.0], True):

@@ -209,3 +209,21 @@ def test_what_cannot_be_drawn_is_refused(found, flown):
         plot.teleportation([ax], None)
     with pytest.raises(ValueError, match="`axes` must be 2, one for each start; got 1"):
         plot.teleportation([ax], flown)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_at_which_no_unit_varies_is_left_empty():
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 5))
+    values[0] = np.nan
+    found = xr.Dataset(
+        {n: (("step", "unit"), values)
+         for n in ("mutual_information", "mutual_information_shuffled")},
+        {"written_by": ("step", ["attention", "mlp", "attention"])},
+    )  # fmt: skip
+    _, (ax,) = plot.figure(5, 4)
+    plot.mutual_information(ax, found)
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    attention = next(y for label, y in drawn.items() if "ttention" in label)
+    assert np.isnan(attention[0])
+    assert attention[1] == np.median(values[2])

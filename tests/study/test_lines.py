@@ -58,6 +58,7 @@ def faults(tmp_path, text):
     return [line.strip() for line in str(error.value).split("\n")[1:]]
 
 
+@pytest.mark.slow  # both open lines in one way: below, and tests/cli/test_dynamics.py
 def test_a_study_finds_what_the_command_finds(runs, tmp_path, monkeypatch):
     assert runs(LINES).failed == []
     asked = ["demo_48x4", tmp_path / "stories.txt", "--device", "cpu", "--jacobians", 2,

@@ -191,6 +191,7 @@ def test_a_model_that_cannot_be_loaded_fails_once_and_the_others_go_on(runs, tmp
     assert loads == ["broken", "demo_48x4"]
 
 
+@pytest.mark.slow  # eight stages; that nothing is loaded again: above
 def test_a_model_is_loaded_once_and_texts_are_run_once(runs, monkeypatch):
     prefills, loads = [], []
     make, load = lm.Run.prefill, lm.DepthModel.load

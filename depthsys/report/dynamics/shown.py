@@ -42,10 +42,14 @@ class Curve:
             return None
         values = np.moveaxis(stage.value(self.variable, **self.at), dims.index(dim), 0)
         rows = values.reshape(len(values), -1).astype(float)
+        found = np.full(len(rows), np.nan)
+        known = np.isfinite(rows).any(axis=1)  # what is not known of some is that of the others
         if isinstance(self.middle, str):
-            named = {"mean": np.mean, "median": np.median, "largest": np.max}
-            return named[self.middle](rows, axis=1)
-        return np.quantile(rows, self.middle, axis=1)
+            named = {"mean": np.nanmean, "median": np.nanmedian, "largest": np.nanmax}
+            found[known] = named[self.middle](rows[known], axis=1)
+        else:
+            found[known] = np.nanquantile(rows[known], self.middle, axis=1)
+        return found
 
 
 @dataclass(frozen=True)
