@@ -167,13 +167,24 @@ NAMES = [
 ]
 
 
+# searches, which ask the same sweeps many times
+SEARCHES = (
+    "optimal_plan", "compare_energies", "required_energy", "corrected", "compare_feedback",
+    "steering_effect",
+)  # fmt: skip
+
+
 def slow_unless(quick: Callable[[str], bool]) -> list:
-    """The names as parameters of a test; of the methods of identification the others are slow."""
-    methods = {name for name in NAMES if name.startswith("identify")}
-    return [
-        pytest.param(name, marks=[pytest.mark.slow] if name in methods and not quick(name) else [])
-        for name in NAMES
-    ]
+    """The names as parameters of a test; of the methods of identification the others are slow.
+
+    So are searches, but for one.
+    """
+
+    def is_slow(name: str) -> bool:
+        is_method = name.startswith("identify") and not quick(name)
+        return is_method or (name in SEARCHES and name != "required_energy")
+
+    return [pytest.param(name, marks=[pytest.mark.slow] if is_slow(name) else []) for name in NAMES]
 
 
 # who takes a run, by the same way in for all methods; and every method at least once

@@ -22,7 +22,7 @@ from depthsys.lm.readouts import checked_readout
 from tests import card
 from tests.conftest import TINY
 from tests.lm.conftest import labelled_ids, spoil_states
-from tests.lm.every_function import NAMES, Work, assert_same, works
+from tests.lm.every_function import NAMES, SEARCHES, Work, assert_same, works
 
 accelerate = pytest.importorskip("accelerate")
 DEVICE = card.setup()
@@ -64,15 +64,18 @@ ON_THE_CARD = (
 def on_both(names):
     """Cases of a pair and a name: all names with files, some on the card."""
     cases = [pytest.param(PAIRS[0], name, marks=_marks(name)) for name in names]
-    return cases + [(PAIRS[1], name) for name in names if name in ON_THE_CARD]
+    return cases + [
+        pytest.param(PAIRS[1], name, marks=[pytest.mark.slow] if name in SEARCHES else [])
+        for name in names
+        if name in ON_THE_CARD
+    ]
 
 
 def _marks(name):
-    """Of methods, and of what is made of the same sweeps, some are enough by default."""
+    """Of methods some are enough by default; searches ask the same sweeps many times."""
     few = ("identify, balanced, each", "identify, ensemble", "identify, krylov")
-    made_of_others = ("optimal_plan", "compare_energies", "corrected", "compare_feedback")
     is_method = name.startswith("identify") and name not in few
-    return [pytest.mark.slow] if is_method or name in made_of_others else []
+    return [pytest.mark.slow] if is_method or name in SEARCHES else []
 
 
 @pytest.fixture(scope="module")
