@@ -142,7 +142,7 @@ def gains_of(model, splits, concept) -> tuple[xr.Dataset, dict]:
     linear = {name: lm.linear_gains(run, concept, part=kind) for name, kind in kinds.items()}
     agreed = {}
     for name, each in linear.items():
-        table = lm.agreement(each["gain"].mean("prompt"), measured)
+        table = lm.agreement(each, measured, paired=True)
         agreed[name] = {
             quantity: {str(layers): rounded(table[quantity].sel(layers=layers))
                        for layers in table["layers"].values}
