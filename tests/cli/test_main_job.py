@@ -412,6 +412,7 @@ def test_a_changed_concept_split_or_configuration_is_noticed(run, tmp_path, text
     assert '"n_head": 2' in config.read_text()
 
 
+@pytest.mark.slow  # what is refused is tested in tests/lm/test_step.py
 def test_extreme_steps_and_targets_are_refused(run, tmp_path, texts):
     common = ["demo_48x4", texts, *SMALL, "--force", "--out", tmp_path / "run"]
     for command, option, value, message in (

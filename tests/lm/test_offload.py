@@ -528,7 +528,7 @@ def five_layers(many, tmp_path_factory):
         "jacobians, each",
         "identify, balanced, each",
         "identify, arnoldi, each",
-        "identify, arnoldi",
+        pytest.param("identify, arnoldi", marks=pytest.mark.slow),
         "play, every token",
     ],
 )

@@ -90,7 +90,14 @@ def test_of_many_shards_everything_is_that_of_the_run_to_rounding(
 TOLERANCE = {"optimal_plan": 1e-6, "logistic": 1e-6}
 
 
-@pytest.mark.parametrize("method", [lm.Arnoldi(order=3), lm.Balanced(order=3), lm.Ensemble()])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(lm.Arnoldi(order=3), marks=pytest.mark.slow),
+        pytest.param(lm.Balanced(order=3), marks=pytest.mark.slow),
+        lm.Ensemble(),
+    ],
+)
 def test_whether_there_is_room_for_contexts_changes_no_bit(gpt2, texts, concept, method):
     kept = lm.ShardedRun(gpt2, texts, shard=4)
     again = lm.ShardedRun(gpt2, texts, shard=4, budget=NOTHING)

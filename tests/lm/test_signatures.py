@@ -45,6 +45,7 @@ def test_the_rest_of_the_signature_is_that_of_the_function():
     assert of_run(once=True)(function).__doc__ is None  # as under python -OO
 
 
+@pytest.mark.slow  # that their types are right is part of `make lint`
 def test_typed_calls_are_checked_and_run(demo_model):
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     path = Path(typed_calls.__file__).relative_to(ROOT).as_posix()
