@@ -9,7 +9,8 @@ import xarray as xr
 from depthsys.lm.directions import defined, direction_note, directions
 from depthsys.lm.every_token import every_token_shifts
 from depthsys.lm.gains import squeezed
-from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.calls import Calls
 from depthsys.lm.kinds import short
 from depthsys.lm.linearize import Linearisation
 from depthsys.lm.lockstep import Steps, driven, together

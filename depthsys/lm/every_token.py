@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.calls import Calls
 from depthsys.lm.lockstep import Steps, driven, together
 from depthsys.lm.progress import bar
 from depthsys.lm.readouts import Readout

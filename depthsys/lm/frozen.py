@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 from depthsys.lm.at_once import product_rows, replay_rows
 from depthsys.lm.hf.affine import check_linear
 from depthsys.lm.hf.attention import FrozenCache
-from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.calls import Calls
 from depthsys.lm.linearize import PARTS, Linearisation, Linearised, jacobian
 from depthsys.lm.precision import Arithmetic, wide
 

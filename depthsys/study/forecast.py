@@ -93,9 +93,7 @@ def forecast(checked: Checked, store: Store | None = None) -> xr.Dataset:
             if stage == "texts":
                 writing = checked.study.writing
                 rows[i, j] *= writing.max_new_tokens * len(writing.strengths)
-            seconds[i, j] = 2 * size.n_block * rows[i, j] / rate + _algebra(
-                stage, found, size, rate
-            )
+            seconds[i, j] = _seconds(stage, found, size, rows[i, j], rate)
             done[i, j] = stage in there
         seconds[i, 0] += 2 * size.n_block * size.n_layers * of_cell["tokens"][i] / rate
     return xr.Dataset(
@@ -118,17 +116,11 @@ def of_measures(found: "Found", splits: "Splits", names: Iterable[str]) -> dict[
 
     From sizes alone, as `forecast`; what a run keeps or has kept is not known.
     """
-    source = str(demo.model_path(found.source)) if found.source in demo.MODELS else found.source
-    from depthsys.lm.hf.sizes import model_sizes
-
-    size, counts = model_sizes(source), _counts(found, splits)
+    size, counts = _size_of(found.source), _counts(found, splits)
     rate = _rate(_device(found))
-    per_row = 2 * size.n_block / rate
-    told = {"prefill": per_row * size.n_layers * counts.tokens}
-    return told | {
-        name: per_row * _rows(name, found, size, counts, 0) + _algebra(name, found, size, rate)
-        for name in names
-    }
+    told = {"prefill": 2 * size.n_block * size.n_layers * counts.tokens / rate}
+    rows = {name: _rows(name, found, size, counts, 0) for name in names}
+    return told | {name: _seconds(name, found, size, rows[name], rate) for name in rows}
 
 
 def _there(checked: Checked, key: CellKey, store: Store | None) -> set[str]:
@@ -164,6 +156,10 @@ def _rows(stage: str, found: "Found", size: "ModelSizes", n: _Counts, n_written:
     return float(n_written * L) if stage == "texts" else 0.0
 
 
+def _seconds(stage: str, found: "Found", size: "ModelSizes", rows: float, rate: float) -> float:
+    return 2 * size.n_block * rows / rate + _algebra(stage, found, size, rate)
+
+
 def _algebra(stage: str, found: "Found", size: "ModelSizes", rate: float) -> float:
     if stage in MEASURES:
         cube = 2 * size.n_layers * float(size.n_features) ** 3
@@ -173,16 +169,17 @@ def _algebra(stage: str, found: "Found", size: "ModelSizes", rate: float) -> flo
 
 
 def _sizes(checked: Checked) -> "Mapping[str, ModelSizes]":
-    from depthsys.lm.hf.sizes import model_sizes
-
     sources: dict[str, str] = {}
     for key, found in checked.found.items():
         sources.setdefault(key.model, found.source)
-    known = {
-        source: model_sizes(str(demo.model_path(source)) if source in demo.MODELS else source)
-        for source in set(sources.values())
-    }
+    known = {source: _size_of(source) for source in set(sources.values())}
     return {name: known[source] for name, source in sources.items()}
+
+
+def _size_of(source: str) -> "ModelSizes":
+    from depthsys.lm.hf.sizes import model_sizes
+
+    return model_sizes(str(demo.model_path(source)) if source in demo.MODELS else source)
 
 
 def _counts(found: "Found", splits: "Splits") -> _Counts:

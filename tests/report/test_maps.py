@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from depthsys.report.dynamics import SHOWN
-from depthsys.report.dynamics.shown import Cells, Map
+from depthsys.report.dynamics.shown import Cells, Curve, Map
 from depthsys.report.html import CellResults, Results, heat, page, ways
 from depthsys.report.stage import Stage
 
@@ -231,3 +231,12 @@ def test_a_page_shows_maps_ways_and_tables_of_a_cell():
     alone = page(Results("one", (CellResults("m", "t", "0", "c", {"coupling": coupling}),)))
     assert "teleportation" not in alone
     assert "no part of this page" not in alone
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_known_of_some_is_that_of_the_others():
+    nan = np.nan
+    stage = Stage({"a": (("step", "unit"), np.array([[nan, nan, nan], [1.0, nan, 4.0]]))})
+    for middle, expected in (("mean", 2.5), ("median", 2.5), ("largest", 4.0), (0.0, 1.0)):
+        found = Curve("a", "a", middle=middle).values(stage, "step")
+        np.testing.assert_array_equal(found, [nan, expected])

@@ -102,3 +102,16 @@ def _embedded():
     from depthsys import demo
 
     return demo.model_path("demo_48x4")
+
+
+def test_measures_of_a_command_are_forecast_as_those_of_a_study(tmp_path):
+    text = SMALL.replace('"gains", "energies"', '"spectra", "skip"')
+    cost = cost_of(tmp_path, text).isel(cell=0)
+    study = checked(*read_with_faults(tmp_path / "study.toml"))
+    (key,) = study.study.cells
+    told = room.of_measures(study.found[key], study.splits[key.texts], ["spectra", "skip"])
+    for name in ("spectra", "skip"):
+        assert told[name] == pytest.approx(float(cost["seconds"].sel(stage=name)))
+        assert told[name] > room.ALGEBRA["measures"]
+    first = float(cost["seconds"].isel(stage=0)) - room.ALGEBRA["concept"]
+    assert told["prefill"] == pytest.approx(first)

@@ -13,7 +13,8 @@ import torch.autograd.forward_ad as forward_mode
 from torch import nn
 
 from depthsys.lm.hf.attention import FrozenCache
-from depthsys.lm.hf.blocks import Blocks, Calls
+from depthsys.lm.hf.blocks import Blocks
+from depthsys.lm.hf.calls import Calls
 from depthsys.lm.hf.checkpoint import find_parts
 from depthsys.lm.hf.detach import moved_biases, ready_to_move, tangent_of
 from depthsys.lm.precision import Arithmetic, wide

@@ -30,6 +30,7 @@ from depthsys.lm.hf.attention import (
     held_weights,
     last_token_attention,
 )
+from depthsys.lm.hf.calls import Call, Calls
 from depthsys.lm.hf.checkpoint import (
     find_blocks,
     find_parts,
@@ -62,7 +63,6 @@ MANY_HEADS = 32
 
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _CACHE = object()  # marks the place of the cache among recorded arguments
-_Call = tuple[tuple, dict]
 
 
 class Blocks:
@@ -174,7 +174,7 @@ class Blocks:
         """A context in which the weights of a block lie where it runs; see `Residence`."""
         return self.residence.resident(layer)
 
-    def call(self, layer: int, call: _Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
+    def call(self, layer: int, call: Call, hidden: torch.Tensor, cache: Any) -> torch.Tensor:
         """Call the original block module with another state and another cache."""
         block = self._list[layer]
         if any(module.training for module in block.modules()):
@@ -198,7 +198,7 @@ class Blocks:
         return out[0] if isinstance(out, tuple) else out
 
     def sequence(
-        self, layer: int, calls: "Calls", hidden: torch.Tensor
+        self, layer: int, calls: Calls, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, FrozenCache, torch.Tensor | None]:
         """Whole sequences through one block.
 
@@ -240,7 +240,7 @@ class Blocks:
         return after, frozen, margin
 
     def last_token(
-        self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
+        self, layer: int, calls: Calls, states: torch.Tensor, frozen: FrozenCache
     ) -> torch.Tensor:
         """States (prompt, copy, feature) of the last token through one block, on frozen context.
 
@@ -250,7 +250,7 @@ class Blocks:
         return self.last_token_unchecked(layer, calls, states, frozen)
 
     def last_token_unchecked(
-        self, layer: int, calls: "Calls", states: torch.Tensor, frozen: FrozenCache
+        self, layer: int, calls: Calls, states: torch.Tensor, frozen: FrozenCache
     ) -> torch.Tensor:
         """`last_token`, where somebody else has looked at the weights."""
         with self._lock:
@@ -303,7 +303,7 @@ class Blocks:
                 "have changed. Remove the new ones, or wrap the model again to check it with them."
             )
 
-    def calls(self, rows: list[list[int]]) -> "Calls":
+    def calls(self, rows: list[list[int]]) -> Calls:
         """How the model calls its blocks on a batch of prompts, padded on the left."""
         n_tokens = max(map(len, rows))
         gaps = [n_tokens - len(row) for row in rows]
@@ -316,7 +316,7 @@ class Blocks:
         return self.dry_run(ids, mask.bool())
 
     @torch.no_grad()
-    def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> "Calls":
+    def dry_run(self, ids: torch.Tensor, real: torch.Tensor | None) -> Calls:
         """How the model calls its blocks on token ids (prompt, token).
 
         ``real`` (prompt, token) is False at left padding; None if there is none.
@@ -329,9 +329,9 @@ class Blocks:
             0 if ids.shape[1] == 1 else cache.layers[layer].keys.shape[-2]
             for layer in range(len(self))
         ]
-        return Calls(self, ids, mask, real, embedded, sequence, n_context)
+        return Calls(self.step, ids, mask, real, embedded, sequence, n_context)
 
-    def step(self, ids: torch.Tensor, mask: torch.Tensor, *, is_padded: bool) -> list[_Call]:
+    def step(self, ids: torch.Tensor, mask: torch.Tensor, *, is_padded: bool) -> list[Call]:
         """How the blocks are called on the last token alone, after the others."""
         name = LAST_TOKEN_ATTENTION if self.copies_are == "tokens" else "eager"
         cache = self._blank_cache(ids.shape[1] - 1)
@@ -347,9 +347,9 @@ class Blocks:
                 cache.update(blank, blank, layer)
         return cache
 
-    def _record(self, ids, mask, cache, *, is_padded) -> tuple[list[_Call], torch.Tensor]:
+    def _record(self, ids, mask, cache, *, is_padded) -> tuple[list[Call], torch.Tensor]:
         """Run the model with blocks that only note how they are called."""
-        calls: list[_Call] = []
+        calls: list[Call] = []
         states: list[torch.Tensor] = []
 
         def note(layer, args, kwargs):
@@ -540,55 +540,6 @@ class Blocks:
                 )
             stack.callback(handle.remove)
         return stack
-
-
-class Calls:
-    """How the model calls its blocks for one batch, without the state and the cache."""
-
-    def __init__(self, blocks: Blocks, ids, mask, real, embedded, sequence, n_context):
-        self.embedded: torch.Tensor = embedded
-        self.sequence: list[_Call] = sequence
-        self.n_context: list[int] = n_context
-        self.real: torch.Tensor | None = real
-        self._blocks, self._ids, self._mask = blocks, ids, mask
-        self._steps: dict[int, list[_Call]] = {}
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of every prompt, padding included."""
-        return self._ids.shape[1]
-
-    def step(self, n_copies: int) -> list[_Call]:
-        """Calls of every block on the last token alone, each prompt ``n_copies`` times."""
-        if n_copies not in self._steps:
-            if len(self._steps) > 1:
-                self._steps.popitem()
-            ids, mask = (
-                t.repeat_interleave(n_copies, dim=0) if n_copies > 1 else t
-                for t in (self._ids, self._mask)
-            )
-            padded = self.real is not None
-            self._steps[n_copies] = self._blocks.step(ids, mask, is_padded=padded)
-        return self._steps[n_copies]
-
-    def last_token_only(self) -> "Calls":
-        """The same without what only whole sequences need (embeddings, masks)."""
-        nothing = self.embedded.new_empty(0)  # a slice would hold the memory
-        return Calls(self._blocks, self._ids, self._mask, self.real, nothing, [], self.n_context)
-
-    def without_embedding(self) -> "Calls":
-        """The same without the states that enter the first block."""
-        nothing, sequence = self.embedded.new_empty(0), self.sequence
-        return Calls(
-            self._blocks, self._ids, self._mask, self.real, nothing, sequence, self.n_context
-        )
-
-    def only(self, rows: torch.Tensor) -> "Calls":
-        """The calls of the last token for some of these prompts."""
-        rows = rows.to(self._ids.device)
-        real = None if self.real is None else self.real[rows]
-        ids, mask, nothing = self._ids[rows], self._mask[rows], self.embedded.new_empty(0)
-        return Calls(self._blocks, ids, mask, real, nothing, [], self.n_context)
 
 
 def _parameters(module) -> set[str]:
