@@ -7,10 +7,10 @@ state^2), "1" a number without one.
 
 import xarray as xr
 
+from depthsys.export import schema
+
 _SEPARATION = {
-    "auc": ("held-out AUC of the concept direction", "1"),
-    "auc_low": ("lower end of its 95 % interval", "1"),
-    "auc_high": ("upper end of its 95 % interval", "1"),
+    **{name: schema.MEANINGS[name] for name in ("auc", "auc_low", "auc_high")},
     "log_odds_per_unit": ("slope of the log odds of the class along the direction", "1/state"),
     "paired_accuracy": ("share of held-out pairs that the direction orders rightly", "1"),
     "paired_low": ("lower end of its 95 % interval", "1"),
